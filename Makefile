@@ -1,0 +1,55 @@
+# Everything here works on a fresh Debian 12 or 13 as root; what is missing is installed with apt and pip.
+
+PYTHON := /usr/bin/python3
+RUNTIME := nftables python3-nftables python3-kubernetes python3-pyroute2 python3-tenacity python3-prometheus-client \
+	python3-yaml python3-venv iproute2
+TESTING := etcd-server openssl
+
+# The distribution's python3-nftables is the one that matches its libnftables: no other Python, no other copy.
+.venv/bin/nftsync: pyproject.toml
+	@packages='$(RUNTIME)'; $(install)
+	$(PYTHON) -m venv --system-site-packages .venv
+	.venv/bin/pip install --quiet --no-deps --editable .
+	@touch $@
+
+.venv/dev: .venv/bin/nftsync requirements-dev.txt
+	@packages='$(TESTING)'; $(install)
+	.venv/bin/pip install --quiet --requirement requirements-dev.txt
+	@touch $@
+
+# The newest versions from PyPI of the libraries that the distribution has older.
+.venv-newest/dev: pyproject.toml requirements-dev.txt .venv/dev
+	$(PYTHON) -m venv --system-site-packages .venv-newest
+	.venv-newest/bin/pip install --quiet --upgrade --upgrade-strategy eager --editable .
+	.venv-newest/bin/pip install --quiet --requirement requirements-dev.txt
+	@touch $@
+
+define install
+missing=$$(for name in $$packages; do dpkg -s $$name 2>/dev/null | grep -q '^Status: install ok installed' || echo $$name; done); \
+if [ -n "$$missing" ]; then \
+	echo "installing" $$missing; \
+	apt-get update -q >/dev/null && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends $$missing >/dev/null; \
+fi
+endef
+
+.PHONY: demo test test-newest lint bench clean
+
+demo: .venv/bin/nftsync
+	.venv/bin/nftsync demo
+
+test: lint
+	.venv/bin/pytest
+
+test-newest: .venv-newest/dev
+	.venv-newest/bin/pytest
+
+lint: .venv/dev
+	.venv/bin/ruff check .
+	.venv/bin/mypy
+	.venv/bin/lint-imports
+
+bench: .venv/dev
+	.venv/bin/python -m tests.bench
+
+clean:
+	rm -rf .venv .venv-newest build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,0 +1,8 @@
+"""`python -m nftsync`."""
+
+import sys
+
+from nftsync.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

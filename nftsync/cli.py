@@ -1,0 +1,156 @@
+"""The command line. Errors are one line on stderr and an exit status: 1 what was asked for failed, 2 it was asked for wrongly."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from nftsync import __version__, config
+from nftsync.config import Config, ConfigError
+from nftsync.localchain import LocalChainError, parse_local_chain
+from nftsync.manifests import ManifestError
+from nftsync.objects import ObjectRef, Reason, Rejection
+from nftsync.preview import preview
+from nftsync.ratelimit import RateLimitError, parse_ratelimit
+from nftsync.ruleset import render
+
+FAILED, WRONG = 1, 2
+
+Command = Callable[[argparse.Namespace], int]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status."""
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(stream=sys.stderr, level=options.log_level.upper(), format="nftsync: %(levelname)s: %(message)s")
+    command: Command = options.command
+    try:
+        status = command(options)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader of our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except KeyboardInterrupt:
+        return 130
+    except (ConfigError, ManifestError) as fault:
+        return _fail(WRONG, str(fault))
+    else:
+        return status
+
+
+def _fail(status: int, message: str) -> int:
+    print(f"nftsync: {message}", file=sys.stderr)
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="nftsync", description="Kubernetes Services and one Nft resource become this router's nftables firewall."
+    )
+    parser.add_argument("--version", action="version", version=f"nftsync {__version__}")
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--config", type=Path, metavar="FILE", help=f"the configuration (default: {config.DEFAULT_PATH})")
+    shared.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info")
+    manifests = argparse.ArgumentParser(add_help=False)
+    manifests.add_argument("--manifests", type=Path, nargs="+", metavar="PATH", help="YAML files, or folders of them")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, command: Command, summary: str, *parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=summary, description=summary, parents=[shared, *parents])
+        added.set_defaults(command=command)
+        return added
+
+    run = add("run", _run, "Keep the kernel's ruleset what the cluster asks for.", manifests)
+    run.add_argument("--once", action="store_true", help="stop after the first complete sync")
+    shown = add("render", _render, "Print the ruleset that manifests would give; nothing is changed.", manifests)
+    shown.add_argument("--strict", action="store_true", help="exit 1 if anything was rejected")
+    limit = add("ratelimit", _ratelimit, "Check the text of a ratelimit annotation.")
+    limit.add_argument("text", metavar="TEXT", help="e.g. '2 mbytes/second burst 512 kbytes'")
+    add("check", _check, "Check configuration, kubeconfig, permissions, nft, kernel and NIC.")
+    add("flush", _flush, "Remove nftsync's tables from the kernel: this opens the firewall.")
+    demo = add("demo", _demo, "Build a lab of three network namespaces and show what passes.")
+    demo.add_argument("--manifests", type=Path, nargs="+", metavar="PATH", help="instead of the five example Services")
+    return parser
+
+
+# Commands that touch the kernel or the cluster import what they need themselves: the others work without it.
+
+
+def _run(options: argparse.Namespace) -> int:
+    from nftsync.api import ApiError
+    from nftsync.daemon import Daemon, Options
+    from nftsync.kernel import KernelError
+    from nftsync.metrics import EndpointError
+
+    try:
+        return Daemon(Options(options.config, tuple(options.manifests or ()), options.once)).run()
+    except (ApiError, EndpointError, KernelError) as fault:
+        return _fail(FAILED, str(fault))
+
+
+def _render(options: argparse.Namespace) -> int:
+    if not options.manifests:
+        return _fail(WRONG, "render needs --manifests PATH…: YAML files, or folders of them")
+    chosen = config.load(options.config)
+    local_chain, rejections = _local_chain(chosen)
+    shown = preview(chosen, options.manifests, local_chain)
+    rejections.extend(shown.rejections)
+    sys.stdout.write(render(shown.ruleset))
+    sys.stdout.flush()
+    for rejection in rejections:
+        print(rejection, file=sys.stderr)
+    return FAILED if rejections and options.strict else 0
+
+
+def _local_chain(chosen: Config) -> tuple[str, list[Rejection]]:
+    try:
+        return parse_local_chain(chosen.local_chain.read_text(encoding="utf-8")), []
+    except FileNotFoundError:
+        return "", []
+    except (OSError, UnicodeDecodeError, LocalChainError) as fault:
+        message = f"{fault.strerror if isinstance(fault, OSError) else fault}; the chain is empty"
+        return "", [Rejection(ObjectRef("File", str(chosen.local_chain)), Reason.INVALID_LOCAL_CHAIN, message)]
+
+
+def _ratelimit(options: argparse.Namespace) -> int:
+    try:
+        print(parse_ratelimit(options.text))
+    except RateLimitError as fault:
+        return _fail(WRONG, str(fault))
+    return 0
+
+
+def _check(options: argparse.Namespace) -> int:
+    from nftsync.check import findings
+
+    good = True
+    for finding in findings(options.config):
+        print(finding)
+        good = good and finding.ok
+    return 0 if good else FAILED
+
+
+def _flush(options: argparse.Namespace) -> int:
+    from nftsync.daemon import flush
+    from nftsync.kernel import KernelError
+    from nftsync.links import LinkError
+
+    try:
+        flush(config.load(options.config))
+    except (KernelError, LinkError) as fault:
+        return _fail(FAILED, str(fault))
+    return 0
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from nftsync.demo import DemoError, demo
+
+    try:
+        demo(options.manifests)
+    except DemoError as fault:
+        return _fail(FAILED, str(fault))
+    return 0

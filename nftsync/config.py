@@ -1,0 +1,199 @@
+"""/etc/nftsync/nftsync.toml as a frozen Config.
+
+Every key has a default, so no file is needed to try things out. An unknown key or a wrong type is an error that names the
+file, the key and the value: a setting that is silently ignored on a firewall is a hole.
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any, TypeVar
+
+from nftsync.desired import Filters
+from nftsync.objects import Malformed, Name, parse_nic, quote
+
+DEFAULT_PATH = Path("/etc/nftsync/nftsync.toml")
+
+_NFT = Name("arbf-operators", "nft")
+_ALL = Filters()
+
+T = TypeVar("T")
+
+
+class ConfigError(Exception):
+    """The configuration can't be used; the message names file, key and value."""
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """The local configuration of one router. resync_interval: seconds, at least 1."""
+
+    kubeconfig: Path = Path("/etc/nftsync/kubeconfig")
+    router_name: str = field(default_factory=socket.gethostname)
+    resync_interval: float = 60.0
+    nft: Name = _NFT
+    public_nic: str | None = None  # overrides the Nft resource's
+    local_chain: Path = Path("/etc/nftables.d/local-chain.nft")
+    state: Path = Path("/var/lib/nftsync")
+    metrics: tuple[str, int] | None = ("127.0.0.1", 9469)  # address and port; None: no endpoint
+    filters: Filters = _ALL
+
+
+def load(path: Path | None) -> Config:
+    """The configuration in `path`, or in the default place if it is None; there a missing file means the defaults.
+
+    Raises ConfigError.
+    """
+    chosen = path or DEFAULT_PATH
+    try:
+        document = tomllib.loads(chosen.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        if path is None:
+            return Config()
+        raise ConfigError(f"{chosen}: there is no such file") from None
+    except OSError as fault:
+        raise ConfigError(f"{chosen}: {fault.strerror}") from fault
+    except ValueError as fault:  # tomllib.TOMLDecodeError names line and column; UnicodeDecodeError the byte
+        raise ConfigError(f"{chosen}: {fault}") from fault
+    return _config(_Section(str(chosen), "", document))
+
+
+class _Section:
+    """A table of the file. Every key that is read is taken out of it: what is left at the end is unknown."""
+
+    def __init__(self, file: str, path: str, values: Mapping[str, Any]) -> None:
+        self._file = file
+        self._path = path
+        self._values = dict(values)
+        self._known: list[str] = []
+
+    def take(self, key: str, parse: Callable[[Any], T], default: T) -> T:
+        self._known.append(key)
+        if key not in self._values:
+            return default
+        value = self._values.pop(key)
+        try:
+            return parse(value)
+        except (ValueError, TypeError) as fault:
+            raise ConfigError(f"{self._file}: {self._path}{key} = {quote(value)}: {fault}") from fault
+
+    def section(self, key: str) -> _Section:
+        values: dict[str, Any] = self.take(key, _table, {})
+        return _Section(self._file, f"{self._path}{key}.", values)
+
+    def names(self) -> list[str]:
+        """The keys that were not taken yet."""
+        return list(self._values)
+
+    def end(self) -> None:
+        for key, value in self._values.items():
+            known = ", ".join(sorted(self._known))
+            raise ConfigError(f"{self._file}: {self._path}{key} = {quote(value)}: there is no such key; known are {known}")
+
+
+def _config(top: _Section) -> Config:
+    default = Config()
+    nft, paths, metrics, filters = (top.section(key) for key in ("nft", "paths", "metrics", "filters"))
+    router_name = top.take("router_name", _text, "") or default.router_name
+    config = Config(
+        kubeconfig=top.take("kubeconfig", _path, default.kubeconfig),
+        router_name=router_name,
+        resync_interval=top.take("resync_interval", _seconds, default.resync_interval),
+        nft=Name(
+            nft.take("namespace", _kubernetes_name, default.nft.namespace),
+            nft.take("name", _kubernetes_name, default.nft.name),
+        ),
+        public_nic=_override(top.section("overrides"), router_name),
+        local_chain=paths.take("local_chain", _path, default.local_chain),
+        state=paths.take("state", _path, default.state),
+        metrics=metrics.take("address", _endpoint, default.metrics),
+        filters=Filters(
+            filters.take("namespaces", _names, frozenset()),
+            filters.take("exclude_namespaces", _names, frozenset()),
+            filters.take("load_balancer_classes", _texts, frozenset()),
+        ),
+    )
+    for section in (nft, paths, metrics, filters, top):
+        section.end()
+    return config
+
+
+def _override(overrides: _Section, router_name: str) -> str | None:
+    """[overrides.<router name>]: one file may serve several routers; all of it is checked, this router's part is used."""
+    chosen = None
+    for router in overrides.names():
+        section = overrides.section(router)
+        public_nic: str | None = section.take("public_nic", _nic, None)
+        section.end()
+        if router == router_name:
+            chosen = public_nic
+    return chosen
+
+
+# --- values: each raises ValueError with what would be right ------------------------------------------
+
+
+def _table(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError("this is not a table")
+    return value
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or not value.isprintable():
+        raise ValueError("this is not a printable text in quotes")
+    return value
+
+
+def _path(value: Any) -> Path:
+    if not Path(_text(value)).is_absolute():
+        raise ValueError("this is not an absolute path")
+    return Path(value)
+
+
+def _seconds(value: Any) -> float:
+    if type(value) not in (int, float) or not 1 <= value <= 86400:
+        raise ValueError("this is not a number of seconds from 1 to 86400")
+    return float(value)
+
+
+def _kubernetes_name(value: Any) -> str:
+    if not re.fullmatch(r"[a-z0-9](?:[a-z0-9.-]{0,251}[a-z0-9])?", _text(value)):
+        raise ValueError("this is not a Kubernetes name")
+    return str(value)
+
+
+def _texts(value: Any) -> frozenset[str]:
+    if not isinstance(value, list):
+        raise ValueError("this is not a list of texts")
+    return frozenset(_text(each) for each in value)
+
+
+def _names(value: Any) -> frozenset[str]:
+    if not isinstance(value, list):
+        raise ValueError("this is not a list of names")
+    return frozenset(_kubernetes_name(each) for each in value)
+
+
+def _nic(value: Any) -> str | None:
+    try:
+        return parse_nic(value)
+    except Malformed as fault:
+        raise ValueError("this is not the name of a network interface that can be public") from fault
+
+
+def _endpoint(value: Any) -> tuple[str, int] | None:
+    """ "127.0.0.1:9469", "[::1]:9469", or "" for none."""
+    text = _text(value)
+    if not text:
+        return None
+    match = re.fullmatch(r"(?:\[([0-9a-f:.]+)\]|([0-9.]+)):([0-9]{1,5})", text)
+    if not match or not 0 <= int(match[3]) <= 65535:
+        raise ValueError('this is not an address and port such as "127.0.0.1:9469" or "[::1]:9469"')
+    return str(ip_address(match[1] or match[2])), int(match[3])

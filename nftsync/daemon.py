@@ -1,0 +1,247 @@
+"""The loop that joins both ends: wait until something may differ, sync, report.
+
+The first change after a quiet time is taken at once; what follows within SETTLE seconds becomes one transaction. Inputs
+run in threads of their own and only say "something changed"; signals become messages too.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from nftsync import __version__, config, links
+from nftsync.api import ApiError
+from nftsync.config import Config, ConfigError
+from nftsync.kernel import Kernel
+from nftsync.links import Links
+from nftsync.manifests import ManifestError
+from nftsync.metrics import Endpoint, EndpointError, Metrics
+from nftsync.reconcile import Outcome, Reconciler, SyncResult
+from nftsync.ruleset import Ruleset
+from nftsync.sources import Clock, ClusterSource, ManifestSource, Source
+from nftsync.store import Store
+from nftsync.transaction import transaction
+
+SETTLE = 0.05  # seconds: changes that follow a sync within this time become one transaction
+TICK = 1.0  # seconds between looks at the local chain's file
+RETRY_FIRST, RETRY_LAST = 1.0, 30.0  # seconds until a refused ruleset is tried again, doubling
+ALIVE = 30.0  # seconds without a turn of the loop after which /healthz says no
+
+log = logging.getLogger(__name__)
+
+
+class Signals:
+    """What the loop is asked to do, from any thread. One flag each: a hundred changes are one wake-up."""
+
+    def __init__(self) -> None:
+        self._wake = threading.Event()
+        self.stop = threading.Event()
+        self.links = threading.Event()
+        self.reload = threading.Event()
+
+    def changed(self) -> None:
+        self._wake.set()
+
+    def links_changed(self) -> None:
+        self.links.set()
+        self._wake.set()
+
+    def wait(self, timeout: float) -> bool:
+        """Whether something was asked for within `timeout` seconds."""
+        woken = self._wake.wait(max(timeout, 0.0))
+        self._wake.clear()
+        return woken
+
+    def receive(self, number: int) -> None:
+        """A process signal: TERM and INT stop, HUP reloads."""
+        (self.reload if number == signal.SIGHUP else self.stop).set()
+        self._wake.set()
+
+
+@contextmanager
+def process_signals(signals: Signals) -> Iterator[None]:
+    """Turn process signals into messages. A thread waits for them, since a handler could interrupt a lock that it needs."""
+    numbers = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+
+    def listen() -> None:
+        while not signals.stop.is_set():
+            received = signal.sigtimedwait(numbers, TICK)
+            if received is not None:
+                signals.receive(received.si_signo)
+
+    thread = threading.Thread(target=listen, name="signals", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        signals.stop.set()
+        thread.join()
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the command line said. config: None for the default place.  manifests: files instead of a cluster."""
+
+    config: Path | None = None
+    manifests: tuple[Path, ...] = ()
+    once: bool = False
+
+
+class Daemon:
+    """One router's daemon. Every effect it needs is opened by run() and closed by it."""
+
+    def __init__(self, options: Options, clock: Clock = time.monotonic) -> None:
+        self._options = options
+        self._clock = clock
+        self._signals = Signals()
+        self._metrics = Metrics()
+        self._config = config.load(options.config)
+        self._endpoint: Endpoint | None = None
+        self._turned = clock()
+        self._last = SyncResult(Outcome.WAITING)
+        self._shown: set[str] = set()  # the rejections that were logged
+
+    def run(self) -> int:
+        """Sync until stopped, or until the first sync that is not waiting with `once`; returns the exit status.
+
+        Raises ConfigError, EndpointError and ManifestError before the kernel was touched.
+        """
+        with process_signals(self._signals):
+            source = self._open_source()
+            network = Links()
+            try:
+                reconciler = Reconciler(self._config, source.inputs, Kernel(), network, Store(self._config.state))
+                if not self._options.once:
+                    self._endpoint = self._open_endpoint()
+                threading.Thread(
+                    target=links.listen, args=(self._signals.links_changed, self._signals.stop), name="links", daemon=True
+                ).start()
+                log.info("nftsync %s started as router %s", __version__, self._config.router_name)
+                source = self._loop(reconciler, source)
+            finally:
+                source.stop()
+                network.close()
+                if self._endpoint:
+                    self._endpoint.close()
+        log.info("stopped; the ruleset stays")
+        return 1 if self._options.once and self._last.outcome not in (Outcome.APPLIED, Outcome.UNCHANGED) else 0
+
+    def _open_source(self) -> Source:
+        if self._options.manifests:
+            return ManifestSource(self._config, self._options.manifests, self._signals.changed, self._clock)
+        return ClusterSource(self._config, self._metrics, self._signals.changed, self._clock)
+
+    def _open_endpoint(self) -> Endpoint | None:
+        if not self._config.metrics:
+            return None
+        return Endpoint(self._config.metrics, self._metrics, self._healthy, self._ready)
+
+    def _healthy(self) -> bool:
+        return self._clock() - self._turned < ALIVE
+
+    def _ready(self) -> bool:
+        return self._last.outcome in (Outcome.APPLIED, Outcome.UNCHANGED)
+
+    def _loop(self, reconciler: Reconciler, source: Source) -> Source:
+        """Until stopped; returns the source that is open then."""
+        signals = self._signals
+        signals.changed()
+        resync_at, retry_at, retry_after = self._clock() + self._config.resync_interval, float("inf"), RETRY_FIRST
+        while True:
+            woken = signals.wait(min(TICK, resync_at - self._clock(), retry_at - self._clock()))
+            self._turned = now = self._clock()
+            if signals.stop.is_set():
+                return source
+            if signals.reload.is_set():
+                signals.reload.clear()
+                source = self._reload(reconciler, source)
+            resync, retry = now >= resync_at, now >= retry_at
+            whole = signals.links.is_set() or reconciler.local_chain_changed()
+            signals.links.clear()
+            if not (woken or resync or retry or whole):
+                continue
+            result = self._sync(reconciler, whole=whole or retry, resync=resync)
+            if resync:
+                resync_at = self._clock() + self._config.resync_interval
+            if result.outcome is Outcome.FAILED:
+                retry_at, retry_after = self._clock() + retry_after, min(retry_after * 2, RETRY_LAST)
+            else:
+                retry_at, retry_after = float("inf"), RETRY_FIRST
+            if self._options.once and result.outcome is not Outcome.WAITING:
+                return source
+            signals.stop.wait(SETTLE)
+
+    def _sync(self, reconciler: Reconciler, *, whole: bool, resync: bool) -> SyncResult:
+        started = self._clock()
+        result = reconciler.sync(whole=whole, resync=resync)
+        ended = self._clock()
+        metrics = self._metrics
+        metrics.syncs.labels(result.outcome).inc()
+        metrics.sync_duration.observe(ended - started)
+        if result.outcome in (Outcome.APPLIED, Outcome.UNCHANGED):
+            metrics.last_success.set_to_current_time()
+            if result.since is not None:
+                metrics.event_to_kernel.observe(ended - result.since)
+        if result.drift:
+            metrics.drift_repairs.inc()
+        rejections = list(reconciler.rejections())
+        metrics.count(len(reconciler.desired.services), len(reconciler.desired.pinholes), rejections)
+        self._tell(result, {str(rejection) for rejection in rejections})
+        self._last = result
+        return result
+
+    def _tell(self, result: SyncResult, rejections: set[str]) -> None:
+        """One line for each change; nothing for a sync that changed nothing."""
+        if result.outcome is Outcome.FAILED:
+            log.error("%s", result.message)
+        elif result.outcome is Outcome.APPLIED:
+            (log.warning if result.drift else log.info)("%s", result.message)
+        elif result.outcome is Outcome.WAITING and result.message != self._last.message:
+            log.info("waiting: %s", result.message)
+        for line in sorted(rejections - self._shown):
+            log.warning("rejected: %s", line)
+        for line in sorted(self._shown - rejections):
+            log.info("no longer rejected: %s", line)
+        self._shown = rejections
+
+    def _reload(self, reconciler: Reconciler, source: Source) -> Source:
+        """Take up the configuration file's new version; a bad one is reported and everything stays as it runs."""
+        before = self._config
+        try:
+            self._config = config.load(self._options.config)
+            endpoint = self._endpoint if self._config.metrics == before.metrics else self._open_endpoint()
+            same = (self._config.kubeconfig, self._config.nft) == (before.kubeconfig, before.nft)
+            opened = source if same else self._open_source()
+        except (ConfigError, EndpointError, ApiError, ManifestError) as fault:
+            self._config = before
+            log.error("the configuration was not taken up, the running one stays: %s", fault)
+            return source
+        if endpoint is not self._endpoint:
+            if self._endpoint:
+                self._endpoint.close()
+            self._endpoint = endpoint
+        if opened is not source:
+            source.stop()
+        reconciler.configure(self._config, opened.inputs)
+        log.info("configuration reloaded")
+        return opened
+
+
+def flush(chosen: Config) -> None:
+    """Remove our tables and our ingress qdisc from this machine. Raises KernelError; done twice, it changes nothing."""
+    kernel, store, network = Kernel(), Store(chosen.state), Links()
+    try:
+        kernel.apply(transaction(kernel.read().ruleset, Ruleset()))
+        if store.state.ingress is not None and network.ingress_kind(store.state.ingress) == "ingress":
+            network.remove_ingress(store.state.ingress)
+    finally:
+        network.close()
+    store.save(replace(store.state, ingress=None))

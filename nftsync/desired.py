@@ -1,0 +1,158 @@
+"""From Services to pinholes: what may pass, and who owns an address and port that several claim.
+
+There is one way to compute, `Desired.of(services)`, and one shortcut, `put`, for the Services that changed. A property
+test holds the two equal for any sequence of changes.
+"""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
+
+from nftsync.objects import Name, Network, Reason, Rejection, Service
+from nftsync.ratelimit import RateLimit
+
+
+@dataclass(frozen=True, slots=True)
+class Filters:
+    """Which Services are ours. An empty collection filters nothing.
+
+    load_balancer_classes: spec.loadBalancerClass values; "" stands for Services that have none.
+    """
+
+    namespaces: frozenset[str] = frozenset()
+    exclude_namespaces: frozenset[str] = frozenset()
+    load_balancer_classes: frozenset[str] = frozenset()
+
+    def admit(self, service: Service) -> bool:
+        namespace = service.name.namespace
+        return (
+            (not self.namespaces or namespace in self.namespaces)
+            and namespace not in self.exclude_namespaces
+            and (not self.load_balancer_classes or service.load_balancer_class in self.load_balancer_classes)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Pinhole:
+    """One address, protocol and port that may pass.
+
+    key: the three in nft's notation, e.g. "192.0.2.1 . tcp . 80": what identifies a pinhole.
+    sources: None for everybody; otherwise only these ranges, of the address's own family.
+    """
+
+    key: str
+    version: int
+    sources: tuple[Network, ...] | None
+    limit: RateLimit | None
+    service: Name
+
+
+def pinholes_of(service: Service) -> dict[str, Pinhole]:
+    """The pinholes that a Service claims, by key."""
+    claimed = {}
+    for address in service.addresses:
+        sources = service.sources
+        if sources is not None:
+            sources = tuple(network for network in sources if network.version == address.version)
+        text = str(address)
+        for protocol, port in service.ports:
+            key = f"{text} . {protocol} . {port}"
+            claimed[key] = Pinhole(key, address.version, sources, service.limit, service.name)
+    return claimed
+
+
+class Desired:
+    """Which Service owns which pinhole, kept up to date one Service at a time.
+
+    The cost of `put` follows the Service that changed, not the number of Services.
+    """
+
+    def __init__(self, filters: Filters) -> None:
+        self._filters = filters
+        self._services: dict[Name, Service] = {}
+        self._claims: dict[str, list[Name]] = {}  # every Service that claims a key, owner first
+        self._rejected: set[Name] = set()  # Services with a rejection of their own or a claim lost
+        self.pinholes: dict[str, Pinhole] = {}
+
+    @classmethod
+    def of(cls, services: Iterable[Service], filters: Filters) -> Desired:
+        """From scratch."""
+        desired = cls(filters)
+        for service in services:
+            desired.put(service.name, service)
+        return desired
+
+    @property
+    def services(self) -> Collection[Service]:
+        """The Services that are ours: of type LoadBalancer and admitted by the filters."""
+        return self._services.values()
+
+    def put(self, name: Name, service: Service | None) -> Iterable[str]:
+        """Take a Service's new version, or None when it is gone; returns the keys that may have changed."""
+        if service is not None and not self._filters.admit(service):
+            service = None
+        before = self._services.pop(name, None)
+        withdrawn = pinholes_of(before) if before else {}
+        claimed = pinholes_of(service) if service else {}
+        affected = {name}
+        for key in withdrawn:
+            affected |= self._withdraw(key, name)
+        if service is not None:
+            self._services[name] = service
+        for key, pinhole in claimed.items():
+            affected |= self._claim(key, pinhole)
+        for each in affected:
+            self._note_rejections(each)
+        return withdrawn.keys() | claimed.keys()
+
+    # The claimants of a key stand in order of seniority; the first one owns it. Only these two methods change who does.
+
+    def _claim(self, key: str, pinhole: Pinhole) -> set[Name]:
+        claimants = self._claims.setdefault(key, [])
+        insort(claimants, pinhole.service, key=self._seniority)
+        if claimants[0] == pinhole.service:
+            self.pinholes[key] = pinhole
+        return set(claimants[:2])
+
+    def _withdraw(self, key: str, name: Name) -> set[Name]:
+        claimants = self._claims[key]
+        claimants.remove(name)
+        if not claimants:
+            del self._claims[key], self.pinholes[key]
+            return set()
+        heir = claimants[0]
+        self.pinholes[key] = pinholes_of(self._services[heir])[key]
+        return {heir}
+
+    def _seniority(self, name: Name) -> tuple[str, str, Name]:
+        """Sorts older Services first; one of unknown age comes after all of known age, and the order is total."""
+        service = self._services[name]
+        return (service.created or "~", service.uid or "~", name)
+
+    def _note_rejections(self, name: Name) -> None:
+        service = self._services.get(name)
+        if service is not None and (service.rejections or any(self._lost(service))):
+            self._rejected.add(name)
+        else:
+            self._rejected.discard(name)
+
+    def _lost(self, service: Service) -> Iterator[Rejection]:
+        """The claims of a Service that an older one owns."""
+        for key in pinholes_of(service):
+            owner = self._claims[key][0]
+            if owner != service.name:
+                message = f"{key.replace(' . ', ' ')} belongs to the older Service {owner}; it is inherited when that one goes"
+                yield Rejection(service.ref, Reason.CONFLICT, message)
+
+    def rejections(self) -> Iterator[Rejection]:
+        """Everything that was refused, ordered by Service."""
+        for name in sorted(self._rejected):
+            yield from self.rejections_of(name)
+
+    def rejections_of(self, name: Name) -> Iterator[Rejection]:
+        service = self._services.get(name)
+        if service is not None:
+            yield from service.rejections
+            yield from self._lost(service)

@@ -1,0 +1,121 @@
+"""The latest state of one kind of object, and which of them changed: where an input's thread meets the loop.
+
+Not a queue of events: a burst of a thousand changes to one Service is one dirty name. Objects are parsed on the way in, on
+the input's thread, and only what was parsed is kept.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
+
+from nftsync.objects import Name, identify
+
+
+class Identified(Protocol):
+    """A parsed object that knows which object of its name it is."""
+
+    @property
+    def uid(self) -> str: ...
+
+
+T = TypeVar("T", bound=Identified)
+
+
+@dataclass(frozen=True, slots=True)
+class Changes(Generic[T]):
+    """What changed since the last take. since: when the earliest of it was received, in the clock's seconds."""
+
+    objects: dict[Name, T | None]
+    since: float
+
+
+class Inbox(Generic[T]):
+    """One kind's objects, thread-safe.
+
+    parse: from an API object and its last parsed version to its new one; None if it is not ours.
+    wake: called after every change, from the input's thread.  clock: monotonic seconds.
+    """
+
+    def __init__(self, parse: Callable[[object, T | None], T | None], wake: Callable[[], None], clock: Callable[[], float]) -> None:
+        self._parse = parse
+        self._wake = wake
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._objects: dict[Name, T] = {}
+        self._dirty: set[Name] = set()
+        self._since = 0.0
+        self.synced = threading.Event()  # set once the first complete list is here
+
+    def put(self, raw: object) -> None:
+        """An object was added or modified. Raises Malformed if not even its name can be read."""
+        name, _ = identify(raw)
+        self._store(name, raw)
+        self._wake()
+
+    def delete(self, raw: object) -> None:
+        """An object was deleted; a late message about a former bearer of the name changes nothing."""
+        name, uid = identify(raw)
+        with self._lock:
+            held = self._objects.get(name)
+            if held is not None and held.uid == uid:
+                self._drop(name)
+        self._wake()
+
+    @contextmanager
+    def listing(self) -> Iterator[Listing]:
+        """Replace everything by a complete list: what it does not name is gone. An exception leaves the rest untouched."""
+        listing = Listing(self._store)
+        yield listing
+        with self._lock:
+            for name in self._objects.keys() - listing.names:
+                self._drop(name)
+        self.synced.set()
+        self._wake()
+
+    def take(self) -> Changes[T]:
+        """What changed since the last take, each name with its latest state."""
+        with self._lock:
+            dirty, self._dirty = self._dirty, set()
+            return Changes({name: self._objects.get(name) for name in dirty}, self._since)
+
+    def objects(self) -> list[T]:
+        """All that are there now."""
+        with self._lock:
+            return list(self._objects.values())
+
+    def _store(self, name: Name, raw: object) -> None:
+        with self._lock:
+            before = self._objects.get(name)
+            parsed = self._parse(raw, before)
+            if parsed is None:
+                self._drop(name)
+            elif parsed != before:
+                self._objects[name] = parsed
+                self._mark(name)
+
+    def _drop(self, name: Name) -> None:
+        if self._objects.pop(name, None) is not None:
+            self._mark(name)
+
+    def _mark(self, name: Name) -> None:
+        if not self._dirty:
+            self._since = self._clock()
+        self._dirty.add(name)
+
+
+class Listing:
+    """A list that is coming in, page by page. names: the objects it held so far."""
+
+    def __init__(self, store: Callable[[Name, object], None]) -> None:
+        self._store = store
+        self.names: set[Name] = set()
+
+    def put(self, raw: object) -> None:
+        """One object of the list. Raises Malformed if not even its name can be read."""
+        name, _ = identify(raw)
+        self.names.add(name)
+        self._store(name, raw)

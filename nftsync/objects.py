@@ -1,0 +1,417 @@
+"""Kubernetes objects as frozen types: parsed once, here, and never checked again.
+
+Every input is hostile. A dict that came from the API or a file ends in this module: as a Service or an
+Nft, as "not ours" (None), or as Rejections, each with a reason from a fixed list and a sentence for
+whoever can mend it. No dict travels further.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, collapse_addresses, ip_address
+from typing import NamedTuple
+
+from nftsync.ratelimit import RateLimit, RateLimitError, parse_ratelimit
+
+Address = IPv4Address | IPv6Address
+Network = IPv4Network | IPv6Network
+
+RATELIMIT_ANNOTATION = "ratelimit"
+SOURCE_RANGES_ANNOTATION = "service.beta.kubernetes.io/load-balancer-source-ranges"
+
+_NAME = re.compile(r"[a-z0-9](?:[a-z0-9.-]{0,251}[a-z0-9])?")  # RFC 1123 subdomain, as the API server checks it
+_UID = re.compile(r"[A-Za-z0-9-]{1,64}")
+_TIMESTAMP = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z")  # metav1.Time
+_NIC = re.compile(r"[A-Za-z0-9_.:+=@][A-Za-z0-9_.:+=@-]{0,14}")  # IFNAMSIZ; no '*', nft's wildcard
+_IPV4_SLOPPY = re.compile(r"([0-9]{1,9})\.([0-9]{1,9})\.([0-9]{1,9})\.([0-9]{1,9})")
+_PREFIX_LENGTH = re.compile(r"[0-9]{1,3}")
+_BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+
+
+class Reason(StrEnum):
+    """Why an object, or a part of one, was refused. The list is fixed: metrics and Events use it."""
+
+    MALFORMED = "malformed"
+    UNREADABLE = "unreadable"
+    DUPLICATE = "duplicate"
+    INVALID_ADDRESS = "invalid_address"
+    INVALID_PORT = "invalid_port"
+    INVALID_PROTOCOL = "invalid_protocol"
+    INVALID_SOURCE_RANGE = "invalid_source_range"
+    INVALID_RATELIMIT = "invalid_ratelimit"
+    CONFLICT = "conflict"
+    INVALID_SETTINGS = "invalid_settings"
+    MISSING_SETTINGS = "missing_settings"
+    INVALID_LOCAL_CHAIN = "invalid_local_chain"
+    KERNEL = "refused_by_kernel"
+
+
+class Protocol(StrEnum):
+    """Transport protocols of a Service port, by nft's names."""
+
+    TCP = "tcp"
+    UDP = "udp"
+    SCTP = "sctp"
+
+
+class Name(NamedTuple):
+    """Namespace and name: what identifies an object of one kind."""
+
+    namespace: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.namespace}/{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectRef:
+    """Which object: `kind` and a printable `name` ("namespace/name", or a file's path); `uid` may be empty."""
+
+    kind: str
+    name: str
+    uid: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Rejection:
+    """An object, or a part of one, that was refused. str() is one printable line."""
+
+    object: ObjectRef
+    reason: Reason
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.object}: {self.reason}: {self.message}"
+
+
+class Port(NamedTuple):
+    """One entry of spec.ports: a protocol and a port from 1 to 65535."""
+
+    protocol: Protocol
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """A Service of type LoadBalancer, as far as it could be understood.
+
+    created: RFC 3339 UTC in seconds, or "" if unknown.  load_balancer_class: "" for none.
+    addresses: status.loadBalancer.ingress[].ip.  sources: None for everybody; otherwise only these ranges,
+    collapsed per family; an empty tuple lets nobody in.
+    """
+
+    name: Name
+    uid: str
+    created: str
+    load_balancer_class: str
+    addresses: tuple[Address, ...]
+    ports: tuple[Port, ...]
+    sources: tuple[Network, ...] | None
+    limit: RateLimit | None
+    rejections: tuple[Rejection, ...]
+
+    @property
+    def ref(self) -> ObjectRef:
+        return ObjectRef("Service", str(self.name), self.uid)
+
+
+@dataclass(frozen=True, slots=True)
+class NftSpec:
+    """The spec of an Nft resource: how the router is to be set up. Defaults are the CRD's."""
+
+    public_nic: str
+    enable_bgp: bool = True
+    enable_dropall: bool = True
+    enable_rateshape: bool = True
+    enable_ssh: bool = True
+    metallb_namespace: str = "metallb-system"
+
+
+@dataclass(frozen=True, slots=True)
+class Nft:
+    """An Nft resource (nft.acnodal.com/v1alpha1). spec: the last one that was good, None if none was."""
+
+    name: Name
+    uid: str
+    generation: int
+    spec: NftSpec | None
+    rejections: tuple[Rejection, ...] = ()
+
+    @property
+    def ref(self) -> ObjectRef:
+        return ObjectRef("Nft", str(self.name), self.uid)
+
+
+class Malformed(ValueError):
+    """An object of which not even the name can be read, or a part whose shape is wrong."""
+
+
+# --- identity -----------------------------------------------------------------------------------------
+
+
+def quote(value: object, limit: int = 80) -> str:
+    """A hostile value for a message: printable ASCII on one line, at most `limit` characters."""
+    text = ascii(value) if isinstance(value, str | int | float | bool | None) else f"a {type(value).__name__}"
+    return text if len(text) <= limit else text[:limit] + "…"
+
+
+def identify(raw: object) -> tuple[Name, str]:
+    """Name and UID ("" if absent) of an API object. Raises Malformed."""
+    metadata = _mapping(_mapping(raw, "the object").get("metadata"), "metadata")
+    name, namespace = metadata.get("name"), metadata.get("namespace", "default")
+    for field, value in (("name", name), ("namespace", namespace)):
+        if not isinstance(value, str) or not _NAME.fullmatch(value):
+            raise Malformed(f"metadata.{field} {quote(value)} is not a Kubernetes name")
+    uid = metadata.get("uid")
+    return Name(str(namespace), str(name)), uid if isinstance(uid, str) and _UID.fullmatch(uid) else ""
+
+
+def is_load_balancer(raw: object) -> bool:
+    """Whether spec.type says LoadBalancer: all other Services are not ours, whatever their status lists."""
+    spec = raw.get("spec") if isinstance(raw, Mapping) else None
+    return isinstance(spec, Mapping) and spec.get("type") == "LoadBalancer"
+
+
+# --- Service ------------------------------------------------------------------------------------------
+
+
+def parse_service(raw: object, before: Service | None) -> Service | None:
+    """A Service from its API object; None if it is not of type LoadBalancer.
+
+    `before` is the same Service as it was last parsed: where the new version is refused, its good parts
+    stay (quarantine). Raises Malformed if not even the name can be read.
+    """
+    name, uid = identify(raw)
+    if not is_load_balancer(raw):
+        return None
+    if before is not None and before.uid != uid:
+        before = None  # another object that bears the name
+    ref = ObjectRef("Service", str(name), uid)
+    try:
+        return _parse_service(raw, before, name, uid)
+    except Malformed as fault:
+        refused = (Rejection(ref, Reason.MALFORMED, str(fault)),)
+        if before is not None:
+            return replace(before, rejections=refused)
+        return Service(name, uid, "", "", (), (), (), None, refused)
+
+
+def _parse_service(raw: object, before: Service | None, name: Name, uid: str) -> Service:
+    service = _mapping(raw, "the object")
+    metadata = _mapping(service.get("metadata"), "metadata")
+    spec = _mapping(service.get("spec"), "spec")
+    annotations = _mapping(metadata.get("annotations"), "metadata.annotations")
+    created, load_balancer_class = metadata.get("creationTimestamp"), spec.get("loadBalancerClass")
+    refusals = _Refusals(ObjectRef("Service", str(name), uid))
+    return Service(
+        name=name,
+        uid=uid,
+        created=created if isinstance(created, str) and _TIMESTAMP.fullmatch(created) else "",
+        load_balancer_class=load_balancer_class if isinstance(load_balancer_class, str) else "",
+        addresses=tuple(dict.fromkeys(_addresses(service, refusals))),
+        ports=tuple(dict.fromkeys(_ports(spec, refusals))),
+        sources=_sources(spec, annotations, refusals),
+        limit=_limit(annotations, before.limit if before else None, refusals),
+        rejections=tuple(refusals.refused),
+    )
+
+
+class _Refusals:
+    """Collects what is refused of one object while it is parsed."""
+
+    def __init__(self, ref: ObjectRef) -> None:
+        self._ref = ref
+        self.refused: list[Rejection] = []
+
+    def add(self, reason: Reason, message: str) -> None:
+        self.refused.append(Rejection(self._ref, reason, message))
+
+
+def _addresses(service: Mapping[str, object], refusals: _Refusals) -> Iterator[Address]:
+    status = _mapping(service.get("status"), "status")
+    load_balancer = _mapping(status.get("loadBalancer"), "status.loadBalancer")
+    for entry in _sequence(load_balancer.get("ingress"), "status.loadBalancer.ingress"):
+        text = _mapping(entry, "an entry of status.loadBalancer.ingress").get("ip")
+        if text is None or text == "":
+            continue  # a host name opens nothing
+        try:
+            yield parse_address(text)
+        except ValueError as fault:
+            refusals.add(Reason.INVALID_ADDRESS, f"status.loadBalancer.ingress: {fault}")
+
+
+def parse_address(text: object) -> Address:
+    """An IPv4 or IPv6 address in its usual notation that a Service can have. Raises ValueError with a sentence."""
+    try:
+        if not isinstance(text, str) or "%" in text:  # a zone could hold anything
+            raise ValueError
+        address = ip_address(text)
+    except ValueError:
+        raise ValueError(f"{quote(text)} is not an IP address") from None
+    if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
+        raise ValueError(f"{quote(text)} is an IPv4 address in IPv6 notation: write {address.ipv4_mapped}")
+    if address.is_unspecified or address.is_loopback or address.is_multicast or address.is_link_local:
+        raise ValueError(f"{quote(text)} can never be a Service's address")
+    return address
+
+
+def _ports(spec: Mapping[str, object], refusals: _Refusals) -> Iterator[Port]:
+    for entry in _sequence(spec.get("ports"), "spec.ports"):
+        port = _mapping(entry, "an entry of spec.ports")
+        number, protocol = port.get("port"), port.get("protocol") or "TCP"
+        if type(number) is not int or not 1 <= number <= 65535:
+            refusals.add(Reason.INVALID_PORT, f"spec.ports: port {quote(number)} is not a whole number from 1 to 65535")
+        elif not isinstance(protocol, str) or protocol not in _PROTOCOLS:
+            message = f"spec.ports: protocol {quote(protocol)} of port {number} is not TCP, UDP or SCTP"
+            refusals.add(Reason.INVALID_PROTOCOL, message)
+        else:
+            yield Port(_PROTOCOLS[protocol], number)
+
+
+_PROTOCOLS = {"TCP": Protocol.TCP, "UDP": Protocol.UDP, "SCTP": Protocol.SCTP}
+
+
+def _sources(
+    spec: Mapping[str, object], annotations: Mapping[str, object], refusals: _Refusals
+) -> tuple[Network, ...] | None:
+    """The ranges that may pass, or None for everybody: from the field, or where it is empty from the annotation."""
+    ranges = _sequence(spec.get("loadBalancerSourceRanges"), "spec.loadBalancerSourceRanges")
+    if not ranges:
+        annotation = annotations.get(SOURCE_RANGES_ANNOTATION)
+        if annotation is None or (isinstance(annotation, str) and not annotation.strip()):
+            return None
+        ranges = list(annotation.split(",")) if isinstance(annotation, str) else [annotation]
+    networks = []
+    for text in ranges:
+        try:
+            networks.append(parse_source_range(text))
+        except ValueError as fault:
+            refusals.add(Reason.INVALID_SOURCE_RANGE, f"source range {fault}; it opens nothing")
+    return _collapse(networks)
+
+
+def parse_source_range(text: object) -> Network:
+    """A CIDR as kube-proxy reads it: blanks around it, host bits and decimal leading zeros are understood.
+
+    Raises ValueError with a sentence. Source: Go's net.ParseCIDR before 1.17 (k8s.io/utils/net.ParseCIDRSloppy).
+    """
+    if not isinstance(text, str) or len(text) > 128:
+        raise ValueError(f"{quote(text)} is not a CIDR")
+    address, slash, length = text.strip(" \t\r\n").partition("/")
+    if not slash:
+        raise ValueError(f"{quote(text)} has no prefix length: write e.g. 192.0.2.1/32")
+    if not _PREFIX_LENGTH.fullmatch(length) or "%" in address:
+        raise ValueError(f"{quote(text)} is not a CIDR such as 192.0.2.0/24")
+    try:
+        if octets := _IPV4_SLOPPY.fullmatch(address):
+            return IPv4Network((".".join(str(int(octet)) for octet in octets.groups()), int(length)), strict=False)
+        return IPv6Network((address, int(length)), strict=False)
+    except ValueError:
+        raise ValueError(f"{quote(text)} is not a CIDR such as 192.0.2.0/24") from None
+
+
+def _collapse(networks: list[Network]) -> tuple[Network, ...]:
+    """Without duplicates and overlaps: a concatenated set of nft never merges ranges by itself."""
+    v4 = collapse_addresses(network for network in networks if isinstance(network, IPv4Network))
+    v6 = collapse_addresses(network for network in networks if isinstance(network, IPv6Network))
+    return (*v4, *v6)
+
+
+def _limit(annotations: Mapping[str, object], before: RateLimit | None, refusals: _Refusals) -> RateLimit | None:
+    """The annotation's limit; where it is invalid, the one before it stays."""
+    text = annotations.get(RATELIMIT_ANNOTATION)
+    if text is None:
+        return None
+    try:
+        if not isinstance(text, str):
+            raise RateLimitError(f"{quote(text)} is not a text: put it in quotes")
+        return parse_ratelimit(text)
+    except RateLimitError as fault:
+        stays = f"the previous limit, {before}, stays" if before else "the Service is not limited"
+        refusals.add(Reason.INVALID_RATELIMIT, f"annotation {RATELIMIT_ANNOTATION}: {fault}; {stays}")
+        return before
+
+
+# --- Nft ----------------------------------------------------------------------------------------------
+
+
+def parse_nft(raw: object, before: Nft | None) -> Nft:
+    """The Nft resource from its API object; where its spec is refused, the last good one of `before` stays.
+
+    Raises Malformed if not even the name can be read.
+    """
+    name, uid = identify(raw)
+    resource = _mapping(raw, "the object")
+    generation = _mapping(resource.get("metadata"), "metadata").get("generation")
+    nft = Nft(name, uid, generation if type(generation) is int else 0, None)
+    try:
+        return replace(nft, spec=_parse_spec(_mapping(resource.get("spec"), "spec")))
+    except Malformed as fault:
+        last_good = before.spec if before else None
+        stays = "the last good settings stay" if last_good else "there are no earlier settings to keep"
+        return replace(nft, spec=last_good, rejections=(Rejection(nft.ref, Reason.INVALID_SETTINGS, f"{fault}; {stays}"),))
+
+
+def _parse_spec(spec: Mapping[str, object]) -> NftSpec:
+    metallb_namespace = spec.get("metallb-namespace")
+    if metallb_namespace is None:
+        metallb_namespace = "metallb-system"
+    if not isinstance(metallb_namespace, str) or not _NAME.fullmatch(metallb_namespace):
+        raise Malformed(f"spec.metallb-namespace {quote(metallb_namespace)} is not a Kubernetes name")
+    return NftSpec(
+        public_nic=parse_nic(spec.get("public_nic")),
+        enable_bgp=_switch(spec, "enable_bgp"),
+        enable_dropall=_switch(spec, "enable_dropall"),
+        enable_rateshape=_switch(spec, "enable_rateshape"),
+        enable_ssh=_switch(spec, "enable_ssh"),
+        metallb_namespace=metallb_namespace,
+    )
+
+
+def parse_nic(value: object) -> str:
+    """The name of a network interface that may be public. Raises Malformed."""
+    if value is None:
+        raise Malformed("public_nic is required: the name of the router's public interface, e.g. enp1s0")
+    if not isinstance(value, str) or not _NIC.fullmatch(value) or value in (".", "..", "lo"):
+        raise Malformed(f"public_nic {quote(value)} is not the name of a network interface that can be public")
+    return value
+
+
+def _switch(spec: Mapping[str, object], field: str) -> bool:
+    """A boolean that is true if absent; the old operator also took its usual words as text."""
+    value = spec.get(field)
+    if value is None:
+        return True
+    if isinstance(value, str):
+        value = _BOOLEANS.get(value.lower(), value)
+    if not isinstance(value, bool):
+        raise Malformed(f"spec.{field} {quote(value)} is neither true nor false")
+    return value
+
+
+# --- shapes -------------------------------------------------------------------------------------------
+
+
+def _mapping(value: object, what: str) -> Mapping[str, object]:
+    """`value` if it is an object; {} if it is absent."""
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise Malformed(f"{what} is not an object but {quote(value)}")
+    return value
+
+
+def _sequence(value: object, what: str) -> list[object]:
+    """`value` if it is a list; [] if it is absent."""
+    if value is None:
+        return []
+    if not isinstance(value, list):
+        raise Malformed(f"{what} is not a list but {quote(value)}")
+    return value

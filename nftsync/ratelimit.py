@@ -1,0 +1,166 @@
+"""The `ratelimit` annotation: nft's grammar for `limit rate over …`, parsed into integers.
+
+    <rate> <unit>/<time> [burst <burst> <unit>]      bytes:   2 mbytes/second burst 512 kbytes
+    <rate>/<time> [burst <burst> packets]            packets: 400/minute burst 10 packets
+
+The annotation's text never reaches nft: what does is written anew from the integers. Sources: nft(8),
+"LIMIT STATEMENT"; the bounds are those of the kernel's net/netfilter/nft_limit.c.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+BYTE_UNITS = {"bytes": 1, "kbytes": 1024, "mbytes": 1024 * 1024}
+TIME_UNITS = {"second": 1, "minute": 60, "hour": 3600, "day": 86400, "week": 604800}
+
+EXAMPLES = "right is e.g. '2 mbytes/second burst 512 kbytes' or '400/minute burst 10 packets'"
+MAX_LENGTH = 128  # characters; the longest sensible limit has about 60
+
+_NSEC = 1_000_000_000
+_U64 = 1 << 64
+_U32 = 1 << 32
+_DEFAULT_PACKET_BURST = 5  # what nft sends when a packet limit names no burst
+
+_LIMIT = re.compile(
+    r"[ \t]*(?P<rate>[0-9]+)(?:[ \t]+(?P<unit>[a-z]+))?[ \t]*/[ \t]*(?P<time>[a-z]+)"
+    r"(?:[ \t]+burst[ \t]+(?P<burst>[0-9]+)[ \t]+(?P<burst_unit>[a-z]+))?[ \t]*"
+)
+
+
+_COMPLAINTS = {
+    r"[ \t\r\n]*\Z": "is empty",
+    r".*[A-Z]": "has upper-case letters, and nft's words are lower-case",
+    r"[ \t]*[0-9]+[a-z]": "lacks the blank between number and unit",
+    r"[ \t]*[0-9]+\.[0-9]": "has a fraction, and only whole numbers are taken",
+    r"[ \t]*-": "has a negative number",
+}
+
+
+class RateLimitError(ValueError):
+    """A text that is no rate limit; the message says what is wrong and what is right."""
+
+
+@dataclass(frozen=True, slots=True)
+class RateLimit:
+    """A token bucket of nftables: packets over the limit are dropped.
+
+    rate: bytes or packets per `per`, above 0.  per: a key of TIME_UNITS.
+    burst: bytes (0 allowed) or packets (above 0), below 2**32.  packets: the kind of both.
+    """
+
+    rate: int
+    per: str
+    burst: int
+    packets: bool
+
+    def __str__(self) -> str:
+        """The annotation's grammar again, in the largest units that are exact."""
+        if self.packets:
+            return f"{self.rate}/{self.per} burst {self.burst} packets"
+        burst = f" burst {_bytes(self.burst)}" if self.burst else ""
+        return f"{_bytes(self.rate)}/{self.per}{burst}"
+
+    @property
+    def statement(self) -> str:
+        """The nft statement of a set element.
+
+        nft 1.0.6 refuses an element whose burst is absent or 0, so one byte stands for none.
+        """
+        if self.packets:
+            return f"limit rate over {self}"
+        return f"limit rate over {_bytes(self.rate)}/{self.per} burst {_bytes(max(self.burst, 1))}"
+
+
+def parse_ratelimit(text: str) -> RateLimit:
+    """Parse an annotation's value.
+
+    Raises RateLimitError: not this grammar, rate 0, or more than the kernel can hold.
+    """
+    shown = ascii(text[:MAX_LENGTH])
+    if len(text) > MAX_LENGTH:
+        raise RateLimitError(f"{shown}… is longer than {MAX_LENGTH} characters; {EXAMPLES}")
+    match = _LIMIT.fullmatch(text)
+    if match is None:
+        raise RateLimitError(f"{shown} {_what_is_wrong(text)}; {EXAMPLES}")
+    unit, per, burst_unit = match["unit"], match["time"], match["burst_unit"]
+    packets = unit is None
+    if per not in TIME_UNITS:
+        raise RateLimitError(f"{shown}: the time unit '{per}' is not one of {_names(TIME_UNITS)}; {EXAMPLES}")
+    if unit is not None and unit not in BYTE_UNITS:
+        raise RateLimitError(f"{shown}: the unit '{unit}' is not one of {_names(BYTE_UNITS)} (packets have none); {EXAMPLES}")
+    rate = _integer(match["rate"], shown) * BYTE_UNITS[unit or "bytes"]
+    parse_burst = _packet_burst if packets else _byte_burst
+    burst = parse_burst(match["burst"], burst_unit, shown)
+    limit = RateLimit(rate, per, burst, packets)
+    _check_bounds(limit, shown)
+    return limit
+
+
+def _packet_burst(burst: str | None, unit: str | None, shown: str) -> int:
+    if burst is None:
+        return _DEFAULT_PACKET_BURST
+    if unit != "packets":
+        raise RateLimitError(f"{shown}: the burst of a packet rate is counted in 'packets', not '{unit}'; {EXAMPLES}")
+    value = _integer(burst, shown)
+    if value == 0:
+        raise RateLimitError(f"{shown}: a burst of 0 packets would let nothing pass; the smallest is 1")
+    return value
+
+
+def _byte_burst(burst: str | None, unit: str | None, shown: str) -> int:
+    if burst is None:
+        return 0
+    if unit not in BYTE_UNITS:
+        raise RateLimitError(f"{shown}: the burst of a byte rate is counted in {_names(BYTE_UNITS)}, not '{unit}'; {EXAMPLES}")
+    return _integer(burst, shown) * BYTE_UNITS[unit]
+
+
+def _check_bounds(limit: RateLimit, shown: str) -> None:
+    """nft_limit.c: what the kernel refuses with EOVERFLOW, wraps silently, or cannot measure."""
+    nanoseconds = TIME_UNITS[limit.per] * _NSEC
+    if limit.rate == 0:
+        raise RateLimitError(f"{shown}: a rate of 0 is no limit; the smallest is 1")
+    if limit.burst >= _U32:
+        unit = "packets" if limit.packets else "bytes"
+        raise RateLimitError(f"{shown}: the burst is too large; it must stay below {_U32} {unit}")
+    if limit.packets:
+        if limit.rate > nanoseconds:
+            raise RateLimitError(f"{shown}: the rate is too large; the kernel counts at most one packet a nanosecond")
+        if nanoseconds // limit.rate * limit.burst >= _U64:
+            largest = (_U64 - 1) // (nanoseconds // limit.rate)
+            raise RateLimitError(f"{shown}: the burst is too large for this rate; the kernel takes at most {largest} packets")
+    elif nanoseconds * (limit.rate + max(limit.burst, 1)) >= _U64:
+        largest = (_U64 - 1) // nanoseconds
+        raise RateLimitError(f"{shown}: rate and burst together are too large; at most {largest} bytes/{limit.per}")
+
+
+def _integer(digits: str, shown: str) -> int:
+    if len(digits) > 1 and digits.startswith("0"):
+        raise RateLimitError(f"{shown}: '{digits[:20]}' has a leading zero, which nft reads as octal; write it without")
+    if len(digits) > 20:  # 2**64 has 20 digits
+        raise RateLimitError(f"{shown}: the number '{digits[:20]}…' is too large")
+    return int(digits)
+
+
+def _what_is_wrong(text: str) -> str:
+    """The most helpful sentence for a text that does not fit the grammar at all."""
+    for pattern, complaint in _COMPLAINTS.items():
+        if re.match(pattern, text):
+            return complaint
+    accepted = _LIMIT.match(text)
+    if accepted and accepted.end():
+        return f"has something after the limit: {text[accepted.end():][:40]!a}"
+    return "is not a rate limit"
+
+
+def _bytes(count: int) -> str:
+    for unit in ("mbytes", "kbytes"):
+        if count and count % BYTE_UNITS[unit] == 0:
+            return f"{count // BYTE_UNITS[unit]} {unit}"
+    return f"{count} bytes"
+
+
+def _names(units: dict[str, int]) -> str:
+    return ", ".join(units)

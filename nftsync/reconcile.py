@@ -1,0 +1,309 @@
+"""One sync: from what the inputs hold now to what the kernel holds now, and what came of it.
+
+Two ways, one result. When only Services changed, their pinholes' elements are compared and sent. Otherwise (the first
+time, a resync, other settings, a NIC that came or went, a failure before) everything is computed anew, the kernel is
+read back, and the difference is sent. "Applied" is recorded only after the kernel has accepted.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+
+from nftsync.config import Config
+from nftsync.desired import Desired, Pinhole
+from nftsync.inbox import Inbox
+from nftsync.kernel import Kernel, KernelError
+from nftsync.links import LinkError, Links
+from nftsync.localchain import LocalChainError, parse_local_chain
+from nftsync.objects import Nft, NftSpec, ObjectRef, Reason, Rejection, Service
+from nftsync.ruleset import Ruleset, Settings, Table, elements, render, ruleset, tables
+from nftsync.store import Store
+from nftsync.transaction import transaction
+
+log = logging.getLogger(__name__)
+
+
+class Outcome(StrEnum):
+    """How a sync ended."""
+
+    WAITING = "waiting"  # a list is not complete yet, or there are no settings: the kernel was not touched
+    UNCHANGED = "unchanged"
+    APPLIED = "applied"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class SyncResult:
+    """What one sync did.
+
+    message: for people, "" if there is nothing to say.  since: when the earliest of its events was received (monotonic
+    seconds), None if it was not started by one.  drift: whether the kernel had been changed by somebody else.
+    """
+
+    outcome: Outcome
+    message: str = ""
+    since: float | None = None
+    drift: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """Where objects come from: the inboxes, and what could not even be put into one."""
+
+    services: Inbox[Service]
+    nfts: Inbox[Nft]
+    rejections: Callable[[], Iterable[Rejection]] = tuple
+
+    @property
+    def synced(self) -> bool:
+        """Whether every list has been complete once."""
+        return self.services.synced.is_set() and self.nfts.synced.is_set()
+
+
+@dataclass(slots=True)
+class _Applied:
+    """What the kernel accepted last. tables is None while that is not known. listing: how nft lists those tables."""
+
+    tables: Mapping[str, Table] | None = None
+    pinholes: dict[str, Pinhole] = field(default_factory=dict)
+    settings: Settings | None = None
+    listing: str = ""
+
+
+class Reconciler:
+    """Brings the kernel from what it has to what it should have. One thread owns it."""
+
+    def __init__(self, config: Config, inputs: Inputs, kernel: Kernel, links: Links, store: Store) -> None:
+        self._kernel = kernel
+        self._links = links
+        self._store = store
+        self._applied = _Applied()
+        self._nft: Nft | None = None
+        self._spec: NftSpec | None = None  # the last good one: it stays when the resource is refused or deleted
+        self._local_chain = LocalChain(config, store.state.local_chain)
+        self.configure(config, inputs)
+
+    def configure(self, config: Config, inputs: Inputs) -> None:
+        """Take another configuration or other inputs; the next sync is a full one, the last ruleset stays until then."""
+        self._config = config
+        self._inputs = inputs
+        self._local_chain.path = config.local_chain
+        self._desired = Desired(config.filters)
+        self._whole = True
+
+    @property
+    def desired(self) -> Desired:
+        return self._desired
+
+    @property
+    def settings(self) -> Settings | None:
+        """The settings that are in force; None before the first successful sync."""
+        return self._applied.settings
+
+    def local_chain_changed(self) -> bool:
+        """Whether the local chain's file has a version that no sync has looked at."""
+        return self._local_chain.changed()
+
+    def rejections(self) -> Iterator[Rejection]:
+        """Everything that is refused now: files, settings, local chain, Services."""
+        yield from self._inputs.rejections()
+        if self._nft is not None:
+            yield from self._nft.rejections
+        elif self._inputs.synced:
+            stays = "the last good settings stay" if self._spec else "nothing is applied until there is one"
+            ref = ObjectRef("Nft", str(self._config.nft))
+            yield Rejection(ref, Reason.MISSING_SETTINGS, f"there is no such resource; {stays}")
+        if self._local_chain.fault:
+            ref = ObjectRef("File", str(self._config.local_chain))
+            yield Rejection(ref, Reason.INVALID_LOCAL_CHAIN, f"{self._local_chain.fault}; the last good chain stays")
+        yield from self._desired.rejections()
+
+    def sync(self, *, whole: bool = False, resync: bool = False) -> SyncResult:
+        """Bring the kernel up to date. Never raises KernelError: a refusal is a result, and the last ruleset stays.
+
+        whole: recompute everything and read the kernel back.  resync: that too, and what differs from what was applied
+        counts as drift.
+        """
+        if not self._inputs.synced:
+            return SyncResult(Outcome.WAITING, "the first lists are not complete")
+        changed, since = self._take()
+        if self._spec is None:
+            return SyncResult(Outcome.WAITING, f"there is no usable Nft resource {self._config.nft}")
+        try:
+            if whole or resync or self._whole:
+                result = self._sync_whole(self._settings(self._spec), resync=resync)
+            else:
+                result = self._sync_part(changed)
+        except KernelError as fault:
+            self._whole = True
+            self._applied.tables = None
+            if self._local_chain.withdraw():
+                log.warning("the kernel refused the local chain; trying again with the last good one")
+                return self.sync()
+            return SyncResult(Outcome.FAILED, f"the last ruleset stays: {fault}", since)
+        return replace(result, since=since)
+
+    def _take(self) -> tuple[set[str], float | None]:
+        """Take the inputs' changes; returns the keys of the pinholes that may differ, and since when."""
+        sinces = []
+        nfts = self._inputs.nfts.take()
+        if nfts.objects:
+            sinces.append(nfts.since)
+            self._nft = nfts.objects.get(self._config.nft)
+            if self._nft is not None and self._nft.spec is not None:
+                self._whole |= self._spec != self._nft.spec
+                self._spec = self._nft.spec
+        services = self._inputs.services.take()
+        changed: set[str] = set()
+        for name, service in services.objects.items():
+            changed.update(self._desired.put(name, service))
+        if services.objects:
+            sinces.append(services.since)
+        return changed, min(sinces, default=None)
+
+    def _settings(self, spec: NftSpec) -> Settings:
+        self._local_chain.refresh(lambda body: self._rehearse(spec, body))
+        nic = self._config.public_nic or spec.public_nic
+        attached = spec.enable_rateshape and self._links.index(nic) is not None
+        return Settings.of(spec, public_nic=self._config.public_nic, attached=attached, local_chain=self._local_chain.body)
+
+    def _rehearse(self, spec: NftSpec, body: str) -> None:
+        """Let nft judge a local chain inside our tables, without the NIC that may be missing. Raises KernelError."""
+        settings = Settings.of(spec, public_nic=self._config.public_nic, attached=False, local_chain=body)
+        self._kernel.check(render(Ruleset(tables(replace(settings, enable_rateshape=False))), name="nftsync-rehearsal"))
+
+    def _sync_part(self, changed: set[str]) -> SyncResult:
+        """Only these pinholes may differ: compare and send just their elements."""
+        standing, settings = self._applied.tables, self._applied.settings
+        assert standing is not None, "the first sync is a whole one"
+        assert settings is not None
+        wanted = self._desired.pinholes
+        before = [self._applied.pinholes[key] for key in changed if key in self._applied.pinholes]
+        after = [wanted[key] for key in changed if key in wanted]
+        text = transaction(
+            Ruleset(standing, elements(before, settings)),
+            Ruleset(standing, elements(after, settings)),
+        )
+        if text:
+            self._kernel.apply(text)
+        for pinhole in before:
+            del self._applied.pinholes[pinhole.key]
+        for pinhole in after:
+            self._applied.pinholes[pinhole.key] = pinhole
+        return SyncResult(Outcome.APPLIED, _summary(before, after)) if text else SyncResult(Outcome.UNCHANGED)
+
+    def _sync_whole(self, settings: Settings, *, resync: bool) -> SyncResult:
+        """Compute everything from scratch, compare it with what the kernel really holds, send the difference."""
+        self._desired = Desired.of(self._inputs.services.objects(), self._config.filters)
+        found = self._kernel.read()
+        standing = found.ruleset
+        if self._applied.tables is not None and found.listing == self._applied.listing:
+            standing = Ruleset(self._applied.tables, found.ruleset.elements)
+        drift = resync and settings == self._applied.settings and self._drifted(standing)
+        wanted = ruleset(self._desired.pinholes.values(), settings)
+        text = transaction(standing, wanted)
+        if text:
+            self._kernel.apply(text)
+            listing = self._kernel.listing()
+        else:
+            listing = found.listing
+        before = self._applied.pinholes.values()
+        message = _summary(before, self._desired.pinholes.values())
+        if drift:
+            message = f"somebody else had changed our tables: repaired; {message}"
+        self._applied = _Applied(wanted.tables, dict(self._desired.pinholes), settings, listing)
+        self._whole = False
+        self._local_chain.accepted()
+        self._settle_qdisc(settings)
+        return SyncResult(Outcome.APPLIED if text else Outcome.UNCHANGED, message, drift=drift)
+
+    def _drifted(self, standing: Ruleset) -> bool:
+        """Whether the kernel holds something other than what it accepted from us."""
+        if self._applied.tables is None or self._applied.settings is None:
+            return False
+        applied = ruleset(self._applied.pinholes.values(), self._applied.settings)
+        return transaction(standing, applied) != ""
+
+    def _settle_qdisc(self, settings: Settings) -> None:
+        """Give the NIC an ingress qdisc if it has none, take ours away where it is no longer wanted; remember which is ours."""
+        wanted = self._links.index(settings.device) if settings.device else None
+        ours = self._store.state.ingress
+        try:
+            if ours is not None and ours != wanted:
+                if self._links.ingress_kind(ours) == "ingress":
+                    self._links.remove_ingress(ours)
+                ours = None
+            if wanted is not None and self._links.ingress_kind(wanted) is None:
+                self._links.add_ingress(wanted)
+                ours = wanted
+        except LinkError as fault:
+            log.warning("%s: %s", settings.device or "public NIC", fault)
+        self._store.save(replace(self._store.state, local_chain=settings.local_chain, ingress=ours))
+
+
+class LocalChain:
+    """The operator's local chain: the body that is in use, followed from its file; a bad version never replaces a good one.
+
+    fault: why the file's present version is not in use, "" if it is.
+    """
+
+    def __init__(self, config: Config, last_good: str) -> None:
+        self.path = config.local_chain
+        self.body = last_good
+        self.fault = ""
+        self._last_good = last_good
+        self._seen: object = None
+
+    def changed(self) -> bool:
+        """Whether the file differs from the version that was looked at last."""
+        return self._signature() != self._seen
+
+    def refresh(self, rehearse: Callable[[str], None]) -> None:
+        """Take up the file's new version, if there is one and `rehearse` does not raise KernelError."""
+        signature = self._signature()
+        if signature == self._seen:
+            return
+        self._seen = signature
+        try:
+            body = parse_local_chain(self.path.read_text(encoding="utf-8"))
+            rehearse(body)
+        except FileNotFoundError:
+            body = ""
+        except OSError as fault:
+            self.fault = f"it can't be read: {fault.strerror}"
+            return
+        except (LocalChainError, UnicodeDecodeError, KernelError) as fault:
+            self.fault = str(fault)
+            return
+        self.body, self.fault = body, ""
+
+    def withdraw(self) -> bool:
+        """Go back to the last good body; False if that is what is in use already."""
+        if self.body == self._last_good:
+            return False
+        self.body = self._last_good
+        self.fault = "the kernel refused it"
+        return True
+
+    def accepted(self) -> None:
+        """The kernel took the body that is in use."""
+        self._last_good = self.body
+
+    def _signature(self) -> object:
+        try:
+            status = self.path.stat()
+        except OSError as fault:
+            return fault.errno
+        return (status.st_mtime_ns, status.st_size, status.st_ino)
+
+
+def _summary(before: Iterable[Pinhole], after: Iterable[Pinhole]) -> str:
+    held = {pinhole.key: pinhole for pinhole in before}
+    wanted = {pinhole.key: pinhole for pinhole in after}
+    opened, closed = len(wanted.keys() - held.keys()), len(held.keys() - wanted.keys())
+    changed = sum(1 for key, pinhole in wanted.items() if key in held and held[key] != pinhole)
+    parts = [f"{count} {verb}" for count, verb in ((opened, "opened"), (closed, "closed"), (changed, "changed")) if count]
+    return "pinholes: " + (", ".join(parts) or "none changed")

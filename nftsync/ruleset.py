@@ -1,0 +1,236 @@
+"""The nftables ruleset: every table, chain and set name, and what a pinhole is in them.
+
+Two tables, `inet nftsync` (what may pass) and `netdev nftsync` (rate limits). A packet's way through them is drawn in
+docs/ruleset.md. Text is nft's (nft(8)); what reaches it from outside are parsed values and names of a checked
+grammar, and the operator's own local chain, verbatim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+from nftsync.desired import Pinhole
+from nftsync.objects import Network, NftSpec
+
+NAME = "nftsync"  # of both tables
+FILTER = "inet"
+SHAPER = "netdev"
+
+LOCAL_CHAIN = "local-chain"
+OPERATOR_CR = "operator-cr"
+OPERATOR_SVC = "operator-svc"
+OPERATOR_TC = "operator-tc"
+GLOBAL = "global"
+INPUT = "input"
+FORWARD = "forward"
+RATELIMIT = "ratelimit"
+
+_KEY = {4: "ipv4_addr . inet_proto . inet_service", 6: "ipv6_addr . inet_proto . inet_service"}
+_ADDRESS = {4: "ipv4_addr", 6: "ipv6_addr"}
+_MATCH = {4: "ip daddr . meta l4proto . th dport", 6: "ip6 daddr . meta l4proto . th dport"}
+_SOURCE = {4: "ip saddr", 6: "ip6 saddr"}
+_BYTES = "limit rate over 1 bytes/second burst 1 bytes"  # the kind of limit that a set's elements carry; each has its own
+_PACKETS = "limit rate over 1/second burst 1 packets"
+
+
+@dataclass(frozen=True, slots=True)
+class Set:
+    """A set as declared: its type, flags and the kind of statement that each element carries."""
+
+    type: str
+    flags: str = ""
+    statement: str = ""
+
+    @property
+    def kind(self) -> str:
+        """The first word of the statement: "counter", "limit" or ""."""
+        return self.statement.partition(" ")[0]
+
+    def __str__(self) -> str:
+        flags = f"flags {self.flags}; " if self.flags else ""
+        return f"type {self.type}; {flags}{self.statement}{';' if self.statement else ''}".rstrip()
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """A chain: for a base chain its hook line, then the rules as one text."""
+
+    rules: str
+    hook: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table without its elements."""
+
+    sets: Mapping[str, Set] = field(default_factory=dict)
+    chains: Mapping[str, Chain] = field(default_factory=dict)
+
+
+Elements = dict[str, dict[str, str]]  # set name → element key → the element's own statement ("" for none)
+
+
+@dataclass(frozen=True, slots=True)
+class Ruleset:
+    """What is, or should be, in the kernel. tables and elements: by family, FILTER or SHAPER."""
+
+    tables: Mapping[str, Table] = field(default_factory=dict)
+    elements: Mapping[str, Elements] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the tables are made from, beside the pinholes.
+
+    public_nic: None while it is not known; then every interface but lo counts as public.
+    device: the NIC that the ingress hook is attached to; None while it does not exist.
+    local_chain: the body of the operator's own chain, verbatim.
+    """
+
+    public_nic: str | None = None
+    enable_bgp: bool = False
+    enable_dropall: bool = True
+    enable_rateshape: bool = False
+    enable_ssh: bool = True
+    device: str | None = None
+    local_chain: str = ""
+
+    @classmethod
+    def of(cls, spec: NftSpec | None, *, public_nic: str | None, attached: bool, local_chain: str) -> Settings:
+        """From the Nft resource's spec, or without one the strictest settings.
+
+        public_nic: the local configuration's, which overrides the resource's.  attached: whether that NIC is there.
+        """
+        if spec is None:
+            return cls(public_nic=public_nic, local_chain=local_chain)
+        nic = public_nic or spec.public_nic
+        return cls(
+            public_nic=nic,
+            enable_bgp=spec.enable_bgp,
+            enable_dropall=spec.enable_dropall,
+            enable_rateshape=spec.enable_rateshape,
+            enable_ssh=spec.enable_ssh,
+            device=nic if attached else None,
+            local_chain=local_chain,
+        )
+
+
+def ruleset(pinholes: Iterable[Pinhole], settings: Settings) -> Ruleset:
+    """The whole ruleset, or, of some pinholes, their part of it."""
+    return Ruleset(tables(settings), elements(pinholes, settings))
+
+
+def tables(settings: Settings) -> Mapping[str, Table]:
+    """Both tables, without elements. `netdev nftsync` exists only with enable_rateshape."""
+    shown = {FILTER: _filter_table(settings)}
+    if settings.enable_rateshape:
+        shown[SHAPER] = _shaper_table(settings)
+    return shown
+
+
+def _filter_table(settings: Settings) -> Table:
+    public = f'iifname "{settings.public_nic}" ' if settings.public_nic else ""
+    verdict = "drop" if settings.enable_dropall else "accept"
+    sets = {}
+    for version in (4, 6):
+        sets[f"services{version}"] = Set(_KEY[version], statement="counter")
+        sets[f"sources{version}"] = Set(f"{_KEY[version]} . {_ADDRESS[version]}", flags="interval", statement="counter")
+    chains = {
+        LOCAL_CHAIN: Chain(settings.local_chain),
+        OPERATOR_CR: Chain(_lines(
+            f"{public}tcp dport 179 accept" if settings.enable_bgp else "",
+            f"{public}tcp dport 22 accept" if settings.enable_ssh else "",
+        )),
+        OPERATOR_SVC: Chain(_lines(*(
+            f"{_MATCH[version]}{source} @{name}{version} accept"
+            for version in (4, 6)
+            for name, source in (("services", ""), ("sources", f" . {_SOURCE[version]}"))
+        ))),
+        GLOBAL: Chain(_lines(
+            'iifname "lo" accept',
+            f'iifname != "{settings.public_nic}" ct state new accept' if settings.public_nic else "",
+            "ct state established,related accept",
+            "ct state invalid drop",
+            "meta l4proto icmp accept",
+            "meta l4proto ipv6-icmp accept",
+        )),
+        # The policy decides nothing while the last rule is there: it keeps the door shut if a rule is not.
+        INPUT: Chain(
+            _lines(f"jump {LOCAL_CHAIN}", f"jump {OPERATOR_CR}", f"jump {GLOBAL}", verdict),
+            hook="type filter hook input priority 0; policy drop;",
+        ),
+        FORWARD: Chain(
+            _lines(f"jump {LOCAL_CHAIN}", f"{public}jump {OPERATOR_SVC}", f"jump {GLOBAL}", verdict),
+            hook="type filter hook forward priority 0; policy drop;",
+        ),
+    }
+    return Table(sets, chains)
+
+
+def _shaper_table(settings: Settings) -> Table:
+    limits = [(version, suffix, kind) for version in (4, 6) for suffix, kind in (("", _BYTES), ("-packets", _PACKETS))]
+    sets = {f"limited{version}{suffix}": Set(_KEY[version], statement=kind) for version, suffix, kind in limits}
+    chains = {
+        OPERATOR_TC: Chain(_lines(*(f"{_MATCH[version]} @limited{version}{suffix} drop" for version, suffix, _ in limits)))
+    }
+    if settings.device:
+        hook = f'type filter hook ingress device "{settings.device}" priority 0; policy accept;'
+        chains[RATELIMIT] = Chain(_lines(f"jump {OPERATOR_TC}"), hook=hook)
+    return Table(sets, chains)
+
+
+def elements(pinholes: Iterable[Pinhole], settings: Settings) -> Mapping[str, Elements]:
+    """The set elements of pinholes, by family and set."""
+    found: dict[str, Elements] = {FILTER: {}, SHAPER: {}}
+    for family, name, key, statement in _elements(pinholes, settings):
+        found[family].setdefault(name, {})[key] = statement
+    return found
+
+
+def _elements(pinholes: Iterable[Pinhole], settings: Settings) -> Iterator[tuple[str, str, str, str]]:
+    for hole in pinholes:
+        if hole.sources is None:
+            yield FILTER, f"services{hole.version}", hole.key, ""
+        else:
+            for network in hole.sources:
+                yield FILTER, f"sources{hole.version}", f"{hole.key} . {_source_text(network)}", ""
+        if settings.enable_rateshape and hole.limit is not None and hole.sources != ():
+            suffix = "-packets" if hole.limit.packets else ""
+            yield SHAPER, f"limited{hole.version}{suffix}", hole.key, hole.limit.statement
+
+
+def _source_text(network: Network) -> str:
+    """As nft lists it: a range of one address without its prefix length."""
+    return str(network.network_address if network.prefixlen == network.max_prefixlen else network)
+
+
+def render(shown: Ruleset, name: str = NAME) -> str:
+    """A whole ruleset as text that `nft -f` loads; the same input gives the same text, in sorted order.
+
+    name: of the tables; another one than NAME serves to rehearse rules beside those that stand.
+    """
+    blocks = []
+    for family, table in shown.tables.items():
+        lines = [f"table {family} {name} {{"]
+        for set_name, declared in table.sets.items():
+            lines.append(f"\tset {set_name} {{")
+            lines.extend(f"\t\t{part.strip()}" for part in str(declared).rstrip(";").split(";"))
+            members = shown.elements.get(family, {}).get(set_name, {})
+            if members:
+                listed = ",\n\t\t\t     ".join(f"{key} {statement}".rstrip() for key, statement in sorted(members.items()))
+                lines.append(f"\t\telements = {{ {listed} }}")
+            lines.append("\t}\n")
+        lines.append("\n".join(chain_block(chain_name, chain) for chain_name, chain in table.chains.items()) + "}\n")
+        blocks.append("\n".join(lines))
+    return "\n".join(blocks)
+
+
+def chain_block(name: str, chain: Chain) -> str:
+    """A chain as it stands inside a table's block."""
+    hook = f"\t\t{chain.hook}\n" if chain.hook else ""
+    return f"\tchain {name} {{\n{hook}{chain.rules}\t}}\n"
+
+
+def _lines(*rules: str) -> str:
+    return "".join(f"\t\t{rule}\n" for rule in rules if rule)

@@ -1,0 +1,77 @@
+"""What must outlive the process, in one small file of the state directory.
+
+Written by temporary file, fsync and rename, so that a crash leaves the old one or the new one. What can't be read is as good as
+absent: the daemon starts all the same.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+FORMAT = 1
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """local_chain: the last body that the kernel took.  ingress: index of the NIC whose ingress qdisc is ours, or None."""
+
+    local_chain: str = ""
+    ingress: int | None = None
+
+
+class Store:
+    """The state file in a directory; it is written only when the state differs from what is there."""
+
+    def __init__(self, directory: Path) -> None:
+        self._path = directory / "state.json"
+        self._state = self._load()
+
+    @property
+    def state(self) -> State:
+        return self._state
+
+    def save(self, state: State) -> None:
+        """Keep `state`. A disk that is full or read-only is reported, and harms nothing else."""
+        if state == self._state:
+            return
+        self._state = state
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            _replace(self._path, json.dumps({"format": FORMAT, **asdict(state)}))
+        except OSError as fault:
+            log.warning("%s: %s; after a restart the state is not known", self._path, fault.strerror)
+
+    def _load(self) -> State:
+        try:
+            found = json.loads(self._path.read_text(encoding="utf-8"))
+            if found.pop("format") != FORMAT:
+                raise ValueError("it has the format of another version")
+            state = State(**found)
+            if type(state.local_chain) is not str or type(state.ingress) not in (int, type(None)):
+                raise TypeError("a value has the wrong type")
+        except FileNotFoundError:
+            return State()
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as fault:
+            log.warning("%s can't be used and is ignored: %s", self._path, fault)
+            return State()
+        return state
+
+
+def _replace(path: Path, text: str) -> None:
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise

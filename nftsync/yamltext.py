@@ -1,0 +1,102 @@
+"""YAML as it is safe to read from strangers: built from parser events, with nothing that expands or constructs.
+
+Refused: aliases and merge keys (a few hundred bytes of them expand to gigabytes), tags, duplicate keys, deep nesting, large
+texts. Understood: mappings with text keys, sequences, texts, null, YAML 1.1 booleans (what kubectl makes of `yes`)
+and decimal integers; everything else stays the text it is, so `64512:1` and `0123` are never numbers by accident.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import yaml
+
+MAX_BYTES = 64 * 1024 * 1024
+MAX_DEPTH = 64
+
+_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml is ten times faster where PyYAML was built with it
+_INTEGER = re.compile(r"[-+]?(?:0|[1-9][0-9]{0,18})")
+_CONSTANTS = {
+    word: value
+    for words, value in (("true yes on", True), ("false no off", False), ("null", None))
+    for lower in words.split()
+    for word in (lower, lower.capitalize(), lower.upper())
+} | {"~": None, "": None}
+
+_KINDS_OF_TEXT = ("tag:yaml.org,2002:str", "!")
+
+
+class YamlError(ValueError):
+    """A text that is not YAML, or YAML that is refused; the message names the line."""
+
+
+def documents(text: str) -> list[object]:
+    """All documents of a text, as dicts, lists, str, int, bool and None. Raises YamlError."""
+    if len(text) > MAX_BYTES:
+        raise YamlError(f"it is larger than {MAX_BYTES // 1024 // 1024} MiB")
+    try:
+        return list(_documents(yaml.parse(text, Loader=_Loader)))
+    except yaml.YAMLError as fault:
+        mark = getattr(fault, "problem_mark", None)
+        where = f"line {mark.line + 1}: " if mark else ""
+        problem = getattr(fault, "problem", None) or getattr(fault, "reason", None) or "it can't be read"
+        raise YamlError(f"{where}{problem}") from fault
+    except (RecursionError, UnicodeError) as fault:
+        raise YamlError(f"it can't be read: {type(fault).__name__}") from fault
+
+
+def _documents(events: Iterator[Any]) -> Iterator[object]:
+    for event in events:
+        if isinstance(event, yaml.DocumentStartEvent):
+            yield _value(next(events), events, 0)
+
+
+def _value(event: Any, events: Iterator[Any], depth: int) -> object:
+    if depth > MAX_DEPTH:
+        raise YamlError(f"{_line(event)}it is nested more than {MAX_DEPTH} deep")
+    if isinstance(event, yaml.AliasEvent) or event.anchor:
+        raise YamlError(f"{_line(event)}anchors and aliases are not taken: write the value out")
+    if event.tag and event.tag not in _KINDS_OF_TEXT:
+        raise YamlError(f"{_line(event)}the tag {event.tag[:60]!a} is not taken")
+    if isinstance(event, yaml.ScalarEvent):
+        return _scalar(event)
+    if isinstance(event, yaml.SequenceStartEvent):
+        return list(_sequence(events, depth))
+    return _mapping(events, depth)
+
+
+def _sequence(events: Iterator[Any], depth: int) -> Iterator[object]:
+    for event in events:
+        if isinstance(event, yaml.SequenceEndEvent):
+            return
+        yield _value(event, events, depth + 1)
+
+
+def _mapping(events: Iterator[Any], depth: int) -> dict[str, object]:
+    mapping: dict[str, object] = {}
+    for event in events:
+        if isinstance(event, yaml.MappingEndEvent):
+            break
+        if not isinstance(event, yaml.ScalarEvent) or event.anchor:
+            raise YamlError(f"{_line(event)}a key must be a text")
+        if event.value == "<<" and event.implicit[0]:
+            raise YamlError(f"{_line(event)}merge keys are not taken: write the values out")
+        if event.value in mapping:
+            raise YamlError(f"{_line(event)}the key {event.value[:60]!a} stands twice")
+        mapping[event.value] = _value(next(events), events, depth + 1)
+    return mapping
+
+
+def _scalar(event: Any) -> object:
+    text: str = event.value
+    if not event.implicit[0] or event.tag:  # quoted, a block, or tagged as text
+        return text
+    if text in _CONSTANTS:
+        return _CONSTANTS[text]
+    return int(text) if _INTEGER.fullmatch(text) else text
+
+
+def _line(event: Any) -> str:
+    return f"line {event.start_mark.line + 1}: "
