@@ -164,8 +164,10 @@ class Daemon:
                 signals.reload.clear()
                 source = self._reload(reconciler, source)
             resync, retry = now >= resync_at, now >= retry_at
-            whole = signals.links.is_set() or reconciler.local_chain_changed()
-            signals.links.clear()
+            whole = reconciler.local_chain_changed()
+            if signals.links.is_set():
+                signals.links.clear()
+                whole = whole or reconciler.nic_changed()
             if not (woken or resync or retry or whole):
                 continue
             result = self._sync(reconciler, whole=whole or retry, resync=resync)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nftsync.config import Config
-from nftsync.desired import Desired
+from nftsync.desired import Desired, Pinhole
 from nftsync.inbox import Inbox
 from nftsync.manifests import Manifests
 from nftsync.objects import ObjectRef, Reason, Rejection, parse_nft, parse_service
@@ -17,10 +17,15 @@ from nftsync.ruleset import Ruleset, Settings, ruleset
 
 @dataclass(frozen=True, slots=True)
 class Preview:
-    """The ruleset that would be applied, and everything that would be refused."""
+    """What would be applied, and everything that would be refused."""
 
-    ruleset: Ruleset
+    settings: Settings
+    pinholes: tuple[Pinhole, ...]
     rejections: tuple[Rejection, ...]
+
+    @property
+    def ruleset(self) -> Ruleset:
+        return ruleset(self.pinholes, self.settings)
 
 
 def preview(chosen: Config, paths: Sequence[Path], local_chain: str) -> Preview:
@@ -43,4 +48,4 @@ def preview(chosen: Config, paths: Sequence[Path], local_chain: str) -> Preview:
         rejections.append(Rejection(ObjectRef("Nft", str(chosen.nft)), Reason.MISSING_SETTINGS, message))
     rejections.extend(desired.rejections())
     settings = Settings.of(spec, public_nic=chosen.public_nic, attached=True, local_chain=local_chain)
-    return Preview(ruleset(desired.pinholes.values(), settings), tuple(rejections))
+    return Preview(settings, tuple(desired.pinholes.values()), tuple(rejections))

@@ -83,6 +83,7 @@ class Reconciler:
         self._applied = _Applied()
         self._nft: Nft | None = None
         self._spec: NftSpec | None = None  # the last good one: it stays when the resource is refused or deleted
+        self._nic: int | None = None  # the public NIC's index at the last whole sync
         self._local_chain = LocalChain(config, store.state.local_chain)
         self.configure(config, inputs)
 
@@ -106,6 +107,14 @@ class Reconciler:
     def local_chain_changed(self) -> bool:
         """Whether the local chain's file has a version that no sync has looked at."""
         return self._local_chain.changed()
+
+    def nic_changed(self) -> bool:
+        """Whether the public NIC came, went, or is another one than at the last whole sync."""
+        settings = self._applied.settings
+        return settings is not None and self._nic_index(settings.public_nic) != self._nic
+
+    def _nic_index(self, name: str | None) -> int | None:
+        return self._links.index(name) if name else None
 
     def rejections(self) -> Iterator[Rejection]:
         """Everything that is refused now: files, settings, local chain, Services."""
@@ -166,8 +175,8 @@ class Reconciler:
 
     def _settings(self, spec: NftSpec) -> Settings:
         self._local_chain.refresh(lambda body: self._rehearse(spec, body))
-        nic = self._config.public_nic or spec.public_nic
-        attached = spec.enable_rateshape and self._links.index(nic) is not None
+        self._nic = self._nic_index(self._config.public_nic or spec.public_nic)
+        attached = spec.enable_rateshape and self._nic is not None
         return Settings.of(spec, public_nic=self._config.public_nic, attached=attached, local_chain=self._local_chain.body)
 
     def _rehearse(self, spec: NftSpec, body: str) -> None:
@@ -214,6 +223,8 @@ class Reconciler:
         message = _summary(before, self._desired.pinholes.values())
         if drift:
             message = f"somebody else had changed our tables: repaired; {message}"
+        elif standing.tables != wanted.tables:
+            message = f"rules renewed; {message}"
         self._applied = _Applied(wanted.tables, dict(self._desired.pinholes), settings, listing)
         self._whole = False
         self._local_chain.accepted()
@@ -229,7 +240,7 @@ class Reconciler:
 
     def _settle_qdisc(self, settings: Settings) -> None:
         """Give the NIC an ingress qdisc if it has none, take ours away where it is no longer wanted; remember which is ours."""
-        wanted = self._links.index(settings.device) if settings.device else None
+        wanted = self._nic if settings.device else None
         ours = self._store.state.ingress
         try:
             if ours is not None and ours != wanted:
