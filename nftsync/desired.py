@@ -96,9 +96,7 @@ class Desired:
         before = self._services.pop(name, None)
         withdrawn = pinholes_of(before) if before else {}
         claimed = pinholes_of(service) if service else {}
-        affected = {name}
-        for key in withdrawn:
-            affected |= self._withdraw(key, name)
+        affected = {name} | self._withdraw(withdrawn, name)
         if service is not None:
             self._services[name] = service
         for key, pinhole in claimed.items():
@@ -116,15 +114,20 @@ class Desired:
             self.pinholes[key] = pinhole
         return set(claimants[:2])
 
-    def _withdraw(self, key: str, name: Name) -> set[Name]:
-        claimants = self._claims[key]
-        claimants.remove(name)
-        if not claimants:
-            del self._claims[key], self.pinholes[key]
-            return set()
-        heir = claimants[0]
-        self.pinholes[key] = pinholes_of(self._services[heir])[key]
-        return {heir}
+    def _withdraw(self, keys: Iterable[str], name: Name) -> set[Name]:
+        inherited: dict[Name, list[str]] = {}
+        for key in keys:
+            claimants = self._claims[key]
+            owned = claimants[0] == name
+            claimants.remove(name)
+            if not claimants:
+                del self._claims[key], self.pinholes[key]
+            elif owned:
+                inherited.setdefault(claimants[0], []).append(key)
+        for heir, held in inherited.items():
+            claimed = pinholes_of(self._services[heir])
+            self.pinholes.update((key, claimed[key]) for key in held)
+        return set(inherited)
 
     def _seniority(self, name: Name) -> tuple[str, str, Name]:
         """Sorts older Services first; one of unknown age comes after all of known age, and the order is total."""

@@ -27,6 +27,7 @@ _UID = re.compile(r"[A-Za-z0-9-]{1,64}")
 _TIMESTAMP = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z")  # metav1.Time
 _NIC = re.compile(r"[A-Za-z0-9_.:+=@][A-Za-z0-9_.:+=@-]{0,14}")  # IFNAMSIZ; no '*', nft's wildcard
 _IPV4_SLOPPY = re.compile(r"([0-9]{1,9})\.([0-9]{1,9})\.([0-9]{1,9})\.([0-9]{1,9})")
+_BROADCAST = IPv4Address("255.255.255.255")
 _PREFIX_LENGTH = re.compile(r"[0-9]{1,3}")
 _BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 
@@ -158,14 +159,21 @@ class Malformed(ValueError):
 
 def quote(value: object, limit: int = 80) -> str:
     """A hostile value for a message: printable ASCII on one line, at most `limit` characters."""
-    text = ascii(value) if isinstance(value, str | int | float | bool | None) else f"a {type(value).__name__}"
+    if isinstance(value, str):
+        value = value[: limit + 1]
+    try:
+        text = ascii(value) if isinstance(value, str | int | float | None) else f"a {type(value).__name__}"
+    except ValueError:  # Python refuses to write out more than 4300 digits
+        text = "a number of thousands of digits"
     return text if len(text) <= limit else text[:limit] + "…"
 
 
 def identify(raw: object) -> tuple[Name, str]:
     """Name and UID ("" if absent) of an API object. Raises Malformed."""
     metadata = _mapping(_mapping(raw, "the object").get("metadata"), "metadata")
-    name, namespace = metadata.get("name"), metadata.get("namespace", "default")
+    name, namespace = metadata.get("name"), metadata.get("namespace")
+    if namespace is None:
+        namespace = "default"
     for field, value in (("name", name), ("namespace", namespace)):
         if not isinstance(value, str) or not _NAME.fullmatch(value):
             raise Malformed(f"metadata.{field} {quote(value)} is not a Kubernetes name")
@@ -189,7 +197,8 @@ def parse_service(raw: object, before: Service | None) -> Service | None:
     stay (quarantine). Raises Malformed if not even the name can be read.
     """
     name, uid = identify(raw)
-    if not is_load_balancer(raw):
+    spec = _mapping(raw, "the object").get("spec")
+    if isinstance(spec, dict | None) and not is_load_balancer(raw):
         return None
     if before is not None and before.uid != uid:
         before = None  # another object that bears the name
@@ -197,7 +206,8 @@ def parse_service(raw: object, before: Service | None) -> Service | None:
     try:
         return _parse_service(raw, before, name, uid)
     except Malformed as fault:
-        refused = (Rejection(ref, Reason.MALFORMED, str(fault)),)
+        stays = "its previous version stays" if before else "it opens nothing"
+        refused = (Rejection(ref, Reason.MALFORMED, f"{fault}; {stays}"),)
         if before is not None:
             return replace(before, rejections=refused)
         return Service(name, uid, "", "", (), (), (), None, refused)
@@ -257,7 +267,7 @@ def parse_address(text: object) -> Address:
         raise ValueError(f"{quote(text)} is not an IP address") from None
     if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
         raise ValueError(f"{quote(text)} is an IPv4 address in IPv6 notation: write {address.ipv4_mapped}")
-    if address.is_unspecified or address.is_loopback or address.is_multicast or address.is_link_local:
+    if address.is_unspecified or address.is_loopback or address.is_multicast or address.is_link_local or address == _BROADCAST:
         raise ValueError(f"{quote(text)} can never be a Service's address")
     return address
 
@@ -265,7 +275,9 @@ def parse_address(text: object) -> Address:
 def _ports(spec: Mapping[str, object], refusals: _Refusals) -> Iterator[Port]:
     for entry in _sequence(spec.get("ports"), "spec.ports"):
         port = _mapping(entry, "an entry of spec.ports")
-        number, protocol = port.get("port"), port.get("protocol") or "TCP"
+        number, protocol = port.get("port"), port.get("protocol")
+        if protocol is None or protocol == "":
+            protocol = "TCP"
         if type(number) is not int or not 1 <= number <= 65535:
             refusals.add(Reason.INVALID_PORT, f"spec.ports: port {quote(number)} is not a whole number from 1 to 65535")
         elif not isinstance(protocol, str) or protocol not in _PROTOCOLS:
@@ -312,9 +324,13 @@ def parse_source_range(text: object) -> Network:
     try:
         if octets := _IPV4_SLOPPY.fullmatch(address):
             return IPv4Network((".".join(str(int(octet)) for octet in octets.groups()), int(length)), strict=False)
-        return IPv6Network((address, int(length)), strict=False)
+        network = IPv6Network((address, int(length)), strict=False)
     except ValueError:
         raise ValueError(f"{quote(text)} is not a CIDR such as 192.0.2.0/24") from None
+    mapped = network.network_address.ipv4_mapped
+    if mapped is not None and network.prefixlen >= 96:
+        raise ValueError(f"{quote(text)} is an IPv4 range in IPv6 notation: write {mapped}/{network.prefixlen - 96}")
+    return network
 
 
 def _collapse(networks: list[Network]) -> tuple[Network, ...]:

@@ -24,7 +24,7 @@ _U32 = 1 << 32
 _DEFAULT_PACKET_BURST = 5  # what nft sends when a packet limit names no burst
 
 _LIMIT = re.compile(
-    r"[ \t]*(?P<rate>[0-9]+)(?:[ \t]+(?P<unit>[a-z]+))?[ \t]*/[ \t]*(?P<time>[a-z]+)"
+    r"[ \t]*(?P<rate>[0-9]+)(?:[ \t]+(?P<unit>[a-z]+)(?:[ \t]+/[ \t]*|/)|[ \t]*/[ \t]*)(?P<time>[a-z]+)"
     r"(?:[ \t]+burst[ \t]+(?P<burst>[0-9]+)[ \t]+(?P<burst_unit>[a-z]+))?[ \t]*"
 )
 
@@ -35,6 +35,7 @@ _COMPLAINTS = {
     r"[ \t]*[0-9]+[a-z]": "lacks the blank between number and unit",
     r"[ \t]*[0-9]+\.[0-9]": "has a fraction, and only whole numbers are taken",
     r"[ \t]*-": "has a negative number",
+    r"[ \t]*[0-9]+[ \t]+[a-z]+/[ \t]": "has a blank after the '/', which nft does not take there",
 }
 
 
