@@ -66,22 +66,25 @@ class Signals:
 
 @contextmanager
 def process_signals(signals: Signals) -> Iterator[None]:
-    """Turn process signals into messages. A thread waits for them, since a handler could interrupt a lock that it needs."""
+    """Turn process signals into messages. A thread waits for them, since a handler could interrupt a lock that it needs.
+
+    It waits without a time-out: signal.sigtimedwait() reports signals that were never sent if its time ran out while the
+    process was stopped (SIGSTOP, SIGCONT).
+    """
     numbers = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
     before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
 
     def listen() -> None:
         while not signals.stop.is_set():
-            received = signal.sigtimedwait(numbers, TICK)
-            if received is not None:
-                signals.receive(received.si_signo)
+            signals.receive(signal.sigwait(numbers))
 
     thread = threading.Thread(target=listen, name="signals", daemon=True)
     thread.start()
     try:
         yield
     finally:
-        signals.stop.set()
+        if not signals.stop.is_set():
+            signal.pthread_kill(thread.ident or 0, signal.SIGTERM)
         thread.join()
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 

@@ -1,0 +1,51 @@
+"""The real API server as fixtures.
+
+Under CI these tests never skip. Elsewhere they do only where kube-apiserver is not there and can't be built.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+
+import pytest
+
+from tests.apiserver.harness import MANIFESTS, ApiServer, Programs, build_programs, find_programs
+
+Start = Callable[..., ApiServer]
+
+
+@pytest.fixture(scope="session")
+def programs(pytestconfig: pytest.Config) -> Programs:
+    """etcd and kube-apiserver; the latter is built if need be, with its progress on the terminal."""
+    if found := find_programs():
+        return found
+    if os.geteuid() != 0 and not os.environ.get("CI"):
+        pytest.skip("there is no kube-apiserver: run tests/apiserver/build once as root")
+    capture = pytestconfig.pluginmanager.getplugin("capturemanager")
+    with capture.global_and_fixture_disabled():
+        return build_programs()
+
+
+@pytest.fixture(scope="session")
+def apiserver(programs: Programs) -> Iterator[ApiServer]:
+    """One server for all tests that leave it as they found it, with the shipped CRD and RBAC."""
+    with ApiServer(programs=programs) as server:
+        server.apply(MANIFESTS / "crd.yaml", MANIFESTS / "rbac.yaml")
+        yield server
+
+
+@pytest.fixture
+def start_apiserver(programs: Programs) -> Iterator[Start]:
+    """Starts a server of the test's own, empty, with these further flags of kube-apiserver."""
+    with ExitStack() as stack:
+        yield lambda *options: stack.enter_context(ApiServer(options, programs))
+
+
+@pytest.fixture
+def private_apiserver(start_apiserver: Start) -> ApiServer:
+    """A server that the test may kill, restart and compact, with the shipped CRD and RBAC."""
+    server = start_apiserver()
+    server.apply(MANIFESTS / "crd.yaml", MANIFESTS / "rbac.yaml")
+    return server

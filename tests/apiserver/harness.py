@@ -1,0 +1,519 @@
+"""A real API server for tests: etcd and kube-apiserver on loopback, with certificates, data and ports of their own.
+
+    with ApiServer() as server:
+        server.apply(MANIFESTS / "crd.yaml", MANIFESTS / "rbac.yaml")
+        server.admin.get("/api/v1/services")        # as cluster administrator
+        server.kubeconfig("nftsync")                # as the shipped ServiceAccount, with the shipped rights
+        server.kill(); server.restart()             # same port, same data
+        server.compact()                            # versions handed out so far are gone: a real 410
+
+No controller manager runs. What tests need of it is done here: a token Secret is filled as its token controller would.
+What they must do without: a deleted Namespace stays Terminating, nothing collects garbage, Services get no endpoints.
+"""
+
+from __future__ import annotations
+
+import atexit
+import base64
+import json
+import os
+import random
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self, TypeVar
+from urllib.parse import urlencode
+
+import urllib3
+import yaml
+
+HERE = Path(__file__).parent
+MANIFESTS = HERE.parents[1] / "packaging" / "kubernetes"
+
+NAMESPACE = "arbf-operators"
+ROUTER = "nftsync"  # the ServiceAccount of rbac.yaml
+ROUTER_SECRET = "nftsync-token"
+NFTS = f"/apis/nft.acnodal.com/v1alpha1/namespaces/{NAMESPACE}/nfts"
+
+MERGE_PATCH = "application/merge-patch+json"
+APPLY_PATCH = "application/apply-patch+yaml"
+
+_ADMIN_TOKEN = "admin"
+_ISSUER = "https://kubernetes.default.svc"
+# Below the ports that the kernel gives to outgoing connections (ip_local_port_range): a port of a killed server can't
+# be taken by somebody's connection, nor by a client that connects to itself, before the server is back.
+_PORTS = range(20000, 30000)
+# The parent may have died before the kernel was asked to tell of its death.
+_UNLESS_ORPHANED = '[ "$PPID" = "$0" ] && exec "$@"'
+_START_SECONDS = 120.0  # a few on an idle machine
+
+T = TypeVar("T")
+
+
+class HarnessError(Exception):
+    """The API server can't be had, or is not as it should be; says why and what to do."""
+
+
+def eventually(condition: Callable[[], T | None], what: str, seconds: float = 20.0) -> T:
+    """The first true value of `condition`, tried every 20 ms. Raises HarnessError after `seconds`."""
+    end = time.monotonic() + seconds
+    while not (value := condition()):
+        if time.monotonic() > end:
+            raise HarnessError(f"waited {seconds:.0f} s in vain: {what}")
+        time.sleep(0.02)
+    return value
+
+
+# --- programs -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Programs:
+    """Where etcd and kube-apiserver are."""
+
+    etcd: Path
+    kube_apiserver: Path
+
+
+def find_programs() -> Programs | None:
+    """From $KUBEBUILDER_ASSETS, else kube-apiserver from the cache folder of ./build and etcd from the PATH.
+
+    None if kube-apiserver has to be built first. Raises HarnessError if etcd is missing.
+    """
+    if assets := os.environ.get("KUBEBUILDER_ASSETS"):
+        programs = Programs(Path(assets, "etcd"), Path(assets, "kube-apiserver"))
+        for path in (programs.etcd, programs.kube_apiserver):
+            if not os.access(path, os.X_OK):
+                raise HarnessError(f"{path} is no program: mend KUBEBUILDER_ASSETS or leave it unset")
+        return programs
+    etcd = shutil.which("etcd")
+    if etcd is None:
+        raise HarnessError("there is no etcd: install the package etcd-server")
+    kube_apiserver = _cache() / "kube-apiserver"
+    return Programs(Path(etcd), kube_apiserver) if os.access(kube_apiserver, os.X_OK) else None
+
+
+def build_programs() -> Programs:
+    """What find_programs() finds; what is missing is built, which takes minutes and root. Raises HarnessError."""
+    programs = find_programs()
+    if programs is None:
+        finished = subprocess.run([HERE / "build"], stdout=subprocess.DEVNULL, check=False)
+        programs = find_programs()
+        if finished.returncode or programs is None:
+            raise HarnessError(f"kube-apiserver could not be built: see {_cache() / 'build.log'}")
+    return programs
+
+
+def _cache() -> Path:
+    if cache := os.environ.get("NFTSYNC_TEST_CACHE"):
+        return Path(cache)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nftsync-tests"
+
+
+# --- a client for tests -------------------------------------------------------------------------------
+
+
+class RefusedError(Exception):
+    """The server answered with an error. status: HTTP status.  body: usually a Status object."""
+
+    def __init__(self, request: str, status: int, body: Any) -> None:
+        self.status = status
+        self.body = body
+        self.message = str(body.get("message", "")) if isinstance(body, dict) else str(body)
+        super().__init__(f"{request}: {status}: {self.message}")
+
+
+def refusal_of(request: Callable[[], object]) -> int | None:
+    """The HTTP status with which the server refuses this request; None if it grants it."""
+    try:
+        request()
+    except RefusedError as refused:
+        return refused.status
+    return None
+
+
+class Client:
+    """JSON requests as one user, without retries. Every method but watch() gives the parsed answer.
+
+    All raise RefusedError for a status of 400 and above, and urllib3's HTTPError if there is no answer.
+    """
+
+    def __init__(self, url: str, certificate: Path, token: str) -> None:
+        self._url = url
+        self._token = token
+        self._pool = urllib3.PoolManager(ca_certs=str(certificate), retries=False)
+
+    def get(self, path: str, query: Mapping[str, str] | None = None, *, accept: str = "application/json") -> Any:
+        return self._request("GET", path, query=query, headers={"Accept": accept})
+
+    def post(self, path: str, body: object, query: Mapping[str, str] | None = None) -> Any:
+        return self._request("POST", path, body, query=query)
+
+    def put(self, path: str, body: object, query: Mapping[str, str] | None = None) -> Any:
+        return self._request("PUT", path, body, query=query)
+
+    def patch(self, path: str, body: object, query: Mapping[str, str] | None = None) -> Any:
+        """A JSON merge patch (RFC 7386)."""
+        return self._request("PATCH", path, body, query=query, headers={"Content-Type": MERGE_PATCH})
+
+    def apply(self, path: str, body: object, manager: str) -> Any:
+        """Server-side apply as this field manager, without force."""
+        headers = {"Content-Type": APPLY_PATCH}
+        return self._request("PATCH", path, body, query={"fieldManager": manager}, headers=headers)
+
+    def delete(self, path: str) -> Any:
+        return self._request("DELETE", path)
+
+    def watch(self, path: str, version: str | None = None, *, seconds: int = 30) -> Iterator[Any]:
+        """Events since `version`, or of everything there is and what follows; ends after `seconds`."""
+        query = {"watch": "true", "timeoutSeconds": str(seconds)}
+        if version is not None:
+            query["resourceVersion"] = version
+        response = self._open("GET", path, query=query)
+        try:
+            for line in response:
+                if line.strip():
+                    yield json.loads(line)
+        finally:
+            response.close()
+
+    def _request(self, method: str, path: str, body: object = None, **how: Mapping[str, str] | None) -> Any:
+        response = self._open(method, path, body, **how)
+        return _parsed(response.read())
+
+    def _open(self, method: str, path: str, body: object = None, **how: Mapping[str, str] | None) -> Any:
+        """The answer, not read yet. how: `query` and further `headers`."""
+        query = how.get("query")
+        headers = {
+            "Authorization": f"Bearer {self._token}",
+            "Content-Type": "application/json",
+            **(how.get("headers") or {}),
+        }
+        response = self._pool.request(
+            method,
+            self._url + path + (f"?{urlencode(query)}" if query else ""),
+            body=None if body is None else json.dumps(body),
+            headers=headers,
+            timeout=urllib3.Timeout(connect=5.0, read=90.0),
+            preload_content=False,
+        )
+        if response.status >= 400:
+            raise RefusedError(f"{method} {path}", response.status, _parsed(response.read()))
+        return response
+
+
+def _parsed(data: bytes) -> Any:
+    try:
+        return json.loads(data)
+    except ValueError:
+        return data.decode(errors="replace")
+
+
+# --- the server ---------------------------------------------------------------------------------------
+
+
+class ApiServer:
+    """etcd and kube-apiserver, from entering the context to leaving it, and never after the process that entered it.
+
+    options: further flags of kube-apiserver. With `--watch-cache=false` a watch from a compacted version is a 410;
+    otherwise kube-apiserver remembers what etcd has forgotten until it is restarted.
+
+    The processes are killed with the *thread* that started them (prctl(2), PR_SET_PDEATHSIG): call start and
+    restart() from one that lives on.
+    """
+
+    def __init__(self, options: Sequence[str] = (), programs: Programs | None = None) -> None:
+        self._options = tuple(options)
+        self._programs = programs
+
+    def __enter__(self) -> Self:
+        programs = self._programs or build_programs()
+        self._etcd: subprocess.Popen[bytes] | None = None
+        self._server: subprocess.Popen[bytes] | None = None
+        self._reservations: list[socket.socket] = []
+        self._temporary = tempfile.TemporaryDirectory(prefix="nftsync-apiserver-")
+        self.folder = Path(self._temporary.name)
+        atexit.register(self.close)
+        try:
+            self._etcd_url = f"http://127.0.0.1:{self._reserve_port()}"
+            port = self._reserve_port()
+            self.url = f"https://127.0.0.1:{port}"
+            self._make_keys()
+            self._command = self._server_command(programs.kube_apiserver, port)
+            self.admin = self.client(_ADMIN_TOKEN)
+            self._etcd = self._spawn("etcd", self._etcd_command(programs.etcd))
+            self.restart()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End both processes and remove all data. May be called twice."""
+        atexit.unregister(self.close)
+        self.kill()
+        _kill(self._etcd)
+        self._etcd = None
+        for reservation in self._reservations:
+            reservation.close()
+        self._reservations.clear()
+        self._temporary.cleanup()
+
+    def kill(self) -> None:
+        """End kube-apiserver as a power cut would: no goodbye to its clients. etcd stays."""
+        _kill(self._server)
+        self._server = None
+
+    def restart(self) -> None:
+        """Start kube-apiserver, after killing the one that runs, on the same port and data; ready on return."""
+        self.kill()
+        self._server = self._spawn("kube-apiserver", self._command)
+        try:
+            eventually(self._ready, "kube-apiserver is not ready", _START_SECONDS)
+        except HarnessError as fault:
+            raise HarnessError(f"{fault}\n{self._log_end('etcd')}\n{self._log_end('kube-apiserver')}") from None
+
+    @property
+    def pids(self) -> tuple[int, ...]:
+        """Of the processes that run: etcd, then kube-apiserver."""
+        return tuple(process.pid for process in (self._etcd, self._server) if process)
+
+    # --- what tests do with it ----------------------------------------------------------------------------
+
+    def client(self, token: str) -> Client:
+        """A client that bears this token."""
+        return Client(self.url, self.folder / "tls.crt", token)
+
+    def kubeconfig(self, user: str = ROUTER, token_file: Path | None = None) -> Path:
+        """A kubeconfig for "nftsync" (the shipped ServiceAccount with the shipped Secret) or "admin".
+
+        token_file: where the token is to be, for tests that change it; otherwise it is in the kubeconfig.
+        """
+        token = _ADMIN_TOKEN if user == "admin" else self.issue_token()
+        identity = {"token": token}
+        if token_file is not None:
+            token_file.write_text(token, encoding="ascii")
+            identity = {"tokenFile": str(token_file)}
+        document = {
+            "apiVersion": "v1",
+            "kind": "Config",
+            "clusters": [
+                {"name": "test", "cluster": {"server": self.url, "certificate-authority": str(self.folder / "tls.crt")}}
+            ],
+            "users": [{"name": user, "user": identity}],
+            "contexts": [{"name": "test", "context": {"cluster": "test", "user": user}}],
+            "current-context": "test",
+        }
+        path = self.folder / f"{user}{'-token-file' if token_file else ''}.kubeconfig"
+        path.write_text(yaml.safe_dump(document), encoding="utf-8")
+        path.chmod(0o600)
+        return path
+
+    def apply(self, *manifests: Path) -> None:
+        """Create every object of these YAML files, or patch it as `kubectl apply` would; a CRD is served on return."""
+        for manifest in manifests:
+            for document in yaml.safe_load_all(manifest.read_text(encoding="utf-8")):
+                if document:
+                    self.apply_object(document)
+
+    def apply_object(self, document: Mapping[str, Any]) -> None:
+        """The same for one object."""
+        collection = self._collection(document)
+        try:
+            self.admin.post(collection, document)
+        except RefusedError as refusal:
+            if refusal.status != 409:
+                raise
+            self.admin.patch(f"{collection}/{document['metadata']['name']}", document)
+        if document["kind"] == "CustomResourceDefinition":
+            spec = document["spec"]
+            served = f"/apis/{spec['group']}/{spec['versions'][0]['name']}/{spec['names']['plural']}"
+            eventually(lambda: self._answers(served), f"{served} is not served")
+
+    def issue_token(self, secret: str = ROUTER_SECRET) -> str:
+        """The token of a Secret of the shipped ServiceAccount, made and filled if need be as the cluster would."""
+        secrets = f"/api/v1/namespaces/{NAMESPACE}/secrets"
+        try:
+            found = self.admin.get(f"{secrets}/{secret}")
+        except RefusedError as refusal:
+            if refusal.status != 404:
+                raise
+            metadata = {"name": secret, "annotations": {"kubernetes.io/service-account.name": ROUTER}}
+            found = self.admin.post(secrets, {"metadata": metadata, "type": "kubernetes.io/service-account-token"})
+        if "token" in (found.get("data") or {}):
+            return base64.b64decode(found["data"]["token"]).decode()
+        uid = self.admin.get(f"/api/v1/namespaces/{NAMESPACE}/serviceaccounts/{ROUTER}")["metadata"]["uid"]
+        token = self._signed_token(secret, uid)
+        filled = {
+            "metadata": {"annotations": {"kubernetes.io/service-account.uid": uid}},
+            "data": {
+                "token": base64.b64encode(token.encode()).decode(),
+                "namespace": base64.b64encode(NAMESPACE.encode()).decode(),
+                "ca.crt": base64.b64encode((self.folder / "tls.crt").read_bytes()).decode(),
+            },
+        }
+        self.admin.patch(f"{secrets}/{secret}", filled)
+        return token
+
+    def revoke_token(self, secret: str = ROUTER_SECRET) -> None:
+        """Delete the Secret. kube-apiserver takes a token for up to 10 s more, from its cache, unless restarted."""
+        self.admin.delete(f"/api/v1/namespaces/{NAMESPACE}/secrets/{secret}")
+
+    def compact(self) -> None:
+        """Make etcd forget every version so far: a `continue` token of before is a 410; for a watch see `options`."""
+        key = base64.b64encode(b"/nftsync-tests/compacted").decode()
+        for _ in range(2):  # a watch from the version just before the compacted one still works
+            answer = self._etcd_request("put", {"key": key, "value": key})
+        self._etcd_request("compaction", {"revision": answer["header"]["revision"], "physical": True})
+
+    # --- how it is done -----------------------------------------------------------------------------------
+
+    def _reserve_port(self) -> int:
+        """A port that is free, and that no other harness on this machine takes until we close.
+
+        The reservation is an abstract Unix socket: like ports these belong to the network namespace, and the kernel
+        frees it with our process.
+        """
+        for port in random.sample(_PORTS, 200):
+            reservation = socket.socket(socket.AF_UNIX)
+            try:
+                reservation.bind(f"\0nftsync-tests/port/{port}")
+                with socket.socket() as probe:
+                    probe.bind(("127.0.0.1", port))
+            except OSError:
+                reservation.close()
+                continue
+            self._reservations.append(reservation)
+            return port
+        raise HarnessError("there is no free port on 127.0.0.1")
+
+    def _make_keys(self) -> None:
+        """kube-apiserver's certificate, the key that signs tokens of ServiceAccounts, and the administrator's token."""
+        tls = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj", "/CN=kube-apiserver"]
+        names = ["-addext", "subjectAltName=IP:127.0.0.1", "-days", "2"]
+        self._openssl("req", "-x509", *tls, *names, "-keyout", "tls.key", "-out", "tls.crt")
+        self._openssl("genrsa", "-out", "tokens.key", "2048")
+        admin = f'{_ADMIN_TOKEN},admin,admin,"system:masters"\n'
+        (self.folder / "users.csv").write_text(admin, encoding="ascii")
+
+    def _openssl(self, *arguments: str, data: bytes = b"") -> bytes:
+        command = ["openssl", *arguments]
+        finished = subprocess.run(command, cwd=self.folder, input=data, capture_output=True, check=False)
+        if finished.returncode:
+            raise HarnessError(f"{' '.join(command)}: {finished.stderr.decode(errors='replace')}")
+        return finished.stdout
+
+    def _signed_token(self, secret: str, uid: str) -> str:
+        """A JWT (RFC 7519, RS256) as the token controller of kube-controller-manager makes it for a Secret."""
+        claims = {
+            "iss": "kubernetes/serviceaccount",
+            "kubernetes.io/serviceaccount/namespace": NAMESPACE,
+            "kubernetes.io/serviceaccount/secret.name": secret,
+            "kubernetes.io/serviceaccount/service-account.name": ROUTER,
+            "kubernetes.io/serviceaccount/service-account.uid": uid,
+            "sub": f"system:serviceaccount:{NAMESPACE}:{ROUTER}",
+        }
+        parts = [_base64url(json.dumps(part).encode()) for part in ({"alg": "RS256", "typ": "JWT"}, claims)]
+        signature = self._openssl("dgst", "-sha256", "-sign", "tokens.key", data=".".join(parts).encode())
+        return ".".join([*parts, _base64url(signature)])
+
+    def _etcd_command(self, program: Path) -> list[str]:
+        return [
+            str(program),
+            f"--data-dir={self.folder / 'etcd'}",
+            f"--listen-client-urls={self._etcd_url}",
+            f"--advertise-client-urls={self._etcd_url}",
+            "--listen-peer-urls=http://127.0.0.1:0",
+        ]
+
+    def _server_command(self, program: Path, port: int) -> list[str]:
+        return [
+            str(program),
+            f"--etcd-servers={self._etcd_url}",
+            "--bind-address=127.0.0.1",
+            "--advertise-address=127.0.0.1",  # otherwise it looks for the machine's address
+            "--endpoint-reconciler-type=none",  # which refuses a loopback address
+            f"--secure-port={port}",
+            f"--tls-cert-file={self.folder / 'tls.crt'}",
+            f"--tls-private-key-file={self.folder / 'tls.key'}",
+            f"--token-auth-file={self.folder / 'users.csv'}",
+            "--authorization-mode=RBAC",
+            "--service-cluster-ip-range=10.96.0.0/12",
+            f"--service-account-issuer={_ISSUER}",
+            f"--service-account-signing-key-file={self.folder / 'tokens.key'}",
+            f"--service-account-key-file={self.folder / 'tokens.key'}",
+            "--disable-admission-plugins=ServiceAccount",  # waits for a controller manager
+            *self._options,
+        ]
+
+    def _spawn(self, name: str, command: list[str]) -> subprocess.Popen[bytes]:
+        """Start a process that dies with us, however we die, and not of a Ctrl-C before the tests have cleaned up."""
+        with (self.folder / f"{name}.log").open("ab") as log:
+            return subprocess.Popen(
+                ["setpriv", "--pdeathsig", "KILL", "--", "sh", "-c", _UNLESS_ORPHANED, str(os.getpid()), *command],
+                cwd=self.folder,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    def _ready(self) -> bool:
+        for name, process in (("etcd", self._etcd), ("kube-apiserver", self._server)):
+            if process is None or process.poll() is not None:
+                raise HarnessError(f"{name} has ended")
+        return self._answers("/readyz")
+
+    def _answers(self, path: str) -> bool:
+        try:
+            self.admin.get(path)
+        except (RefusedError, urllib3.exceptions.HTTPError):
+            return False
+        return True
+
+    def _log_end(self, name: str) -> str:
+        lines = (self.folder / f"{name}.log").read_text(encoding="utf-8", errors="replace").splitlines()
+        return "\n".join(lines[-20:])
+
+    def _collection(self, document: Mapping[str, Any]) -> str:
+        """The path that lists objects of this one's kind, in its namespace."""
+        version, kind = document["apiVersion"], document["kind"]
+        root = f"/apis/{version}" if "/" in version else f"/api/{version}"
+
+        def find() -> dict[str, Any] | None:
+            if not self._answers(root):
+                return None
+            resources = self.admin.get(root)["resources"]
+            return next((each for each in resources if each["kind"] == kind and "/" not in each["name"]), None)
+
+        resource = eventually(find, f"{root} has no kind {kind}")
+        namespace = f"/namespaces/{document['metadata']['namespace']}" if resource["namespaced"] else ""
+        return f"{root}{namespace}/{resource['name']}"
+
+    def _etcd_request(self, method: str, body: object) -> Any:
+        """A request to etcd's JSON gateway, which spares us etcdctl."""
+        response = urllib3.PoolManager(retries=False).request(
+            "POST", f"{self._etcd_url}/v3/kv/{method}", body=json.dumps(body), timeout=30.0
+        )
+        answer = _parsed(response.data)
+        if response.status != 200:
+            raise HarnessError(f"etcd, {method}: {response.status}: {answer}")
+        return answer
+
+
+def _kill(process: subprocess.Popen[bytes] | None) -> None:
+    if process is not None:
+        process.kill()
+        process.wait()
+
+
+def _base64url(data: bytes) -> str:
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
