@@ -2,8 +2,9 @@
 
 PYTHON := /usr/bin/python3
 RUNTIME := nftables python3-nftables python3-kubernetes python3-pyroute2 python3-tenacity python3-prometheus-client \
-	python3-yaml python3-venv iproute2
+	python3-yaml python3-venv iproute2 netbase
 TESTING := etcd-server openssl
+PARALLEL := --numprocesses 2 --dist loadfile
 
 # The distribution's python3-nftables is the one that matches its libnftables: no other Python, no other copy.
 .venv/bin/nftsync: pyproject.toml
@@ -38,10 +39,10 @@ demo: .venv/bin/nftsync
 	.venv/bin/nftsync demo
 
 test: lint
-	.venv/bin/pytest
+	.venv/bin/pytest $(PARALLEL)
 
 test-newest: .venv-newest/dev
-	.venv-newest/bin/pytest
+	.venv-newest/bin/pytest $(PARALLEL)
 
 lint: .venv/dev
 	.venv/bin/ruff check .

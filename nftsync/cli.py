@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import logging
 import os
 import sys
@@ -25,6 +26,7 @@ Command = Callable[[argparse.Namespace], int]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
+    _open_output()
     options = _parser().parse_args(arguments)
     logging.basicConfig(stream=sys.stderr, level=options.log_level.upper(), format="nftsync: %(levelname)s: %(message)s")
     command: Command = options.command
@@ -32,14 +34,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
         status = command(options)
         sys.stdout.flush()
     except BrokenPipeError:  # the reader of our output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output()
         return FAILED
     except KeyboardInterrupt:
         return 130
     except (ConfigError, ManifestError) as fault:
         return _fail(WRONG, str(fault))
+    except OSError as fault:
+        _discard_output()
+        return _fail(FAILED, f"the output can't be written: {fault.strerror}")
     else:
         return status
+
+
+def _open_output() -> None:
+    """nft's text is UTF-8 on every terminal; a process that was started without stdout gets one that goes nowhere."""
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115  # for as long as the process lives
+    elif isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8")
+
+
+def _discard_output() -> None:
+    """Nothing is left to be written when Python flushes stdout at the end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(status: int, message: str) -> int:

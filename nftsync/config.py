@@ -61,6 +61,8 @@ def load(path: Path | None) -> Config:
         raise ConfigError(f"{chosen}: {fault.strerror}") from fault
     except ValueError as fault:  # tomllib.TOMLDecodeError names line and column; UnicodeDecodeError the byte
         raise ConfigError(f"{chosen}: {fault}") from fault
+    except RecursionError:
+        raise ConfigError(f"{chosen}: it is nested too deep") from None
     return _config(_Section(str(chosen), "", document))
 
 
@@ -81,7 +83,7 @@ class _Section:
         try:
             return parse(value)
         except (ValueError, TypeError) as fault:
-            raise ConfigError(f"{self._file}: {self._path}{key} = {quote(value)}: {fault}") from fault
+            raise ConfigError(f"{self._where(key)} = {quote(value)}: {fault}") from fault
 
     def section(self, key: str) -> _Section:
         values: dict[str, Any] = self.take(key, _table, {})
@@ -94,7 +96,10 @@ class _Section:
     def end(self) -> None:
         for key, value in self._values.items():
             known = ", ".join(sorted(self._known))
-            raise ConfigError(f"{self._file}: {self._path}{key} = {quote(value)}: there is no such key; known are {known}")
+            raise ConfigError(f"{self._where(key)} = {quote(value)}: there is no such key; known are {known}")
+
+    def _where(self, key: str) -> str:
+        return f"{self._file}: {ascii(self._path + key)[1:-1]}"
 
 
 def _config(top: _Section) -> Config:

@@ -6,6 +6,7 @@ run in threads of their own and only say "something changed"; signals become mes
 
 from __future__ import annotations
 
+import gc
 import logging
 import signal
 import threading
@@ -31,6 +32,7 @@ from nftsync.transaction import transaction
 SETTLE = 0.05  # seconds: changes that follow a sync within this time become one transaction
 TICK = 1.0  # seconds between looks at the local chain's file
 RETRY_FIRST, RETRY_LAST = 1.0, 30.0  # seconds until a refused ruleset is tried again, doubling
+GARBAGE = 50_000  # new objects until Python looks for cycles among them: JSON has none, and a list of it has millions
 ALIVE = 30.0  # seconds without a turn of the loop after which /healthz says no
 
 log = logging.getLogger(__name__)
@@ -113,10 +115,11 @@ class Daemon:
         self._shown: set[str] = set()  # the rejections that were logged
 
     def run(self) -> int:
-        """Sync until stopped, or until the first sync that is not waiting with `once`; returns the exit status.
+        """Sync until stopped, or with `once` until the first sync after every list is complete; returns the exit status.
 
         Raises ConfigError, EndpointError and ManifestError before the kernel was touched.
         """
+        gc.set_threshold(GARBAGE)
         with process_signals(self._signals):
             source = self._open_source()
             network = Links()
@@ -173,6 +176,7 @@ class Daemon:
                 whole = whole or reconciler.nic_changed()
             if not (woken or resync or retry or whole):
                 continue
+            listed = source.inputs.synced
             result = self._sync(reconciler, whole=whole or retry, resync=resync)
             if resync:
                 resync_at = self._clock() + self._config.resync_interval
@@ -180,9 +184,10 @@ class Daemon:
                 retry_at, retry_after = self._clock() + retry_after, min(retry_after * 2, RETRY_LAST)
             else:
                 retry_at, retry_after = float("inf"), RETRY_FIRST
-            if self._options.once and result.outcome is not Outcome.WAITING:
+            if self._options.once and (listed or result.outcome is not Outcome.WAITING):
                 return source
-            signals.stop.wait(SETTLE)
+            if listed:
+                signals.stop.wait(SETTLE)
 
     def _sync(self, reconciler: Reconciler, *, whole: bool, resync: bool) -> SyncResult:
         started = self._clock()

@@ -96,19 +96,24 @@ class Desired:
         before = self._services.pop(name, None)
         withdrawn = pinholes_of(before) if before else {}
         claimed = pinholes_of(service) if service else {}
-        affected = {name} | self._withdraw(withdrawn, name)
+        affected = self._withdraw(withdrawn, name)
         if service is not None:
             self._services[name] = service
         for key, pinhole in claimed.items():
             affected |= self._claim(key, pinhole)
-        for each in affected:
-            self._note_rejections(each)
+        self._note_rejections(name, claimed)
+        for other in affected - {name}:
+            self._note_rejections(other, pinholes_of(self._services[other]))
         return withdrawn.keys() | claimed.keys()
 
     # The claimants of a key stand in order of seniority; the first one owns it. Only these two methods change who does.
 
     def _claim(self, key: str, pinhole: Pinhole) -> set[Name]:
-        claimants = self._claims.setdefault(key, [])
+        claimants = self._claims.get(key)
+        if claimants is None:  # as nearly always
+            self._claims[key] = [pinhole.service]
+            self.pinholes[key] = pinhole
+            return set()
         insort(claimants, pinhole.service, key=self._seniority)
         if claimants[0] == pinhole.service:
             self.pinholes[key] = pinhole
@@ -134,9 +139,10 @@ class Desired:
         service = self._services[name]
         return (service.created or "~", service.uid or "~", name)
 
-    def _note_rejections(self, name: Name) -> None:
+    def _note_rejections(self, name: Name, claimed: Iterable[str]) -> None:
+        """claimed: the keys of the pinholes that the Service claims."""
         service = self._services.get(name)
-        if service is not None and (service.rejections or any(self._lost(service))):
+        if service is not None and (service.rejections or any(self._claims[key][0] != name for key in claimed)):
             self._rejected.add(name)
         else:
             self._rejected.discard(name)

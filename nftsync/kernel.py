@@ -6,11 +6,13 @@ that. A context is not thread-safe: one thread owns a Kernel. Text goes in, JSON
 
 from __future__ import annotations
 
+import ctypes
 import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from ipaddress import ip_address
+from pathlib import Path
 from typing import Any
 
 from nftables import Nftables
@@ -18,10 +20,12 @@ from nftables import Nftables
 from nftsync.ratelimit import BYTE_UNITS, RateLimit
 from nftsync.ruleset import FILTER, NAME, SHAPER, Chain, Elements, Ruleset, Set, Table
 
+_LIBC = ctypes.CDLL(None)
 _UNKNOWN = "\t\t# as found in the kernel\n"  # the rules of a chain that was read back: equal to no rules of ours
 _WORD = re.compile(r"[A-Za-z][A-Za-z0-9_./-]{0,127}")  # what nft takes as a name without quotes
 _DEVICE = re.compile(r'hook ingress device(?:s = \{)? "?([^"\s}]+)')
 _ELEMENT = re.compile(r"[0-9A-Za-z.:/-]+")
+_CAP_NET_ADMIN = 12  # linux/capability.h
 
 
 class KernelError(Exception):
@@ -41,9 +45,11 @@ class Found:
 
 
 class Kernel:
-    """The tables `inet nftsync` and `netdev nftsync` of this network namespace. Needs CAP_NET_ADMIN."""
+    """The tables `inet nftsync` and `netdev nftsync` of this network namespace. Raises KernelError without CAP_NET_ADMIN."""
 
     def __init__(self) -> None:
+        if not _capable():  # libnftables would complain on stderr, at every single command
+            raise KernelError("nftables can't be read or changed without CAP_NET_ADMIN: run this as root")
         self._commands = Nftables()
         self._rehearsal = Nftables()
         self._rehearsal.set_dry_run(True)
@@ -82,11 +88,19 @@ class Kernel:
     @staticmethod
     def _list(context: Nftables, family: str) -> str | None:
         code, output, error = context.cmd(f"list table {family} {NAME}")
+        _LIBC.malloc_trim(0)  # malloc(3) would keep the twenty megabytes that libnftables needs to list 10,000 elements
         if code == 0:
             return str(output)
         if "No such file or directory" in error:
             return None
         raise KernelError(_sentence(error))
+
+
+def _capable() -> bool:
+    """Whether this process has CAP_NET_ADMIN: capabilities(7), proc(5)."""
+    status = Path("/proc/thread-self/status").read_text(encoding="ascii", errors="replace")
+    effective = re.search(r"^CapEff:\s*([0-9a-f]+)$", status, re.MULTILINE)
+    return effective is not None and bool(int(effective[1], 16) >> _CAP_NET_ADMIN & 1)
 
 
 def _run(context: Nftables, text: str) -> None:
@@ -103,18 +117,27 @@ def _sentence(error: str) -> str:
 
 # --- libnftables' JSON to our types -------------------------------------------------------------------
 
+# What others can put into a table, in an order in which it can be deleted: maps refer to the objects after them.
+_STRANGERS = ("map", "flowtable", "counter", "quota", "limit", "secmark", "synproxy", "ct helper", "ct timeout", "ct expectation")
 _SET_KEYS = {"family", "name", "table", "handle", "type", "flags", "stmt", "elem"}
 
 
 def _table(objects: list[dict[str, Any]], listing: str) -> Table:
     sets: dict[str, Set] = {}
     chains: dict[str, Chain] = {}
-    for entry in objects:
-        if "set" in entry and _WORD.fullmatch(entry["set"]["name"]):
-            sets[entry["set"]["name"]] = _set(entry["set"])
-        elif "chain" in entry and _WORD.fullmatch(entry["chain"]["name"]):
-            chains[entry["chain"]["name"]] = Chain(_UNKNOWN, _hook(entry["chain"], listing))
-    return Table(sets, chains)
+    strangers: list[tuple[str, str]] = []
+    for kind, described in (pair for entry in objects for pair in entry.items()):
+        name = described.get("name", "")
+        if not _WORD.fullmatch(name):
+            continue
+        if kind == "set":
+            sets[name] = _set(described)
+        elif kind == "chain":
+            chains[name] = Chain(_UNKNOWN, _hook(described, listing))
+        elif kind in _STRANGERS:
+            strangers.append((kind, name))
+    strangers.sort(key=lambda stranger: _STRANGERS.index(stranger[0]))
+    return Table(sets, chains, tuple(strangers))
 
 
 def _set(declared: Mapping[str, Any]) -> Set:
@@ -144,7 +167,7 @@ def _elements(objects: list[dict[str, Any]]) -> Elements:
 
 def _members(members: list[Any]) -> Iterator[tuple[str, str]]:
     for member in members:
-        attributes = member.get("elem", {"val": member})
+        attributes = member["elem"] if isinstance(member, dict) and "elem" in member else {"val": member}
         value = attributes["val"]
         parts = value["concat"] if isinstance(value, dict) and "concat" in value else [value]
         yield " . ".join([_part(part) for part in parts]), _limit(attributes["limit"]) if "limit" in attributes else ""

@@ -42,11 +42,13 @@ class Manifests:
         self._nft = nft
         self._inboxes: dict[str, Inbox[Any]] = {"Service": services, "Nft": nfts}
         self._held: dict[Path, list[tuple[str, Name]]] = {}  # what each file held when it was last readable
+        self._seen: list[tuple[str, int, int, int]] = []  # the files' signature when they were last read
         self.rejections: tuple[Rejection, ...] = ()
 
     def read(self) -> None:
         """Read all files; afterwards both inboxes are synced. Raises ManifestError if a path is not there."""
         rejections: list[Rejection] = []
+        self._seen = self._signature()  # before they are read: what changes meanwhile is read again
         with ExitStack() as stack:
             listings = {kind: stack.enter_context(inbox.listing()) for kind, inbox in self._inboxes.items()}
             held: dict[Path, list[tuple[str, Name]]] = {}
@@ -73,8 +75,9 @@ class Manifests:
             if not isinstance(raw, dict) or kind is None:
                 continue
             where = ObjectRef(kind, f"{ascii(str(path))[1:-1]} #{number}")
-            if kind == "Nft" and isinstance(raw.get("metadata"), dict):
-                raw["metadata"].setdefault("namespace", self._nft.namespace)
+            metadata = raw.get("metadata")
+            if kind == "Nft" and isinstance(metadata, dict) and metadata.get("namespace") is None:
+                metadata["namespace"] = self._nft.namespace
             try:
                 name, uid = identify(raw)
                 if kind == "Nft" and name != self._nft:
@@ -91,35 +94,42 @@ class Manifests:
 
     def follow(self, stop: threading.Event) -> None:
         """Read the files again whenever one of them changes, until `stop`. Blocks: for a thread of its own."""
-        seen = self._signature()
         while not stop.wait(POLL_INTERVAL):
-            now = self._signature()
-            if now != seen:
-                seen = now
+            if self._signature() != self._seen:
                 try:
                     self.read()
                 except ManifestError as fault:
                     log.warning("%s; what was read before stays", fault)
 
-    def _signature(self) -> list[tuple[str, int, int]]:
+    def _signature(self) -> list[tuple[str, int, int, int]]:
         """Changes when a file does."""
         signature = []
         try:
             for path in self._files():
                 status = path.stat()
-                signature.append((str(path), status.st_mtime_ns, status.st_size))
+                signature.append((str(path), status.st_mtime_ns, status.st_size, status.st_ino))
         except (OSError, ManifestError):
             return []
         return signature
 
     def _files(self) -> Iterator[Path]:
         for path in self._paths:
-            if path.is_dir():
-                yield from sorted(each for each in path.rglob("*") if each.suffix in SUFFIXES and each.is_file())
-            elif path.exists():
-                yield path
-            else:
-                raise ManifestError(f"{path}: there is no such file or folder")
+            try:
+                if path.is_dir():
+                    yield from sorted(each for each in path.rglob("*") if _is_manifest(each, path))
+                    continue
+                path.stat()
+            except FileNotFoundError:
+                raise ManifestError(f"{path}: there is no such file or folder") from None
+            except OSError as fault:
+                raise ManifestError(f"{path}: {fault.strerror}") from fault
+            yield path
+
+
+def _is_manifest(path: Path, folder: Path) -> bool:
+    """Hidden files and folders are not: editors, git and mounted ConfigMaps keep copies in them."""
+    hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+    return path.suffix in SUFFIXES and not hidden and path.is_file()
 
 
 def _load(path: Path) -> list[object]:
@@ -129,20 +139,30 @@ def _load(path: Path) -> list[object]:
     text = content.decode("utf-8")
     if path.suffix == ".json":
         try:
-            return [json.loads(text)]
+            return [json.loads(text, object_pairs_hook=_object)]
         except RecursionError:
             raise ValueError("it is nested too deep") from None
     return yamltext.documents(text)
 
 
+def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """A JSON object of which no key stands twice: readers differ in which one counts."""
+    found: dict[str, object] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"the key {key[:60]!a} stands twice in one object")
+        found[key] = value
+    return found
+
+
 def _flatten(loaded: list[object]) -> Iterator[object]:
     """The objects of documents, those inside Lists too; items of a ServiceList say nothing of their own kind."""
     for document in loaded:
-        items = document.get("items") if isinstance(document, dict) else None
-        if not isinstance(document, dict) or not isinstance(items, list) or not str(document.get("kind")).endswith("List"):
+        items, kind = (document.get("items"), document.get("kind")) if isinstance(document, dict) else (None, None)
+        if not isinstance(document, dict) or not isinstance(items, list) or not isinstance(kind, str) or not kind.endswith("List"):
             yield document
             continue
-        kind = str(document["kind"]).removesuffix("List")
+        kind = kind.removesuffix("List")
         for item in items:
             yield {"apiVersion": document.get("apiVersion"), "kind": kind, **item} if kind and isinstance(item, dict) else item
 

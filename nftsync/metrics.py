@@ -7,6 +7,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterable
 from http.server import ThreadingHTTPServer
+from socketserver import TCPServer
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Gauge, Histogram
@@ -105,9 +106,8 @@ class Endpoint:
                 """A scrape is not worth a line."""
 
         host, port = address
-        server_class = type("_Server", (ThreadingHTTPServer,), {"address_family": _family(host), "daemon_threads": True})
         try:
-            self._server: ThreadingHTTPServer = server_class((host, port), Handler)
+            self._server = _Server(host, port, Handler)
         except OSError as fault:
             raise EndpointError(f"the metrics endpoint can't listen on {host} port {port}: {fault.strerror}") from fault
         self._thread = threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True)
@@ -124,5 +124,14 @@ class Endpoint:
         self._thread.join()
 
 
-def _family(host: str) -> int:
-    return socket.AF_INET6 if ":" in host else socket.AF_INET
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def __init__(self, host: str, port: int, handler: type[MetricsHandler]) -> None:
+        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        super().__init__((host, port), handler)
+
+    def server_bind(self) -> None:
+        """HTTPServer's own asks DNS for the host's name, and waits for it where there is none."""
+        TCPServer.server_bind(self)
+        self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])

@@ -138,7 +138,7 @@ class Reconciler:
         """
         if not self._inputs.synced:
             return SyncResult(Outcome.WAITING, "the first lists are not complete")
-        changed, since = self._take()
+        changed, since = self._take(whole=whole or resync)
         if self._spec is None:
             return SyncResult(Outcome.WAITING, f"there is no usable Nft resource {self._config.nft}")
         try:
@@ -155,8 +155,11 @@ class Reconciler:
             return SyncResult(Outcome.FAILED, f"the last ruleset stays: {fault}", since)
         return replace(result, since=since)
 
-    def _take(self) -> tuple[set[str], float | None]:
-        """Take the inputs' changes; returns the keys of the pinholes that may differ, and since when."""
+    def _take(self, *, whole: bool) -> tuple[set[str], float | None]:
+        """Take the inputs' changes; returns the keys of the pinholes that may differ, and since when.
+
+        whole: a whole sync follows, which computes the pinholes anew, so there is no need to do it here.
+        """
         sinces = []
         nfts = self._inputs.nfts.take()
         if nfts.objects:
@@ -167,8 +170,9 @@ class Reconciler:
                 self._spec = self._nft.spec
         services = self._inputs.services.take()
         changed: set[str] = set()
-        for name, service in services.objects.items():
-            changed.update(self._desired.put(name, service))
+        if self._spec is None or not (whole or self._whole):
+            for name, service in services.objects.items():
+                changed.update(self._desired.put(name, service))
         if services.objects:
             sinces.append(services.since)
         return changed, min(sinces, default=None)

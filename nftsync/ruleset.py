@@ -62,10 +62,11 @@ class Chain:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A table without its elements."""
+    """A table without its elements. strangers: kind and name of what we never make, such as ("map", "x")."""
 
     sets: Mapping[str, Set] = field(default_factory=dict)
     chains: Mapping[str, Chain] = field(default_factory=dict)
+    strangers: tuple[tuple[str, str], ...] = ()
 
 
 Elements = dict[str, dict[str, str]]  # set name → element key → the element's own statement ("" for none)

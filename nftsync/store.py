@@ -32,6 +32,7 @@ class Store:
     def __init__(self, directory: Path) -> None:
         self._path = directory / "state.json"
         self._state = self._load()
+        self._kept = True  # whether the disk has it
 
     @property
     def state(self) -> State:
@@ -39,12 +40,13 @@ class Store:
 
     def save(self, state: State) -> None:
         """Keep `state`. A disk that is full or read-only is reported, and harms nothing else."""
-        if state == self._state:
+        if state == self._state and self._kept:
             return
-        self._state = state
+        self._state, self._kept = state, False
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             _replace(self._path, json.dumps({"format": FORMAT, **asdict(state)}))
+            self._kept = True
         except OSError as fault:
             log.warning("%s: %s; after a restart the state is not known", self._path, fault.strerror)
 
@@ -58,7 +60,7 @@ class Store:
                 raise TypeError("a value has the wrong type")
         except FileNotFoundError:
             return State()
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as fault:
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as fault:
             log.warning("%s can't be used and is ignored: %s", self._path, fault)
             return State()
         return state

@@ -27,13 +27,12 @@ def _table(table: str, before: Table, after: Table, *, new: bool) -> Iterator[st
     if before == after and not new:
         return
     replaced = _differing(before.sets, after.sets)
-    # A set can't be deleted while a rule refers to it: then every chain is refilled.
-    refilled = {
-        name: chain for name, chain in after.chains.items() if replaced or before.chains.get(name) != chain
-    }
+    # Nothing can be deleted while a rule refers to it: then every chain is refilled.
+    everything = bool(replaced or before.strangers)
+    refilled = {name: chain for name, chain in after.chains.items() if everything or before.chains.get(name) != chain}
     removed = [
         name for name, chain in before.chains.items()
-        if name not in after.chains or (chain.hook != after.chains[name].hook)
+        if name not in after.chains or chain.hook != after.chains[name].hook
     ]
     yield f"add table {table}"
     for name in before.chains:
@@ -43,6 +42,8 @@ def _table(table: str, before: Table, after: Table, *, new: bool) -> Iterator[st
         yield f"delete chain {table} {name}"
     for name in replaced:
         yield f"delete set {table} {name}"
+    for kind, name in before.strangers:
+        yield f"delete {kind} {table} {name}"
     for name, declared in after.sets.items():
         if before.sets.get(name) != declared:
             yield f"add set {table} {name} {{ {declared} }}"

@@ -81,6 +81,8 @@ def _mapping(events: Iterator[Any], depth: int) -> dict[str, object]:
             break
         if not isinstance(event, yaml.ScalarEvent) or event.anchor:
             raise YamlError(f"{_line(event)}a key must be a text")
+        if event.tag and event.tag not in _KINDS_OF_TEXT:
+            raise YamlError(f"{_line(event)}the tag {event.tag[:60]!a} is not taken")
         if event.value == "<<" and event.implicit[0]:
             raise YamlError(f"{_line(event)}merge keys are not taken: write the values out")
         if event.value in mapping:

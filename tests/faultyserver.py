@@ -195,12 +195,12 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, *_: object) -> None:
         """A test's output is its assertions."""
 
-    def do_GET(self) -> None:
+    def do_GET(self) -> None:  # noqa: N802  # http.server's name
         query = dict(parse_qsl(urlsplit(self.path).query))
         kind = WATCH if query.get("watch") == "true" else PAGE if query.get("continue") else LIST
         self._meet(kind, query, b"")
 
-    def do_POST(self) -> None:
+    def do_POST(self) -> None:  # noqa: N802  # http.server's name
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         self._meet(OTHER, dict(parse_qsl(urlsplit(self.path).query)), body)
 

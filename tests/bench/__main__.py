@@ -1,0 +1,23 @@
+"""The benchmark: `make bench`, or `python -m tests.bench PART…` for some of its parts. Needs root and two minutes."""
+
+from __future__ import annotations
+
+import sys
+
+from tests.bench import changes, memory, packets, start
+
+PARTS = {"changes": changes.run, "start": start.run, "memory": memory.run, "packets": packets.run}
+
+
+def main(chosen: list[str]) -> int:
+    goals = []
+    for part in chosen or PARTS:
+        goals += PARTS[part]()
+    print("\nGoals")
+    for goal in goals:
+        print(goal)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

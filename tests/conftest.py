@@ -1,0 +1,78 @@
+"""Fixtures and rules of all tests: none may be skipped in CI, and hypothesis is the same on every machine."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator, Iterator
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+from tests.support import Netns
+
+CI = bool(os.environ.get("CI"))
+
+settings.register_profile(
+    "nftsync",
+    deadline=None,  # a busy machine is no fault of the code
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.register_profile("explore", parent=settings.get_profile("nftsync"), derandomize=False, max_examples=2000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "nftsync"))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--regenerate", action="store_true", help="write the golden cases' expected files anew; read them afterwards")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if CI and report.skipped and not hasattr(report, "wasxfail"):
+        report.outcome = "failed"
+        report.longrepr = f"under CI nothing is skipped: {report.longrepr}"
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    report = yield
+    if CI and report.skipped:
+        report.outcome = "failed"
+        report.longrepr = f"under CI nothing is skipped: {report.longrepr}"
+    return report
+
+
+@pytest.fixture
+def netns() -> Iterator[Netns]:
+    """A network namespace of the test's own."""
+    yield from _netns()
+
+
+@pytest.fixture(scope="module")
+def shared_netns() -> Iterator[Netns]:
+    """A network namespace for the many examples of a property; each example starts with our tables gone."""
+    yield from _netns()
+
+
+def _netns() -> Iterator[Netns]:
+    try:
+        made = Netns()
+    except PermissionError as fault:
+        pytest.skip(f"a network namespace needs root: {fault.strerror}")
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def no_dns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any look-up of a name fails the test."""
+
+    def asked(*args: Any, **_: Any) -> None:
+        raise AssertionError(f"somebody asked DNS for {args[:1]}")
+
+    for function in ("getaddrinfo", "gethostbyname", "gethostbyname_ex", "gethostbyaddr", "getnameinfo", "getfqdn"):
+        monkeypatch.setattr(f"socket.{function}", asked)

@@ -1,0 +1,362 @@
+"""Counters, buckets and packets under way survive every change that does not concern them."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nftsync.config import Config
+from nftsync.inbox import Inbox
+from nftsync.kernel import Kernel
+from nftsync.lab import CLIENT, PUBLIC, Lab, Probe
+from nftsync.links import Links
+from nftsync.objects import Nft, Service, parse_nft, parse_service
+from nftsync.reconcile import Inputs, Outcome, Reconciler, SyncResult
+from nftsync.ruleset import FILTER, render
+from nftsync.store import Store
+from tests.labtools import PATIENCE, SERVICE4, SERVICE6, Raw, eventually, needs_root, nft, packets, rules, service, tables, wanted
+
+pytestmark = needs_root
+
+CHANGES = 2000
+CONTROL_SECONDS = 20.0
+BYTES4, PACKETS4 = "172.30.254.11", "172.30.254.12"
+COUNTED = service("counted", SERVICE4)
+SLOW_BYTES = service("slow-bytes", BYTES4, limit="4 kbytes/week burst 1 kbytes")
+SLOW_PACKETS = service("slow-packets", PACKETS4, limit="1/week burst 4 packets")
+OTHER = service("other", "172.30.254.77", ports=[("TCP", 80), ("UDP", 80)], limit="1/second burst 5 packets")
+
+
+@pytest.fixture
+def lab() -> Iterator[Lab]:
+    with Lab() as made:
+        yield made
+
+
+class Router:
+    """A reconciler in the lab's router and the objects that it is told of."""
+
+    def __init__(self, lab: Lab, folder: Path) -> None:
+        self.lab = lab
+        self.config = Config(state=folder, local_chain=folder / "local-chain.nft")
+        self._links: Links = lab.router.call(Links)
+        self._objects: dict[str, dict[str, Raw]] = {"Service": {}, "Nft": {}}
+
+    def close(self) -> None:
+        self._links.close()
+
+    def begin(self, *objects: Raw) -> None:
+        for raw in objects:
+            self._objects[raw["kind"]][raw["metadata"]["name"]] = raw
+        self.restart()
+        assert self.sync().outcome is Outcome.APPLIED
+
+    def restart(self) -> None:
+        """As a new process begins: it knows what is in the kernel and in the state file, and lists all objects."""
+        self._inboxes: dict[str, Inbox[Any]] = {
+            "Service": Inbox[Service](parse_service, lambda: None, time.monotonic),
+            "Nft": Inbox[Nft](parse_nft, lambda: None, time.monotonic),
+        }
+        for kind, inbox in self._inboxes.items():
+            with inbox.listing() as listing:
+                for raw in self._objects[kind].values():
+                    listing.put(raw)
+        inputs = Inputs(self._inboxes["Service"], self._inboxes["Nft"])
+        kernel = self.lab.router.call(Kernel)
+        self.reconciler = Reconciler(self.config, inputs, kernel, self._links, Store(self.config.state))
+
+    def put(self, raw: Raw) -> None:
+        self._objects[raw["kind"]][raw["metadata"]["name"]] = raw
+        self._inboxes[raw["kind"]].put(raw)
+
+    def delete(self, name: str) -> None:
+        self._inboxes["Service"].delete(self._objects["Service"].pop(name))
+
+    def sync(self, *, resync: bool = False) -> SyncResult:
+        result = self.reconciler.sync(whole=self.reconciler.local_chain_changed(), resync=resync)
+        assert result.outcome in (Outcome.APPLIED, Outcome.UNCHANGED), result.message
+        return result
+
+
+@pytest.fixture
+def router(lab: Lab, tmp_path: Path) -> Iterator[Router]:
+    made = Router(lab, tmp_path)
+    yield made
+    made.close()
+
+
+def add_another_service(router: Router) -> None:
+    router.put(OTHER)
+    router.sync()
+
+
+def change_and_remove_another_service(router: Router) -> None:
+    router.put(OTHER)
+    router.sync()
+    router.put(service("other", "172.30.254.78", sources=["192.0.2.0/24"], limit="2 mbytes/second"))
+    router.sync()
+    router.delete("other")
+    router.sync()
+
+
+def switch_ssh_and_bgp_off(router: Router) -> None:
+    router.put(nft(enable_ssh=False, enable_bgp=False))
+    router.sync()
+
+
+def let_everything_pass_and_drop_it_again(router: Router) -> None:
+    for dropall in (False, True):
+        router.put(nft(enable_dropall=dropall))
+        router.sync()
+
+
+def change_the_local_chain(router: Router) -> None:
+    for body in ("udp dport 7 drop", "udp dport 7 counter accept"):
+        router.config.local_chain.write_text(f"chain local-chain {{ {body} }}")
+        router.sync()
+
+
+def resync(router: Router) -> None:
+    assert router.sync(resync=True).outcome is Outcome.UNCHANGED
+
+
+def restart_the_daemon(router: Router) -> None:
+    router.restart()
+    router.sync()
+
+
+def restart_the_daemon_with_other_settings(router: Router) -> None:
+    router.restart()
+    router.put(nft(enable_bgp=False))
+    router.sync()
+
+
+def repair_what_somebody_else_did(router: Router) -> None:
+    router.lab.router.nft("add rule inet nftsync global accept")
+    assert router.sync(resync=True).drift
+
+
+def write_the_same_service_again_with_another_unimportant_field(router: Router) -> None:
+    router.put(service("counted", SERVICE4, externalTrafficPolicy="Local"))
+    router.sync()
+
+
+@pytest.mark.parametrize("change", [
+    add_another_service,
+    change_and_remove_another_service,
+    switch_ssh_and_bgp_off,
+    let_everything_pass_and_drop_it_again,
+    change_the_local_chain,
+    resync,
+    restart_the_daemon,
+    restart_the_daemon_with_other_settings,
+    repair_what_somebody_else_did,
+    write_the_same_service_again_with_another_unimportant_field,
+], ids=lambda change: change.__name__)  # fmt: skip
+def test_counters_and_buckets_survive(lab: Lab, router: Router, change: Callable[[Router], None]) -> None:
+    router.begin(nft(), COUNTED, SLOW_BYTES, SLOW_PACKETS)
+    assert len(lab.deliver([Probe("tcp", SERVICE4, 80)] * 7)) == 7
+    for address, fits in ((BYTES4, 5), (PACKETS4, 4)):
+        assert len(lab.deliver([Probe("tcp", address, 80, length=1024)] * 20)) == fits
+    change(router)
+    assert packets(lab, "services4", f"{SERVICE4} . tcp . 80") == 7
+    for address in (BYTES4, PACKETS4):
+        assert not lab.deliver([Probe("tcp", address, 80, length=1024)] * 20), f"{address} has a full bucket again"
+
+
+def test_a_new_limit_has_a_new_bucket_and_keeps_the_count_and_the_neighbours_bucket(lab: Lab, router: Router) -> None:
+    router.begin(nft(), SLOW_BYTES, SLOW_PACKETS)
+    for address in (BYTES4, PACKETS4):
+        lab.deliver([Probe("tcp", address, 80, length=1024)] * 20)
+    router.put(service("slow-packets", PACKETS4, limit="1/week burst 6 packets"))
+    router.sync()
+    assert packets(lab, "services4", f"{PACKETS4} . tcp . 80") == 4
+    assert len(lab.deliver([Probe("tcp", PACKETS4, 80)] * 20)) == 6
+    assert not lab.deliver([Probe("tcp", BYTES4, 80, length=1024)] * 20)
+
+
+def test_counters_survive_when_rate_shaping_goes_off_and_on(lab: Lab, router: Router) -> None:
+    router.begin(nft(), COUNTED, SLOW_PACKETS)
+    lab.deliver([Probe("tcp", SERVICE4, 80)] * 7)
+    for on in (False, True):
+        router.put(nft(enable_rateshape=on))
+        router.sync()
+        assert ("netdev nftsync" in tables(lab)) is on
+        assert packets(lab, "services4", f"{SERVICE4} . tcp . 80") == 7
+
+
+# --- drift --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("change", [
+    f"delete element inet nftsync services4 {{ {SERVICE4} . tcp . 80 }}",
+    "add element inet nftsync services6 { 2001:db8:254::66 . tcp . 22 }",
+    "flush set inet nftsync services4",
+    "add element inet nftsync sources4 { 172.30.254.1 . tcp . 22 . 10.0.0.0/8 }",
+    "insert rule inet nftsync forward accept",
+    "flush chain inet nftsync operator-svc",
+    "add chain inet nftsync theirs { type filter hook input priority -5; policy accept; }",
+    "add chain inet nftsync theirs; add rule inet nftsync global jump theirs",
+    "add set inet nftsync theirs { type ipv4_addr; }; add element inet nftsync theirs { 192.0.2.1 }",
+    "add map inet nftsync theirs { type ipv4_addr : verdict; }",
+    "add chain inet nftsync input { policy accept; }",
+    "add table inet nftsync { flags dormant; }",
+    f"delete element netdev nftsync limited4 {{ {BYTES4} . tcp . 80 }}",
+    f"add element netdev nftsync limited4 {{ {SERVICE4} . tcp . 80 limit rate over 1 bytes/week burst 1 bytes }}",
+    "flush chain netdev nftsync operator-tc",
+    "delete table netdev nftsync",
+    "delete table inet nftsync",
+    "flush ruleset",
+])  # fmt: skip
+def test_the_next_resync_repairs(lab: Lab, router: Router, change: str) -> None:
+    router.begin(nft(), COUNTED, SLOW_BYTES)
+    good = rules(lab)
+    lab.router.nft(change)
+    assert rules(lab) != good
+    result = router.sync(resync=True)
+    assert (result.outcome, result.drift) == (Outcome.APPLIED, True)
+    assert rules(lab) == good
+    again = router.sync(resync=True)
+    assert (again.outcome, again.drift) == (Outcome.UNCHANGED, False)
+
+
+# --- under load ---------------------------------------------------------------------------------------
+
+ALLOWED = (f"{SERVICE4} 80", f"{SERVICE6} 80", "172.30.254.2 80", "2001:db8:254::2 80")
+FORBIDDEN = (f"{SERVICE4} 81", f"{SERVICE6} 81", "172.30.254.3 80", "2001:db8:254::99 80", f"{PUBLIC[0]} 5000", f"{PUBLIC[1]} 5000")
+STANDING = (
+    service("open", SERVICE4, SERVICE6, ports=[("UDP", 80), ("TCP", 81)]),
+    service("narrow", "172.30.254.2", "2001:db8:254::2", ports=[("UDP", 80)], sources=[f"{CLIENT[0]}/32", "2001:db8:100::/64"]),
+    service("others", "172.30.254.3", ports=[("UDP", 80)], sources=["192.0.2.0/24"]),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """What became of the packets to one destination. missing: the first 20 that did not come through."""
+
+    sent: int
+    arrived: int
+    missing: list[int]
+
+
+class Traffic:
+    """Numbered packets to every destination, from a process of its own, until `end`."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        assert process.stdout
+        self._process = process
+        self._lines: list[str] = []
+        self._reader = threading.Thread(target=self._lines.extend, args=[process.stdout], daemon=True)
+        self._reader.start()
+
+    def through(self, destinations: int) -> bool:
+        """Whether by now something came through to as many destinations."""
+        return len(self._lines) >= destinations
+
+    def end(self) -> list[Tally]:
+        assert self._process.stdin
+        self._process.stdin.close()
+        self._reader.join(PATIENCE)
+        return [Tally(*each) for each in json.loads(self._lines[-1])]
+
+
+@contextmanager
+def traffic(lab: Lab) -> Iterator[Traffic]:
+    """Traffic to ALLOWED and FORBIDDEN. What is forbidden has a listener too: if it gets through, it is heard."""
+    sockets = [_listener(lab, "node", port) for port in (80, 81)] + [_listener(lab, "router", 5000)]
+    numbers = [each.fileno() for each in sockets]
+    argv = [sys.executable, str(Path(__file__).with_name("traffic.py")), *map(str, numbers), *ALLOWED, *FORBIDDEN]
+    process = lab.client.popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=numbers, bufsize=1)
+    try:
+        yield Traffic(process)
+    finally:
+        process.kill()
+        process.wait()
+        for each in sockets:
+            each.close()
+
+
+def _listener(lab: Lab, where: str, port: int) -> socket.socket:
+    listener: socket.socket = getattr(lab, where).socket(socket.AF_INET6, socket.SOCK_DGRAM)
+    listener.setsockopt(socket.SOL_SOCKET, 33, 32 << 20)  # SO_RCVBUFFORCE: whatever comes between two looks has room
+    listener.setblocking(False)
+    listener.bind(("::", port))
+    return listener
+
+
+def step(router: Router, number: int) -> None:
+    """One of the changes that a cluster and its operators make; each makes the kernel's ruleset another one."""
+    turn, address = number // 8, f"10.9.{number // 8 % 200}.{number % 8}"
+    name = f"churn{number // 8 % 50}"
+    match number % 8:
+        case 0:
+            router.put(service(name, address, f"2001:db8:9::{turn % 200:x}", ports=[("UDP", 80), ("TCP", 443)]))
+        case 1:
+            router.put(service(name, address, limit=f"{turn + 1} mbytes/minute", ports=[("UDP", 80)]))
+        case 2:
+            router.put(service(name, address, limit=f"{turn + 1}/second burst 5 packets"))
+        case 3:
+            router.put(service(name, address, sources=[f"10.{turn % 250}.0.0/16", "2001:db8::/32"]))
+        case 4:
+            router.put(service(f"{name}-b", address, "172.30.254.3", ports=[("TCP", 1 + turn)]))
+        case 5:
+            router.delete(f"{name}-b")
+        case 6 if turn % 2:
+            router.delete(name)
+        case 6:
+            router.put(service(name, address, ports=[("SCTP", 1 + turn)]))
+        case _:
+            switched = {"enable_ssh": turn % 2 == 0, "enable_bgp": turn % 4 < 2, "enable_rateshape": turn % 8 < 4}
+            router.put(nft(**switched))
+            if turn % 5 == 0:
+                router.config.local_chain.write_text(f"chain local-chain {{ tcp dport {1 + turn} drop }}")
+
+
+def test_two_thousand_changes_under_load_let_nothing_forbidden_pass_and_lose_nothing_allowed(lab: Lab, router: Router) -> None:
+    router.begin(nft(), *STANDING)
+    applied = 0
+    with traffic(lab) as running:
+        assert eventually(lambda: running.through(len(ALLOWED)))
+        for number in range(CHANGES):
+            step(router, number)
+            applied += router.sync(resync=number % 100 == 0).outcome is Outcome.APPLIED
+        tallies = running.end()
+    assert applied == CHANGES
+    allowed = dict(zip(ALLOWED, tallies, strict=False))
+    forbidden = dict(zip(FORBIDDEN, tallies[len(ALLOWED) :], strict=True))
+    assert {destination: tally.arrived for destination, tally in forbidden.items() if tally.arrived} == {}
+    assert {destination: tally for destination, tally in allowed.items() if tally.arrived != tally.sent} == {}
+    assert min(tally.sent for tally in tallies) > CHANGES
+
+
+def test_a_table_that_is_deleted_and_added_with_a_policy_alone_is_caught_leaking_under_the_same_load(lab: Lab) -> None:
+    kernel: Kernel = lab.router.call(Kernel)
+    crowd = [service(f"crowd{number}", f"10.9.{number // 250}.{number % 250}") for number in range(500)]
+    ruleset = wanted([*STANDING, *crowd], nft(enable_rateshape=False))
+    chains = {
+        name: replace(chain, rules=chain.rules.removesuffix("\t\tdrop\n")) if chain.hook else chain
+        for name, chain in ruleset.tables[FILTER].chains.items()
+    }
+    table = replace(ruleset.tables[FILTER], chains=chains)
+    text = render(replace(ruleset, tables={FILTER: table}))
+    kernel.apply(text)
+    deadline, replaced = time.monotonic() + CONTROL_SECONDS, 0
+    with traffic(lab) as running:
+        assert eventually(lambda: running.through(len(ALLOWED)))
+        while not running.through(len(ALLOWED) + 1) and time.monotonic() < deadline:
+            kernel.apply(f"delete table inet nftsync\n{text}")
+            replaced += 1
+        tallies = running.end()
+    assert sum(tally.arrived for tally in tallies[len(ALLOWED) :]) > 0, f"{replaced} times, and nothing got through"

@@ -1,0 +1,58 @@
+"""Numbered packets as fast as one process can, and which of them came through: run it as a program in the client's namespace.
+
+    traffic.py LISTENER… DESTINATION…
+
+A LISTENER is the number of an inherited UDP socket; a DESTINATION is "address port". Packets go to every destination in turn,
+each with the destination's place in the list and a number of its own, until stdin ends. A line goes to stdout once
+for every destination that something has come through to: "through PLACE". At the end, as JSON, for each destination how many
+packets were sent and the numbers of the packets that are missing, at most 20: [[sent, arrived, [missing, …]], …].
+"""
+
+from __future__ import annotations
+
+import json
+import select
+import socket
+import struct
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+
+_NUMBER = struct.Struct("!IQ")
+_ROUND = 32  # packets to each destination between looks at what has come
+
+
+def main(arguments: Sequence[str]) -> None:
+    listeners = [socket.socket(fileno=int(each)) for each in arguments if " " not in each]
+    senders = [_sender(*each.split(" ")) for each in arguments if " " in each]
+    arrived: list[set[int]] = [set() for _ in senders]
+    sent = 0
+    while not select.select([sys.stdin], [], [], 0)[0]:
+        for number in range(sent, sent + _ROUND):
+            for place, sender in enumerate(senders):
+                with suppress(ConnectionRefusedError):  # an error that an earlier packet brought back
+                    sender.send(_NUMBER.pack(place, number))
+        sent += _ROUND
+        for place, number in _received(listeners):
+            if not arrived[place]:
+                print("through", place, flush=True)
+            arrived[place].add(number)
+    missing = [sorted(set(range(sent)) - numbers)[:20] for numbers in arrived]
+    print(json.dumps([[sent, len(numbers), lost] for numbers, lost in zip(arrived, missing, strict=True)]), flush=True)
+
+
+def _sender(address: str, port: str) -> socket.socket:
+    sender = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM)
+    sender.connect((address, int(port)))
+    return sender
+
+
+def _received(listeners: Sequence[socket.socket]) -> Iterator[tuple[int, int]]:
+    for listener in listeners:
+        with suppress(BlockingIOError):
+            while True:
+                yield _NUMBER.unpack(listener.recv(64))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
