@@ -16,9 +16,10 @@ from typing import cast
 
 from nftsync.config import Config
 from nftsync.desired import Pinhole
-from nftsync.lab import CLIENT, PUBLIC, Lab, LabError, Probe
+from nftsync.lab import CLIENT, PUBLIC, Flood, Lab, LabError, Probe
 from nftsync.lab import Protocol as ProbeProtocol
 from nftsync.preview import Preview, preview
+from nftsync.ratelimit import RateLimit
 
 _EXAMPLES = (Path(__file__).parent.parent / "examples", Path("/usr/share/nftsync/examples"))
 _STARTED = 20.0  # seconds that the daemon may take until it is ready
@@ -102,19 +103,20 @@ def _show(lab: Lab, shown: Preview) -> None:
             if (expectation.probe in arrived) == passed:
                 surprise = "" if expectation.passes == passed else "   ← this is wrong"
                 print(f"  {_describe(expectation.probe):36} {expectation.why}{surprise}")
-    _show_rates(lab, shown)
+    astray = _show_rates(lab, shown)
     print("\nruleset, as the router's kernel has it\n")
     print(lab.router.run(["nft", "list", "ruleset"]).stdout)
     wrong = [each for each in expectations if (each.probe in arrived) != each.passes]
-    if wrong:
-        raise DemoError(f"{len(wrong)} packets did not do what they should")
+    if wrong or astray:
+        raise DemoError(f"{len(wrong)} packets and {astray} rates were not what they should be")
 
 
 def _expectations(shown: Preview) -> Iterator[_Expectation]:
     """A packet to every pinhole, packets just beside them, and some to the router itself."""
     open_keys = {pinhole.key for pinhole in shown.pinholes}
     for pinhole in shown.pinholes:
-        yield _Expectation(_probe(pinhole.key), _admitted(pinhole), f"Service {pinhole.service}")
+        passes = _admitted(pinhole) or not shown.settings.enable_dropall
+        yield _Expectation(_probe(pinhole.key), passes, f"Service {pinhole.service}")
         address, protocol, port = pinhole.key.split(" . ")
         other = "udp" if protocol == "tcp" else "tcp"
         for beside in (f"{address} . {protocol} . {int(port) % 65535 + 1}", f"{address} . {other} . {port}"):
@@ -146,8 +148,9 @@ def _describe(probe: Probe) -> str:
     return f"{probe.protocol} {probe.destination}" + (f" port {probe.port}" if probe.port else "")
 
 
-def _show_rates(lab: Lab, shown: Preview) -> None:
-    """What a flood reaches, once the bucket with which it began is empty."""
+def _show_rates(lab: Lab, shown: Preview) -> int:
+    """What a flood reaches, once the bucket with which it began is empty. Returns how many are far from their limit."""
+    astray = 0
     limited = [pinhole for pinhole in shown.pinholes if pinhole.limit and shown.settings.enable_rateshape and _admitted(pinhole)]
     if limited:
         print("\nrates that a flood reached")
@@ -155,4 +158,15 @@ def _show_rates(lab: Lab, shown: Preview) -> None:
         probe = _probe(pinhole.key)
         flood = lab.flood(probe.destination, probe.port, protocol=probe.protocol, settle=1.0, seconds=2.0)
         reached = f"{flood.rate / _MBYTE:.2f} mbytes/second, {flood.arrived_packets / flood.seconds:.0f} packets/second"
-        print(f"  {_describe(probe):36} limit {pinhole.limit}: {reached}")
+        surprise = "" if _near(flood, pinhole.limit) else "   ← this is wrong"
+        astray += bool(surprise)
+        print(f"  {_describe(probe):36} limit {pinhole.limit}: {reached}{surprise}")
+    return astray
+
+
+def _near(flood: Flood, limit: RateLimit | None) -> bool:
+    """Within a tenth of the limit; one that is too high for the lab, or whose time is too long to wait for, is never reached."""
+    if limit is None or limit.per != "second":
+        return True
+    reached = flood.arrived_packets / flood.seconds if limit.packets else flood.rate
+    return reached <= 1.1 * limit.rate

@@ -10,17 +10,22 @@ import json
 import logging
 import os
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 FORMAT = 1
+
+_BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """local_chain: the last body that the kernel took.  ingress: index of the NIC whose ingress qdisc is ours, or None."""
+    """local_chain: the last body that the kernel took.
+
+    ingress: index of the NIC whose ingress qdisc is ours, or None; it means nothing after a reboot.
+    """
 
     local_chain: str = ""
     ingress: int | None = None
@@ -29,8 +34,9 @@ class State:
 class Store:
     """The state file in a directory; it is written only when the state differs from what is there."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, boot: Path = _BOOT) -> None:
         self._path = directory / "state.json"
+        self._boot = boot.read_text(encoding="ascii").strip()
         self._state = self._load()
         self._kept = True  # whether the disk has it
 
@@ -45,7 +51,7 @@ class Store:
         self._state, self._kept = state, False
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            _replace(self._path, json.dumps({"format": FORMAT, **asdict(state)}))
+            _replace(self._path, json.dumps({"format": FORMAT, "boot": self._boot, **asdict(state)}))
             self._kept = True
         except OSError as fault:
             log.warning("%s: %s; after a restart the state is not known", self._path, fault.strerror)
@@ -55,6 +61,7 @@ class Store:
             found = json.loads(self._path.read_text(encoding="utf-8"))
             if found.pop("format") != FORMAT:
                 raise ValueError("it has the format of another version")
+            same_boot = found.pop("boot") == self._boot
             state = State(**found)
             if type(state.local_chain) is not str or type(state.ingress) not in (int, type(None)):
                 raise TypeError("a value has the wrong type")
@@ -63,7 +70,7 @@ class Store:
         except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as fault:
             log.warning("%s can't be used and is ignored: %s", self._path, fault)
             return State()
-        return state
+        return state if same_boot else replace(state, ingress=None)
 
 
 def _replace(path: Path, text: str) -> None:

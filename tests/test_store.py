@@ -48,7 +48,16 @@ def test_the_same_state_is_not_written_again(tmp_path: Path) -> None:
     assert file(tmp_path).stat().st_ino == before
 
 
-GOOD = json.dumps({"format": FORMAT, "local_chain": "", "ingress": None})
+def test_after_a_reboot_no_qdisc_is_ours_since_the_index_may_be_another_nics(tmp_path: Path) -> None:
+    boots = [tmp_path / "boot1", tmp_path / "boot2"]
+    for boot in boots:
+        boot.write_text(f"{boot.name}\n", encoding="ascii")
+    Store(tmp_path, boots[0]).save(FULL)
+    assert Store(tmp_path, boots[0]).state == FULL
+    assert Store(tmp_path, boots[1]).state == State(local_chain=FULL.local_chain)
+
+
+GOOD = json.dumps({"format": FORMAT, "boot": "", "local_chain": "", "ingress": None})
 
 UNUSABLE = {
     "torn": GOOD[:20],
