@@ -32,7 +32,7 @@ from nftsync.transaction import transaction
 SETTLE = 0.05  # seconds: changes that follow a sync within this time become one transaction
 TICK = 1.0  # seconds between looks at the local chain's file
 RETRY_FIRST, RETRY_LAST = 1.0, 30.0  # seconds until a refused ruleset is tried again, doubling
-GARBAGE = 50_000  # new objects until Python looks for cycles among them: JSON has none, and a list of it has millions
+GARBAGE = 200_000  # new objects until Python looks for cycles among them: JSON has none, and a list of it has millions
 ALIVE = 30.0  # seconds without a turn of the loop after which /healthz says no
 
 log = logging.getLogger(__name__)

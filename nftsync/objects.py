@@ -171,20 +171,15 @@ def quote(value: object, limit: int = 80) -> str:
 def identify(raw: object) -> tuple[Name, str]:
     """Name and UID ("" if absent) of an API object. Raises Malformed."""
     metadata = _mapping(_mapping(raw, "the object").get("metadata"), "metadata")
-    name, namespace = metadata.get("name"), metadata.get("namespace")
-    if namespace is None:
-        namespace = "default"
-    for field, value in (("name", name), ("namespace", namespace)):
-        if not isinstance(value, str) or not _NAME.fullmatch(value):
-            raise Malformed(f"metadata.{field} {quote(value)} is not a Kubernetes name")
-    uid = metadata.get("uid")
-    return Name(str(namespace), str(name)), uid if isinstance(uid, str) and _UID.fullmatch(uid) else ""
+    namespace, uid = metadata.get("namespace"), metadata.get("uid")
+    name = Name("default" if namespace is None else _name(namespace, "namespace"), _name(metadata.get("name"), "name"))
+    return name, uid if isinstance(uid, str) and _UID.fullmatch(uid) else ""
 
 
-def is_load_balancer(raw: object) -> bool:
-    """Whether spec.type says LoadBalancer: all other Services are not ours, whatever their status lists."""
-    spec = raw.get("spec") if isinstance(raw, Mapping) else None
-    return isinstance(spec, Mapping) and spec.get("type") == "LoadBalancer"
+def _name(value: object, field: str) -> str:
+    if not isinstance(value, str) or not _NAME.fullmatch(value):
+        raise Malformed(f"metadata.{field} {quote(value)} is not a Kubernetes name")
+    return value
 
 
 # --- Service ------------------------------------------------------------------------------------------
@@ -197,29 +192,29 @@ def parse_service(raw: object, before: Service | None) -> Service | None:
     stay (quarantine). Raises Malformed if not even the name can be read.
     """
     name, uid = identify(raw)
-    spec = _mapping(raw, "the object").get("spec")
-    if isinstance(spec, dict | None) and not is_load_balancer(raw):
-        return None
     if before is not None and before.uid != uid:
         before = None  # another object that bears the name
-    ref = ObjectRef("Service", str(name), uid)
     try:
-        return _parse_service(raw, before, name, uid)
+        service = _mapping(raw, "the object")
+        spec = _mapping(service.get("spec"), "spec")
+        if spec.get("type") != "LoadBalancer":
+            return None  # whatever its status lists
+        return _parse_service(service, spec, before, name, uid)
     except Malformed as fault:
         stays = "its previous version stays" if before else "it opens nothing"
-        refused = (Rejection(ref, Reason.MALFORMED, f"{fault}; {stays}"),)
+        refused = (Rejection(ObjectRef("Service", str(name), uid), Reason.MALFORMED, f"{fault}; {stays}"),)
         if before is not None:
             return replace(before, rejections=refused)
         return Service(name, uid, "", "", (), (), (), None, refused)
 
 
-def _parse_service(raw: object, before: Service | None, name: Name, uid: str) -> Service:
-    service = _mapping(raw, "the object")
+def _parse_service(
+    service: Mapping[str, object], spec: Mapping[str, object], before: Service | None, name: Name, uid: str
+) -> Service:
     metadata = _mapping(service.get("metadata"), "metadata")
-    spec = _mapping(service.get("spec"), "spec")
     annotations = _mapping(metadata.get("annotations"), "metadata.annotations")
     created, load_balancer_class = metadata.get("creationTimestamp"), spec.get("loadBalancerClass")
-    refusals = _Refusals(ObjectRef("Service", str(name), uid))
+    refusals = _Refusals(name, uid)
     return Service(
         name=name,
         uid=uid,
@@ -236,12 +231,13 @@ def _parse_service(raw: object, before: Service | None, name: Name, uid: str) ->
 class _Refusals:
     """Collects what is refused of one object while it is parsed."""
 
-    def __init__(self, ref: ObjectRef) -> None:
-        self._ref = ref
+    def __init__(self, name: Name, uid: str) -> None:
+        self._name = name
+        self._uid = uid
         self.refused: list[Rejection] = []
 
     def add(self, reason: Reason, message: str) -> None:
-        self.refused.append(Rejection(self._ref, reason, message))
+        self.refused.append(Rejection(ObjectRef("Service", str(self._name), self._uid), reason, message))
 
 
 def _addresses(service: Mapping[str, object], refusals: _Refusals) -> Iterator[Address]:
