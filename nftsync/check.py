@@ -18,10 +18,10 @@ from nftsync.objects import Malformed, NftSpec, parse_nft
 from nftsync.ruleset import Ruleset, Settings, render, tables
 from nftsync.watch import nfts
 
-# What the daemon does, as (group, resource, subresource, verbs): packaging/kubernetes/rbac.yaml grants just this.
+# What the daemon can't do without, as (group, resource, verbs).
 _PERMISSIONS = (
-    ("", "services", "", ("list", "watch")),
-    ("nft.acnodal.com", "nfts", "", ("list", "watch")),
+    ("", "services", ("list", "watch")),
+    ("nft.acnodal.com", "nfts", ("list", "watch")),
 )
 _FORWARDING = {"IPv4": Path("/proc/sys/net/ipv4/ip_forward"), "IPv6": Path("/proc/sys/net/ipv6/conf/all/forwarding")}
 
@@ -55,7 +55,7 @@ def findings(path: Path | None) -> Iterator[Finding]:
     api = Api(chosen.kubeconfig)
     try:
         api.connect()
-        version = api.request("GET", "/version")
+        version = _answer(api, "GET", "/version")
         yield Finding("kubeconfig", True, f"{chosen.kubeconfig} reaches an API server {version.get('gitVersion', '')}".rstrip())
         yield from _permissions(api)
         spec, finding = _resource(api, chosen)
@@ -113,38 +113,44 @@ def _forwarding() -> Iterator[Finding]:
 
 
 def _permissions(api: Api) -> Iterator[Finding]:
-    for group, resource, subresource, verbs in _PERMISSIONS:
-        name = f"{resource}/{subresource}" if subresource else resource
-        missing = [verb for verb in verbs if not _allowed(api, group, resource, subresource, verb)]
+    for group, resource, verbs in _PERMISSIONS:
+        missing = [verb for verb in verbs if not _allowed(api, group, resource, verb)]
         if missing:
-            yield Finding("RBAC", False, f"may not {' or '.join(missing)} {name}: apply packaging/kubernetes/rbac.yaml")
+            yield Finding("RBAC", False, f"may not {' or '.join(missing)} {resource}: apply packaging/kubernetes/rbac.yaml")
         else:
-            yield Finding("RBAC", True, f"may {' and '.join(verbs)} {name}")
+            yield Finding("RBAC", True, f"may {' and '.join(verbs)} {resource}")
 
 
-def _allowed(api: Api, group: str, resource: str, subresource: str, verb: str) -> bool:
-    attributes = {"group": group, "resource": resource, "subresource": subresource, "verb": verb}
+def _allowed(api: Api, group: str, resource: str, verb: str) -> bool:
+    attributes = {"group": group, "resource": resource, "verb": verb}
     review = {
         "apiVersion": "authorization.k8s.io/v1",
         "kind": "SelfSubjectAccessReview",
         "spec": {"resourceAttributes": attributes},
     }
-    answer = api.request("POST", "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", body=review)
-    status = answer.get("status")
+    status = _answer(api, "POST", "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", body=review).get("status")
     return isinstance(status, dict) and status.get("allowed") is True
+
+
+def _answer(api: Api, method: str, path: str, **how: Any) -> dict[str, Any]:
+    """A JSON object. Raises ApiError."""
+    answer = api.request(method, path, **how)
+    if not isinstance(answer, dict):
+        raise ApiError(f"{method} {path}: the answer is not a JSON object: this is no Kubernetes API server")
+    return answer
 
 
 def _resource(api: Api, chosen: Config) -> tuple[NftSpec | None, Finding]:
     resource = nfts(chosen.nft.namespace, chosen.nft.name)
     subject = f"Nft {chosen.nft}"
     try:
-        listed: Any = api.request("GET", resource.path, dict(resource.query))
+        listed = _answer(api, "GET", resource.path, query=dict(resource.query))
     except ApiError as fault:
         if fault.status != 404:
             raise
         return None, Finding(subject, False, "the API server does not know the kind: apply packaging/kubernetes/crd.yaml")
-    items = listed.get("items") or []
-    if not items:
+    items = listed.get("items")
+    if not isinstance(items, list) or not items:
         return None, Finding(subject, False, "there is no such resource: apply packaging/kubernetes/nft.yaml with your public_nic")
     try:
         nft = parse_nft(items[0], None)

@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from nftsync import __version__, config
@@ -42,7 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(WRONG, str(fault))
     except OSError as fault:
         _discard_output()
-        return _fail(FAILED, f"the output can't be written: {fault.strerror}")
+        what = fault.filename or "the output can't be written"
+        return _fail(FAILED, f"{what}: {fault.strerror}")
     else:
         return status
 
@@ -57,7 +59,8 @@ def _open_output() -> None:
 
 def _discard_output() -> None:
     """Nothing is left to be written when Python flushes stdout at the end."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    with suppress(OSError), open(os.devnull, "w", encoding="utf-8") as nowhere:  # noqa: PTH123  # the device has no folder
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
 def _fail(status: int, message: str) -> int:
@@ -87,7 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     shown = add("render", _render, "Print the ruleset that manifests would give; nothing is changed.", manifests)
     shown.add_argument("--strict", action="store_true", help="exit 1 if anything was rejected")
     limit = add("ratelimit", _ratelimit, "Check the text of a ratelimit annotation.")
-    limit.add_argument("text", metavar="TEXT", help="e.g. '2 mbytes/second burst 512 kbytes'")
+    limit.add_argument("text", metavar="TEXT", nargs="+", help="e.g. '2 mbytes/second burst 512 kbytes'")
     add("check", _check, "Check configuration, kubeconfig, permissions, nft, kernel and NIC.")
     add("flush", _flush, "Remove nftsync's tables from the kernel: this opens the firewall.")
     demo = add("demo", _demo, "Build a lab of three network namespaces and show what passes.")
@@ -100,13 +103,13 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(options: argparse.Namespace) -> int:
     from nftsync.api import ApiError
-    from nftsync.daemon import Daemon, Options
+    from nftsync.daemon import Daemon, DaemonError, Options
     from nftsync.kernel import KernelError
     from nftsync.metrics import EndpointError
 
     try:
         return Daemon(Options(options.config, tuple(options.manifests or ()), options.once)).run()
-    except (ApiError, EndpointError, KernelError) as fault:
+    except (ApiError, DaemonError, EndpointError, KernelError) as fault:
         return _fail(FAILED, str(fault))
 
 
@@ -136,7 +139,7 @@ def _local_chain(chosen: Config) -> tuple[str, list[Rejection]]:
 
 def _ratelimit(options: argparse.Namespace) -> int:
     try:
-        print(parse_ratelimit(options.text))
+        print(parse_ratelimit(" ".join(options.text)))
     except RateLimitError as fault:
         return _fail(WRONG, str(fault))
     return 0

@@ -38,6 +38,10 @@ ALIVE = 30.0  # seconds without a turn of the loop after which /healthz says no
 log = logging.getLogger(__name__)
 
 
+class DaemonError(Exception):
+    """The daemon can't go on; started anew it can."""
+
+
 class Signals:
     """What the loop is asked to do, from any thread. One flag each: a hundred changes are one wake-up."""
 
@@ -88,6 +92,8 @@ def process_signals(signals: Signals) -> Iterator[None]:
         if not signals.stop.is_set():
             signal.pthread_kill(thread.ident or 0, signal.SIGTERM)
         thread.join()
+        for number in signal.sigpending() & numbers:  # asked twice: once is enough
+            signal.sigwait({number})
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
@@ -126,7 +132,7 @@ class Daemon:
             try:
                 reconciler = Reconciler(self._config, source.inputs, Kernel(), network, Store(self._config.state))
                 if not self._options.once:
-                    self._endpoint = self._open_endpoint()
+                    self._endpoint = self._open_endpoint(self._config)
                 threading.Thread(
                     target=links.listen, args=(self._signals.links_changed, self._signals.stop), name="links", daemon=True
                 ).start()
@@ -145,10 +151,10 @@ class Daemon:
             return ManifestSource(self._config, self._options.manifests, self._signals.changed, self._clock)
         return ClusterSource(self._config, self._metrics, self._signals.changed, self._clock)
 
-    def _open_endpoint(self) -> Endpoint | None:
-        if not self._config.metrics:
+    def _open_endpoint(self, chosen: Config) -> Endpoint | None:
+        if not chosen.metrics:
             return None
-        return Endpoint(self._config.metrics, self._metrics, self._healthy, self._ready)
+        return Endpoint(chosen.metrics, self._metrics, self._healthy, self._ready)
 
     def _healthy(self) -> bool:
         return self._clock() - self._turned < ALIVE
@@ -160,11 +166,12 @@ class Daemon:
         """Until stopped; returns the source that is open then."""
         signals = self._signals
         signals.changed()
-        resync_at, retry_at, retry_after = self._clock() + self._config.resync_interval, float("inf"), RETRY_FIRST
+        resynced, retry_at, retry_after = self._clock(), float("inf"), RETRY_FIRST
         while True:
+            resync_at = resynced + self._config.resync_interval
             woken = signals.wait(min(TICK, resync_at - self._clock(), retry_at - self._clock()))
             self._turned = now = self._clock()
-            if signals.stop.is_set():
+            if not self._goes_on(source):
                 return source
             if signals.reload.is_set():
                 signals.reload.clear()
@@ -179,7 +186,7 @@ class Daemon:
             listed = source.inputs.synced
             result = self._sync(reconciler, whole=whole or retry, resync=resync)
             if resync:
-                resync_at = self._clock() + self._config.resync_interval
+                resynced = self._clock()
             if result.outcome is Outcome.FAILED:
                 retry_at, retry_after = self._clock() + retry_after, min(retry_after * 2, RETRY_LAST)
             else:
@@ -188,6 +195,14 @@ class Daemon:
                 return source
             if listed:
                 signals.stop.wait(SETTLE)
+
+    def _goes_on(self, source: Source) -> bool:
+        """Whether nobody asked to stop. Raises DaemonError if nothing would be heard of the cluster any more."""
+        if self._signals.stop.is_set():
+            return False
+        if not source.alive:
+            raise DaemonError("an input ended by itself, which is a bug: its traceback stands above; the ruleset stays")
+        return True
 
     def _sync(self, reconciler: Reconciler, *, whole: bool, resync: bool) -> SyncResult:
         started = self._clock()
@@ -224,25 +239,40 @@ class Daemon:
 
     def _reload(self, reconciler: Reconciler, source: Source) -> Source:
         """Take up the configuration file's new version; a bad one is reported and everything stays as it runs."""
-        before = self._config
+        before, opened = self._config, source
         try:
             self._config = config.load(self._options.config)
-            endpoint = self._endpoint if self._config.metrics == before.metrics else self._open_endpoint()
-            same = (self._config.kubeconfig, self._config.nft) == (before.kubeconfig, before.nft)
-            opened = source if same else self._open_source()
+            if not self._reads_the_same(before):
+                opened = self._open_source()
+            if self._config.metrics != before.metrics:
+                self._move_endpoint(before)
         except (ConfigError, EndpointError, ApiError, ManifestError) as fault:
             self._config = before
+            if opened is not source:
+                opened.stop()
             log.error("the configuration was not taken up, the running one stays: %s", fault)
             return source
-        if endpoint is not self._endpoint:
-            if self._endpoint:
-                self._endpoint.close()
-            self._endpoint = endpoint
         if opened is not source:
             source.stop()
-        reconciler.configure(self._config, opened.inputs)
+        reconciler.configure(self._config, opened.inputs, Store(self._config.state))
         log.info("configuration reloaded")
         return opened
+
+    def _reads_the_same(self, before: Config) -> bool:
+        """Whether the source that was opened for another configuration serves this one, too."""
+        same_cluster = bool(self._options.manifests) or self._config.kubeconfig == before.kubeconfig
+        return same_cluster and self._config.nft == before.nft
+
+    def _move_endpoint(self, before: Config) -> None:
+        """Close the old endpoint first: the new one may want its port. Raises EndpointError with the old one open again."""
+        if self._endpoint:
+            self._endpoint.close()
+            self._endpoint = None
+        try:
+            self._endpoint = self._open_endpoint(self._config)
+        except EndpointError:
+            self._endpoint = self._open_endpoint(before)
+            raise
 
 
 def flush(chosen: Config) -> None:

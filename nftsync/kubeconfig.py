@@ -40,6 +40,10 @@ class Kubeconfig:
         document = _read_yaml(path)
         stamps |= {named: _stamp(named) for named in _named_files(document, path.parent)}
         kubeconfig = cls(_load(path), stamps)
+        try:
+            urlsplit(kubeconfig.server)
+        except ValueError as fault:
+            raise KubeconfigError(f"{path}: the server's address is not a URL: {fault}") from fault
         identified = any(user.get("user") for user in _entries(document, "users"))
         if identified and not kubeconfig.configuration.cert_file and not kubeconfig.identification():
             raise KubeconfigError(f"{path}: the user of the current context has no usable token or certificate")

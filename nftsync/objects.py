@@ -47,7 +47,6 @@ class Reason(StrEnum):
     INVALID_SETTINGS = "invalid_settings"
     MISSING_SETTINGS = "missing_settings"
     INVALID_LOCAL_CHAIN = "invalid_local_chain"
-    KERNEL = "refused_by_kernel"
 
 
 class Protocol(StrEnum):

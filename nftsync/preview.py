@@ -44,7 +44,7 @@ def preview(chosen: Config, paths: Sequence[Path], local_chain: str) -> Preview:
         spec = nft.spec
         rejections.extend(nft.rejections)
     if not resources.objects():
-        message = "there is no such resource: every interface but lo counts as public"
+        message = "there is no such resource: run would apply nothing; this is the strictest ruleset"
         rejections.append(Rejection(ObjectRef("Nft", str(chosen.nft)), Reason.MISSING_SETTINGS, message))
     rejections.extend(desired.rejections())
     settings = Settings.of(spec, public_nic=chosen.public_nic, attached=True, local_chain=local_chain)

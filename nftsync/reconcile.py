@@ -85,14 +85,18 @@ class Reconciler:
         self._spec: NftSpec | None = None  # the last good one: it stays when the resource is refused or deleted
         self._nic: int | None = None  # the public NIC's index at the last whole sync
         self._local_chain = LocalChain(config, store.state.local_chain)
-        self.configure(config, inputs)
-
-    def configure(self, config: Config, inputs: Inputs) -> None:
-        """Take another configuration or other inputs; the next sync is a full one, the last ruleset stays until then."""
         self._config = config
         self._inputs = inputs
-        self._local_chain.path = config.local_chain
         self._desired = Desired(config.filters)
+        self._whole = True
+
+    def configure(self, config: Config, inputs: Inputs, store: Store) -> None:
+        """Take another configuration, inputs and store; the next sync is a whole one, the last ruleset stays until then."""
+        if inputs is not self._inputs:
+            self._nft = None  # its settings stay until the new inputs have told of others
+        store.save(self._store.state)
+        self._config, self._inputs, self._store = config, inputs, store
+        self._local_chain.path = config.local_chain
         self._whole = True
 
     @property
@@ -111,7 +115,10 @@ class Reconciler:
     def nic_changed(self) -> bool:
         """Whether the public NIC came, went, or is another one than at the last whole sync."""
         settings = self._applied.settings
-        return settings is not None and self._nic_index(settings.public_nic) != self._nic
+        try:
+            return settings is not None and self._nic_index(settings.public_nic) != self._nic
+        except LinkError:
+            return True  # the sync that follows says why
 
     def _nic_index(self, name: str | None) -> int | None:
         return self._links.index(name) if name else None
@@ -141,19 +148,27 @@ class Reconciler:
         changed, since = self._take(whole=whole or resync)
         if self._spec is None:
             return SyncResult(Outcome.WAITING, f"there is no usable Nft resource {self._config.nft}")
+        if resync:
+            self._local_chain.look_again()
         try:
-            if whole or resync or self._whole:
-                result = self._sync_whole(self._settings(self._spec), resync=resync)
-            else:
-                result = self._sync_part(changed)
-        except KernelError as fault:
+            whole = whole or resync or self._whole
+            result = self._sync_whole(self._spec, resync=resync) if whole else self._sync_part(changed)
+        except (KernelError, LinkError) as fault:
             self._whole = True
             self._applied.tables = None
-            if self._local_chain.withdraw():
-                log.warning("the kernel refused the local chain; trying again with the last good one")
-                return self.sync()
-            return SyncResult(Outcome.FAILED, f"the last ruleset stays: {fault}", since)
+            failed = SyncResult(Outcome.FAILED, f"the last ruleset stays: {fault}")
+            result = self._sync_without_new_local_chain(self._spec) or failed
         return replace(result, since=since)
+
+    def _sync_without_new_local_chain(self, spec: NftSpec) -> SyncResult | None:
+        """After a refusal: whether it was the local chain's fault shows when the last good one is taken. None if it was not."""
+        if not self._local_chain.withdraw():
+            return None
+        try:
+            return self._sync_whole(spec, resync=False)
+        except (KernelError, LinkError):
+            self._local_chain.look_again()
+            return None
 
     def _take(self, *, whole: bool) -> tuple[set[str], float | None]:
         """Take the inputs' changes; returns the keys of the pinholes that may differ, and since when.
@@ -208,8 +223,9 @@ class Reconciler:
             self._applied.pinholes[pinhole.key] = pinhole
         return SyncResult(Outcome.APPLIED, _summary(before, after)) if text else SyncResult(Outcome.UNCHANGED)
 
-    def _sync_whole(self, settings: Settings, *, resync: bool) -> SyncResult:
+    def _sync_whole(self, spec: NftSpec, *, resync: bool) -> SyncResult:
         """Compute everything from scratch, compare it with what the kernel really holds, send the difference."""
+        settings = self._settings(spec)
         self._desired = Desired.of(self._inputs.services.objects(), self._config.filters)
         found = self._kernel.read()
         standing = found.ruleset
@@ -271,6 +287,7 @@ class LocalChain:
         self.fault = ""
         self._last_good = last_good
         self._seen: object = None
+        self._withdrawn = False
 
     def changed(self) -> bool:
         """Whether the file differs from the version that was looked at last."""
@@ -299,9 +316,13 @@ class LocalChain:
         """Go back to the last good body; False if that is what is in use already."""
         if self.body == self._last_good:
             return False
-        self.body = self._last_good
-        self.fault = "the kernel refused it"
+        self.body, self.fault, self._withdrawn = self._last_good, "the kernel refused it", True
         return True
+
+    def look_again(self) -> None:
+        """Take up a withdrawn version with the next refresh: the kernel may have had another reason to refuse."""
+        if self._withdrawn:
+            self._seen, self._withdrawn = None, False
 
     def accepted(self) -> None:
         """The kernel took the body that is in use."""

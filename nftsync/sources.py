@@ -29,6 +29,10 @@ class Source(Protocol):
     @property
     def inputs(self) -> Inputs: ...
 
+    @property
+    def alive(self) -> bool:
+        """Whether every thread is still at work; one that ended by itself has left its traceback on stderr."""
+
     def stop(self) -> None: ...
 
 
@@ -56,6 +60,10 @@ class ClusterSource:
     @property
     def inputs(self) -> Inputs:
         return self._inputs
+
+    @property
+    def alive(self) -> bool:
+        return all(thread.is_alive() for thread in self._threads)
 
     def stop(self) -> None:
         self._stop.set()
@@ -101,6 +109,10 @@ class ManifestSource:
     @property
     def inputs(self) -> Inputs:
         return self._inputs
+
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive()
 
     def stop(self) -> None:
         self._stop.set()

@@ -38,12 +38,12 @@ def _table(table: str, before: Table, after: Table, *, new: bool) -> Iterator[st
     for name in before.chains:
         if name in refilled or name in removed:
             yield f"flush chain {table} {name}"
+    for kind, name in before.strangers:  # first: a map can refer to a chain
+        yield f"delete {kind} {table} {name}"
     for name in removed:
         yield f"delete chain {table} {name}"
     for name in replaced:
         yield f"delete set {table} {name}"
-    for kind, name in before.strangers:
-        yield f"delete {kind} {table} {name}"
     for name, declared in after.sets.items():
         if before.sets.get(name) != declared:
             yield f"add set {table} {name} {{ {declared} }}"

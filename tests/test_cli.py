@@ -63,7 +63,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     "words",
     [
-        (), ("rendr",), ("render", "--nonsense"), ("render", "--manifests"), ("ratelimit",), ("ratelimit", "5/second", "6/second"),
+        (), ("rendr",), ("render", "--nonsense"), ("render", "--manifests"), ("ratelimit",), ("ratelimit", "--nonsense"),
         ("--log-level",), ("render", "--log-level", "loud"), ("run", "now"), ("flush", "--force"), ("check", "--config"), ("",),
     ],
 )  # fmt: skip

@@ -288,6 +288,36 @@ def test_a_reload_moves_the_endpoint_unless_the_new_address_is_taken(lab: Lab, d
     assert daemon.get("/readyz", "127.0.0.1:9470").status == 200
 
 
+def test_a_reload_moves_the_endpoint_to_another_address_with_the_same_port(daemon: Daemon) -> None:
+    daemon.start()
+    daemon.extra = '[metrics]\naddress = "0.0.0.0:9469"\n'
+    daemon.configure()
+    daemon.signal(signal.SIGHUP)
+    assert eventually(lambda: "configuration reloaded" in daemon.log()), daemon.log()
+    assert eventually(lambda: daemon.get("/readyz", "127.0.0.2:9469").status == 200)
+
+
+def test_a_reload_for_another_resource_says_that_it_is_missing_and_keeps_the_settings(daemon: Daemon) -> None:
+    daemon.start()
+    good = rules(daemon.lab)
+    daemon.extra = '[nft]\nname = "another"\n'
+    daemon.configure()
+    daemon.signal(signal.SIGHUP)
+    assert eventually(lambda: daemon.metric("nftsync_rejections", {"reason": "missing_settings"}) == 1), daemon.log()
+    assert rules(daemon.lab) == good
+
+
+def test_a_reload_to_another_state_folder_takes_what_is_known_along(lab: Lab, daemon: Daemon) -> None:
+    daemon.start()
+    assert eventually(lambda: "ingress" in ingress_qdisc(lab))
+    daemon.configure(f'[paths]\nlocal_chain = "{daemon.local_chain}"\nstate = "{daemon.state}-moved"\n')
+    daemon.signal(signal.SIGHUP)
+    assert eventually(lambda: "configuration reloaded" in daemon.log()), daemon.log()
+    assert daemon.stop() == 0
+    assert daemon.command("flush").returncode == 0
+    assert "ingress" not in ingress_qdisc(lab), "the new folder knows that the qdisc is ours"
+
+
 # --- the public NIC and its ingress qdisc -------------------------------------------------------------
 
 

@@ -18,7 +18,7 @@ import pytest
 
 from nftsync.config import Config
 from nftsync.inbox import Inbox
-from nftsync.kernel import Kernel
+from nftsync.kernel import Kernel, KernelError
 from nftsync.lab import CLIENT, PUBLIC, Lab, Probe
 from nftsync.links import Links
 from nftsync.objects import Nft, Service, parse_nft, parse_service
@@ -173,6 +173,33 @@ def test_counters_and_buckets_survive(lab: Lab, router: Router, change: Callable
     assert packets(lab, "services4", f"{SERVICE4} . tcp . 80") == 7
     for address in (BYTES4, PACKETS4):
         assert not lab.deliver([Probe("tcp", address, 80, length=1024)] * 20), f"{address} has a full bucket again"
+
+
+class Flaky(Kernel):
+    """The kernel, out of memory for so many transactions."""
+
+    failures = 0
+
+    def apply(self, text: str) -> None:
+        if self.failures:
+            self.failures -= 1
+            raise KernelError("Could not process rule: Cannot allocate memory")
+        super().apply(text)
+
+
+@pytest.mark.parametrize("failures", [1, 2, 3])
+def test_a_local_chain_is_in_force_in_the_end_when_the_kernel_refused_for_another_reason(
+    lab: Lab, router: Router, monkeypatch: pytest.MonkeyPatch, failures: int
+) -> None:
+    router.begin(nft(), COUNTED)
+    monkeypatch.setattr("tests.test_state.Kernel", Flaky)
+    router.restart()
+    monkeypatch.setattr(Flaky, "failures", failures)
+    router.config.local_chain.write_text("chain local-chain {\n\tip saddr 192.0.2.1 drop\n}\n")
+    for _ in range(3):
+        router.reconciler.sync(whole=True, resync=True)
+    assert "ip saddr 192.0.2.1 drop" in rules(lab)
+    assert list(router.reconciler.rejections()) == []
 
 
 def test_a_new_limit_has_a_new_bucket_and_keeps_the_count_and_the_neighbours_bucket(lab: Lab, router: Router) -> None:

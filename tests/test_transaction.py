@@ -255,6 +255,10 @@ INTRUDERS = {
     "a map that a rule uses": (
         "add map inet nftsync evil { type ipv4_addr : verdict; }; insert rule inet nftsync input ip saddr vmap @evil"
     ),
+    "a map that refers to a chain": (
+        "add chain inet nftsync evil; add map inet nftsync verdicts { type ipv4_addr : verdict; }; "
+        "add element inet nftsync verdicts { 192.0.2.1 : jump evil }"
+    ),
     "a map of a counter": (
         'add counter inet nftsync hits; add map inet nftsync evil { type ipv4_addr : counter; elements = { 192.0.2.1 : "hits" }; }'
     ),

@@ -601,6 +601,11 @@ def test_a_kubeconfig_that_comes_later_is_enough(lab: Lab, caplog: pytest.LogCap
         ("token: 'sesame\n", "this is not YAML (line 2)"),
         ("token: sesame: sesame", "this is not YAML (line 1)"),
         ("- sesame", "this is not a kubeconfig"),
+        (
+            "{kind: Config, contexts: [{name: c, context: {cluster: c, user: u}}], users: [{name: u, user: {}}], "
+            'clusters: [{name: c, cluster: {server: "https://[::1"}}], current-context: c}',
+            "the server's address is not a URL",
+        ),
         ('"sesame"', "not a kubeconfig"),
         ("{kind: Config, contexts: 7, clusters: [], users: [], current-context: c}", ""),
         ("{kind: Config, contexts: [], clusters: [], users: [], current-context: c}", "Expected object with name c"),
