@@ -23,6 +23,7 @@ from nftsync.kernel import Kernel
 from nftsync.links import Links
 from nftsync.manifests import ManifestError
 from nftsync.metrics import Endpoint, EndpointError, Metrics
+from nftsync.objects import Rejection
 from nftsync.reconcile import Outcome, Reconciler, SyncResult
 from nftsync.ruleset import Ruleset
 from nftsync.sources import Clock, ClusterSource, ManifestSource, Source
@@ -118,7 +119,7 @@ class Daemon:
         self._endpoint: Endpoint | None = None
         self._turned = clock()
         self._last = SyncResult(Outcome.WAITING)
-        self._shown: set[str] = set()  # the rejections that were logged
+        self._rejections: tuple[Rejection, ...] = ()  # those that were told of
 
     def run(self) -> int:
         """Sync until stopped, or with `once` until the first sync after every list is complete; returns the exit status.
@@ -217,13 +218,14 @@ class Daemon:
                 metrics.event_to_kernel.observe(ended - result.since)
         if result.drift:
             metrics.drift_repairs.inc()
-        rejections = list(reconciler.rejections())
-        metrics.count(len(reconciler.desired.services), len(reconciler.desired.pinholes), rejections)
-        self._tell(result, {str(rejection) for rejection in rejections})
+        metrics.services.set(len(reconciler.desired.services))
+        metrics.pinholes.set(len(reconciler.desired.pinholes))
+        self._tell(result)
+        self._tell_rejections(reconciler.rejections())
         self._last = result
         return result
 
-    def _tell(self, result: SyncResult, rejections: set[str]) -> None:
+    def _tell(self, result: SyncResult) -> None:
         """One line for each change; nothing for a sync that changed nothing."""
         if result.outcome is Outcome.FAILED:
             log.error("%s", result.message)
@@ -231,11 +233,18 @@ class Daemon:
             (log.warning if result.drift else log.info)("%s", result.message)
         elif result.outcome is Outcome.WAITING and result.message != self._last.message:
             log.info("waiting: %s", result.message)
-        for line in sorted(rejections - self._shown):
+
+    def _tell_rejections(self, rejections: tuple[Rejection, ...]) -> None:
+        """One line for each that came or went."""
+        if rejections is self._rejections:
+            return
+        self._metrics.count_rejections(rejections)
+        lines, shown = ({str(rejection) for rejection in each} for each in (rejections, self._rejections))
+        for line in sorted(lines - shown):
             log.warning("rejected: %s", line)
-        for line in sorted(self._shown - rejections):
+        for line in sorted(shown - lines):
             log.info("no longer rejected: %s", line)
-        self._shown = rejections
+        self._rejections = rejections
 
     def _reload(self, reconciler: Reconciler, source: Source) -> Source:
         """Take up the configuration file's new version; a bad one is reported and everything stays as it runs."""

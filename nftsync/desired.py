@@ -75,6 +75,7 @@ class Desired:
         self._claims: dict[str, list[Name]] = {}  # every Service that claims a key, owner first
         self._rejected: set[Name] = set()  # Services with a rejection of their own or a claim lost
         self.pinholes: dict[str, Pinhole] = {}
+        self.rejections_changed = 0  # how often: who remembers it need not ask for the rejections again
 
     @classmethod
     def of(cls, services: Iterable[Service], filters: Filters) -> Desired:
@@ -142,7 +143,10 @@ class Desired:
     def _note_rejections(self, name: Name, claimed: Iterable[str]) -> None:
         """claimed: the keys of the pinholes that the Service claims."""
         service = self._services.get(name)
-        if service is not None and (service.rejections or any(self._claims[key][0] != name for key in claimed)):
+        rejected = service is not None and (bool(service.rejections) or any(self._claims[key][0] != name for key in claimed))
+        if rejected or name in self._rejected:
+            self.rejections_changed += 1
+        if rejected:
             self._rejected.add(name)
         else:
             self._rejected.discard(name)

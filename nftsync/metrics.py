@@ -65,10 +65,8 @@ class Metrics:
         for reason in Reason:
             self.rejections.labels(reason).set(0)
 
-    def count(self, services: int, pinholes: int, rejections: Iterable[Rejection]) -> None:
-        """What there is after a sync."""
-        self.services.set(services)
-        self.pinholes.set(pinholes)
+    def count_rejections(self, rejections: Iterable[Rejection]) -> None:
+        """How many there are of each reason."""
         by_reason = Counter(rejection.reason for rejection in rejections)
         for reason in Reason:
             self.rejections.labels(reason).set(by_reason[reason])

@@ -89,6 +89,8 @@ class Reconciler:
         self._inputs = inputs
         self._desired = Desired(config.filters)
         self._whole = True
+        self._rejections: tuple[Rejection, ...] = ()
+        self._causes: tuple[object, ...] = ()  # what they were worked out from
 
     def configure(self, config: Config, inputs: Inputs, store: Store) -> None:
         """Take another configuration, inputs and store; the next sync is a whole one, the last ruleset stays until then."""
@@ -123,9 +125,17 @@ class Reconciler:
     def _nic_index(self, name: str | None) -> int | None:
         return self._links.index(name) if name else None
 
-    def rejections(self) -> Iterator[Rejection]:
-        """Everything that is refused now: files, settings, local chain, Services."""
-        yield from self._inputs.rejections()
+    def rejections(self) -> tuple[Rejection, ...]:
+        """Everything that is refused now: files, settings, local chain, Services. The same tuple while nothing changed."""
+        unreadable = tuple(self._inputs.rejections())
+        settings = (self._inputs.synced, self._nft, self._spec, self._local_chain.fault)
+        causes = (unreadable, settings, self._desired, self._desired.rejections_changed)
+        if causes != self._causes:
+            self._causes = causes
+            self._rejections = (*unreadable, *self._refused())
+        return self._rejections
+
+    def _refused(self) -> Iterator[Rejection]:
         if self._nft is not None:
             yield from self._nft.rejections
         elif self._inputs.synced:

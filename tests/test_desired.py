@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
 from itertools import permutations
+from random import Random
 from typing import Any
 
 import pytest
@@ -227,3 +228,21 @@ def test_giving_up_many_ports_to_one_heir_costs_as_much_as_they_are_many(monkeyp
     desired.put(Name("default", "a"), None)
     assert set(owners(desired).values()) == {"b"}
     assert counter.made <= 5 * len(ports)
+
+
+def test_it_says_when_rejections_may_have_changed_and_is_silent_while_good_services_come_and_go() -> None:
+    desired, random = Desired(ALL), Random(1)
+    for _ in range(500):
+        name = Name("default", random.choice("abcdef"))
+        refused = (Rejection(ObjectRef("Service", str(name)), Reason.INVALID_PORT, "x"),)
+        fields = {"rejections": refused} if random.random() < 0.2 else {}
+        version = service(name.name, random.choice((OLD, NEW)), name.name, random.choice((HTTP, HTTPS)), **fields)
+        before, counted = list(desired.rejections()), desired.rejections_changed
+        desired.put(name, version if random.random() < 0.7 else None)
+        assert list(desired.rejections()) == before or desired.rejections_changed != counted
+    counted = desired.rejections_changed
+    for number in range(100):
+        good = service(f"good{number}", OLD, "u", addresses=(ip_address(f"198.51.100.{number}"),))
+        desired.put(good.name, good)
+        desired.put(good.name, None)
+    assert desired.rejections_changed == counted

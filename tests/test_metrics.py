@@ -43,7 +43,7 @@ def endpoint() -> Iterator[Served]:
 def served(endpoint: Served) -> Served:
     """One endpoint for all tests, as if it had just been started: to close one takes half a second."""
     endpoint.healthy = endpoint.ready = True
-    endpoint.metrics.count(0, 0, [])
+    endpoint.metrics.count_rejections([])
     return endpoint
 
 
@@ -79,13 +79,15 @@ def test_everything_is_reported_from_the_start(served: Served) -> None:
 
 def test_rejections_are_counted_by_reason_and_go_back_to_zero(served: Served) -> None:
     refused = [Rejection(ObjectRef("Service", f"a/{number}"), Reason.CONFLICT, "x") for number in range(3)]
-    served.metrics.count(5, 7, [*refused, Rejection(ObjectRef("Nft", "a/b"), Reason.INVALID_SETTINGS, "x")])
+    served.metrics.services.set(5)
+    served.metrics.pinholes.set(7)
+    served.metrics.count_rejections([*refused, Rejection(ObjectRef("Nft", "a/b"), Reason.INVALID_SETTINGS, "x")])
     text = served.get("/metrics")[1]
     assert sample(text, "nftsync_services") == 5
     assert sample(text, "nftsync_pinholes") == 7
     assert sample(text, 'nftsync_rejections{reason="conflict"}') == 3
     assert sample(text, 'nftsync_rejections{reason="invalid_settings"}') == 1
-    served.metrics.count(5, 7, [])
+    served.metrics.count_rejections([])
     assert sample(served.get("/metrics")[1], 'nftsync_rejections{reason="conflict"}') == 0
 
 

@@ -199,7 +199,7 @@ def test_a_local_chain_is_in_force_in_the_end_when_the_kernel_refused_for_anothe
     for _ in range(3):
         router.reconciler.sync(whole=True, resync=True)
     assert "ip saddr 192.0.2.1 drop" in rules(lab)
-    assert list(router.reconciler.rejections()) == []
+    assert router.reconciler.rejections() == ()
 
 
 def test_a_new_limit_has_a_new_bucket_and_keeps_the_count_and_the_neighbours_bucket(lab: Lab, router: Router) -> None:
