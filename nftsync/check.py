@@ -14,7 +14,8 @@ from nftsync.api import Api, ApiError
 from nftsync.config import Config, ConfigError
 from nftsync.links import Links
 from nftsync.localchain import LocalChainError, parse_local_chain
-from nftsync.objects import Malformed, NftSpec, parse_nft
+from nftsync.nftresource import NftSpec, parse_nft
+from nftsync.objects import Malformed
 from nftsync.ruleset import Ruleset, Settings, render, tables
 from nftsync.watch import nfts
 

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from nftsync.desired import Filters
-from nftsync.objects import Malformed, Name, parse_nic, quote
+from nftsync.nftresource import parse_nic
+from nftsync.objects import Malformed, Name, quote
 
 DEFAULT_PATH = Path("/etc/nftsync/nftsync.toml")
 

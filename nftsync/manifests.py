@@ -19,7 +19,8 @@ from nftsync.objects import Malformed, Name, ObjectRef, Reason, Rejection, ident
 
 if TYPE_CHECKING:
     from nftsync.inbox import Inbox, Listing
-    from nftsync.objects import Nft, Service
+    from nftsync.nftresource import Nft
+    from nftsync.objects import Service
 
 SUFFIXES = (".yaml", ".yml", ".json")
 POLL_INTERVAL = 1.0  # seconds between looks at the files

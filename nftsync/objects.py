@@ -22,14 +22,12 @@ Network = IPv4Network | IPv6Network
 RATELIMIT_ANNOTATION = "ratelimit"
 SOURCE_RANGES_ANNOTATION = "service.beta.kubernetes.io/load-balancer-source-ranges"
 
-_NAME = re.compile(r"[a-z0-9](?:[a-z0-9.-]{0,251}[a-z0-9])?")  # RFC 1123 subdomain, as the API server checks it
+NAME = re.compile(r"[a-z0-9](?:[a-z0-9.-]{0,251}[a-z0-9])?")  # RFC 1123 subdomain, as the API server checks it
 _UID = re.compile(r"[A-Za-z0-9-]{1,64}")
 _TIMESTAMP = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z")  # metav1.Time
-_NIC = re.compile(r"[A-Za-z0-9_.:+=@][A-Za-z0-9_.:+=@-]{0,14}")  # IFNAMSIZ; no '*', nft's wildcard
 _IPV4_SLOPPY = re.compile(r"([0-9]{1,9})\.([0-9]{1,9})\.([0-9]{1,9})\.([0-9]{1,9})")
 _BROADCAST = IPv4Address("255.255.255.255")
 _PREFIX_LENGTH = re.compile(r"[0-9]{1,3}")
-_BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 
 
 class Reason(StrEnum):
@@ -122,33 +120,6 @@ class Service:
         return ObjectRef("Service", str(self.name), self.uid)
 
 
-@dataclass(frozen=True, slots=True)
-class NftSpec:
-    """The spec of an Nft resource: how the router is to be set up. Defaults are the CRD's."""
-
-    public_nic: str
-    enable_bgp: bool = True
-    enable_dropall: bool = True
-    enable_rateshape: bool = True
-    enable_ssh: bool = True
-    metallb_namespace: str = "metallb-system"
-
-
-@dataclass(frozen=True, slots=True)
-class Nft:
-    """An Nft resource (nft.acnodal.com/v1alpha1). spec: the last one that was good, None if none was."""
-
-    name: Name
-    uid: str
-    generation: int
-    spec: NftSpec | None
-    rejections: tuple[Rejection, ...] = ()
-
-    @property
-    def ref(self) -> ObjectRef:
-        return ObjectRef("Nft", str(self.name), self.uid)
-
-
 class Malformed(ValueError):
     """An object of which not even the name can be read, or a part whose shape is wrong."""
 
@@ -169,14 +140,14 @@ def quote(value: object, limit: int = 80) -> str:
 
 def identify(raw: object) -> tuple[Name, str]:
     """Name and UID ("" if absent) of an API object. Raises Malformed."""
-    metadata = _mapping(_mapping(raw, "the object").get("metadata"), "metadata")
+    metadata = mapping(mapping(raw, "the object").get("metadata"), "metadata")
     namespace, uid = metadata.get("namespace"), metadata.get("uid")
     name = Name("default" if namespace is None else _name(namespace, "namespace"), _name(metadata.get("name"), "name"))
     return name, uid if isinstance(uid, str) and _UID.fullmatch(uid) else ""
 
 
 def _name(value: object, field: str) -> str:
-    if not isinstance(value, str) or not _NAME.fullmatch(value):
+    if not isinstance(value, str) or not NAME.fullmatch(value):
         raise Malformed(f"metadata.{field} {quote(value)} is not a Kubernetes name")
     return value
 
@@ -194,8 +165,8 @@ def parse_service(raw: object, before: Service | None) -> Service | None:
     if before is not None and before.uid != uid:
         before = None  # another object that bears the name
     try:
-        service = _mapping(raw, "the object")
-        spec = _mapping(service.get("spec"), "spec")
+        service = mapping(raw, "the object")
+        spec = mapping(service.get("spec"), "spec")
         if spec.get("type") != "LoadBalancer":
             return None  # whatever its status lists
         return _parse_service(service, spec, before, name, uid)
@@ -210,8 +181,8 @@ def parse_service(raw: object, before: Service | None) -> Service | None:
 def _parse_service(
     service: Mapping[str, object], spec: Mapping[str, object], before: Service | None, name: Name, uid: str
 ) -> Service:
-    metadata = _mapping(service.get("metadata"), "metadata")
-    annotations = _mapping(metadata.get("annotations"), "metadata.annotations")
+    metadata = mapping(service.get("metadata"), "metadata")
+    annotations = mapping(metadata.get("annotations"), "metadata.annotations")
     created, load_balancer_class = metadata.get("creationTimestamp"), spec.get("loadBalancerClass")
     refusals = _Refusals(name, uid)
     return Service(
@@ -240,10 +211,10 @@ class _Refusals:
 
 
 def _addresses(service: Mapping[str, object], refusals: _Refusals) -> Iterator[Address]:
-    status = _mapping(service.get("status"), "status")
-    load_balancer = _mapping(status.get("loadBalancer"), "status.loadBalancer")
-    for entry in _sequence(load_balancer.get("ingress"), "status.loadBalancer.ingress"):
-        text = _mapping(entry, "an entry of status.loadBalancer.ingress").get("ip")
+    status = mapping(service.get("status"), "status")
+    load_balancer = mapping(status.get("loadBalancer"), "status.loadBalancer")
+    for entry in sequence(load_balancer.get("ingress"), "status.loadBalancer.ingress"):
+        text = mapping(entry, "an entry of status.loadBalancer.ingress").get("ip")
         if text is None or text == "":
             continue  # a host name opens nothing
         try:
@@ -268,8 +239,8 @@ def parse_address(text: object) -> Address:
 
 
 def _ports(spec: Mapping[str, object], refusals: _Refusals) -> Iterator[Port]:
-    for entry in _sequence(spec.get("ports"), "spec.ports"):
-        port = _mapping(entry, "an entry of spec.ports")
+    for entry in sequence(spec.get("ports"), "spec.ports"):
+        port = mapping(entry, "an entry of spec.ports")
         number, protocol = port.get("port"), port.get("protocol")
         if protocol is None or protocol == "":
             protocol = "TCP"
@@ -289,7 +260,7 @@ def _sources(
     spec: Mapping[str, object], annotations: Mapping[str, object], refusals: _Refusals
 ) -> tuple[Network, ...] | None:
     """The ranges that may pass, or None for everybody: from the field, or where it is empty from the annotation."""
-    ranges = _sequence(spec.get("loadBalancerSourceRanges"), "spec.loadBalancerSourceRanges")
+    ranges = sequence(spec.get("loadBalancerSourceRanges"), "spec.loadBalancerSourceRanges")
     if not ranges:
         annotation = annotations.get(SOURCE_RANGES_ANNOTATION)
         if annotation is None or (isinstance(annotation, str) and not annotation.strip()):
@@ -350,67 +321,10 @@ def _limit(annotations: Mapping[str, object], before: RateLimit | None, refusals
         return before
 
 
-# --- Nft ----------------------------------------------------------------------------------------------
-
-
-def parse_nft(raw: object, before: Nft | None) -> Nft:
-    """The Nft resource from its API object; where its spec is refused, the last good one of `before` stays.
-
-    Raises Malformed if not even the name can be read.
-    """
-    name, uid = identify(raw)
-    resource = _mapping(raw, "the object")
-    generation = _mapping(resource.get("metadata"), "metadata").get("generation")
-    nft = Nft(name, uid, generation if type(generation) is int else 0, None)
-    try:
-        return replace(nft, spec=_parse_spec(_mapping(resource.get("spec"), "spec")))
-    except Malformed as fault:
-        last_good = before.spec if before else None
-        stays = "the last good settings stay" if last_good else "there are no earlier settings to keep"
-        return replace(nft, spec=last_good, rejections=(Rejection(nft.ref, Reason.INVALID_SETTINGS, f"{fault}; {stays}"),))
-
-
-def _parse_spec(spec: Mapping[str, object]) -> NftSpec:
-    metallb_namespace = spec.get("metallb-namespace")
-    if metallb_namespace is None:
-        metallb_namespace = "metallb-system"
-    if not isinstance(metallb_namespace, str) or not _NAME.fullmatch(metallb_namespace):
-        raise Malformed(f"spec.metallb-namespace {quote(metallb_namespace)} is not a Kubernetes name")
-    return NftSpec(
-        public_nic=parse_nic(spec.get("public_nic")),
-        enable_bgp=_switch(spec, "enable_bgp"),
-        enable_dropall=_switch(spec, "enable_dropall"),
-        enable_rateshape=_switch(spec, "enable_rateshape"),
-        enable_ssh=_switch(spec, "enable_ssh"),
-        metallb_namespace=metallb_namespace,
-    )
-
-
-def parse_nic(value: object) -> str:
-    """The name of a network interface that may be public. Raises Malformed."""
-    if value is None:
-        raise Malformed("public_nic is required: the name of the router's public interface, e.g. enp1s0")
-    if not isinstance(value, str) or not _NIC.fullmatch(value) or value in (".", "..", "lo"):
-        raise Malformed(f"public_nic {quote(value)} is not the name of a network interface that can be public")
-    return value
-
-
-def _switch(spec: Mapping[str, object], field: str) -> bool:
-    """A boolean that is true if absent; the old operator also took its usual words as text."""
-    value = spec.get(field)
-    if value is None:
-        return True
-    if isinstance(value, str):
-        value = _BOOLEANS.get(value.lower(), value)
-    if not isinstance(value, bool):
-        raise Malformed(f"spec.{field} {quote(value)} is neither true nor false")
-    return value
-
-
 # --- shapes -------------------------------------------------------------------------------------------
 
 
-def _mapping(value: object, what: str) -> Mapping[str, object]:
+def mapping(value: object, what: str) -> Mapping[str, object]:
     """`value` if it is an object; {} if it is absent."""
     if value is None:
         return {}
@@ -419,7 +333,7 @@ def _mapping(value: object, what: str) -> Mapping[str, object]:
     return value
 
 
-def _sequence(value: object, what: str) -> list[object]:
+def sequence(value: object, what: str) -> list[object]:
     """`value` if it is a list; [] if it is absent."""
     if value is None:
         return []

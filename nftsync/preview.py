@@ -11,7 +11,8 @@ from nftsync.config import Config
 from nftsync.desired import Desired, Pinhole
 from nftsync.inbox import Inbox
 from nftsync.manifests import Manifests
-from nftsync.objects import ObjectRef, Reason, Rejection, parse_nft, parse_service
+from nftsync.nftresource import parse_nft
+from nftsync.objects import ObjectRef, Reason, Rejection, parse_service
 from nftsync.ruleset import Ruleset, Settings, ruleset
 
 

@@ -11,7 +11,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from nftsync.desired import Pinhole
-from nftsync.objects import Network, NftSpec
+from nftsync.nftresource import NftSpec
+from nftsync.objects import Network
 
 NAME = "nftsync"  # of both tables
 FILTER = "inet"

@@ -13,7 +13,8 @@ from nftsync.config import Config
 from nftsync.inbox import Inbox
 from nftsync.manifests import Manifests
 from nftsync.metrics import Metrics
-from nftsync.objects import Nft, Service, parse_nft, parse_service
+from nftsync.nftresource import Nft, parse_nft
+from nftsync.objects import Service, parse_service
 from nftsync.reconcile import Inputs
 from nftsync.watch import SERVICES, Cause, Resource, State, Watcher, nfts
 

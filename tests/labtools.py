@@ -21,7 +21,8 @@ import pytest
 from nftsync.desired import Desired, Filters
 from nftsync.kernel import Kernel
 from nftsync.lab import Lab
-from nftsync.objects import parse_nft, parse_service
+from nftsync.nftresource import parse_nft
+from nftsync.objects import parse_service
 from nftsync.ruleset import Ruleset, Settings, ruleset
 from nftsync.transaction import transaction
 

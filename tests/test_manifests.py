@@ -14,7 +14,8 @@ import pytest
 from nftsync import manifests as module
 from nftsync.inbox import Inbox
 from nftsync.manifests import ManifestError, Manifests
-from nftsync.objects import Name, Nft, Reason, Service, parse_nft, parse_service
+from nftsync.nftresource import Nft, parse_nft
+from nftsync.objects import Name, Reason, Service, parse_service
 
 pytestmark = pytest.mark.usefixtures("no_dns")
 

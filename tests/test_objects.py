@@ -15,19 +15,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nftsync.desired import Filters, pinholes_of
+from nftsync.nftresource import Nft, NftSpec, parse_nft
 from nftsync.objects import (
     RATELIMIT_ANNOTATION,
     SOURCE_RANGES_ANNOTATION,
     Malformed,
     Name,
-    Nft,
-    NftSpec,
     Reason,
     Rejection,
     Service,
     identify,
     parse_address,
-    parse_nft,
     parse_service,
     parse_source_range,
     quote,

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 
 from nftsync.desired import Desired, Filters, Pinhole
-from nftsync.objects import Name, NftSpec, Port, Protocol, Service
+from nftsync.nftresource import NftSpec
+from nftsync.objects import Name, Port, Protocol, Service
 from nftsync.ratelimit import RateLimit, parse_ratelimit
 from nftsync.ruleset import FILTER, SHAPER, Chain, Ruleset, Set, Settings, Table, elements, render, ruleset, tables
 from tests.support import NICS, Netns, filled, rulesets, same

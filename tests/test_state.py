@@ -21,7 +21,8 @@ from nftsync.inbox import Inbox
 from nftsync.kernel import Kernel, KernelError
 from nftsync.lab import CLIENT, PUBLIC, Lab, Probe
 from nftsync.links import Links
-from nftsync.objects import Nft, Service, parse_nft, parse_service
+from nftsync.nftresource import Nft, parse_nft
+from nftsync.objects import Service, parse_service
 from nftsync.reconcile import Inputs, Outcome, Reconciler, SyncResult
 from nftsync.ruleset import FILTER, render
 from nftsync.store import Store

@@ -28,7 +28,8 @@ from hypothesis import strategies as st
 from nftsync.api import SOCKET_OPTIONS, Api, ApiError, KubeconfigError, TooLargeError, split_lines
 from nftsync.inbox import Inbox
 from nftsync.kubeconfig import Kubeconfig
-from nftsync.objects import Name, Nft, Service, parse_nft, parse_service
+from nftsync.nftresource import Nft, parse_nft
+from nftsync.objects import Name, Service, parse_service
 from nftsync.retry import Pace
 from nftsync.watch import SERVICES, Cause, Resource, State, Timing, Watcher, nfts
 from tests import faultyserver as faulty

@@ -19,7 +19,8 @@ from nftsync.inbox import Inbox
 from nftsync.kernel import Kernel
 from nftsync.links import Links
 from nftsync.namespace import Namespace
-from nftsync.objects import Nft, Service, parse_nft, parse_service
+from nftsync.nftresource import Nft, parse_nft
+from nftsync.objects import Service, parse_service
 from nftsync.reconcile import Inputs, Outcome, Reconciler, SyncResult
 from nftsync.store import Store
 from tests.bench.measure import NIC, Goal, Samples, address_of, in_turns, nft_resource, service, spread, table

@@ -18,7 +18,8 @@ from statistics import median
 
 from nftsync.desired import Desired, Filters
 from nftsync.lab import Lab
-from nftsync.objects import NftSpec, parse_service
+from nftsync.nftresource import NftSpec
+from nftsync.objects import parse_service
 from nftsync.probe import CLIENT, MARK, PEER_MAC, ROUTER_MAC, Probe, packet
 from nftsync.ruleset import FILTER, OPERATOR_SVC, Chain, Ruleset, Settings, render, ruleset
 from tests.bench.measure import NIC, Goal, address_of, in_turns, service, spread, table

@@ -14,7 +14,8 @@ from statistics import median
 
 from nftsync.desired import Desired, Filters
 from nftsync.namespace import Namespace
-from nftsync.objects import parse_nft, parse_service
+from nftsync.nftresource import parse_nft
+from nftsync.objects import parse_service
 from nftsync.ruleset import Settings, render, ruleset
 from tests.apiserver.harness import Programs, find_programs
 from tests.bench.cluster import cluster
