@@ -605,7 +605,7 @@ def test_a_kubeconfig_that_comes_later_is_enough(lab: Lab, caplog: pytest.LogCap
         (
             "{kind: Config, contexts: [{name: c, context: {cluster: c, user: u}}], users: [{name: u, user: {}}], "
             'clusters: [{name: c, cluster: {server: "https://[::1"}}], current-context: c}',
-            "the server's address is not a URL",
+            "Invalid IPv6 URL",
         ),
         ('"sesame"', "not a kubeconfig"),
         ("{kind: Config, contexts: 7, clusters: [], users: [], current-context: c}", ""),
