@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from nftsync import daemon as daemons
 from nftsync.lab import Lab
 from tests.labtools import (
     SERVICE4,
@@ -428,6 +429,22 @@ def test_the_metrics_are_there_from_the_start_and_move(daemon: Daemon) -> None:
     assert syncs(daemon, *EFFECTIVE) > done
     assert daemon.metric("nftsync_sync_duration_seconds_count") >= syncs(daemon, *EFFECTIVE)
     assert "Service default/refused: invalid_ratelimit" in daemon.log()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_an_input_that_ends_by_itself_ends_the_daemon_and_the_ruleset_stays(
+    lab: Lab, daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert daemon.once().returncode == 0
+
+    def broken(*_: object) -> None:
+        raise AssertionError("a bug")
+
+    monkeypatch.setattr("nftsync.manifests.Manifests.follow", broken)
+    options = daemons.Options(config=daemon.config, manifests=(daemon.manifests,))
+    with pytest.raises(daemons.DaemonError, match="ended by itself"):
+        lab.router.call(daemons.Daemon(options).run)
+    assert WEB_KEY in opened(daemon)
 
 
 # --- what it cannot do, in one line -------------------------------------------------------------------
