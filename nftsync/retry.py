@@ -33,13 +33,15 @@ class ApiError(Exception):
 class Pace:
     """Seconds between two tries.
 
-    After the first failure from `first` to twice that, then doubling, never more than `longest`.
-    denied: after 403 and 404, which a person has to mend, from four fifths of it to all of it.
+    After the first failure from `first` to twice that, then doubling, never more than `longest`: so long may a router not know that
+    its API server is back.  denied: after 403 and 404, which a person has to mend, from four fifths of it to all of it.
+    patient: as long as a server may ask us to wait.
     """
 
     first: float = 0.8
-    longest: float = 30.0
-    denied: float = 30.0
+    longest: float = 8.0
+    denied: float = 8.0
+    patient: float = 30.0
 
     def wait(self, failures: int, fault: ApiError, rng: random.Random) -> float:
         """Seconds to wait after so many failures in a row (at least 1), the last of them being `fault`."""
@@ -48,7 +50,7 @@ class Pace:
         ceiling = min(self.longest, self.first * 2.0 ** min(failures, MAX_DOUBLINGS))
         backoff = rng.uniform(ceiling / 2, ceiling)
         asked = (fault.retry_after or 0.0) * rng.uniform(1.0, 1.25)
-        return max(backoff, min(asked, self.longest))
+        return max(backoff, min(asked, self.patient))
 
 
 def attempts(stop: threading.Event, pace: Pace, rng: random.Random) -> Iterator[AttemptManager]:
