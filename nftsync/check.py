@@ -6,37 +6,62 @@ import os
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 from nftsync import config
 from nftsync.api import Api, ApiError
 from nftsync.config import Config, ConfigError
+from nftsync.guard import Enforcement, Guard
+from nftsync.legal import read_metallb
 from nftsync.links import Links
 from nftsync.localchain import LocalChainError, parse_local_chain
-from nftsync.nftresource import NftSpec, parse_nft
-from nftsync.objects import Malformed
+from nftsync.metallb import CONFIG_MAP
+from nftsync.nftresource import METALLB_NAMESPACE, NftSpec, parse_nft
+from nftsync.objects import Malformed, quote
+from nftsync.pools import Pools
 from nftsync.ruleset import Ruleset, Settings, render, tables
+from nftsync.store import Store
 from nftsync.watch import nfts
 
-# What the daemon can't do without, as (group, resource, verbs).
+# What the daemon can't do without.
 _PERMISSIONS = (
-    ("", "services", ("list", "watch")),
-    ("nft.acnodal.com", "nfts", ("list", "watch")),
+    {"group": "", "resource": "services"},
+    {"group": "nft.acnodal.com", "resource": "nfts"},
 )
+# What it needs to know which addresses are the cluster's.
+_METALLB = (
+    {"group": "metallb.io", "resource": "ipaddresspools"},
+    {"group": "metallb.io", "resource": "bgpadvertisements"},
+    {"group": "metallb.io", "resource": "bgppeers"},
+    {"group": "", "resource": "configmaps", "name": CONFIG_MAP},
+)
+_VERBS = ("list", "watch")
 _FORWARDING = {"IPv4": Path("/proc/sys/net/ipv4/ip_forward"), "IPv6": Path("/proc/sys/net/ipv6/conf/all/forwarding")}
+
+
+class Level(StrEnum):
+    """How good a finding is. WARN: the router works, but somebody should know."""
+
+    OK = "ok"
+    WARN = "warn"
+    FAIL = "FAIL"
+
+
+OK, WARN, FAIL = Level
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One line of the check: about what, whether it is as it should be, and what was found or is to be done."""
+    """One line of the check: about what, how good it is, and what was found or is to be done."""
 
     subject: str
-    ok: bool
+    level: Level
     message: str
 
     def __str__(self) -> str:
-        return f"{'ok  ' if self.ok else 'FAIL'}  {self.subject}: {self.message}"
+        return f"{self.level:4}  {self.subject}: {self.message}"
 
 
 def findings(path: Path | None) -> Iterator[Finding]:
@@ -44,10 +69,10 @@ def findings(path: Path | None) -> Iterator[Finding]:
     try:
         chosen = config.load(path)
     except ConfigError as fault:
-        yield Finding("configuration", False, str(fault))
+        yield Finding("configuration", FAIL, str(fault))
         return
     given = path or config.DEFAULT_PATH
-    yield Finding("configuration", True, str(given) if given.exists() else f"{given} is not there, the defaults hold")
+    yield Finding("configuration", OK, str(given) if given.exists() else f"{given} is not there, the defaults hold")
     yield _local_chain(chosen)
     yield _state(chosen)
     yield _nft()
@@ -57,12 +82,13 @@ def findings(path: Path | None) -> Iterator[Finding]:
     try:
         api.connect()
         version = _answer(api, "GET", "/version")
-        yield Finding("kubeconfig", True, f"{chosen.kubeconfig} reaches an API server {version.get('gitVersion', '')}".rstrip())
+        yield Finding("kubeconfig", OK, f"{chosen.kubeconfig} reaches an API server {version.get('gitVersion', '')}".rstrip())
         yield from _permissions(api)
         spec, finding = _resource(api, chosen)
         yield finding
+        yield from _pools(api, chosen, spec)
     except ApiError as fault:
-        yield Finding("kubeconfig", False, str(fault))
+        yield Finding("kubeconfig", FAIL, str(fault))
     finally:
         api.close()
     yield _nic(chosen, spec)
@@ -73,17 +99,17 @@ def _local_chain(chosen: Config) -> Finding:
     try:
         parse_local_chain(chosen.local_chain.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        return Finding(subject, True, f"{chosen.local_chain} is not there, the chain is empty")
+        return Finding(subject, OK, f"{chosen.local_chain} is not there, the chain is empty")
     except (OSError, UnicodeDecodeError, LocalChainError) as fault:
-        return Finding(subject, False, f"{chosen.local_chain}: {fault}")
-    return Finding(subject, True, str(chosen.local_chain))
+        return Finding(subject, FAIL, f"{chosen.local_chain}: {fault}")
+    return Finding(subject, OK, str(chosen.local_chain))
 
 
 def _state(chosen: Config) -> Finding:
     folder = next(each for each in (chosen.state, *chosen.state.parents) if each.exists())
     if folder.is_dir() and os.access(folder, os.W_OK):
-        return Finding("state", True, str(chosen.state))
-    return Finding("state", False, f"{chosen.state} can't be written: make it a folder that the daemon's user owns")
+        return Finding("state", OK, str(chosen.state))
+    return Finding("state", FAIL, f"{chosen.state} can't be written: make it a folder that the daemon's user owns")
 
 
 def _nft() -> Finding:
@@ -93,11 +119,11 @@ def _nft() -> Finding:
         version = _command("nft", "--version").stdout.strip()
         loaded = _command("unshare", "--net", "nft", "-f", "-", text=render(Ruleset(tables(settings))))
     except OSError as fault:
-        return Finding("nft", False, f"{fault.filename}: {fault.strerror}; install the packages nftables and util-linux")
+        return Finding("nft", FAIL, f"{fault.filename}: {fault.strerror}; install the packages nftables and util-linux")
     if loaded.returncode:
         reason = (loaded.stderr.strip() or "no reason given").splitlines()[0]
-        return Finding("nft", False, f"{version}: {reason}; run this as root, with kernel 5.10 or newer")
-    return Finding("nft", True, f"{version} and this kernel take the ruleset")
+        return Finding("nft", FAIL, f"{version}: {reason}; run this as root, with kernel 5.10 or newer")
+    return Finding("nft", OK, f"{version} and this kernel take the ruleset")
 
 
 def _command(*argv: str, text: str = "") -> subprocess.CompletedProcess[str]:
@@ -110,20 +136,26 @@ def _forwarding() -> Iterator[Finding]:
             on = switch.read_text(encoding="ascii").strip() != "0"
         except OSError:
             continue  # a kernel without this family forwards none of it
-        yield Finding(f"{family} forwarding", on, "on" if on else f"off: this machine routes nothing; write 1 to {switch}")
+        message = "on" if on else f"off: this machine routes nothing; write 1 to {switch}"
+        yield Finding(f"{family} forwarding", OK if on else FAIL, message)
 
 
 def _permissions(api: Api) -> Iterator[Finding]:
-    for group, resource, verbs in _PERMISSIONS:
-        missing = [verb for verb in verbs if not _allowed(api, group, resource, verb)]
+    for attributes in _PERMISSIONS:
+        missing = _missing(api, attributes)
         if missing:
-            yield Finding("RBAC", False, f"may not {' or '.join(missing)} {resource}: apply packaging/kubernetes/rbac.yaml")
+            reason = f"may not {' or '.join(missing)} {attributes['resource']}: apply packaging/kubernetes/rbac.yaml"
+            yield Finding("RBAC", FAIL, reason)
         else:
-            yield Finding("RBAC", True, f"may {' and '.join(verbs)} {resource}")
+            yield Finding("RBAC", OK, f"may {' and '.join(_VERBS)} {attributes['resource']}")
 
 
-def _allowed(api: Api, group: str, resource: str, verb: str) -> bool:
-    attributes = {"group": group, "resource": resource, "verb": verb}
+def _missing(api: Api, attributes: dict[str, str]) -> list[str]:
+    """The verbs that we may not use."""
+    return [verb for verb in _VERBS if not _allowed(api, {**attributes, "verb": verb})]
+
+
+def _allowed(api: Api, attributes: dict[str, str]) -> bool:
     review = {
         "apiVersion": "authorization.k8s.io/v1",
         "kind": "SelfSubjectAccessReview",
@@ -131,6 +163,34 @@ def _allowed(api: Api, group: str, resource: str, verb: str) -> bool:
     }
     status = _answer(api, "POST", "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", body=review).get("status")
     return isinstance(status, dict) and status.get("allowed") is True
+
+
+def _pools(api: Api, chosen: Config, spec: NftSpec | None) -> Iterator[Finding]:
+    """Whether MetalLB's pools say which addresses are legal."""
+    subject = "MetalLB's pools"
+    enforcement = chosen.boundary.enforcement
+    if enforcement is Enforcement.IGNORED:
+        yield Finding(subject, WARN, f'addresses are unguarded: pools = "{enforcement}"; a Service may have any address')
+        return
+    namespace = spec.metallb_namespace if spec else METALLB_NAMESPACE
+    for attributes in _METALLB:
+        if missing := _missing(api, {**attributes, "namespace": namespace}):
+            what = f"may not {' or '.join(missing)} {attributes['resource']} in {namespace}"
+            yield Finding("RBAC", WARN, f"{what}: apply packaging/kubernetes/rbac.yaml, its last Role in that namespace")
+    pools = Pools(Store(chosen.state).state.metallb)
+    found, unread = read_metallb(api, namespace)
+    pools.look(found)
+    for rejection in (*unread, *pools.rejections):
+        yield Finding(subject, WARN, str(rejection))
+    guard = Guard.of(chosen.boundary, pools.known)
+    if not guard.guarded:
+        message = f'addresses are unguarded: {namespace} has no MetalLB configuration; pools = "required" would open nothing'
+        yield Finding(subject, WARN, message)
+    elif not guard.pools:
+        yield Finding(subject, WARN, f"no address is legal: there is no pool that counts in {namespace}")
+    else:
+        names = ", ".join(quote(pool.name)[1:-1] for pool in guard.pools[:5])
+        yield Finding(subject, OK, f"{len(guard.pools)} of {namespace} guard the addresses: {names}")
 
 
 def _answer(api: Api, method: str, path: str, **how: Any) -> dict[str, Any]:
@@ -149,30 +209,30 @@ def _resource(api: Api, chosen: Config) -> tuple[NftSpec | None, Finding]:
     except ApiError as fault:
         if fault.status != 404:
             raise
-        return None, Finding(subject, False, "the API server does not know the kind: apply packaging/kubernetes/crd.yaml")
+        return None, Finding(subject, FAIL, "the API server does not know the kind: apply packaging/kubernetes/crd.yaml")
     items = listed.get("items")
     if not isinstance(items, list) or not items:
-        return None, Finding(subject, False, "there is no such resource: apply packaging/kubernetes/nft.yaml with your public_nic")
+        return None, Finding(subject, FAIL, "there is no such resource: apply packaging/kubernetes/nft.yaml with your public_nic")
     try:
         nft = parse_nft(items[0], None)
     except Malformed as fault:
-        return None, Finding(subject, False, str(fault))
+        return None, Finding(subject, FAIL, str(fault))
     if nft.spec is None:
-        return None, Finding(subject, False, "; ".join(rejection.message for rejection in nft.rejections))
-    return nft.spec, Finding(subject, True, f"public_nic {nft.spec.public_nic}")
+        return None, Finding(subject, FAIL, "; ".join(rejection.message for rejection in nft.rejections))
+    return nft.spec, Finding(subject, OK, f"public_nic {nft.spec.public_nic}")
 
 
 def _nic(chosen: Config, spec: NftSpec | None) -> Finding:
     subject = "public NIC"
     name = chosen.public_nic or (spec.public_nic if spec else None)
     if name is None:
-        return Finding(subject, False, "not known: neither the Nft resource nor [overrides] names it")
+        return Finding(subject, FAIL, "not known: neither the Nft resource nor [overrides] names it")
     network = Links()
     try:
         present = network.index(name) is not None
     finally:
         network.close()
     if present:
-        return Finding(subject, True, name)
-    return Finding(subject, False, f"this machine has no interface {name}: mend public_nic in the Nft resource, or override it")
+        return Finding(subject, OK, name)
+    return Finding(subject, FAIL, f"this machine has no interface {name}: mend public_nic in the Nft resource, or override it")
 

@@ -91,6 +91,8 @@ def _parser() -> argparse.ArgumentParser:
     shown.add_argument("--strict", action="store_true", help="exit 1 if anything was rejected")
     limit = add("ratelimit", _ratelimit, "Check the text of a ratelimit annotation.")
     limit.add_argument("text", metavar="TEXT", nargs="+", help="e.g. '2 mbytes/second burst 512 kbytes'")
+    legal = add("pools", _pools, "Print which addresses are legal: what MetalLB, or manifests, say.", manifests)
+    legal.add_argument("--json", action="store_true", help="for programs: ranges as first-last, and what was rejected")
     add("check", _check, "Check configuration, kubeconfig, permissions, nft, kernel and NIC.")
     add("flush", _flush, "Remove nftsync's tables from the kernel: this opens the firewall.")
     demo = add("demo", _demo, "Build a lab of three network namespaces and show what passes.")
@@ -145,13 +147,31 @@ def _ratelimit(options: argparse.Namespace) -> int:
     return 0
 
 
+def _pools(options: argparse.Namespace) -> int:
+    from nftsync.api import ApiError
+    from nftsync.legal import legal_in_cluster, legal_in_manifests
+
+    chosen = config.load(options.config)
+    try:
+        legal = legal_in_manifests(chosen, options.manifests) if options.manifests else legal_in_cluster(chosen)
+    except ApiError as fault:
+        return _fail(FAILED, str(fault))
+    if options.json:
+        print(legal.json())
+        return 0
+    print(legal.text(), flush=True)
+    for rejection in legal.rejections:
+        print(rejection, file=sys.stderr)
+    return 0
+
+
 def _check(options: argparse.Namespace) -> int:
-    from nftsync.check import findings
+    from nftsync.check import Level, findings
 
     good = True
     for finding in findings(options.config):
         print(finding)
-        good = good and finding.ok
+        good = good and finding.level is not Level.FAIL
     return 0 if good else FAILED
 
 

@@ -11,18 +11,20 @@ import socket
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from ipaddress import ip_address
+from ipaddress import IPv4Network, IPv6Network, collapse_addresses, ip_address, ip_network
 from pathlib import Path
 from typing import Any, TypeVar
 
 from nftsync.desired import Filters
+from nftsync.guard import Boundary, Enforcement
 from nftsync.nftresource import parse_nic
-from nftsync.objects import Malformed, Name, quote
+from nftsync.objects import Malformed, Name, Network, quote
 
 DEFAULT_PATH = Path("/etc/nftsync/nftsync.toml")
 
 _NFT = Name("arbf-operators", "nft")
 _ALL = Filters()
+_BOUNDARY = Boundary()
 
 T = TypeVar("T")
 
@@ -44,6 +46,8 @@ class Config:
     state: Path = Path("/var/lib/nftsync")
     metrics: tuple[str, int] | None = ("127.0.0.1", 9469)  # address and port; None: no endpoint
     filters: Filters = _ALL
+    boundary: Boundary = _BOUNDARY
+    bgp_peers: tuple[Network, ...] = ()  # who may speak BGP on the public side; empty for everybody
 
 
 def load(path: Path | None) -> Config:
@@ -107,6 +111,7 @@ def _config(top: _Section) -> Config:
     default = Config()
     nft, paths, metrics, filters = (top.section(key) for key in ("nft", "paths", "metrics", "filters"))
     router_name = top.take("router_name", _text, "") or default.router_name
+    bgp_peers = top.take("bgp_peers", _prefixes, default.bgp_peers)
     config = Config(
         kubeconfig=top.take("kubeconfig", _path, default.kubeconfig),
         router_name=router_name,
@@ -124,6 +129,13 @@ def _config(top: _Section) -> Config:
             filters.take("exclude_namespaces", _names, frozenset()),
             filters.take("load_balancer_classes", _texts, frozenset()),
         ),
+        boundary=Boundary(
+            top.take("pools", _enforcement, Enforcement.AUTO),
+            top.take("advertised_pools_only", _flag, False),
+            top.take("allowed_prefixes", _prefixes, ()),
+            frozenset(network.network_address for network in bgp_peers if network.num_addresses == 1),
+        ),
+        bgp_peers=bgp_peers,
     )
     for section in (nft, paths, metrics, filters, top):
         section.end()
@@ -185,6 +197,39 @@ def _names(value: Any) -> frozenset[str]:
     if not isinstance(value, list):
         raise ValueError("this is not a list of names")
     return frozenset(_kubernetes_name(each) for each in value)
+
+
+def _flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError("this is neither true nor false")
+    return value
+
+
+def _enforcement(value: Any) -> Enforcement:
+    try:
+        return Enforcement(_text(value))
+    except ValueError:
+        raise ValueError(f"this is not one of {', '.join(Enforcement)}") from None
+
+
+def _prefixes(value: Any) -> tuple[Network, ...]:
+    """Prefixes, sorted and without those that another one holds; nft takes none that overlap."""
+    if not isinstance(value, list):
+        raise ValueError("this is not a list of prefixes")
+    networks = [_prefix(each) for each in value]
+    v4 = collapse_addresses(each for each in networks if isinstance(each, IPv4Network))
+    v6 = collapse_addresses(each for each in networks if isinstance(each, IPv6Network))
+    return (*v4, *v6)
+
+
+def _prefix(value: Any) -> Network:
+    text = _text(value)
+    try:
+        if "%" in text or not re.fullmatch(r"[^/]+(?:/[0-9]{1,3})?", text):
+            raise ValueError
+        return ip_network(text)
+    except ValueError:
+        raise ValueError(f"{quote(text)} is not a prefix without host bits such as 192.0.2.0/24 or 2001:db8::/32") from None
 
 
 def _nic(value: Any) -> str | None:

@@ -19,6 +19,7 @@ from pathlib import Path
 from nftsync import __version__, config, links
 from nftsync.api import ApiError
 from nftsync.config import Config, ConfigError
+from nftsync.guard import Guard
 from nftsync.kernel import Kernel
 from nftsync.links import Links
 from nftsync.manifests import ManifestError
@@ -120,6 +121,7 @@ class Daemon:
         self._turned = clock()
         self._last = SyncResult(Outcome.WAITING)
         self._rejections: tuple[Rejection, ...] = ()  # those that were told of
+        self._guarded: bool | None = None  # what was told of pools
 
     def run(self) -> int:
         """Sync until stopped, or with `once` until the first sync after every list is complete; returns the exit status.
@@ -181,7 +183,7 @@ class Daemon:
             whole = reconciler.local_chain_changed()
             if signals.links.is_set():
                 signals.links.clear()
-                whole = whole or reconciler.nic_changed()
+                whole = whole or reconciler.links_changed()
             if not (woken or resync or retry or whole):
                 continue
             listed = source.inputs.synced
@@ -221,6 +223,8 @@ class Daemon:
         metrics.services.set(len(reconciler.desired.services))
         metrics.pinholes.set(len(reconciler.desired.pinholes))
         self._tell(result)
+        if result.outcome is not Outcome.WAITING:
+            self._tell_guard(reconciler.guard)
         self._tell_rejections(reconciler.rejections())
         self._last = result
         return result
@@ -233,6 +237,16 @@ class Daemon:
             (log.warning if result.drift else log.info)("%s", result.message)
         elif result.outcome is Outcome.WAITING and result.message != self._last.message:
             log.info("waiting: %s", result.message)
+
+    def _tell_guard(self, guard: Guard) -> None:
+        """One line when the pools begin to decide, or don't decide yet, what may be opened."""
+        if guard.guarded != self._guarded:
+            self._metrics.pools_guarded.set(guard.guarded)
+            if guard.guarded:
+                log.info("addresses are checked against MetalLB's pools")
+            else:
+                log.warning("addresses are not checked: no MetalLB configuration counts, so a Service may have any address")
+            self._guarded = guard.guarded
 
     def _tell_rejections(self, rejections: tuple[Rejection, ...]) -> None:
         """One line for each that came or went."""

@@ -10,6 +10,7 @@ from bisect import insort
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
+from nftsync.guard import UNGUARDED, Guard
 from nftsync.objects import Name, Network, Reason, Rejection, Service
 from nftsync.ratelimit import RateLimit
 
@@ -49,10 +50,12 @@ class Pinhole:
     service: Name
 
 
-def pinholes_of(service: Service) -> dict[str, Pinhole]:
-    """The pinholes that a Service claims, by key."""
+def pinholes_of(service: Service, guard: Guard = UNGUARDED) -> dict[str, Pinhole]:
+    """The pinholes that a Service claims, by key: none at an address that the guard refuses."""
     claimed = {}
     for address in service.addresses:
+        if not guard.admits(address):
+            continue
         sources = service.sources
         if sources is not None:
             sources = tuple(network for network in sources if network.version == address.version)
@@ -69,8 +72,9 @@ class Desired:
     The cost of `put` follows the Service that changed, not the number of Services.
     """
 
-    def __init__(self, filters: Filters) -> None:
+    def __init__(self, filters: Filters, guard: Guard = UNGUARDED) -> None:
         self._filters = filters
+        self._guard = guard
         self._services: dict[Name, Service] = {}
         self._claims: dict[str, list[Name]] = {}  # every Service that claims a key, owner first
         self._rejected: set[Name] = set()  # Services with a rejection of their own or a claim lost
@@ -78,9 +82,9 @@ class Desired:
         self.rejections_changed = 0  # how often: who remembers it need not ask for the rejections again
 
     @classmethod
-    def of(cls, services: Iterable[Service], filters: Filters) -> Desired:
+    def of(cls, services: Iterable[Service], filters: Filters, guard: Guard = UNGUARDED) -> Desired:
         """From scratch."""
-        desired = cls(filters)
+        desired = cls(filters, guard)
         for service in services:
             desired.put(service.name, service)
         return desired
@@ -95,8 +99,8 @@ class Desired:
         if service is not None and not self._filters.admit(service):
             service = None
         before = self._services.pop(name, None)
-        withdrawn = pinholes_of(before) if before else {}
-        claimed = pinholes_of(service) if service else {}
+        withdrawn = pinholes_of(before, self._guard) if before else {}
+        claimed = pinholes_of(service, self._guard) if service else {}
         affected = self._withdraw(withdrawn, name)
         if service is not None:
             self._services[name] = service
@@ -104,7 +108,7 @@ class Desired:
             affected |= self._claim(key, pinhole)
         self._note_rejections(name, claimed)
         for other in affected - {name}:
-            self._note_rejections(other, pinholes_of(self._services[other]))
+            self._note_rejections(other, pinholes_of(self._services[other], self._guard))
         return withdrawn.keys() | claimed.keys()
 
     # The claimants of a key stand in order of seniority; the first one owns it. Only these two methods change who does.
@@ -131,7 +135,7 @@ class Desired:
             elif owned:
                 inherited.setdefault(claimants[0], []).append(key)
         for heir, held in inherited.items():
-            claimed = pinholes_of(self._services[heir])
+            claimed = pinholes_of(self._services[heir], self._guard)
             self.pinholes.update((key, claimed[key]) for key in held)
         return set(inherited)
 
@@ -143,7 +147,11 @@ class Desired:
     def _note_rejections(self, name: Name, claimed: Iterable[str]) -> None:
         """claimed: the keys of the pinholes that the Service claims."""
         service = self._services.get(name)
-        rejected = service is not None and (bool(service.rejections) or any(self._claims[key][0] != name for key in claimed))
+        rejected = service is not None and (
+            bool(service.rejections)
+            or not all(map(self._guard.admits, service.addresses))
+            or any(self._claims[key][0] != name for key in claimed)
+        )
         if rejected or name in self._rejected:
             self.rejections_changed += 1
         if rejected:
@@ -153,7 +161,7 @@ class Desired:
 
     def _lost(self, service: Service) -> Iterator[Rejection]:
         """The claims of a Service that an older one owns."""
-        for key in pinholes_of(service):
+        for key in pinholes_of(service, self._guard):
             owner = self._claims[key][0]
             if owner != service.name:
                 message = f"{key.replace(' . ', ' ')} belongs to the older Service {owner}; it is inherited when that one goes"
@@ -168,4 +176,11 @@ class Desired:
         service = self._services.get(name)
         if service is not None:
             yield from service.rejections
+            yield from self._refused(service)
             yield from self._lost(service)
+
+    def _refused(self, service: Service) -> Iterator[Rejection]:
+        """The addresses of a Service that the guard refuses."""
+        for refusal in map(self._guard.refusal, service.addresses):
+            if refusal is not None:
+                yield Rejection(service.ref, *refusal)

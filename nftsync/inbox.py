@@ -48,7 +48,7 @@ class Inbox(Generic[T]):
         self._objects: dict[Name, T] = {}
         self._dirty: set[Name] = set()
         self._since = 0.0
-        self.synced = threading.Event()  # set once the first complete list is here
+        self.synced = threading.Event()  # set once the first complete list is here, or can't be had
 
     def put(self, raw: object) -> None:
         """An object was added or modified. Raises Malformed if not even its name can be read."""
@@ -73,6 +73,11 @@ class Inbox(Generic[T]):
         with self._lock:
             for name in self._objects.keys() - listing.names:
                 self._drop(name)
+        self.synced.set()
+        self._wake()
+
+    def unreadable(self) -> None:
+        """There is nobody to tell what is there: nobody needs to wait for it, and what was there stays."""
         self.synced.set()
         self._wake()
 

@@ -1,25 +1,40 @@
-"""The router's network interfaces through rtnetlink: is the public NIC there, its ingress qdisc, and who changes.
+"""The router's network interfaces through rtnetlink: is the public NIC there, its ingress qdisc, addresses, and who changes.
 
-Source: rtnetlink(7), tc(8). pyroute2's errors are wrapped here.
+Source: rtnetlink(7), sock_diag(7), tc(8). pyroute2's errors are wrapped here.
 """
 
 from __future__ import annotations
 
 import select
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from ipaddress import IPv6Address, ip_address, ip_network
 
-from pyroute2 import IPRoute
+from pyroute2 import DiagSocket, IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
-from pyroute2.netlink.rtnl import RTMGRP_LINK
+from pyroute2.netlink.rtnl import RTMGRP_IPV4_IFADDR, RTMGRP_IPV6_IFADDR, RTMGRP_LINK
+
+from nftsync.objects import Address, Network
 
 INGRESS_KINDS = ("ingress", "clsact")  # either one offers the ingress hook; a NIC can have one of them
 _CHECK = 1.0  # seconds until a stopped listener notices
+_BGP = 179
+_ESTABLISHED = 1 << 1  # TCP_ESTABLISHED as a mask of states
 
 
 class LinkError(Exception):
     """The kernel refused to tell of a network interface, or to change it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Local:
+    """The router's own addresses, broadcast addresses among them, and the networks that they are in."""
+
+    addresses: frozenset[Address] = frozenset()
+    networks: frozenset[Network] = frozenset()
 
 
 class Links:
@@ -53,6 +68,35 @@ class Links:
         with _wrapped("remove an ingress qdisc"):
             self._netlink.tc("del", "ingress", index)
 
+    def local(self) -> Local:
+        """What addresses the router has now. Raises LinkError."""
+        addresses, networks = set[Address](), set[Network]()
+        with _wrapped("list addresses"):
+            for message in self._netlink.get_addr():
+                own = message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS")
+                ends = (own, message.get_attr("IFA_ADDRESS"), message.get_attr("IFA_BROADCAST"))
+                addresses.update(ip_address(end) for end in ends[::2] if end)
+                networks.update(ip_network((end, message["prefixlen"]), strict=False) for end in ends[:2] if end)
+        return Local(frozenset(addresses), frozenset(networks))
+
+    def bgp_peers(self) -> frozenset[Address]:
+        """Who has a BGP session with this machine now: the other ends of TCP connections from or to port 179."""
+        found = set()
+        try:
+            with DiagSocket() as sockets:
+                sockets.bind()
+                for family in (socket.AF_INET, socket.AF_INET6):
+                    for each in sockets.get_sock_stats(family=family, states=_ESTABLISHED):
+                        if _BGP in (each["idiag_sport"], each["idiag_dport"]):
+                            found.add(_unmapped(ip_address(each["idiag_dst"])))
+        except (NetlinkError, OSError):  # a kernel without inet_diag, or a sandbox that does not let it be loaded
+            return frozenset()
+        return frozenset(found)
+
+
+def _unmapped(address: Address) -> Address:
+    return (address.ipv4_mapped or address) if isinstance(address, IPv6Address) else address
+
 
 @contextmanager
 def _wrapped(doing: str) -> Iterator[None]:
@@ -63,7 +107,7 @@ def _wrapped(doing: str) -> Iterator[None]:
 
 
 def listen(wake: Callable[[], None], stop: threading.Event) -> None:
-    """Call `wake` whenever a network interface appears, changes or goes, until `stop`. Blocks: for a thread of its own."""
+    """Call `wake` whenever an interface or an address appears, changes or goes, until `stop`. Blocks: for a thread of its own."""
     while not stop.is_set():
         try:
             _listen(wake, stop)
@@ -74,7 +118,7 @@ def listen(wake: Callable[[], None], stop: threading.Event) -> None:
 
 def _listen(wake: Callable[[], None], stop: threading.Event) -> None:
     with IPRoute() as netlink:
-        netlink.bind(groups=RTMGRP_LINK)
+        netlink.bind(groups=RTMGRP_LINK | RTMGRP_IPV4_IFADDR | RTMGRP_IPV6_IFADDR)
         while not stop.is_set():
             if select.select([netlink], [], [], _CHECK)[0]:
                 for _ in netlink.get():

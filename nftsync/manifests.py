@@ -1,4 +1,4 @@
-"""Services and the Nft resource from YAML files: offline, for the demo, for previews, for a router without a cluster.
+"""Services, the Nft resource and MetalLB's objects from YAML files: for the demo, for previews, for a router without a cluster.
 
 A path is a file or a folder of them; `kubectl get … -o yaml` Lists are understood. A file that can't be read is a Rejection, and
 what it held before stays.
@@ -11,16 +11,20 @@ import logging
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nftsync import yamltext
+from nftsync.metallb import CONFIG_MAP
+from nftsync.nftresource import METALLB_NAMESPACE
 from nftsync.objects import Malformed, Name, ObjectRef, Reason, Rejection, identify
 
 if TYPE_CHECKING:
     from nftsync.inbox import Inbox, Listing
     from nftsync.nftresource import Nft
     from nftsync.objects import Service
+    from nftsync.pools import MetalLB
 
 SUFFIXES = (".yaml", ".yml", ".json")
 POLL_INTERVAL = 1.0  # seconds between looks at the files
@@ -32,66 +36,100 @@ class ManifestError(Exception):
     """A path that was asked for is not there."""
 
 
-class Manifests:
-    """Reads files into two inboxes and follows their changes.
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """An object of a kind that is ours, the number of it in its file, and the file."""
 
-    nft: the one Nft resource that counts; one without a namespace is taken to be in that namespace.
+    kind: str
+    raw: dict[str, Any]
+    path: Path
+    number: int
+
+    @property
+    def where(self) -> str:
+        return f"{_printable(self.path)} #{self.number}"
+
+
+class Manifests:
+    """Reads files into inboxes and follows their changes.
+
+    nft: the one Nft resource that counts; it says in which namespace MetalLB's objects do. What has no namespace is
+    taken to be where it counts.
     """
 
-    def __init__(self, paths: Sequence[Path], nft: Name, services: Inbox[Service], nfts: Inbox[Nft]) -> None:
+    def __init__(self, paths: Sequence[Path], nft: Name, services: Inbox[Service], nfts: Inbox[Nft], metallb: MetalLB) -> None:
         self._paths = paths
         self._nft = nft
-        self._inboxes: dict[str, Inbox[Any]] = {"Service": services, "Nft": nfts}
+        self._nfts = nfts
+        self._inboxes: dict[str, Inbox[Any]] = {
+            "Nft": nfts,
+            "Service": services,
+            "IPAddressPool": metallb.pools,
+            "BGPAdvertisement": metallb.advertisements,
+            "BGPPeer": metallb.peers,
+            "ConfigMap": metallb.config_maps,
+        }
         self._held: dict[Path, list[tuple[str, Name]]] = {}  # what each file held when it was last readable
         self._seen: list[tuple[str, int, int, int]] = []  # the files' signature when they were last read
         self.rejections: tuple[Rejection, ...] = ()
 
     def read(self) -> None:
-        """Read all files; afterwards both inboxes are synced. Raises ManifestError if a path is not there."""
+        """Read all files; afterwards every inbox is synced. Raises ManifestError if a path is not there."""
         rejections: list[Rejection] = []
         self._seen = self._signature()  # before they are read: what changes meanwhile is read again
         with ExitStack() as stack:
             listings = {kind: stack.enter_context(inbox.listing()) for kind, inbox in self._inboxes.items()}
             held: dict[Path, list[tuple[str, Name]]] = {}
+            found: list[_Found] = []
             for path in self._files():
+                held[path] = []
                 try:
-                    loaded = _load(path)
+                    found.extend(_objects(path))
                 except (OSError, ValueError) as fault:
                     reason = fault.strerror if isinstance(fault, OSError) else str(fault)
                     stays = "; what it held before stays" if self._held.get(path) else ""
-                    rejections.append(Rejection(ObjectRef("File", ascii(str(path))[1:-1]), Reason.UNREADABLE, f"{reason}{stays}"))
+                    rejections.append(Rejection(ObjectRef("File", _printable(path)), Reason.UNREADABLE, f"{reason}{stays}"))
                     held[path] = self._held.get(path, [])
                     for kind, name in held[path]:
                         listings[kind].names.add(name)
-                else:
-                    held[path] = list(self._put(path, loaded, listings, rejections))
+            # The Nft resource first: it says which namespace the others' is.
+            for each in sorted(found, key=lambda each: each.kind != "Nft"):
+                counted = self._put(each, listings[each.kind], rejections)
+                if counted is not None:
+                    held[each.path].append((each.kind, counted))
         self._held = held
         self.rejections = tuple(rejections)
 
-    def _put(
-        self, path: Path, loaded: list[object], listings: dict[str, Listing], rejections: list[Rejection]
-    ) -> Iterator[tuple[str, Name]]:
-        for number, raw in enumerate(_flatten(loaded), start=1):
-            kind = _kind(raw)
-            if not isinstance(raw, dict) or kind is None:
-                continue
-            where = ObjectRef(kind, f"{ascii(str(path))[1:-1]} #{number}")
-            metadata = raw.get("metadata")
-            if kind == "Nft" and isinstance(metadata, dict) and metadata.get("namespace") is None:
-                metadata["namespace"] = self._nft.namespace
-            try:
-                name, uid = identify(raw)
-                if kind == "Nft" and name != self._nft:
-                    continue
-                if name in listings[kind].names:
-                    message = f"{where.name} holds it again: the first one counts"
-                    rejections.append(Rejection(ObjectRef(kind, str(name), uid), Reason.DUPLICATE, message))
-                    continue
-                listings[kind].put(raw)
-            except Malformed as fault:
-                rejections.append(Rejection(where, Reason.MALFORMED, str(fault)))
-            else:
-                yield kind, name
+    def _put(self, found: _Found, listing: Listing, rejections: list[Rejection]) -> Name | None:
+        """Put an object into its inbox. None if it does not count."""
+        namespace = self._namespace(found.kind)
+        metadata = found.raw.get("metadata")
+        if namespace is not None and isinstance(metadata, dict) and metadata.get("namespace") is None:
+            metadata["namespace"] = namespace
+        try:
+            name, uid = identify(found.raw)
+            if (namespace is not None and name.namespace != namespace) or (found.kind == "Nft" and name != self._nft):
+                return None
+            if found.kind == "ConfigMap" and name.name != CONFIG_MAP:
+                return None
+            if name in listing.names:
+                message = f"{found.where} holds it again: the first one counts"
+                rejections.append(Rejection(ObjectRef(found.kind, str(name), uid), Reason.DUPLICATE, message))
+                return None
+            listing.put(found.raw)
+        except Malformed as fault:
+            rejections.append(Rejection(ObjectRef(found.kind, found.where), Reason.MALFORMED, str(fault)))
+            return None
+        return name
+
+    def _namespace(self, kind: str) -> str | None:
+        """Where objects of a kind have to be; None for anywhere."""
+        if kind == "Service":
+            return None
+        if kind == "Nft":
+            return self._nft.namespace
+        specs = (nft.spec for nft in self._nfts.objects())
+        return next((spec.metallb_namespace for spec in specs if spec is not None), METALLB_NAMESPACE)
 
     def follow(self, stop: threading.Event) -> None:
         """Read the files again whenever one of them changes, until `stop`. Blocks: for a thread of its own."""
@@ -168,13 +206,35 @@ def _flatten(loaded: list[object]) -> Iterator[object]:
             yield {"apiVersion": document.get("apiVersion"), "kind": kind, **item} if kind and isinstance(item, dict) else item
 
 
+def _objects(path: Path) -> Iterator[_Found]:
+    """A file's objects. Raises OSError or ValueError."""
+    for number, raw in enumerate(_flatten(_load(path)), start=1):
+        kind = _kind(raw)
+        if kind is not None:
+            assert isinstance(raw, dict)
+            yield _Found(kind, raw, path, number)
+
+
 def _kind(raw: object) -> str | None:
-    """"Service" or "Nft"; None for everything that is not ours."""
+    """The kind; None for everything that is not ours."""
     if not isinstance(raw, dict):
         return None
     version, kind = raw.get("apiVersion"), raw.get("kind")
-    if kind == "Service" and version == "v1":
-        return "Service"
-    if kind == "Nft" and isinstance(version, str) and version.startswith("nft.acnodal.com/"):
-        return "Nft"
-    return None
+    if not isinstance(version, str) or not isinstance(kind, str):
+        return None
+    group = _GROUPS.get(kind)
+    return kind if group is not None and (version == "v1" if group == "" else version.startswith(f"{group}/")) else None
+
+
+_GROUPS = {
+    "Service": "",
+    "ConfigMap": "",
+    "Nft": "nft.acnodal.com",
+    "IPAddressPool": "metallb.io",
+    "BGPAdvertisement": "metallb.io",
+    "BGPPeer": "metallb.io",
+}
+
+
+def _printable(path: Path) -> str:
+    return ascii(str(path))[1:-1]

@@ -56,6 +56,9 @@ class Metrics:
         )
         self.services = Gauge("nftsync_services", "Services that are ours.", registry=registry)
         self.pinholes = Gauge("nftsync_pinholes", "Pinholes that should be open.", registry=registry)
+        self.pools_guarded = Gauge(
+            "nftsync_pools_guarded", "1 if MetalLB's pools decide which addresses may be opened, 0 if any may.", registry=registry
+        )
         self.rejections = Gauge("nftsync_rejections", "Objects, or parts of one, that are refused.", ["reason"], registry=registry)
         self.drift_repairs = PromCounter(
             "nftsync_drift_repairs", "Times that somebody else's change of our tables was repaired.", registry=registry

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from nftsync.objects import NAME, Malformed, Name, ObjectRef, Reason, Rejection, identify, mapping, quote
 
 _NIC = re.compile(r"[A-Za-z0-9_.:+=@][A-Za-z0-9_.:+=@-]{0,14}")  # IFNAMSIZ; no '*', nft's wildcard
+METALLB_NAMESPACE = "metallb-system"  # unless the resource says otherwise
 _BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 
 
@@ -21,7 +22,7 @@ class NftSpec:
     enable_dropall: bool = True
     enable_rateshape: bool = True
     enable_ssh: bool = True
-    metallb_namespace: str = "metallb-system"
+    metallb_namespace: str = METALLB_NAMESPACE
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +60,7 @@ def parse_nft(raw: object, before: Nft | None) -> Nft:
 def _parse_spec(spec: Mapping[str, object]) -> NftSpec:
     metallb_namespace = spec.get("metallb-namespace")
     if metallb_namespace is None:
-        metallb_namespace = "metallb-system"
+        metallb_namespace = METALLB_NAMESPACE
     if not isinstance(metallb_namespace, str) or not NAME.fullmatch(metallb_namespace):
         raise Malformed(f"spec.metallb-namespace {quote(metallb_namespace)} is not a Kubernetes name")
     return NftSpec(

@@ -9,19 +9,26 @@ from pathlib import Path
 
 from nftsync.config import Config
 from nftsync.desired import Desired, Pinhole
+from nftsync.guard import Enforcement, Guard
 from nftsync.inbox import Inbox
 from nftsync.manifests import Manifests
 from nftsync.nftresource import parse_nft
 from nftsync.objects import ObjectRef, Reason, Rejection, parse_service
+from nftsync.pools import MetalLB, Pools
 from nftsync.ruleset import Ruleset, Settings, ruleset
 
 
 @dataclass(frozen=True, slots=True)
 class Preview:
-    """What would be applied, and everything that would be refused."""
+    """What would be applied, and everything that would be refused.
+
+    unread: rejections of files and of MetalLB's objects, which are among the others, too.
+    """
 
     settings: Settings
+    guard: Guard
     pinholes: tuple[Pinhole, ...]
+    unread: tuple[Rejection, ...]
     rejections: tuple[Rejection, ...]
 
     @property
@@ -32,14 +39,21 @@ class Preview:
 def preview(chosen: Config, paths: Sequence[Path], local_chain: str) -> Preview:
     """Compute a ruleset from files, as if the public NIC was there. Raises ManifestError if a path is not there.
 
-    Without a usable Nft resource the strictest settings are shown: every interface but lo counts as public.
+    Without a usable Nft resource the strictest settings are shown: every interface but lo counts as public. The addresses of
+    the router itself are not known here.
     """
-    services = Inbox(parse_service, lambda: None, time.monotonic)
-    resources = Inbox(parse_nft, lambda: None, time.monotonic)
-    manifests = Manifests(paths, chosen.nft, services, resources)
+    services = Inbox(parse_service, _nobody, time.monotonic)
+    resources = Inbox(parse_nft, _nobody, time.monotonic)
+    metallb = MetalLB.empty(_nobody, time.monotonic)
+    manifests = Manifests(paths, chosen.nft, services, resources, metallb)
     manifests.read()
-    desired = Desired.of(services.objects(), chosen.filters)
-    rejections = list(manifests.rejections)
+    pools = Pools(None)
+    if chosen.boundary.enforcement is not Enforcement.IGNORED:
+        pools.look(metallb)
+    guard = Guard.of(chosen.boundary, pools.known)
+    desired = Desired.of(services.objects(), chosen.filters, guard)
+    unread = (*manifests.rejections, *pools.rejections)
+    rejections = list(unread)
     spec = None
     for nft in resources.objects():
         spec = nft.spec
@@ -48,5 +62,16 @@ def preview(chosen: Config, paths: Sequence[Path], local_chain: str) -> Preview:
         message = "there is no such resource: run would apply nothing; this is the strictest ruleset"
         rejections.append(Rejection(ObjectRef("Nft", str(chosen.nft)), Reason.MISSING_SETTINGS, message))
     rejections.extend(desired.rejections())
-    settings = Settings.of(spec, public_nic=chosen.public_nic, attached=True, local_chain=local_chain)
-    return Preview(settings, tuple(desired.pinholes.values()), tuple(rejections))
+    settings = Settings.of(
+        spec,
+        public_nic=chosen.public_nic,
+        attached=True,
+        local_chain=local_chain,
+        bgp_peers=chosen.bgp_peers,
+        cluster=guard.cluster,
+    )
+    return Preview(settings, guard, tuple(desired.pinholes.values()), unread, tuple(rejections))
+
+
+def _nobody() -> None:
+    """Waits for no change."""

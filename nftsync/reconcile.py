@@ -14,12 +14,14 @@ from enum import StrEnum
 
 from nftsync.config import Config
 from nftsync.desired import Desired, Pinhole
+from nftsync.guard import UNGUARDED, Enforcement, Guard
 from nftsync.inbox import Inbox
 from nftsync.kernel import Kernel, KernelError
-from nftsync.links import LinkError, Links
+from nftsync.links import LinkError, Links, Local
 from nftsync.localchainfile import LocalChainFile
 from nftsync.nftresource import Nft, NftSpec
 from nftsync.objects import ObjectRef, Reason, Rejection, Service
+from nftsync.pools import MetalLB, Pools
 from nftsync.ruleset import Ruleset, Settings, Table, elements, render, ruleset, tables
 from nftsync.store import Store
 from nftsync.transaction import transaction
@@ -52,15 +54,19 @@ class SyncResult:
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """Where objects come from: the inboxes, and what could not even be put into one."""
+    """Where objects come from: the inboxes, and what could not even be put into one.
+
+    metallb: what is read of MetalLB in a namespace; the same object while the namespace is the same.
+    """
 
     services: Inbox[Service]
     nfts: Inbox[Nft]
+    metallb: Callable[[str], MetalLB]
     rejections: Callable[[], Iterable[Rejection]] = tuple
 
     @property
     def synced(self) -> bool:
-        """Whether every list has been complete once."""
+        """Whether the lists of Services and of Nft resources have been complete once."""
         return self.services.synced.is_set() and self.nfts.synced.is_set()
 
 
@@ -85,6 +91,9 @@ class Reconciler:
         self._nft: Nft | None = None
         self._spec: NftSpec | None = None  # the last good one: it stays when the resource is refused or deleted
         self._nic: int | None = None  # the public NIC's index at the last whole sync
+        self._pools = Pools(store.state.metallb)
+        self._local = Local()  # addresses of the router
+        self._guard = UNGUARDED
         self._local_chain = LocalChainFile(config.local_chain, store.state.local_chain)
         self._config = config
         self._inputs = inputs
@@ -111,26 +120,42 @@ class Reconciler:
         """The settings that are in force; None before the first successful sync."""
         return self._applied.settings
 
+    @property
+    def guard(self) -> Guard:
+        """What judged addresses in the last sync."""
+        return self._guard
+
     def local_chain_changed(self) -> bool:
         """Whether the local chain's file has a version that no sync has looked at."""
         return self._local_chain.changed()
 
-    def nic_changed(self) -> bool:
-        """Whether the public NIC came, went, or is another one than at the last whole sync."""
+    def links_changed(self) -> bool:
+        """Whether the public NIC came, went, or is another one than at the last whole sync, or addresses changed that matter."""
         settings = self._applied.settings
         try:
-            return settings is not None and self._nic_index(settings.public_nic) != self._nic
+            return settings is not None and (
+                self._nic_index(settings.public_nic) != self._nic or self._look_around() != self._guard
+            )
         except LinkError:
             return True  # the sync that follows says why
 
     def _nic_index(self, name: str | None) -> int | None:
         return self._links.index(name) if name else None
 
+    def _look_around(self) -> Guard:
+        """The guard as pools, the router's addresses and its BGP peers are now."""
+        try:
+            self._local = self._links.local()
+        except LinkError as fault:
+            log.warning("%s; those that were known before hold", fault)
+        reserved = self._local.addresses | self._links.bgp_peers()
+        return Guard.of(self._config.boundary, self._pools.known, reserved, self._local.networks)
+
     def rejections(self) -> tuple[Rejection, ...]:
         """Everything that is refused now: files, settings, local chain, Services. The same tuple while nothing changed."""
         unreadable = tuple(self._inputs.rejections())
         settings = (self._inputs.synced, self._nft, self._spec, self._local_chain.fault)
-        causes = (unreadable, settings, self._desired, self._desired.rejections_changed)
+        causes = (unreadable, settings, self._pools.rejections, self._desired, self._desired.rejections_changed)
         if causes != self._causes:
             self._causes = causes
             self._rejections = (*unreadable, *self._refused())
@@ -146,6 +171,7 @@ class Reconciler:
         if self._local_chain.fault:
             ref = ObjectRef("File", str(self._config.local_chain))
             yield Rejection(ref, Reason.INVALID_LOCAL_CHAIN, f"{self._local_chain.fault}; the last good chain stays")
+        yield from self._pools.rejections
         yield from self._desired.rejections()
 
     def sync(self, *, whole: bool = False, resync: bool = False) -> SyncResult:
@@ -159,6 +185,8 @@ class Reconciler:
         changed, since = self._take(whole=whole or resync)
         if self._spec is None:
             return SyncResult(Outcome.WAITING, f"there is no usable Nft resource {self._config.nft}")
+        if self._config.boundary.enforcement is not Enforcement.IGNORED and not self._pools.looked:
+            return SyncResult(Outcome.WAITING, "MetalLB's configuration is not read yet")
         if resync:
             self._local_chain.look_again()
         try:
@@ -186,28 +214,44 @@ class Reconciler:
 
         whole: a whole sync follows, which computes the pinholes anew, so there is no need to do it here.
         """
-        sinces = []
-        nfts = self._inputs.nfts.take()
+        nfts, services = self._inputs.nfts.take(), self._inputs.services.take()
+        sinces = [each.since for each in (nfts, services) if each.objects]
         if nfts.objects:
-            sinces.append(nfts.since)
             self._nft = nfts.objects.get(self._config.nft)
             if self._nft is not None and self._nft.spec is not None:
                 self._whole |= self._spec != self._nft.spec
                 self._spec = self._nft.spec
-        services = self._inputs.services.take()
+        if self._spec is not None:
+            sinces.extend(self._take_pools(self._spec, whole=whole))
         changed: set[str] = set()
         if self._spec is None or not (whole or self._whole):
             for name, service in services.objects.items():
                 changed.update(self._desired.put(name, service))
-        if services.objects:
-            sinces.append(services.since)
         return changed, min(sinces, default=None)
+
+    def _take_pools(self, spec: NftSpec, *, whole: bool) -> list[float]:
+        """Take MetalLB's changes, and judge addresses by them from now on; returns when they were received."""
+        sinces = []
+        if self._config.boundary.enforcement is not Enforcement.IGNORED:
+            sinces = self._pools.look(self._inputs.metallb(spec.metallb_namespace))
+        if sinces or whole or self._whole:
+            guard = self._look_around()
+            self._whole |= guard != self._guard
+            self._guard = guard
+        return sinces
 
     def _settings(self, spec: NftSpec) -> Settings:
         self._local_chain.refresh(lambda body: self._rehearse(spec, body))
         self._nic = self._nic_index(self._config.public_nic or spec.public_nic)
         attached = spec.enable_rateshape and self._nic is not None
-        return Settings.of(spec, public_nic=self._config.public_nic, attached=attached, local_chain=self._local_chain.body)
+        return Settings.of(
+            spec,
+            public_nic=self._config.public_nic,
+            attached=attached,
+            local_chain=self._local_chain.body,
+            bgp_peers=self._config.bgp_peers,
+            cluster=self._guard.cluster,
+        )
 
     def _rehearse(self, spec: NftSpec, body: str) -> None:
         """Let nft judge a local chain inside our tables, without the NIC that may be missing. Raises KernelError."""
@@ -237,7 +281,7 @@ class Reconciler:
     def _sync_whole(self, spec: NftSpec, *, resync: bool) -> SyncResult:
         """Compute everything from scratch, compare it with what the kernel really holds, send the difference."""
         settings = self._settings(spec)
-        self._desired = Desired.of(self._inputs.services.objects(), self._config.filters)
+        self._desired = Desired.of(self._inputs.services.objects(), self._config.filters, self._guard)
         found = self._kernel.read()
         standing = found.ruleset
         if self._applied.tables is not None and found.listing == self._applied.listing:
@@ -283,7 +327,8 @@ class Reconciler:
                 ours = wanted
         except LinkError as fault:
             log.warning("%s: %s", settings.device or "public NIC", fault)
-        self._store.save(replace(self._store.state, local_chain=settings.local_chain, ingress=ours))
+        state = replace(self._store.state, local_chain=settings.local_chain, ingress=ours, metallb=self._pools.known)
+        self._store.save(state)
 
 
 def _summary(before: Iterable[Pinhole], after: Iterable[Pinhole]) -> str:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from nftsync.desired import Pinhole
 from nftsync.nftresource import NftSpec
 from nftsync.objects import Network
+from nftsync.ranges import AddressSet
 
 NAME = "nftsync"  # of both tables
 FILTER = "inet"
@@ -31,6 +32,8 @@ _KEY = {4: "ipv4_addr . inet_proto . inet_service", 6: "ipv6_addr . inet_proto .
 _ADDRESS = {4: "ipv4_addr", 6: "ipv6_addr"}
 _MATCH = {4: "ip daddr . meta l4proto . th dport", 6: "ip6 daddr . meta l4proto . th dport"}
 _SOURCE = {4: "ip saddr", 6: "ip6 saddr"}
+_DESTINATION = {4: "ip daddr", 6: "ip6 daddr"}
+_CLOSED = "meta l4proto { tcp, udp, sctp } ct direction original"
 _BYTES = "limit rate over 1 bytes/second burst 1 bytes"  # the kind of limit that a set's elements carry; each has its own
 _PACKETS = "limit rate over 1/second burst 1 packets"
 
@@ -88,6 +91,8 @@ class Settings:
     public_nic: None while it is not known; then every interface but lo counts as public.
     device: the NIC that the ingress hook is attached to; None while it does not exist.
     local_chain: the body of the operator's own chain, verbatim.
+    bgp_peers: who may speak BGP with the router on its public side; empty for everybody.
+    cluster: addresses that are the cluster's alone (see guard.Guard).
     """
 
     public_nic: str | None = None
@@ -97,15 +102,26 @@ class Settings:
     enable_ssh: bool = True
     device: str | None = None
     local_chain: str = ""
+    bgp_peers: tuple[Network, ...] = ()
+    cluster: AddressSet = field(default_factory=AddressSet)
 
     @classmethod
-    def of(cls, spec: NftSpec | None, *, public_nic: str | None, attached: bool, local_chain: str) -> Settings:
+    def of(  # noqa: PLR0913  # each is a setting of its own
+        cls,
+        spec: NftSpec | None,
+        *,
+        public_nic: str | None,
+        attached: bool,
+        local_chain: str,
+        bgp_peers: tuple[Network, ...] = (),
+        cluster: AddressSet = AddressSet(),  # noqa: B008  # immutable
+    ) -> Settings:
         """From the Nft resource's spec, or without one the strictest settings.
 
         public_nic: the local configuration's, which overrides the resource's.  attached: whether that NIC is there.
         """
         if spec is None:
-            return cls(public_nic=public_nic, local_chain=local_chain)
+            return cls(public_nic=public_nic, local_chain=local_chain, cluster=cluster)
         nic = public_nic or spec.public_nic
         return cls(
             public_nic=nic,
@@ -115,12 +131,17 @@ class Settings:
             enable_ssh=spec.enable_ssh,
             device=nic if attached else None,
             local_chain=local_chain,
+            bgp_peers=bgp_peers,
+            cluster=cluster,
         )
 
 
 def ruleset(pinholes: Iterable[Pinhole], settings: Settings) -> Ruleset:
-    """The whole ruleset, or, of some pinholes, their part of it."""
-    return Ruleset(tables(settings), elements(pinholes, settings))
+    """The whole ruleset."""
+    found = elements(pinholes, settings)
+    for each in settings.cluster.ranges:
+        found[FILTER].setdefault(f"pools{each.version}", {})[each.element] = ""
+    return Ruleset(tables(settings), found)
 
 
 def tables(settings: Settings) -> Mapping[str, Table]:
@@ -138,17 +159,23 @@ def _filter_table(settings: Settings) -> Table:
     for version in (4, 6):
         sets[f"services{version}"] = Set(_KEY[version], statement="counter")
         sets[f"sources{version}"] = Set(f"{_KEY[version]} . {_ADDRESS[version]}", flags="interval", statement="counter")
+        sets[f"pools{version}"] = Set(_ADDRESS[version], flags="interval")
     chains = {
         LOCAL_CHAIN: Chain(settings.local_chain),
         OPERATOR_CR: Chain(_lines(
-            f"{public}tcp dport 179 accept" if settings.enable_bgp else "",
+            *(f"{public}{peers}tcp dport 179 accept" for peers in _bgp_peers(settings) if settings.enable_bgp),
             f"{public}tcp dport 22 accept" if settings.enable_ssh else "",
         )),
-        OPERATOR_SVC: Chain(_lines(*(
-            f"{_MATCH[version]}{source} @{name}{version} accept"
-            for version in (4, 6)
-            for name, source in (("services", ""), ("sources", f" . {_SOURCE[version]}"))
-        ))),
+        OPERATOR_SVC: Chain(_lines(
+            *(
+                f"{_MATCH[version]}{source} @{name}{version} accept"
+                for version in (4, 6)
+                for name, source in (("services", ""), ("sources", f" . {_SOURCE[version]}"))
+            ),
+            # Even established: so what is closed is cut off. Only connections that were opened from outside: what the cluster,
+            # or anybody else whose address a pool holds, opened itself gets its answers. ICMP goes on: path MTU needs its errors.
+            *(f"{_CLOSED} {_DESTINATION[version]} @pools{version} counter drop" for version in (4, 6) if settings.enable_dropall),
+        )),
         GLOBAL: Chain(_lines(
             'iifname "lo" accept',
             f'iifname != "{settings.public_nic}" ct state new accept' if settings.public_nic else "",
@@ -170,6 +197,16 @@ def _filter_table(settings: Settings) -> Table:
     return Table(sets, chains)
 
 
+def _bgp_peers(settings: Settings) -> Iterator[str]:
+    """The matches for who may speak BGP: one for each family, or one that matches everybody."""
+    if not settings.bgp_peers:
+        yield ""
+    for version in (4, 6):
+        prefixes = sorted(network for network in settings.bgp_peers if network.version == version)
+        if prefixes:
+            yield f"{_SOURCE[version]} {{ {', '.join(map(str, prefixes))} }} "
+
+
 def _shaper_table(settings: Settings) -> Table:
     limits = [(version, suffix, kind) for version in (4, 6) for suffix, kind in (("", _BYTES), ("-packets", _PACKETS))]
     sets = {f"limited{version}{suffix}": Set(_KEY[version], statement=kind) for version, suffix, kind in limits}
@@ -182,7 +219,7 @@ def _shaper_table(settings: Settings) -> Table:
     return Table(sets, chains)
 
 
-def elements(pinholes: Iterable[Pinhole], settings: Settings) -> Mapping[str, Elements]:
+def elements(pinholes: Iterable[Pinhole], settings: Settings) -> dict[str, Elements]:
     """The set elements of pinholes, by family and set."""
     found: dict[str, Elements] = {FILTER: {}, SHAPER: {}}
     for family, name, key, statement in _elements(pinholes, settings):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from nftsync.api import Api
 from nftsync.config import Config
@@ -15,8 +15,9 @@ from nftsync.manifests import Manifests
 from nftsync.metrics import Metrics
 from nftsync.nftresource import Nft, parse_nft
 from nftsync.objects import Service, parse_service
+from nftsync.pools import MetalLB
 from nftsync.reconcile import Inputs
-from nftsync.watch import SERVICES, Cause, Resource, State, Watcher, nfts
+from nftsync.watch import SERVICES, Cause, Resource, State, Watcher, metallb, nfts
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +26,7 @@ _JOIN = 2.0  # seconds that a thread gets to end; it is a daemon thread, so the 
 
 
 class Source(Protocol):
-    """Fills two inboxes until it is stopped."""
+    """Fills inboxes until it is stopped."""
 
     @property
     def inputs(self) -> Inputs: ...
@@ -44,31 +45,77 @@ class ClusterSource:
     """
 
     def __init__(self, chosen: Config, metrics: Metrics, wake: Callable[[], None], clock: Clock) -> None:
-        services = Inbox[Service](parse_service, wake, clock)
-        resources = Inbox[Nft](parse_nft, wake, clock)
-        self._inputs = Inputs(services, resources)
-        self._stop = threading.Event()
+        self._wake = wake
+        self._clock = clock
+        self._report = WatchReport(metrics)
         self._api = Api(chosen.kubeconfig)
         self._api.connect()
-        self._threads = []
-        report = WatchReport(metrics)
-        for resource, inbox in ((SERVICES, services), (nfts(chosen.nft.namespace, chosen.nft.name), resources)):
-            watcher = Watcher(self._api, resource, inbox, self._stop, report, clock=clock)
-            self._threads.append(threading.Thread(target=watcher.run, name=f"watch-{resource.kind}", daemon=True))
-        for thread in self._threads:
-            thread.start()
+        services = Inbox[Service](parse_service, wake, clock)
+        resources = Inbox[Nft](parse_nft, wake, clock)
+        self._watches = _Watches(((SERVICES, services), (nfts(chosen.nft.namespace, chosen.nft.name), resources)), self._watcher)
+        self._metallb: tuple[str, MetalLB, _Watches] | None = None
+        self._inputs = Inputs(services, resources, self.metallb)
 
     @property
     def inputs(self) -> Inputs:
         return self._inputs
+
+    def metallb(self, namespace: str) -> MetalLB:
+        """MetalLB's objects of a namespace; they are watched from the first call on, those of another one no longer."""
+        if self._metallb is not None:
+            watched, inboxes, watches = self._metallb
+            if watched == namespace:
+                return inboxes
+            watches.stop()
+        inboxes = MetalLB.empty(self._wake, self._clock)
+        self._metallb = namespace, inboxes, _Watches(zip(metallb(namespace), inboxes.inboxes, strict=True), self._watcher)
+        return inboxes
+
+    def _watcher(self, resource: Resource, inbox: Inbox[Any], stop: threading.Event) -> Watcher:
+        return Watcher(self._api, resource, inbox, stop, self._report, clock=self._clock)
+
+    @property
+    def alive(self) -> bool:
+        return all(watches.alive for watches in self._all())
+
+    def stop(self) -> None:
+        for watches in self._all():
+            watches.stop()
+        self._api.close()
+        for watches in self._all():
+            watches.join()
+
+    def _all(self) -> Iterator[_Watches]:
+        yield self._watches
+        if self._metallb is not None:
+            yield self._metallb[2]
+
+
+class _Watches:
+    """Watchers, each in a thread of its own, that are stopped together."""
+
+    def __init__(
+        self,
+        watched: Iterable[tuple[Resource, Inbox[Any]]],
+        watcher: Callable[[Resource, Inbox[Any], threading.Event], Watcher],
+    ) -> None:
+        self._stop = threading.Event()
+        self._threads = [
+            threading.Thread(target=watcher(resource, inbox, self._stop).run, name=f"watch-{resource.kind}", daemon=True)
+            for resource, inbox in watched
+        ]
+        for thread in self._threads:
+            thread.start()
 
     @property
     def alive(self) -> bool:
         return all(thread.is_alive() for thread in self._threads)
 
     def stop(self) -> None:
+        """Let the threads end, at the latest with what the server says next."""
         self._stop.set()
-        self._api.close()
+
+    def join(self) -> None:
         for thread in self._threads:
             thread.join(_JOIN)
 
@@ -100,9 +147,10 @@ class ManifestSource:
     def __init__(self, chosen: Config, paths: Sequence[Path], wake: Callable[[], None], clock: Clock) -> None:
         services = Inbox[Service](parse_service, wake, clock)
         resources = Inbox[Nft](parse_nft, wake, clock)
-        manifests = Manifests(paths, chosen.nft, services, resources)
+        inboxes = MetalLB.empty(wake, clock)
+        manifests = Manifests(paths, chosen.nft, services, resources, inboxes)
         manifests.read()
-        self._inputs = Inputs(services, resources, lambda: manifests.rejections)
+        self._inputs = Inputs(services, resources, lambda _: inboxes, lambda: manifests.rejections)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=manifests.follow, args=(self._stop,), name="manifests", daemon=True)
         self._thread.start()

@@ -10,8 +10,12 @@ import json
 import logging
 import os
 import tempfile
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
+
+from nftsync.metallb import Configuration, Pool, parse_peer_address
+from nftsync.ranges import parse_range
 
 FORMAT = 1
 
@@ -25,10 +29,12 @@ class State:
     """local_chain: the last body that the kernel took.
 
     ingress: index of the NIC whose ingress qdisc is ours, or None; it means nothing after a reboot.
+    metallb: MetalLB's last good configuration, None if none was ever seen.
     """
 
     local_chain: str = ""
     ingress: int | None = None
+    metallb: Configuration | None = None
 
 
 class Store:
@@ -51,7 +57,7 @@ class Store:
         self._state, self._kept = state, False
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            _replace(self._path, json.dumps({"format": FORMAT, "boot": self._boot, **asdict(state)}))
+            _replace(self._path, json.dumps({"format": FORMAT, "boot": self._boot, **_described(state)}))
             self._kept = True
         except OSError as fault:
             log.warning("%s: %s; after a restart the state is not known", self._path, fault.strerror)
@@ -62,7 +68,8 @@ class Store:
             if found.pop("format") != FORMAT:
                 raise ValueError("it has the format of another version")
             same_boot = found.pop("boot") == self._boot
-            state = State(**found)
+            metallb = found.pop("metallb", None)
+            state = State(**found, metallb=None if metallb is None else _configuration(metallb))
             if type(state.local_chain) is not str or type(state.ingress) not in (int, type(None)):
                 raise TypeError("a value has the wrong type")
         except FileNotFoundError:
@@ -71,6 +78,27 @@ class Store:
             log.warning("%s can't be used and is ignored: %s", self._path, fault)
             return State()
         return state if same_boot else replace(state, ingress=None)
+
+
+def _described(state: State) -> dict[str, object]:
+    """As JSON has it. Only what was seen of MetalLB is written: None stands for nothing at all."""
+    metallb = None
+    if state.metallb is not None:
+        pools = [
+            {"name": pool.name, "source": pool.source, "ranges": list(map(str, pool.ranges)), "advertised": pool.advertised}
+            for pool in state.metallb.pools
+        ]
+        metallb = {"pools": pools, "peers": sorted(map(str, state.metallb.peers))}
+    return {"local_chain": state.local_chain, "ingress": state.ingress, "metallb": metallb}
+
+
+def _configuration(described: dict[str, Any]) -> Configuration:
+    """Raises ValueError, TypeError or KeyError if it is not what _described() wrote."""
+    pools = tuple(
+        Pool(str(pool["name"]), str(pool["source"]), tuple(map(parse_range, pool["ranges"])), pool["advertised"] is True)
+        for pool in described["pools"]
+    )
+    return Configuration(pools, frozenset(parse_peer_address(peer, "peers") for peer in described["peers"]))
 
 
 def _replace(path: Path, text: str) -> None:

@@ -22,6 +22,7 @@ from typing import Any, Protocol
 
 from nftsync.api import Api, ApiError, KubeconfigError, MalformedAnswerError, TooLargeError, parse_json
 from nftsync.inbox import Inbox, Listing
+from nftsync.metallb import CONFIG_MAP
 from nftsync.objects import Malformed, quote
 from nftsync.retry import Pace, attempts
 
@@ -33,11 +34,15 @@ SMALL_PAGE = 20  # fits however large objects are: etcd holds none above 1.5 MB
 
 @dataclass(frozen=True, slots=True)
 class Resource:
-    """What to watch: an API path that lists objects, narrowed by `query`. kind: for people and metrics."""
+    """What to watch: an API path that lists objects, narrowed by `query`. kind: for people and metrics.
+
+    optional: that the cluster does not have this kind, or does not let us read it, is a state and no error.
+    """
 
     kind: str
     path: str
     query: tuple[tuple[str, str], ...] = ()
+    optional: bool = False
 
 
 SERVICES = Resource("Service", "/api/v1/services")
@@ -49,12 +54,25 @@ def nfts(namespace: str, name: str) -> Resource:
     return Resource("Nft", path, (("fieldSelector", f"metadata.name={name}"),))
 
 
+def metallb(namespace: str) -> tuple[Resource, Resource, Resource, Resource]:
+    """MetalLB's pools, advertisements and peers, and the ConfigMap that held all of them up to 0.12."""
+    group, namespaced = "/apis/metallb.io", f"namespaces/{namespace}"
+    config_map = (("fieldSelector", f"metadata.name={CONFIG_MAP}"),)
+    return (
+        Resource("IPAddressPool", f"{group}/v1beta1/{namespaced}/ipaddresspools", optional=True),
+        Resource("BGPAdvertisement", f"{group}/v1beta1/{namespaced}/bgpadvertisements", optional=True),
+        Resource("BGPPeer", f"{group}/v1beta2/{namespaced}/bgppeers", optional=True),
+        Resource("ConfigMap", f"/api/v1/{namespaced}/configmaps", config_map, optional=True),
+    )
+
+
 class State(StrEnum):
     """What a Watcher does at the moment."""
 
     LISTING = "listing"
     WATCHING = "watching"
     WAITING = "waiting"
+    ABSENT = "absent"  # the cluster does not have, or does not show, an optional kind
 
 
 class Cause(StrEnum):
@@ -163,12 +181,28 @@ class Watcher:
                 self._version = None
             if fault.status == 401:
                 self._api.reload()
+            if self._resource.optional and fault.status in (403, 404):
+                self._go_without(fault)
+                raise
             lasted = self._lasted()
             self._observer.restarted(self._resource, cause_of(fault))
             self._complain(str(fault), again=lasted)
             if not lasted:
                 self._observer.watching(self._resource, State.WAITING)
                 raise
+
+    def _go_without(self, fault: ApiError) -> None:
+        """The kind is not there, so no object of it is; or it may not be read, so nothing is known of any."""
+        self._version = None
+        if fault.status == 404:
+            with self._inbox.listing():
+                pass
+            log.log(logging.INFO if self._complaint != str(fault) else logging.DEBUG, "%s: not installed", self._resource.kind)
+            self._complaint = str(fault)
+        else:
+            self._inbox.unreadable()
+            self._complain(str(fault))
+        self._observer.watching(self._resource, State.ABSENT)
 
     def _lasted(self) -> bool:
         return self._watching_since is not None and self._clock() - self._watching_since >= self._timing.lasting

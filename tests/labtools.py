@@ -23,6 +23,7 @@ from nftsync.kernel import Kernel
 from nftsync.lab import Lab
 from nftsync.nftresource import parse_nft
 from nftsync.objects import parse_service
+from nftsync.pools import MetalLB
 from nftsync.ruleset import Ruleset, Settings, ruleset
 from nftsync.transaction import transaction
 
@@ -76,6 +77,15 @@ def wanted(services: Iterable[Raw], resource: Raw, local_chain: str = "", *, att
     desired = Desired.of([each for each in parsed if each], Filters())
     settings = Settings.of(parse_nft(resource, None).spec, public_nic=None, attached=attached, local_chain=local_chain)
     return ruleset(desired.pinholes.values(), settings)
+
+
+def no_metallb() -> MetalLB:
+    """What is read of MetalLB in a cluster that has none."""
+    found = MetalLB.empty(lambda: None, time.monotonic)
+    for inbox in found.inboxes:
+        with inbox.listing():
+            pass
+    return found
 
 
 class Firewall:

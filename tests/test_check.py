@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from nftsync.check import Finding, findings
+from nftsync.check import Finding, Level, findings
 from nftsync.cli import main
 from tests.labtools import needs_root
 
@@ -80,7 +80,7 @@ def test_a_wrong_configuration_is_the_only_finding(tmp_path: Path) -> None:
     path = tmp_path / "nftsync.toml"
     path.write_text("resync_intervall = 5\n")
     findings_of_it = list(findings(path))
-    assert [finding.ok for finding in findings_of_it] == [False]
+    assert [finding.level for finding in findings_of_it] == [Level.FAIL]
     assert "resync_intervall" in str(findings_of_it[0])
 
 
@@ -88,7 +88,7 @@ def test_a_wrong_configuration_is_the_only_finding(tmp_path: Path) -> None:
 def test_a_server_that_is_no_api_server_is_a_finding(tmp_path: Path, body: bytes) -> None:
     with answering(body) as server:
         finding = found(configuration(tmp_path, server))["kubeconfig"]
-    assert not finding.ok
+    assert finding.level is Level.FAIL
     assert finding.message.isprintable()
 
 
@@ -96,8 +96,8 @@ def test_a_right_that_is_missing_and_a_resource_that_is_not_there_are_findings(t
     with answering(b"{}") as server:
         seen = list(findings(configuration(tmp_path, server)))
     rights = [finding for finding in seen if finding.subject == "RBAC"]
-    assert [finding.ok for finding in rights] == [False, False]
+    assert [finding.level for finding in rights] == [Level.FAIL] * 2 + [Level.WARN] * 4
     assert all("rbac.yaml" in finding.message for finding in rights)
     resource = next(finding for finding in seen if finding.subject == "Nft arbf-operators/nft")
-    assert not resource.ok
+    assert resource.level is Level.FAIL
     assert "nft.yaml" in resource.message

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import socket
+from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from nftsync import config
 from nftsync.config import Config, ConfigError, load
 from nftsync.desired import Filters
+from nftsync.guard import Boundary, Enforcement
 from nftsync.objects import Name
 from tests.support import ROOT
 
@@ -56,6 +58,11 @@ KEYS: dict[str, tuple[str, Any]] = {
         "filters", Filters(load_balancer_classes=frozenset({"", "example.com/lb"})),
     ),
     'router_name = "edge1"\noverrides.edge1.public_nic = "enp2s0"\noverrides.edge2.public_nic = "enp3s0"': ("public_nic", "enp2s0"),
+    'pools = "required"': ("boundary", Boundary(Enforcement.REQUIRED)),
+    'pools = "ignored"': ("boundary", Boundary(Enforcement.IGNORED)),
+    "advertised_pools_only = true": ("boundary", Boundary(advertised_only=True)),
+    'allowed_prefixes = ["192.0.2.0/24"]': ("boundary", Boundary(allowed=(IPv4Network("192.0.2.0/24"),))),
+    'bgp_peers = ["192.0.2.0/24"]': ("bgp_peers", (IPv4Network("192.0.2.0/24"),)),
 }  # fmt: skip
 
 
@@ -89,8 +96,27 @@ def test_the_configuration_is_frozen() -> None:
         Config().resync_interval = 5.0  # type: ignore[misc]
 
 
+def test_a_peer_that_is_named_by_its_one_address_is_never_opened(tmp_path: Path) -> None:
+    found = read(tmp_path, 'bgp_peers = ["192.0.2.1/32", "192.0.2.128/25", "2001:db8::1"]')
+    assert set(map(str, found.bgp_peers)) == {"192.0.2.1/32", "192.0.2.128/25", "2001:db8::1/128"}
+    assert set(map(str, found.boundary.reserved)) == {"192.0.2.1", "2001:db8::1"}
+
+
+def test_prefixes_are_sorted_and_merged(tmp_path: Path) -> None:
+    found = read(tmp_path, 'allowed_prefixes = ["2001:db8::/32", "192.0.2.128/25", "192.0.2.0/25", "192.0.2.7"]')
+    assert list(map(str, found.boundary.allowed)) == ["192.0.2.0/24", "2001:db8::/32"]
+
+
 MISTAKES = {
-    'kubeconfg = "/x"': "kubeconfg = '/x': there is no such key; known are filters, kubeconfig, metrics, nft, overrides, paths,",
+    'pools = "on"': "pools = 'on': this is not one of auto, required, ignored",
+    "pools = true": "pools = True: this is not one of auto, required, ignored",
+    "advertised_pools_only = 1": "advertised_pools_only = 1: this is neither true nor false",
+    'allowed_prefixes = "192.0.2.0/24"': "this is not a list of prefixes",
+    'allowed_prefixes = ["192.0.2.1/24"]': "'192.0.2.1/24' is not a prefix without host bits such as 192.0.2.0/24",
+    'allowed_prefixes = ["192.0.2.0/0.0.0.255"]': "'192.0.2.0/0.0.0.255' is not a prefix",
+    'allowed_prefixes = ["fe80::%eth0/64"]': "'fe80::%eth0/64' is not a prefix",
+    "bgp_peers = [5]": "bgp_peers = a list: this is not a printable text in quotes",
+    'kubeconfg = "/x"': "kubeconfg = '/x': there is no such key; known are advertised_pools_only, allowed_prefixes, bgp_peers,",
     "[nft]\nnam = 5": "nft.nam = 5: there is no such key; known are name, namespace",
     "[overrides.edge1]\nenable_bgp = true": "overrides.edge1.enable_bgp = True: there is no such key; known are public_nic",
     "[Metrics]": "Metrics = a dict: there is no such key",

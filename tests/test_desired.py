@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from nftsync import desired as module
 from nftsync.desired import Desired, Filters, Pinhole, pinholes_of
+from nftsync.guard import Guard
 from nftsync.objects import Name, ObjectRef, Port, Protocol, Reason, Rejection, Service
 from nftsync.ratelimit import RateLimit
 from tests.support import services
@@ -195,8 +196,8 @@ class Counter:
         self.made = 0
         monkeypatch.setattr(module, "pinholes_of", self)
 
-    def __call__(self, service: Service) -> dict[str, Pinhole]:
-        holes = pinholes_of(service)
+    def __call__(self, service: Service, guard: Guard) -> dict[str, Pinhole]:
+        holes = pinholes_of(service, guard)
         self.made += len(holes)
         return holes
 

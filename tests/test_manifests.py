@@ -16,6 +16,7 @@ from nftsync.inbox import Inbox
 from nftsync.manifests import ManifestError, Manifests
 from nftsync.nftresource import Nft, parse_nft
 from nftsync.objects import Name, Reason, Service, parse_service
+from nftsync.pools import MetalLB
 
 pytestmark = pytest.mark.usefixtures("no_dns")
 
@@ -37,7 +38,8 @@ class Files:
         self.woken = threading.Event()
         self.services: Inbox[Service] = Inbox(parse_service, self.woken.set, time.monotonic)
         self.nfts: Inbox[Nft] = Inbox(parse_nft, self.woken.set, time.monotonic)
-        self.manifests = Manifests(paths or [folder], Name("arbf-operators", "nft"), self.services, self.nfts)
+        self.metallb = MetalLB.empty(self.woken.set, time.monotonic)
+        self.manifests = Manifests(paths or [folder], Name("arbf-operators", "nft"), self.services, self.nfts, self.metallb)
 
     def write(self, name: str, text: str | bytes) -> Path:
         path = self.folder / name

@@ -26,7 +26,21 @@ from nftsync.objects import Service, parse_service
 from nftsync.reconcile import Inputs, Outcome, Reconciler, SyncResult
 from nftsync.ruleset import FILTER, render
 from nftsync.store import Store
-from tests.labtools import PATIENCE, SERVICE4, SERVICE6, Raw, eventually, needs_root, nft, packets, rules, service, tables, wanted
+from tests.labtools import (
+    PATIENCE,
+    SERVICE4,
+    SERVICE6,
+    Raw,
+    eventually,
+    needs_root,
+    nft,
+    no_metallb,
+    packets,
+    rules,
+    service,
+    tables,
+    wanted,
+)
 
 pytestmark = needs_root
 
@@ -73,7 +87,8 @@ class Router:
             with inbox.listing() as listing:
                 for raw in self._objects[kind].values():
                     listing.put(raw)
-        inputs = Inputs(self._inboxes["Service"], self._inboxes["Nft"])
+        self._metallb = no_metallb()
+        inputs = Inputs(self._inboxes["Service"], self._inboxes["Nft"], lambda _: self._metallb)
         kernel = self.lab.router.call(Kernel)
         self.reconciler = Reconciler(self.config, inputs, kernel, self._links, Store(self.config.state))
 

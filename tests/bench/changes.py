@@ -24,6 +24,7 @@ from nftsync.objects import Service, parse_service
 from nftsync.reconcile import Inputs, Outcome, Reconciler, SyncResult
 from nftsync.store import Store
 from tests.bench.measure import NIC, Goal, Samples, address_of, in_turns, nft_resource, service, spread, table
+from tests.labtools import no_metallb
 
 SIZES = (1_000, 10_000)
 ROUNDS = 100
@@ -47,11 +48,12 @@ class Router:
                 for each in objects:
                     listing.put(each)
         state = Path(opened.enter_context(tempfile.TemporaryDirectory()))
+        metallb = no_metallb()
         with self.namespace.entered():
             kernel, links = Kernel(), Links()
         opened.callback(links.close)
         config = Config(state=state, local_chain=state / "local-chain.nft")
-        self._reconciler = Reconciler(config, Inputs(self._services, nfts), kernel, links, Store(state))
+        self._reconciler = Reconciler(config, Inputs(self._services, nfts, lambda _: metallb), kernel, links, Store(state))
         self._results: list[tuple[SyncResult, float]] = []
         self._synced = threading.Event()
         self._loop = threading.Thread(target=self._run)
