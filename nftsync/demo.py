@@ -16,7 +16,7 @@ from typing import cast
 
 from nftsync.config import Config
 from nftsync.desired import Pinhole
-from nftsync.lab import CLIENT, PUBLIC, Flood, Lab, LabError, Probe
+from nftsync.lab import CLIENT, CLUSTER, PUBLIC, Flood, Lab, LabError, Probe
 from nftsync.lab import Protocol as ProbeProtocol
 from nftsync.preview import Preview, preview
 from nftsync.ratelimit import RateLimit
@@ -44,7 +44,7 @@ class _Expectation:
 def demo(manifests: Sequence[Path] | None) -> None:
     """Print what passed, what was dropped, the rates reached and the ruleset. Raises DemoError."""
     paths = list(manifests) if manifests else [_examples()]
-    shown = preview(Config(), paths, "")
+    shown = preview(Config(), paths, "", [ip_address(own) for own in (*PUBLIC, *CLUSTER)])
     if shown.settings.public_nic is None:
         raise DemoError(f"{', '.join(map(str, paths))}: the demo needs an Nft resource with a public_nic")
     try:
