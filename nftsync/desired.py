@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from bisect import insort
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from nftsync.guard import UNGUARDED, Guard
-from nftsync.objects import Name, Network, Reason, Rejection, Service
+from nftsync.objects import Name, Network, ObjectRef, Reason, Rejection, Service
 from nftsync.ratelimit import RateLimit
 
 
@@ -41,6 +41,7 @@ class Pinhole:
 
     key: the three in nft's notation, e.g. "192.0.2.1 . tcp . 80": what identifies a pinhole.
     sources: None for everybody; otherwise only these ranges, of the address's own family.
+    service, uid: the Service that owns it.
     """
 
     key: str
@@ -48,6 +49,12 @@ class Pinhole:
     sources: tuple[Network, ...] | None
     limit: RateLimit | None
     service: Name
+    uid: str = field(default="", compare=False)
+
+    @property
+    def ref(self) -> ObjectRef:
+        """The Service that owns it."""
+        return ObjectRef("Service", str(self.service), self.uid)
 
 
 def pinholes_of(service: Service, guard: Guard = UNGUARDED) -> dict[str, Pinhole]:
@@ -62,7 +69,7 @@ def pinholes_of(service: Service, guard: Guard = UNGUARDED) -> dict[str, Pinhole
         text = str(address)
         for protocol, port in service.ports:
             key = f"{text} . {protocol} . {port}"
-            claimed[key] = Pinhole(key, address.version, sources, service.limit, service.name)
+            claimed[key] = Pinhole(key, address.version, sources, service.limit, service.name, service.uid)
     return claimed
 
 

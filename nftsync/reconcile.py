@@ -12,17 +12,19 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
+from nftsync.changes import Change, changes_between, summary
 from nftsync.config import Config
 from nftsync.desired import Desired, Pinhole
 from nftsync.guard import UNGUARDED, Enforcement, Guard
 from nftsync.inbox import Inbox
+from nftsync.ingress import Ingress
 from nftsync.kernel import Kernel, KernelError
 from nftsync.links import LinkError, Links, Local
 from nftsync.localchainfile import LocalChainFile
 from nftsync.nftresource import Nft, NftSpec
 from nftsync.objects import ObjectRef, Reason, Rejection, Service
 from nftsync.pools import MetalLB, Pools
-from nftsync.ruleset import Ruleset, Settings, Table, elements, render, ruleset, tables
+from nftsync.ruleset import Ruleset, Settings, Table, elements, open_keys, render, ruleset, tables
 from nftsync.store import Store
 from nftsync.transaction import transaction
 
@@ -42,12 +44,14 @@ class Outcome(StrEnum):
 class SyncResult:
     """What one sync did.
 
-    message: for people, "" if there is nothing to say.  since: when the earliest of its events was received (monotonic
-    seconds), None if it was not started by one.  drift: whether the kernel had been changed by somebody else.
+    message: for people, "" if there is nothing to say.  changes: what it was for each Service.  since: when the earliest of
+    its events was received (monotonic seconds), None if it was not started by one.  drift: whether the kernel had been changed by
+    somebody else.
     """
 
     outcome: Outcome
     message: str = ""
+    changes: tuple[Change, ...] = ()
     since: float | None = None
     drift: bool = False
 
@@ -86,11 +90,10 @@ class Reconciler:
     def __init__(self, config: Config, inputs: Inputs, kernel: Kernel, links: Links, store: Store) -> None:
         self._kernel = kernel
         self._links = links
-        self._store = store
+        self._ingress = Ingress(links, store)
         self._applied = _Applied()
         self._nft: Nft | None = None
         self._spec: NftSpec | None = None  # the last good one: it stays when the resource is refused or deleted
-        self._nic: int | None = None  # the public NIC's index at the last whole sync
         self._pools = Pools(store.state.metallb)
         self._local = Local()  # addresses of the router
         self._guard = UNGUARDED
@@ -106,8 +109,8 @@ class Reconciler:
         """Take another configuration, inputs and store; the next sync is a whole one, the last ruleset stays until then."""
         if inputs is not self._inputs:
             self._nft = None  # its settings stay until the new inputs have told of others
-        store.save(self._store.state)
-        self._config, self._inputs, self._store = config, inputs, store
+        store.save(self._ingress.store.state)
+        self._config, self._inputs, self._ingress.store = config, inputs, store
         self._local_chain.path = config.local_chain
         self._whole = True
 
@@ -134,13 +137,10 @@ class Reconciler:
         settings = self._applied.settings
         try:
             return settings is not None and (
-                self._nic_index(settings.public_nic) != self._nic or self._look_around() != self._guard
+                self._ingress.differs(settings.public_nic) or self._look_around() != self._guard
             )
         except LinkError:
             return True  # the sync that follows says why
-
-    def _nic_index(self, name: str | None) -> int | None:
-        return self._links.index(name) if name else None
 
     def _look_around(self) -> Guard:
         """The guard as pools, the router's addresses and its BGP peers are now."""
@@ -242,8 +242,8 @@ class Reconciler:
 
     def _settings(self, spec: NftSpec) -> Settings:
         self._local_chain.refresh(lambda body: self._rehearse(spec, body))
-        self._nic = self._nic_index(self._config.public_nic or spec.public_nic)
-        attached = spec.enable_rateshape and self._nic is not None
+        index = self._ingress.look(self._config.public_nic or spec.public_nic)
+        attached = spec.enable_rateshape and index is not None
         return Settings.of(
             spec,
             public_nic=self._config.public_nic,
@@ -264,19 +264,19 @@ class Reconciler:
         assert standing is not None, "the first sync is a whole one"
         assert settings is not None
         wanted = self._desired.pinholes
-        before = [self._applied.pinholes[key] for key in changed if key in self._applied.pinholes]
-        after = [wanted[key] for key in changed if key in wanted]
+        before = {key: self._applied.pinholes[key] for key in changed if key in self._applied.pinholes}
+        after = {key: wanted[key] for key in changed if key in wanted}
         text = transaction(
-            Ruleset(standing, elements(before, settings)),
-            Ruleset(standing, elements(after, settings)),
+            Ruleset(standing, elements(before.values(), settings)),
+            Ruleset(standing, elements(after.values(), settings)),
         )
         if text:
             self._kernel.apply(text)
-        for pinhole in before:
-            del self._applied.pinholes[pinhole.key]
-        for pinhole in after:
-            self._applied.pinholes[pinhole.key] = pinhole
-        return SyncResult(Outcome.APPLIED, _summary(before, after)) if text else SyncResult(Outcome.UNCHANGED)
+        for key in before:
+            del self._applied.pinholes[key]
+        self._applied.pinholes.update(after)
+        changes = changes_between(before, after)
+        return SyncResult(Outcome.APPLIED, summary(changes), changes) if text else SyncResult(Outcome.UNCHANGED)
 
     def _sync_whole(self, spec: NftSpec, *, resync: bool) -> SyncResult:
         """Compute everything from scratch, compare it with what the kernel really holds, send the difference."""
@@ -294,8 +294,8 @@ class Reconciler:
             listing = self._kernel.listing()
         else:
             listing = found.listing
-        before = self._applied.pinholes.values()
-        message = _summary(before, self._desired.pinholes.values())
+        changes = changes_between(self._held(standing), self._desired.pinholes)
+        message = summary(changes)
         if drift:
             message = f"somebody else had changed our tables: repaired; {message}"
         elif standing.tables != wanted.tables:
@@ -303,8 +303,17 @@ class Reconciler:
         self._applied = _Applied(wanted.tables, dict(self._desired.pinholes), settings, listing)
         self._whole = False
         self._local_chain.accepted()
-        self._settle_qdisc(settings)
-        return SyncResult(Outcome.APPLIED if text else Outcome.UNCHANGED, message, drift=drift)
+        self._ingress.settle(settings.device)
+        store = self._ingress.store
+        store.save(replace(store.state, local_chain=settings.local_chain, metallb=self._pools.known))
+        return SyncResult(Outcome.APPLIED if text else Outcome.UNCHANGED, message, changes, drift=drift)
+
+    def _held(self, standing: Ruleset) -> Mapping[str, Pinhole]:
+        """The pinholes that were open before; after a start, those of the desired ones that the kernel has."""
+        if self._applied.settings is not None:
+            return self._applied.pinholes
+        keys = open_keys(standing)
+        return {key: pinhole for key, pinhole in self._desired.pinholes.items() if key in keys}
 
     def _drifted(self, standing: Ruleset) -> bool:
         """Whether the kernel holds something other than what it accepted from us."""
@@ -312,29 +321,3 @@ class Reconciler:
             return False
         applied = ruleset(self._applied.pinholes.values(), self._applied.settings)
         return transaction(standing, applied) != ""
-
-    def _settle_qdisc(self, settings: Settings) -> None:
-        """Give the NIC an ingress qdisc if it has none, take ours away where it is no longer wanted; remember which is ours."""
-        wanted = self._nic if settings.device else None
-        ours = self._store.state.ingress
-        try:
-            if ours is not None and ours != wanted:
-                if self._links.ingress_kind(ours) == "ingress":
-                    self._links.remove_ingress(ours)
-                ours = None
-            if wanted is not None and self._links.ingress_kind(wanted) is None:
-                self._links.add_ingress(wanted)
-                ours = wanted
-        except LinkError as fault:
-            log.warning("%s: %s", settings.device or "public NIC", fault)
-        state = replace(self._store.state, local_chain=settings.local_chain, ingress=ours, metallb=self._pools.known)
-        self._store.save(state)
-
-
-def _summary(before: Iterable[Pinhole], after: Iterable[Pinhole]) -> str:
-    held = {pinhole.key: pinhole for pinhole in before}
-    wanted = {pinhole.key: pinhole for pinhole in after}
-    opened, closed = len(wanted.keys() - held.keys()), len(held.keys() - wanted.keys())
-    changed = sum(1 for key, pinhole in wanted.items() if key in held and held[key] != pinhole)
-    parts = [f"{count} {verb}" for count, verb in ((opened, "opened"), (closed, "closed"), (changed, "changed")) if count]
-    return "pinholes: " + (", ".join(parts) or "none changed")

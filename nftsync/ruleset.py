@@ -239,6 +239,13 @@ def _elements(pinholes: Iterable[Pinhole], settings: Settings) -> Iterator[tuple
             yield SHAPER, f"limited{hole.version}{suffix}", hole.key, hole.limit.statement
 
 
+def open_keys(shown: Ruleset) -> set[str]:
+    """The keys of the pinholes that are open in a ruleset."""
+    sets = shown.elements.get(FILTER, {})
+    closed_to_some = (" . ".join(key.split(" . ")[:3]) for version in (4, 6) for key in sets.get(f"sources{version}", ()))
+    return {*sets.get("services4", ()), *sets.get("services6", ()), *closed_to_some}
+
+
 def _source_text(network: Network) -> str:
     """As nft lists it: a range of one address without its prefix length."""
     return str(network.network_address if network.prefixlen == network.max_prefixlen else network)
