@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from hashlib import blake2b
 
 from nftsync.desired import Pinhole
 from nftsync.objects import ObjectRef
@@ -40,6 +41,13 @@ def changes_between(before: Mapping[str, Pinhole], after: Mapping[str, Pinhole])
     return tuple(
         Change(ref, tuple(opened), tuple(closed), tuple(altered), ref in relimited)
         for ref, (opened, closed, altered) in sorted(services.items(), key=lambda item: item[0].name)
+    )
+
+
+def fingerprint(pinholes: Iterable[Pinhole]) -> int:
+    """Of a set of pinholes, whatever its order: those of parts add up to that of the whole."""
+    return sum(
+        int.from_bytes(blake2b(f"{each.key} {each.sources} {each.limit}".encode(), digest_size=16).digest()) for each in pinholes
     )
 
 

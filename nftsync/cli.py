@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import argparse
 import io
-import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from nftsync import __version__, config
+from nftsync import __version__, config, logs
 from nftsync.config import Config, ConfigError
 from nftsync.localchain import LocalChainError, parse_local_chain
+from nftsync.logs import LogFormat
 from nftsync.manifests import ManifestError
 from nftsync.objects import ObjectRef, Reason, Rejection
 from nftsync.preview import preview
@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     _open_output()
     options = _parser().parse_args(arguments)
-    logging.basicConfig(stream=sys.stderr, level=options.log_level.upper(), format="nftsync: %(levelname)s: %(message)s")
+    logs.configure(options.log_level, LogFormat(options.log_format))
     command: Command = options.command
     try:
         status = command(options)
@@ -76,6 +76,8 @@ def _parser() -> argparse.ArgumentParser:
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument("--config", type=Path, metavar="FILE", help=f"the configuration (default: {config.DEFAULT_PATH})")
     shared.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info")
+    formats = tuple(LogFormat)
+    shared.add_argument("--log-format", choices=formats, default=LogFormat.AUTO, help="auto: the journal if there is one, or text")
     manifests = argparse.ArgumentParser(add_help=False)
     manifests.add_argument("--manifests", type=Path, nargs="+", metavar="PATH", help="YAML files, or folders of them")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")

@@ -19,12 +19,11 @@ from pathlib import Path
 from nftsync import __version__, config, links
 from nftsync.api import ApiError
 from nftsync.config import Config, ConfigError
-from nftsync.guard import Guard
 from nftsync.kernel import Kernel
 from nftsync.links import Links
 from nftsync.manifests import ManifestError
 from nftsync.metrics import Endpoint, EndpointError, Metrics
-from nftsync.objects import Rejection
+from nftsync.publish import Publisher
 from nftsync.reconcile import Outcome, Reconciler, SyncResult
 from nftsync.ruleset import Ruleset
 from nftsync.sources import Clock, ClusterSource, ManifestSource, Source
@@ -120,8 +119,7 @@ class Daemon:
         self._endpoint: Endpoint | None = None
         self._turned = clock()
         self._last = SyncResult(Outcome.WAITING)
-        self._rejections: tuple[Rejection, ...] = ()  # those that were told of
-        self._guarded: bool | None = None  # what was told of pools
+        self._publisher = Publisher(self._metrics)
 
     def run(self) -> int:
         """Sync until stopped, or with `once` until the first sync after every list is complete; returns the exit status.
@@ -187,7 +185,7 @@ class Daemon:
             if not (woken or resync or retry or whole):
                 continue
             listed = source.inputs.synced
-            result = self._sync(reconciler, whole=whole or retry, resync=resync)
+            result = self._sync(reconciler, source, whole=whole or retry, resync=resync)
             if resync:
                 resynced = self._clock()
             if result.outcome is Outcome.FAILED:
@@ -207,7 +205,7 @@ class Daemon:
             raise DaemonError("an input ended by itself, which is a bug: its traceback stands above; the ruleset stays")
         return True
 
-    def _sync(self, reconciler: Reconciler, *, whole: bool, resync: bool) -> SyncResult:
+    def _sync(self, reconciler: Reconciler, source: Source, *, whole: bool, resync: bool) -> SyncResult:
         started = self._clock()
         result = reconciler.sync(whole=whole, resync=resync)
         ended = self._clock()
@@ -218,47 +216,9 @@ class Daemon:
             metrics.last_success.set_to_current_time()
             if result.since is not None:
                 metrics.event_to_kernel.observe(ended - result.since)
-        if result.drift:
-            metrics.drift_repairs.inc()
-        metrics.services.set(len(reconciler.desired.services))
-        metrics.pinholes.set(len(reconciler.desired.pinholes))
-        self._tell(result)
-        if result.outcome is not Outcome.WAITING:
-            self._tell_guard(reconciler.guard)
-        self._tell_rejections(reconciler.rejections())
+        self._publisher.publish(self._config, reconciler, source, result)
         self._last = result
         return result
-
-    def _tell(self, result: SyncResult) -> None:
-        """One line for each change; nothing for a sync that changed nothing."""
-        if result.outcome is Outcome.FAILED:
-            log.error("%s", result.message)
-        elif result.outcome is Outcome.APPLIED:
-            (log.warning if result.drift else log.info)("%s", result.message)
-        elif result.outcome is Outcome.WAITING and result.message != self._last.message:
-            log.info("waiting: %s", result.message)
-
-    def _tell_guard(self, guard: Guard) -> None:
-        """One line when the pools begin to decide, or don't decide yet, what may be opened."""
-        if guard.guarded != self._guarded:
-            self._metrics.pools_guarded.set(guard.guarded)
-            if guard.guarded:
-                log.info("addresses are checked against MetalLB's pools")
-            else:
-                log.warning("addresses are not checked: no MetalLB configuration counts, so a Service may have any address")
-            self._guarded = guard.guarded
-
-    def _tell_rejections(self, rejections: tuple[Rejection, ...]) -> None:
-        """One line for each that came or went."""
-        if rejections is self._rejections:
-            return
-        self._metrics.count_rejections(rejections)
-        lines, shown = ({str(rejection) for rejection in each} for each in (rejections, self._rejections))
-        for line in sorted(lines - shown):
-            log.warning("rejected: %s", line)
-        for line in sorted(shown - lines):
-            log.info("no longer rejected: %s", line)
-        self._rejections = rejections
 
     def _reload(self, reconciler: Reconciler, source: Source) -> Source:
         """Take up the configuration file's new version; a bad one is reported and everything stays as it runs."""
@@ -284,7 +244,8 @@ class Daemon:
     def _reads_the_same(self, before: Config) -> bool:
         """Whether the source that was opened for another configuration serves this one, too."""
         same_cluster = bool(self._options.manifests) or self._config.kubeconfig == before.kubeconfig
-        return same_cluster and self._config.nft == before.nft
+        same_words = (self._config.nft, self._config.router_name) == (before.nft, before.router_name)
+        return same_cluster and same_words
 
     def _move_endpoint(self, before: Config) -> None:
         """Close the old endpoint first: the new one may want its port. Raises EndpointError with the old one open again."""

@@ -37,13 +37,22 @@ class Inbox(Generic[T]):
     """One kind's objects, thread-safe.
 
     parse: from an API object and its last parsed version to its new one; None if it is not ours.
-    wake: called after every change, from the input's thread.  clock: monotonic seconds.
+    wake: called after every change, from the input's thread.  clock: monotonic seconds.  fresh: keep the newest even of objects
+    that compare equal; they are no change, and what does not compare wakes nobody.
     """
 
-    def __init__(self, parse: Callable[[object, T | None], T | None], wake: Callable[[], None], clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        parse: Callable[[object, T | None], T | None],
+        wake: Callable[[], None],
+        clock: Callable[[], float],
+        *,
+        fresh: bool = False,
+    ) -> None:
         self._parse = parse
         self._wake = wake
         self._clock = clock
+        self._fresh = fresh
         self._lock = threading.Lock()
         self._objects: dict[Name, T] = {}
         self._dirty: set[Name] = set()
@@ -101,6 +110,8 @@ class Inbox(Generic[T]):
             elif parsed != before:
                 self._objects[name] = parsed
                 self._mark(name)
+            elif self._fresh:
+                self._objects[name] = parsed
 
     def _drop(self, name: Name) -> None:
         if self._objects.pop(name, None) is not None:

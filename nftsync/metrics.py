@@ -63,6 +63,10 @@ class Metrics:
         self.drift_repairs = PromCounter(
             "nftsync_drift_repairs", "Times that somebody else's change of our tables was repaired.", registry=registry
         )
+        self.status_writes = PromCounter(
+            "nftsync_status_writes", "Times that the Nft's status was written, or could not be.", ["result"], registry=registry
+        )
+        self.events = PromCounter("nftsync_events", "Kubernetes Events by what became of them.", ["result"], registry=registry)
         build = Gauge("nftsync_build_info", "Always 1; the labels tell the version.", ["version"], registry=registry)
         build.labels(__version__).set(1)
         for reason in Reason:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from nftsync.objects import NAME, Malformed, Name, ObjectRef, Reason, Rejection, identify, mapping, quote
+from nftsync.status import NftStatus, parse_status
 
 _NIC = re.compile(r"[A-Za-z0-9_.:+=@][A-Za-z0-9_.:+=@-]{0,14}")  # IFNAMSIZ; no '*', nft's wildcard
 METALLB_NAMESPACE = "metallb-system"  # unless the resource says otherwise
@@ -27,13 +28,17 @@ class NftSpec:
 
 @dataclass(frozen=True, slots=True)
 class Nft:
-    """An Nft resource (nft.acnodal.com/v1alpha1). spec: the last one that was good, None if none was."""
+    """An Nft resource (nft.acnodal.com/v1alpha1). spec: the last one that was good, None if none was.
+
+    status: does not compare, so that what routers write into it wakes none of them.
+    """
 
     name: Name
     uid: str
     generation: int
     spec: NftSpec | None
     rejections: tuple[Rejection, ...] = ()
+    status: NftStatus = field(default_factory=NftStatus, compare=False)
 
     @property
     def ref(self) -> ObjectRef:
@@ -48,7 +53,8 @@ def parse_nft(raw: object, before: Nft | None) -> Nft:
     name, uid = identify(raw)
     resource = mapping(raw, "the object")
     generation = mapping(resource.get("metadata"), "metadata").get("generation")
-    nft = Nft(name, uid, generation if type(generation) is int else 0, None)
+    status = parse_status(resource.get("status"))
+    nft = Nft(name, uid, generation if type(generation) is int else 0, None, status=status)
     try:
         return replace(nft, spec=_parse_spec(mapping(resource.get("spec"), "spec")))
     except Malformed as fault:

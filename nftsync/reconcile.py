@@ -11,8 +11,9 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from hashlib import blake2b
 
-from nftsync.changes import Change, changes_between, summary
+from nftsync.changes import Change, changes_between, fingerprint, summary
 from nftsync.config import Config
 from nftsync.desired import Desired, Pinhole
 from nftsync.guard import UNGUARDED, Enforcement, Guard
@@ -76,12 +77,16 @@ class Inputs:
 
 @dataclass(slots=True)
 class _Applied:
-    """What the kernel accepted last. tables is None while that is not known. listing: how nft lists those tables."""
+    """What the kernel accepted last. tables is None while that is not known. listing: how nft lists those tables.
+
+    fingerprint: of the pinholes.
+    """
 
     tables: Mapping[str, Table] | None = None
     pinholes: dict[str, Pinhole] = field(default_factory=dict)
     settings: Settings | None = None
     listing: str = ""
+    fingerprint: int = 0
 
 
 class Reconciler:
@@ -104,6 +109,8 @@ class Reconciler:
         self._whole = True
         self._rejections: tuple[Rejection, ...] = ()
         self._causes: tuple[object, ...] = ()  # what they were worked out from
+        self._hash = ""
+        self._hashed: tuple[object, ...] = ()
 
     def configure(self, config: Config, inputs: Inputs, store: Store) -> None:
         """Take another configuration, inputs and store; the next sync is a whole one, the last ruleset stays until then."""
@@ -122,6 +129,21 @@ class Reconciler:
     def settings(self) -> Settings | None:
         """The settings that are in force; None before the first successful sync."""
         return self._applied.settings
+
+    @property
+    def nft(self) -> Nft | None:
+        """The Nft resource as it was last seen."""
+        return self._nft
+
+    @property
+    def hash(self) -> str:
+        """Of what routers of one cluster have in common of their rulesets: not their NIC, not their local chain."""
+        of = (self._applied.fingerprint, self._spec, self._guard)
+        if of != self._hashed:
+            spec = replace(self._spec, public_nic="") if self._spec else None
+            common = f"{self._applied.fingerprint} {spec} {self._guard.legal}"
+            self._hashed, self._hash = of, blake2b(common.encode(), digest_size=16).hexdigest()
+        return self._hash
 
     @property
     def guard(self) -> Guard:
@@ -275,8 +297,9 @@ class Reconciler:
         for key in before:
             del self._applied.pinholes[key]
         self._applied.pinholes.update(after)
+        self._applied.fingerprint += fingerprint(after.values()) - fingerprint(before.values())
         changes = changes_between(before, after)
-        return SyncResult(Outcome.APPLIED, summary(changes), changes) if text else SyncResult(Outcome.UNCHANGED)
+        return SyncResult(Outcome.APPLIED if text else Outcome.UNCHANGED, changes=changes)
 
     def _sync_whole(self, spec: NftSpec, *, resync: bool) -> SyncResult:
         """Compute everything from scratch, compare it with what the kernel really holds, send the difference."""
@@ -300,7 +323,8 @@ class Reconciler:
             message = f"somebody else had changed our tables: repaired; {message}"
         elif standing.tables != wanted.tables:
             message = f"rules renewed; {message}"
-        self._applied = _Applied(wanted.tables, dict(self._desired.pinholes), settings, listing)
+        pinholes = dict(self._desired.pinholes)
+        self._applied = _Applied(wanted.tables, pinholes, settings, listing, fingerprint(pinholes.values()))
         self._whole = False
         self._local_chain.accepted()
         self._ingress.settle(settings.device)

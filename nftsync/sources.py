@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,15 +13,20 @@ from nftsync.config import Config
 from nftsync.inbox import Inbox
 from nftsync.manifests import Manifests
 from nftsync.metrics import Metrics
+from nftsync.news import News
 from nftsync.nftresource import Nft, parse_nft
 from nftsync.objects import Service, parse_service
 from nftsync.pools import MetalLB
 from nftsync.reconcile import Inputs
+from nftsync.report import Reporter
+from nftsync.status import RouterStatus
 from nftsync.watch import SERVICES, Cause, Resource, State, Watcher, metallb, nfts
 
 log = logging.getLogger(__name__)
 
 Clock = Callable[[], float]
+_STALE = 10.0  # seconds without a watch after which what is known may be old
+_REPORT_TIMEOUT = 10.0  # seconds that the server may take to answer to a status or an Event
 _JOIN = 2.0  # seconds that a thread gets to end; it is a daemon thread, so the process never hangs on it
 
 
@@ -37,6 +42,15 @@ class Source(Protocol):
 
     def stop(self) -> None: ...
 
+    def stale(self) -> Mapping[str, str]:
+        """By kind, why what is known of it may be old."""
+
+    def tell(self, news: Sequence[News]) -> None:
+        """Let those know whom it concerns. Never blocks."""
+
+    def report(self, status: RouterStatus) -> None:
+        """How this router is doing. Never blocks."""
+
 
 class ClusterSource:
     """Lists and watches a Kubernetes API. Raises KubeconfigError if it can't even try.
@@ -47,14 +61,25 @@ class ClusterSource:
     def __init__(self, chosen: Config, metrics: Metrics, wake: Callable[[], None], clock: Clock) -> None:
         self._wake = wake
         self._clock = clock
-        self._report = WatchReport(metrics)
+        self._report = WatchReport(metrics, clock)
         self._api = Api(chosen.kubeconfig)
         self._api.connect()
         services = Inbox[Service](parse_service, wake, clock)
-        resources = Inbox[Nft](parse_nft, wake, clock)
+        resources = Inbox[Nft](parse_nft, wake, clock, fresh=True)
         self._watches = _Watches(((SERVICES, services), (nfts(chosen.nft.namespace, chosen.nft.name), resources)), self._watcher)
         self._metallb: tuple[str, MetalLB, _Watches] | None = None
         self._inputs = Inputs(services, resources, self.metallb)
+        self._reports = Api(chosen.kubeconfig, read_timeout=_REPORT_TIMEOUT)
+        self._reporter = Reporter(
+            self._reports,
+            chosen.nft,
+            chosen.router_name,
+            lambda: next(iter(resources.objects()), None),
+            self._report,
+            clock=clock,
+        )
+        self._reporting = threading.Thread(target=self._reporter.run, name="report", daemon=True)
+        self._reporting.start()
 
     @property
     def inputs(self) -> Inputs:
@@ -76,14 +101,26 @@ class ClusterSource:
 
     @property
     def alive(self) -> bool:
-        return all(watches.alive for watches in self._all())
+        return self._reporting.is_alive() and all(watches.alive for watches in self._all())
+
+    def stale(self) -> Mapping[str, str]:
+        return self._report.stale(self._clock())
+
+    def tell(self, news: Sequence[News]) -> None:
+        self._reporter.tell(news)
+
+    def report(self, status: RouterStatus) -> None:
+        self._reporter.status(status)
 
     def stop(self) -> None:
         for watches in self._all():
             watches.stop()
+        self._reporter.stop()
         self._api.close()
+        self._reports.close()
         for watches in self._all():
             watches.join()
+        self._reporting.join(_JOIN)
 
     def _all(self) -> Iterator[_Watches]:
         yield self._watches
@@ -121,12 +158,29 @@ class _Watches:
 
 
 class WatchReport:
-    """Tells metrics how the watches are doing."""
+    """Tells metrics how the watches are doing, and what was written to the cluster."""
 
-    def __init__(self, metrics: Metrics) -> None:
+    def __init__(self, metrics: Metrics, clock: Clock) -> None:
         self._metrics = metrics
+        self._clock = clock
+        self._waiting: dict[str, float] = {}  # since when, by kind
+
+    def stale(self, now: float) -> Mapping[str, str]:
+        """The kinds that could not be watched for a while."""
+        waiting = self._waiting.copy().items()
+        return {kind: "the API server does not answer as it should" for kind, since in waiting if now - since > _STALE}
+
+    def wrote_status(self, result: str) -> None:
+        self._metrics.status_writes.labels(result).inc()
+
+    def sent_event(self, result: str) -> None:
+        self._metrics.events.labels(result).inc()
 
     def watching(self, resource: Resource, state: State) -> None:
+        if state is State.WAITING:
+            self._waiting.setdefault(resource.kind, self._clock())
+        elif state is not State.LISTING:  # which is no success yet
+            self._waiting.pop(resource.kind, None)
         for each in State:
             self._metrics.watch_state.labels(resource.kind, each).set(each is state)
 
@@ -162,6 +216,15 @@ class ManifestSource:
     @property
     def alive(self) -> bool:
         return self._thread.is_alive()
+
+    def stale(self) -> Mapping[str, str]:
+        return {}
+
+    def tell(self, news: Sequence[News]) -> None:
+        """Files have no Events."""
+
+    def report(self, status: RouterStatus) -> None:
+        """Files have no status."""
 
     def stop(self) -> None:
         self._stop.set()

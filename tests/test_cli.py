@@ -81,11 +81,11 @@ def test_render_prints_the_ruleset_of_the_examples_and_nothing_else(plain: str, 
     assert status("render", "--config", plain, "--manifests", EXAMPLES, "--strict") == 0
     shown = capsys.readouterr()
     assert shown.err == ""
-    assert shown.out.count("172.30.254.") == 8, "five pinholes and three buckets"
+    assert shown.out.count("172.30.254.") == 9, "five pinholes, three buckets and a pool"
 
 
 def test_render_takes_several_paths(plain: str, capsys: pytest.CaptureFixture[str]) -> None:
-    paths = [f"{EXAMPLES}/nft.yaml", f"{EXAMPLES}/services.yaml"]
+    paths = [f"{EXAMPLES}/{name}.yaml" for name in ("metallb", "nft", "services")]
     assert status("render", "--config", plain, "--manifests", *paths) == 0
     shown = capsys.readouterr().out
     status("render", "--config", plain, "--manifests", EXAMPLES)

@@ -84,7 +84,8 @@ def test_it_applies_the_files_and_takes_up_what_is_added_changed_and_removed(dae
     assert eventually(lambda: opened(daemon) == {f"{SERVICE4} . tcp . 443", LATER_KEY})
     assert elements(daemon.lab, "services6") == {}
     assert daemon.stop() == 0
-    assert re.search(r"pinholes: 2 opened, 5 closed", daemon.log())
+    line = r"^nftsync: INFO: Service default/web: closed .* kind=Service namespace=default name=web topic=Closed router=\S+$"
+    assert re.search(line, daemon.log(), re.MULTILINE)
 
 
 def test_other_settings_are_taken_up(daemon: Daemon) -> None:
@@ -428,7 +429,7 @@ def test_the_metrics_are_there_from_the_start_and_move(daemon: Daemon) -> None:
     assert daemon.metric("nftsync_event_to_kernel_seconds_count") > events
     assert syncs(daemon, *EFFECTIVE) > done
     assert daemon.metric("nftsync_sync_duration_seconds_count") >= syncs(daemon, *EFFECTIVE)
-    assert "Service default/refused: invalid_ratelimit" in daemon.log()
+    assert "Service default/refused: rejected: invalid_ratelimit: " in daemon.log()
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")

@@ -328,18 +328,22 @@ def test_a_status_that_makes_no_sense_is_refused(apiserver: ApiServer, create: C
     assert refused.value.status == 422
 
 
-def test_a_table_shows_the_nic_whether_it_is_ready_and_whether_all_is_dropped(
+def test_a_table_shows_whether_it_is_ready_and_how_much_is_open_and_refused(
     apiserver: ApiServer, create: Create
 ) -> None:
     name = create({"public_nic": "enp1s0", "enable_dropall": False})["metadata"]["name"]
     conditions = [{"type": "Running", "status": "True"}, {"type": "Ready", "status": "False"}]
-    apiserver.admin.patch(f"{NFTS}/{name}/status", {"status": {"conditions": conditions}})
+    status = {"conditions": conditions, "services": 3, "pinholes": 5, "rejected": 1}
+    apiserver.admin.patch(f"{NFTS}/{name}/status", {"status": status})
     table = apiserver.admin.get(f"{NFTS}/{name}", accept=TABLE)
     wide = {column["name"] for column in table["columnDefinitions"] if column["priority"] > 0}
     row = dict(zip([column["name"] for column in table["columnDefinitions"]], table["rows"][0]["cells"], strict=True))
     assert row.pop("Age")
-    assert row == {"Name": name, "NIC": "enp1s0", "Ready": "False", "Dropall": False, "Rateshape": True}
-    assert wide == {"Rateshape"}
+    assert row == {
+        "Name": name, "Ready": "False", "Services": 3, "Pinholes": 5, "Rejected": 1,
+        "NIC": "enp1s0", "Dropall": False, "Rateshape": True,
+    }  # fmt: skip
+    assert wide == {"NIC", "Dropall", "Rateshape"}
 
 
 # --- rights -------------------------------------------------------------------------------------------

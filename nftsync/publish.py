@@ -1,0 +1,148 @@
+"""What a sync's result means for everybody else: metrics, log lines, the Nft's status and Events."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from datetime import datetime
+from itertools import islice
+
+from nftsync import __version__
+from nftsync.config import Config
+from nftsync.events import utc_now
+from nftsync.guard import Enforcement
+from nftsync.metrics import Metrics
+from nftsync.news import News, Topic, of_changes, of_rejections
+from nftsync.objects import ObjectRef, Reason, Rejection
+from nftsync.reconcile import Outcome, Reconciler, SyncResult
+from nftsync.sources import Source
+from nftsync.status import RouterStatus, Standing
+
+LINES = 200  # of one sync in the log; the rest of them is counted
+
+log = logging.getLogger(__name__)
+
+_SETTINGS = (Reason.INVALID_SETTINGS, Reason.MISSING_SETTINGS)
+
+
+class Publisher:
+    """Remembers what was told, and tells what is new."""
+
+    def __init__(self, metrics: Metrics, utc: Callable[[], datetime] = utc_now) -> None:
+        self._metrics = metrics
+        self._utc = utc
+        self._rejections: tuple[Rejection, ...] = ()
+        self._rejected = 0  # objects of which something is refused
+        self._guarded: bool | None = None
+        self._waiting = ""
+        self._hash, self._changed = "", ""
+
+    def publish(self, config: Config, reconciler: Reconciler, source: Source, result: SyncResult) -> None:
+        """Never blocks on the network. config: the one that is in force."""
+        metrics = self._metrics
+        metrics.services.set(len(reconciler.desired.services))
+        metrics.pinholes.set(len(reconciler.desired.pinholes))
+        if result.drift:
+            metrics.drift_repairs.inc()
+        self._tell_result(result)
+        if result.outcome is not Outcome.WAITING:
+            self._tell_guard(reconciler.guard.guarded)
+        news = [*self._news(reconciler, result), *self._news_of_rejections(reconciler.rejections())]
+        self._log(news, config.router_name)
+        source.tell(news)
+        source.report(self._status(config, reconciler, source, result))
+
+    def _tell_result(self, result: SyncResult) -> None:
+        """One line for what concerns the router as a whole; nothing for a sync that changed nothing."""
+        waiting, self._waiting = self._waiting, ""
+        if result.outcome is Outcome.FAILED:
+            log.error("%s", result.message)
+        elif result.outcome is Outcome.APPLIED and result.message:
+            (log.warning if result.drift else log.info)("%s", result.message)
+        elif result.outcome is Outcome.WAITING:
+            self._waiting = result.message
+            if result.message != waiting:
+                log.info("waiting: %s", result.message)
+
+    def _tell_guard(self, guarded: bool) -> None:  # noqa: FBT001  # it is all that is told
+        """One line when the pools begin to decide, or don't decide yet, what may be opened."""
+        if guarded != self._guarded:
+            self._guarded = guarded
+            self._metrics.pools_guarded.set(guarded)
+            if guarded:
+                log.info("addresses are checked against MetalLB's pools")
+            else:
+                log.warning("addresses are not checked: no MetalLB configuration counts, so a Service may have any address")
+
+    def _news(self, reconciler: Reconciler, result: SyncResult) -> Iterable[News]:
+        yield from of_changes(result.changes)
+        if result.drift and reconciler.nft is not None:
+            yield News(reconciler.nft.ref, Topic.DRIFT_REPAIRED, result.message, warning=True)
+
+    def _news_of_rejections(self, rejections: tuple[Rejection, ...]) -> Iterable[News]:
+        if rejections is not self._rejections:
+            self._metrics.count_rejections(rejections)
+            self._rejected = len({rejection.object for rejection in rejections})
+            yield from of_rejections(self._rejections, rejections)
+            self._rejections = rejections
+
+    def _log(self, news: list[News], router: str) -> None:
+        lines = (each for each in news if each.topic is not Topic.DRIFT_REPAIRED)  # told with the result
+        for each in islice(lines, LINES):
+            level = logging.WARNING if each.warning else logging.INFO
+            log.log(level, "%s: %s", each.about, each.message, extra={"fields": _fields(each, router)})
+        if more := sum(1 for _ in lines):
+            log.info("… and %d more changes", more)
+
+    # --- the status ---------------------------------------------------------------------------------------
+
+    def _status(self, config: Config, reconciler: Reconciler, source: Source, result: SyncResult) -> RouterStatus:
+        digest = reconciler.hash
+        if digest != self._hash:
+            self._hash, self._changed = digest, self._utc().strftime("%Y-%m-%dT%H:%M:%SZ")
+        nft = reconciler.nft
+        return RouterStatus(
+            config.router_name,
+            __version__,
+            nft.generation if nft else 0,
+            digest,
+            self._changed,
+            len(reconciler.desired.services),
+            len(reconciler.desired.pinholes),
+            self._rejected,
+            self._standing(config, reconciler, source.stale(), result).conditions(),
+        )
+
+    def _standing(self, config: Config, reconciler: Reconciler, stale: Mapping[str, str], result: SyncResult) -> Standing:
+        enforcement = config.boundary.enforcement
+        unguarded = f'pools = "{enforcement}"' if enforcement is Enforcement.IGNORED else "no MetalLB configuration was seen"
+        refused = dict(stale)
+        for source, reasons in (("settings", _SETTINGS), ("pools", (Reason.INVALID_POOLS,))):
+            if messages := [each.message for each in self._rejections if each.reason in reasons]:
+                refused[source] = messages[0]
+        return Standing(
+            not_ready=result.message if result.outcome in (Outcome.WAITING, Outcome.FAILED) else "",
+            unguarded="" if reconciler.guard.guarded else unguarded,
+            unshaped=_unshaped(reconciler),
+            local_chain=next((each.message for each in self._rejections if each.reason is Reason.INVALID_LOCAL_CHAIN), ""),
+            stale=tuple(sorted(refused.items())),
+        )
+
+
+def _unshaped(reconciler: Reconciler) -> str:
+    settings = reconciler.settings
+    if settings is None:
+        return "nothing is applied yet"
+    if not settings.enable_rateshape:
+        return "enable_rateshape is false"
+    return "" if settings.device else f"there is no interface {settings.public_nic}"
+
+
+def _fields(news: News, router: str) -> dict[str, str]:
+    """For whoever searches the log."""
+    about: ObjectRef | None = news.about
+    if about is None:
+        return {"router": router}
+    namespace, slash, name = about.name.partition("/")
+    place = {"namespace": namespace, "name": name} if slash and about.kind != "File" else {"name": about.name}
+    return {"kind": about.kind, **place, "topic": news.topic, "router": router}

@@ -1,0 +1,209 @@
+"""The status of an Nft resource: how each router is doing, and what holds for all of them together.
+
+Every router writes its own entry of status.routers and, because somebody has to, the summary in status.conditions, which any
+router works out to the same from the entries of all. Source: api-conventions.md of Kubernetes (conditions).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from nftsync.objects import Malformed, mapping, sequence
+
+_LONGEST = 512  # characters of a message
+_MANY = 64  # routers, and conditions of each, that are read
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """One thing that holds or does not. since: RFC 3339, when `holds` last changed; "" while nobody has written it."""
+
+    type: str
+    holds: bool
+    reason: str
+    message: str = ""
+    since: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RouterStatus:
+    """One router. hash: identifies what the routers of a cluster have in common of their rulesets."""
+
+    name: str
+    version: str = ""
+    generation: int = 0
+    hash: str = ""
+    last_change: str = ""
+    services: int = 0
+    pinholes: int = 0
+    rejected: int = 0
+    conditions: tuple[Condition, ...] = ()
+
+    def condition(self, kind: str) -> Condition | None:
+        return next((each for each in self.conditions if each.type == kind), None)
+
+
+@dataclass(frozen=True, slots=True)
+class NftStatus:
+    """What stands in the cluster."""
+
+    routers: tuple[RouterStatus, ...] = ()
+    conditions: tuple[Condition, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What conditions are worked out from. Each text is why something does not hold, "" if it does.
+
+    stale: by source, why the last good settings, pools or Services hold instead of the present ones.
+    """
+
+    not_ready: str = ""
+    unguarded: str = ""
+    unshaped: str = ""
+    local_chain: str = ""
+    stale: tuple[tuple[str, str], ...] = ()
+
+    def conditions(self) -> tuple[Condition, ...]:
+        """In the order in which people ask."""
+        return (
+            _condition("Ready", self.not_ready, ("Synced", "NotSynced"), "the kernel holds what the cluster asks for"),
+            Condition("Running", True, "Running", "nftsync runs"),
+            _condition("PoolsGuarded", self.unguarded, ("Guarded", "Unguarded"), "addresses are checked against MetalLB's pools"),
+            _condition("RateShaping", self.unshaped, ("Attached", "NotAttached"), "rate limits are in force"),
+            _condition("LocalChainValid", self.local_chain, ("Valid", "Refused"), "the local chain is in force"),
+            Condition("Stale", bool(self.stale), "LastGoodHolds" if self.stale else "UpToDate", _shorten(self._stale())),
+        )
+
+    def _stale(self) -> str:
+        return "; ".join(f"{source}: {why}" for source, why in self.stale) or "everything is as it stands in the cluster"
+
+
+def _condition(kind: str, why_not: str, reasons: tuple[str, str], good: str) -> Condition:
+    return Condition(kind, not why_not, reasons[bool(why_not)], _shorten(why_not or good))
+
+
+def _shorten(text: str) -> str:
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
+
+
+def summary(routers: Sequence[RouterStatus], *, disagree: bool) -> tuple[Condition, ...]:
+    """What holds for all. disagree: whether their hashes have differed for long."""
+    kinds = dict.fromkeys(each.type for router in routers for each in router.conditions)
+    hashes = ", ".join(f"{router.name} {router.hash[:8]}" for router in routers)
+    message = _shorten(f"rulesets differ: {hashes}") if disagree else "the routers' rulesets are the same"
+    agreement = Condition("RoutersAgree", not disagree, "Differ" if disagree else "Agree", message)
+    return (*(_summed(kind, routers) for kind in kinds), agreement)
+
+
+def _summed(kind: str, routers: Sequence[RouterStatus]) -> Condition:
+    """The condition of the first router where it is bad, or of the first one if it is good everywhere."""
+    bad = kind == "Stale"  # the one that is bad if it holds
+    found = [(router.name, each) for router in routers if (each := router.condition(kind))]
+    wrong = [(name, each) for name, each in found if each.holds is bad]
+    if not wrong:
+        return replace(found[0][1], since="")
+    return Condition(kind, bad, wrong[0][1].reason, _shorten("; ".join(f"{name}: {each.message}" for name, each in wrong)))
+
+
+def stamped(conditions: Iterable[Condition], before: Iterable[Condition], now: str) -> tuple[Condition, ...]:
+    """Conditions with the time of their last change: that of `before` where it says the same."""
+    held = {each.type: each for each in before}
+    return tuple(
+        replace(each, since=held[each.type].since or now)
+        if each.type in held and held[each.type].holds is each.holds
+        else replace(each, since=now)
+        for each in conditions
+    )
+
+
+# --- to and from the API ------------------------------------------------------------------------------
+
+
+def describe(router: RouterStatus, together: Sequence[Condition], routers: Sequence[RouterStatus]) -> dict[str, object]:
+    """The fields of the status that one router applies. routers: all of them, for the figures that stand on top."""
+    seen_by_all = min(each.generation for each in routers)
+    return {
+        "services": max(each.services for each in routers),
+        "pinholes": max(each.pinholes for each in routers),
+        "rejected": max(each.rejected for each in routers),
+        "conditions": [_described(each, seen_by_all) for each in together],
+        "routers": [
+            {
+                "name": router.name,
+                "version": router.version,
+                "observedGeneration": router.generation,
+                **({"hash": router.hash, "lastChange": router.last_change} if router.hash else {}),
+                "services": router.services,
+                "pinholes": router.pinholes,
+                "rejected": router.rejected,
+                "conditions": [_described(each, router.generation) for each in router.conditions],
+            }
+        ],
+    }
+
+
+def _described(condition: Condition, generation: int) -> dict[str, object]:
+    return {
+        "type": condition.type,
+        "status": str(condition.holds),
+        "reason": condition.reason,
+        "message": condition.message,
+        "lastTransitionTime": condition.since,
+        "observedGeneration": generation,
+    }
+
+
+def parse_status(raw: object) -> NftStatus:
+    """What stands in an Nft resource's status. Whoever may write it may write anything: what is no entry of ours is passed over."""
+    try:
+        status = mapping(raw, "status")
+        routers = sequence(status.get("routers"), "status.routers")[:_MANY]
+        return NftStatus(
+            tuple(sorted((found for each in routers if (found := _router(each))), key=lambda router: router.name)),
+            _conditions(status.get("conditions")),
+        )
+    except Malformed:
+        return NftStatus()
+
+
+def _router(raw: object) -> RouterStatus | None:
+    try:
+        entry = mapping(raw, "an entry of status.routers")
+        conditions = _conditions(entry.get("conditions"))
+    except Malformed:
+        return None
+    name = entry.get("name")
+    if not isinstance(name, str) or not name:
+        return None
+    return RouterStatus(
+        name,
+        _text(entry, "version"),
+        _number(entry, "observedGeneration"),
+        _text(entry, "hash"),
+        _text(entry, "lastChange"),
+        _number(entry, "services"),
+        _number(entry, "pinholes"),
+        _number(entry, "rejected"),
+        conditions,
+    )
+
+
+def _conditions(raw: object) -> tuple[Condition, ...]:
+    conditions = (mapping(each, "a condition") for each in sequence(raw, "conditions")[:_MANY])
+    return tuple(
+        Condition(_text(each, "type"), each.get("status") == "True", _text(each, "reason"), _text(each, "message"),
+                  _text(each, "lastTransitionTime"))
+        for each in conditions
+    )  # fmt: skip
+
+
+def _text(entry: Mapping[str, object], key: str) -> str:
+    value = entry.get(key)
+    return _shorten(value) if isinstance(value, str) else ""
+
+
+def _number(entry: Mapping[str, object], key: str) -> int:
+    value = entry.get(key)
+    return value if type(value) is int and 0 <= value < 1 << 63 else 0
