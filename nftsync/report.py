@@ -167,14 +167,15 @@ class Reporter:
     def step(self) -> float:
         """Send what is due; returns the seconds until something else can be, at most TICK."""
         resource = self._resource()
-        due: Request | float = TICK
+        wait = TICK
         if resource is not None:
             with self._lock:
                 due = self._status.next(self._clock(), resource.status)
             if isinstance(due, Request):
                 self._write(due)
-                due = QUIET
-        return min(TICK, due, self._send_events())
+            else:
+                wait = min(wait, due)
+        return min(wait, self._send_events())
 
     def _write(self, request: Request) -> None:
         query = {"fieldManager": f"nftsync-{self._router}"[:128], "force": "true"}
