@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import io
+import json
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -21,6 +23,7 @@ from nftsync.ratelimit import RateLimitError, parse_ratelimit
 from nftsync.ruleset import render
 
 FAILED, WRONG = 1, 2
+WATCH = 2.0  # seconds between two looks
 
 Command = Callable[[argparse.Namespace], int]
 
@@ -95,6 +98,10 @@ def _parser() -> argparse.ArgumentParser:
     limit.add_argument("text", metavar="TEXT", nargs="+", help="e.g. '2 mbytes/second burst 512 kbytes'")
     legal = add("pools", _pools, "Print which addresses are legal: what MetalLB, or manifests, say.", manifests)
     legal.add_argument("--json", action="store_true", help="for programs: ranges as first-last, and what was rejected")
+    shown = add("status", _status, "Show how the running daemon is doing.")
+    shown.add_argument("--json", action="store_true", help="for programs")
+    shown.add_argument("--watch", action="store_true", help="again and again, until interrupted")
+    add("diff", _diff, "Show what would change in the kernel: to what the daemon wants, or to what manifests ask for.", manifests)
     add("check", _check, "Check configuration, kubeconfig, permissions, nft, kernel and NIC.")
     add("flush", _flush, "Remove nftsync's tables from the kernel: this opens the firewall.")
     demo = add("demo", _demo, "Build a lab of three network namespaces and show what passes.")
@@ -165,6 +172,51 @@ def _pools(options: argparse.Namespace) -> int:
     for rejection in legal.rejections:
         print(rejection, file=sys.stderr)
     return 0
+
+
+def _status(options: argparse.Namespace) -> int:
+    from nftsync import show
+    from nftsync.control import ControlError, ask
+
+    chosen = config.load(options.config)
+    try:
+        while True:
+            answer = ask(chosen.runtime, {"command": "status"})
+            if options.watch and sys.stdout.isatty():
+                sys.stdout.write("\x1b[H\x1b[2J")
+            sys.stdout.write(json.dumps(answer) + "\n" if options.json else show.status(answer))
+            sys.stdout.flush()
+            if not options.watch:
+                return 0
+            time.sleep(WATCH)
+    except ControlError as fault:
+        return _fail(FAILED, str(fault))
+
+
+def _diff(options: argparse.Namespace) -> int:
+    """Exits with 0 if nothing would change, with 1 if something would, as diff(1) does."""
+    from nftsync.control import ControlError, ask
+    from nftsync.differ import differences
+    from nftsync.kernel import KernelError
+    from nftsync.links import LinkError, local_now
+    from nftsync.namespace import LabError
+
+    chosen = config.load(options.config)
+    try:
+        if options.manifests:
+            local_chain, rejections = _local_chain(chosen)
+            local = local_now()
+            shown = preview(chosen, options.manifests, local_chain, local.addresses, local.networks)
+            wanted = render(shown.ruleset)
+            for rejection in (*rejections, *shown.rejections):
+                print(rejection, file=sys.stderr)
+        else:
+            wanted = ask(chosen.runtime, {"command": "ruleset"})["text"]
+        found = differences(wanted)
+    except (ControlError, KernelError, LabError, LinkError) as fault:
+        return _fail(WRONG, str(fault))
+    sys.stdout.write(found)
+    return FAILED if found else 0
 
 
 def _check(options: argparse.Namespace) -> int:

@@ -44,6 +44,7 @@ class Config:
     public_nic: str | None = None  # overrides the Nft resource's
     local_chain: Path = Path("/etc/nftables.d/local-chain.nft")
     state: Path = Path("/var/lib/nftsync")
+    runtime: Path = Path("/run/nftsync")
     metrics: tuple[str, int] | None = ("127.0.0.1", 9469)  # address and port; None: no endpoint
     filters: Filters = _ALL
     boundary: Boundary = _BOUNDARY
@@ -123,6 +124,7 @@ def _config(top: _Section) -> Config:
         public_nic=_override(top.section("overrides"), router_name),
         local_chain=paths.take("local_chain", _path, default.local_chain),
         state=paths.take("state", _path, default.state),
+        runtime=paths.take("runtime", _path, default.runtime),
         metrics=metrics.take("address", _endpoint, default.metrics),
         filters=Filters(
             filters.take("namespaces", _names, frozenset()),

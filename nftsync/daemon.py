@@ -16,9 +16,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from nftsync import __version__, config, links
+from nftsync import __version__, answers, config, links
 from nftsync.api import ApiError
 from nftsync.config import Config, ConfigError
+from nftsync.control import ControlError, Questions, Server
 from nftsync.kernel import Kernel
 from nftsync.links import Links
 from nftsync.manifests import ManifestError
@@ -120,6 +121,10 @@ class Daemon:
         self._turned = clock()
         self._last = SyncResult(Outcome.WAITING)
         self._publisher = Publisher(self._metrics)
+        self._questions = Questions(self._signals.changed)
+        self._server: Server | None = None
+        self._started = clock()
+        self._synced: float | None = None  # when a sync last succeeded
 
     def run(self) -> int:
         """Sync until stopped, or with `once` until the first sync after every list is complete; returns the exit status.
@@ -134,6 +139,7 @@ class Daemon:
                 reconciler = Reconciler(self._config, source.inputs, Kernel(), network, Store(self._config.state))
                 if not self._options.once:
                     self._endpoint = self._open_endpoint(self._config)
+                    self._server = self._open_server(self._config)
                 threading.Thread(
                     target=links.listen, args=(self._signals.links_changed, self._signals.stop), name="links", daemon=True
                 ).start()
@@ -144,6 +150,8 @@ class Daemon:
                 network.close()
                 if self._endpoint:
                     self._endpoint.close()
+                if self._server:
+                    self._server.close()
         log.info("stopped; the ruleset stays")
         return 1 if self._options.once and self._last.outcome not in (Outcome.APPLIED, Outcome.UNCHANGED) else 0
 
@@ -151,6 +159,22 @@ class Daemon:
         if self._options.manifests:
             return ManifestSource(self._config, self._options.manifests, self._signals.changed, self._clock)
         return ClusterSource(self._config, self._metrics, self._signals.changed, self._clock)
+
+    def _open_server(self, chosen: Config) -> Server | None:
+        try:
+            return Server(chosen.runtime, self._questions.ask)
+        except ControlError as fault:
+            log.warning("nobody can ask this daemon with nftsync status, explain, diff or top: %s", fault)
+            return None
+
+    def _answer(self, reconciler: Reconciler, source: Source) -> None:
+        """Answer whoever has asked since the last turn."""
+        now = self._clock()
+        synced = None if self._synced is None else now - self._synced
+        asked = answers.Daemon(
+            self._config, reconciler, source, self._publisher, self._last, now - self._started, synced
+        )
+        self._questions.answer(lambda question: answers.answer(asked, question))
 
     def _open_endpoint(self, chosen: Config) -> Endpoint | None:
         if not chosen.metrics:
@@ -174,6 +198,7 @@ class Daemon:
             self._turned = now = self._clock()
             if not self._goes_on(source):
                 return source
+            self._answer(reconciler, source)
             if signals.reload.is_set():
                 signals.reload.clear()
                 source = self._reload(reconciler, source)
@@ -214,6 +239,7 @@ class Daemon:
         metrics.sync_duration.observe(ended - started)
         if result.outcome in (Outcome.APPLIED, Outcome.UNCHANGED):
             metrics.last_success.set_to_current_time()
+            self._synced = ended
             if result.since is not None:
                 metrics.event_to_kernel.observe(ended - result.since)
         self._publisher.publish(self._config, reconciler, source, result)

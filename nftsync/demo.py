@@ -69,7 +69,8 @@ def _examples() -> Path:
 def _daemon(lab: Lab, paths: Sequence[Path], state: Path) -> Iterator[None]:
     """The real daemon in the lab's router, until its ruleset is in the kernel."""
     configuration = state / "nftsync.toml"
-    configuration.write_text(f'[paths]\nstate = "{state}"\nlocal_chain = "{state}/local-chain.nft"\n', encoding="utf-8")
+    paths_of_its_own = f'[paths]\nstate = "{state}"\nlocal_chain = "{state}/local-chain.nft"\nruntime = "{state}"\n'
+    configuration.write_text(paths_of_its_own, encoding="utf-8")
     command = [sys.executable, "-m", "nftsync", "run", "--config", str(configuration), "--manifests", *map(str, paths)]
     daemon = lab.router.popen(command, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + _STARTED

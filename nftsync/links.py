@@ -94,6 +94,15 @@ class Links:
         return frozenset(found)
 
 
+def local_now() -> Local:
+    """What addresses this machine has now. Raises LinkError."""
+    links = Links()
+    try:
+        return links.local()
+    finally:
+        links.close()
+
+
 def _unmapped(address: Address) -> Address:
     return (address.ipv4_mapped or address) if isinstance(address, IPv6Address) else address
 

@@ -13,7 +13,7 @@ from nftsync.guard import Enforcement, Guard
 from nftsync.inbox import Inbox
 from nftsync.manifests import Manifests
 from nftsync.nftresource import parse_nft
-from nftsync.objects import Address, ObjectRef, Reason, Rejection, parse_service
+from nftsync.objects import Address, Network, ObjectRef, Reason, Rejection, parse_service
 from nftsync.pools import MetalLB, Pools
 from nftsync.ruleset import Ruleset, Settings, ruleset
 
@@ -36,11 +36,13 @@ class Preview:
         return ruleset(self.pinholes, self.settings)
 
 
-def preview(chosen: Config, paths: Sequence[Path], local_chain: str, own: Iterable[Address] = ()) -> Preview:
+def preview(
+    chosen: Config, paths: Sequence[Path], local_chain: str, own: Iterable[Address] = (), attached: Iterable[Network] = ()
+) -> Preview:
     """Compute a ruleset from files, as if the public NIC was there. Raises ManifestError if a path is not there.
 
-    Without a usable Nft resource the strictest settings are shown: every interface but lo counts as public. own: the router's
-    addresses, which are not looked up here.
+    Without a usable Nft resource the strictest settings are shown: every interface but lo counts as public. own, attached: the
+    router's addresses and the networks they are in, which are not looked up here.
     """
     services = Inbox(parse_service, _nobody, time.monotonic)
     resources = Inbox(parse_nft, _nobody, time.monotonic)
@@ -50,7 +52,7 @@ def preview(chosen: Config, paths: Sequence[Path], local_chain: str, own: Iterab
     pools = Pools(None)
     if chosen.boundary.enforcement is not Enforcement.IGNORED:
         pools.look(metallb)
-    guard = Guard.of(chosen.boundary, pools.known, own)
+    guard = Guard.of(chosen.boundary, pools.known, own, attached)
     desired = Desired.of(services.objects(), chosen.filters, guard)
     unread = (*manifests.rejections, *pools.rejections)
     rejections = list(unread)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from itertools import islice
@@ -18,6 +19,7 @@ from nftsync.reconcile import Outcome, Reconciler, SyncResult
 from nftsync.sources import Source
 from nftsync.status import RouterStatus, Standing
 
+RECENT = 20  # pieces of news that are remembered
 LINES = 200  # of one sync in the log; the rest of them is counted
 
 log = logging.getLogger(__name__)
@@ -36,6 +38,7 @@ class Publisher:
         self._guarded: bool | None = None
         self._waiting = ""
         self._hash, self._changed = "", ""
+        self.recent: deque[tuple[str, News]] = deque(maxlen=RECENT)  # what was told last, and when
 
     def publish(self, config: Config, reconciler: Reconciler, source: Source, result: SyncResult) -> None:
         """Never blocks on the network. config: the one that is in force."""
@@ -49,6 +52,7 @@ class Publisher:
             self._tell_guard(reconciler.guard.guarded)
         news = [*self._news(reconciler, result), *self._news_of_rejections(reconciler.rejections())]
         self._log(news, config.router_name)
+        self.recent.extend((self._now(), each) for each in news)
         source.tell(news)
         source.report(self._status(config, reconciler, source, result))
 
@@ -94,12 +98,15 @@ class Publisher:
         if more := sum(1 for _ in lines):
             log.info("… and %d more changes", more)
 
+    def _now(self) -> str:
+        return self._utc().strftime("%Y-%m-%dT%H:%M:%SZ")
+
     # --- the status ---------------------------------------------------------------------------------------
 
     def _status(self, config: Config, reconciler: Reconciler, source: Source, result: SyncResult) -> RouterStatus:
         digest = reconciler.hash
         if digest != self._hash:
-            self._hash, self._changed = digest, self._utc().strftime("%Y-%m-%dT%H:%M:%SZ")
+            self._hash, self._changed = digest, self._now()
         nft = reconciler.nft
         return RouterStatus(
             config.router_name,

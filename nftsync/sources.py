@@ -42,6 +42,9 @@ class Source(Protocol):
 
     def stop(self) -> None: ...
 
+    def watches(self) -> Mapping[str, str]:
+        """By kind, the state of its watch."""
+
     def stale(self) -> Mapping[str, str]:
         """By kind, why what is known of it may be old."""
 
@@ -102,6 +105,9 @@ class ClusterSource:
     @property
     def alive(self) -> bool:
         return self._reporting.is_alive() and all(watches.alive for watches in self._all())
+
+    def watches(self) -> Mapping[str, str]:
+        return self._report.states.copy()
 
     def stale(self) -> Mapping[str, str]:
         return self._report.stale(self._clock())
@@ -164,6 +170,7 @@ class WatchReport:
         self._metrics = metrics
         self._clock = clock
         self._waiting: dict[str, float] = {}  # since when, by kind
+        self.states: dict[str, State] = {}
 
     def stale(self, now: float) -> Mapping[str, str]:
         """The kinds that could not be watched for a while."""
@@ -177,6 +184,7 @@ class WatchReport:
         self._metrics.events.labels(result).inc()
 
     def watching(self, resource: Resource, state: State) -> None:
+        self.states[resource.kind] = state
         if state is State.WAITING:
             self._waiting.setdefault(resource.kind, self._clock())
         elif state is not State.LISTING:  # which is no success yet
@@ -216,6 +224,9 @@ class ManifestSource:
     @property
     def alive(self) -> bool:
         return self._thread.is_alive()
+
+    def watches(self) -> Mapping[str, str]:
+        return {"files": State.WATCHING}
 
     def stale(self) -> Mapping[str, str]:
         return {}

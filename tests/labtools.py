@@ -198,7 +198,7 @@ class Daemon:
 
     def configure(self, text: str | None = None) -> None:
         """Write the configuration: `text`, or the one that fits the folder."""
-        paths = f'[paths]\nlocal_chain = "{self.local_chain}"\nstate = "{self.state}"\n'
+        paths = f'[paths]\nlocal_chain = "{self.local_chain}"\nstate = "{self.state}"\nruntime = "{self.folder}/run"\n'
         self.config.write_text(f"resync_interval = {self.interval}\n{paths}{self.extra}" if text is None else text)
 
     def put(self, *objects: Raw) -> None:

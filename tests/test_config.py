@@ -48,6 +48,7 @@ KEYS: dict[str, tuple[str, Any]] = {
     'nft.namespace = "other"': ("nft", Name("other", "nft")),
     'paths.local_chain = "/x/local.nft"': ("local_chain", Path("/x/local.nft")),
     'paths.state = "/x/state"': ("state", Path("/x/state")),
+    'paths.runtime = "/x/run"': ("runtime", Path("/x/run")),
     'metrics.address = "192.0.2.1:1"': ("metrics", ("192.0.2.1", 1)),
     'metrics.address = "[2001:db8::1]:65535"': ("metrics", ("2001:db8::1", 65535)),
     'metrics.address = "127.0.0.1:0"': ("metrics", ("127.0.0.1", 0)),

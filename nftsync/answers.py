@@ -1,0 +1,87 @@
+"""What the running daemon says of itself to those who ask: the answers behind status, explain, diff and top."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import islice
+
+from nftsync import __version__
+from nftsync.config import Config
+from nftsync.control import Answer, Question
+from nftsync.publish import Publisher
+from nftsync.reconcile import Reconciler, SyncResult
+from nftsync.ruleset import Ruleset, render, ruleset
+from nftsync.sources import Source
+
+_REJECTIONS = 1000  # that one answer holds
+
+
+@dataclass(frozen=True, slots=True)
+class Daemon:
+    """Everything that an answer may be drawn from. ages: seconds since the start, and since the last sync that succeeded."""
+
+    config: Config
+    reconciler: Reconciler
+    source: Source
+    publisher: Publisher
+    last: SyncResult
+    running: float
+    synced: float | None
+
+
+def answer(daemon: Daemon, question: Question) -> Answer:
+    """Raises ValueError with a sentence if the question makes no sense."""
+    command = question.get("command")
+    known: Mapping[object, Callable[[Daemon, Question], Answer]] = {
+        "status": _status, "ruleset": _ruleset, "owners": _owners,
+    }  # fmt: skip
+    if command not in known:
+        raise ValueError(f"this nftsync ({__version__}) knows no such question: restart the daemon after an upgrade")
+    return known[command](daemon, question)
+
+
+def _status(daemon: Daemon, _: Question) -> Answer:
+    reconciler, settings = daemon.reconciler, daemon.reconciler.settings
+    rejections = reconciler.rejections()
+    pools = reconciler.guard.pools
+    return {
+        "router": daemon.config.router_name,
+        "version": __version__,
+        "running_seconds": round(daemon.running, 1),
+        "sync": {
+            "result": daemon.last.outcome,
+            "message": daemon.last.message,
+            "last_success_seconds": None if daemon.synced is None else round(daemon.synced, 1),
+            "hash": reconciler.hash,
+        },
+        "watches": dict(daemon.source.watches()),
+        "public_nic": {
+            "name": settings.public_nic if settings else None,
+            "attached": bool(settings and settings.device),
+            "rate_shaping": bool(settings and settings.enable_rateshape),
+        },
+        "pools": {"guarded": reconciler.guard.guarded, "names": [pool.name for pool in pools or ()]},
+        "services": len(reconciler.desired.services),
+        "pinholes": len(reconciler.desired.pinholes),
+        "stale": dict(daemon.source.stale()),
+        "rejections": [
+            {"object": str(each.object), "reason": each.reason, "message": each.message}
+            for each in islice(rejections, _REJECTIONS)
+        ],
+        "rejected": len(rejections),
+        "changes": [
+            {"time": time, "about": str(news.about or ""), "topic": news.topic, "message": news.message}
+            for time, news in daemon.publisher.recent
+        ],
+    }
+
+
+def _ruleset(daemon: Daemon, _: Question) -> Answer:
+    settings = daemon.reconciler.settings
+    shown = ruleset(daemon.reconciler.desired.pinholes.values(), settings) if settings else Ruleset()
+    return {"text": render(shown)}
+
+
+def _owners(daemon: Daemon, _: Question) -> Answer:
+    return {"owners": {key: str(pinhole.service) for key, pinhole in daemon.reconciler.desired.pinholes.items()}}

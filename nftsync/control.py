@@ -1,0 +1,152 @@
+"""Questions to the running daemon: a unix socket that only root can reach, one JSON object each way per connection.
+
+The daemon's loop answers between two syncs, so what it says is of one moment. Source: unix(7).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+SOCKET = "control.sock"
+PATIENCE = 10.0  # seconds until somebody who does not speak, or does not answer, is given up
+_LONGEST_QUESTION = 64 * 1024  # bytes
+
+Question = dict[str, Any]
+Answer = dict[str, Any]
+
+
+class ControlError(Exception):
+    """The daemon could not be asked; the message says what to do."""
+
+
+class Questions:
+    """Hands questions from any thread to the one that can answer. wake: called when there is one."""
+
+    def __init__(self, wake: Callable[[], None]) -> None:
+        self._wake = wake
+        self._waiting: queue.SimpleQueue[tuple[Question, Future[Answer]]] = queue.SimpleQueue()
+
+    def ask(self, question: Question) -> Answer:
+        """Raises TimeoutError if nobody answers in time."""
+        future: Future[Answer] = Future()
+        self._waiting.put((question, future))
+        self._wake()
+        return future.result(PATIENCE)
+
+    def answer(self, answer: Callable[[Question], Answer]) -> None:
+        """Answer all that wait."""
+        for question, future in self._pending():
+            try:
+                future.set_result(answer(question))
+            except ValueError as fault:  # what was asked makes no sense
+                future.set_result({"error": str(fault)})
+
+    def _pending(self) -> Iterator[tuple[Question, Future[Answer]]]:
+        with suppress(queue.Empty):
+            while True:
+                yield self._waiting.get_nowait()
+
+
+class Server:
+    """Listens in a folder until closed. Raises ControlError if it can't, or if another daemon does already."""
+
+    def __init__(self, folder: Path, ask: Callable[[Question], Answer]) -> None:
+        self._path = folder / SOCKET
+        self._ask = ask
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+            if _alive(self._path):
+                raise ControlError(f"{self._path}: another nftsync answers there")
+            self._path.unlink(missing_ok=True)
+            before = os.umask(0o177)
+            try:
+                self._listener.bind(str(self._path))
+            finally:
+                os.umask(before)
+            self._listener.listen(8)
+        except OSError as fault:
+            self._listener.close()
+            raise ControlError(f"{self._path}: {fault.strerror or fault}") from fault
+        self._thread = threading.Thread(target=self._serve, name="control", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        with suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self._path.unlink(missing_ok=True)
+        self._thread.join()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:  # closed
+                return
+            threading.Thread(target=self._converse, args=(connection,), daemon=True).start()
+
+    def _converse(self, connection: socket.socket) -> None:
+        with connection, suppress(OSError):
+            connection.settimeout(PATIENCE)
+            try:
+                question = json.loads(_line(connection, _LONGEST_QUESTION))
+                if not isinstance(question, dict):
+                    raise ValueError("a question is a JSON object")
+                answer = self._ask(question)
+            except (ValueError, RecursionError) as fault:
+                answer = {"error": f"that is no question: {fault}"}
+            except TimeoutError:
+                answer = {"error": "the daemon is busy: ask again"}
+            connection.sendall(json.dumps(answer).encode() + b"\n")
+
+
+def ask(folder: Path, question: Question) -> Answer:
+    """Ask the daemon that runs on this machine. Raises ControlError."""
+    path = folder / SOCKET
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+            connection.settimeout(2 * PATIENCE)
+            connection.connect(str(path))
+            connection.sendall(json.dumps(question).encode() + b"\n")
+            answer = json.loads(_line(connection, None))
+    except (FileNotFoundError, ConnectionRefusedError):
+        raise ControlError(f"{path}: no nftsync runs here: systemctl start nftsync") from None
+    except PermissionError:
+        raise ControlError(f"{path}: only root may ask") from None
+    except (OSError, ValueError) as fault:
+        raise ControlError(f"{path}: {fault}") from fault
+    if not isinstance(answer, dict) or "error" in answer:
+        raise ControlError(str(answer.get("error") if isinstance(answer, dict) else answer))
+    return answer
+
+
+def _line(connection: socket.socket, longest: int | None) -> bytes:
+    """All up to the first line break. Raises ValueError if it does not come."""
+    content = bytearray()
+    while not content.endswith(b"\n"):
+        piece = connection.recv(65536)
+        content += piece
+        if not piece or (longest is not None and len(content) > longest):
+            raise ValueError("it has no end" if piece else "the other side hung up")
+    return bytes(content)
+
+
+def _alive(path: Path) -> bool:
+    """Whether somebody answers at a socket; one that was left behind by a process that was killed refuses."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.settimeout(1.0)
+        try:
+            connection.connect(str(path))
+        except OSError:
+            return False
+        return True

@@ -1,0 +1,72 @@
+"""`nftsync diff`: the kernel's ruleset against another one, as nft lists both.
+
+The other one is loaded into a network namespace of its own, where it can harm nothing, so both texts come from the same nft and
+differ only where the rules do.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+
+from nftables import Nftables
+
+from nftsync.kernel import KernelError
+from nftsync.namespace import Namespace
+from nftsync.ruleset import FILTER, NAME, SHAPER
+
+_ELEMENTS = re.compile(r"^(\s*)elements = \{(.*?)\}", re.MULTILINE | re.DOTALL)
+_DEVICE = re.compile(r'^\s*type filter hook ingress device "([^"]+)"', re.MULTILINE)
+
+
+def differences(wanted: str) -> str:
+    """What would change if the kernel of this network namespace came to hold `wanted`: a unified diff, "" if nothing would.
+
+    Raises KernelError, and OSError where a namespace can't be made.
+    """
+    here = _listed()
+    namespace = Namespace()
+    try:
+        for number, device in enumerate(sorted(set(_DEVICE.findall(wanted)))):
+            namespace.ip(f"link add {device} type veth peer name other{number}")
+        there = namespace.call(_loaded, wanted)
+    finally:
+        namespace.close()
+    lines = difflib.unified_diff(here.splitlines(), there.splitlines(), "kernel", "wanted", lineterm="", n=2)
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _loaded(text: str) -> str:
+    commands = Nftables()
+    code, _, error = commands.cmd(text)
+    if code:
+        raise KernelError(error.strip() or "nft refused the ruleset without saying why")
+    return _listed()
+
+
+def _listed() -> str:
+    """Our tables without what counts, one element to a line, sorted."""
+    commands = Nftables()
+    commands.set_stateless_output(True)
+    shown = []
+    for family in (FILTER, SHAPER):
+        code, output, error = commands.cmd(f"list table {family} {NAME}")
+        if code and "No such file" not in error:
+            raise KernelError(error.strip())
+        shown.append(_ELEMENTS.sub(_sorted, str(output)))
+    return "".join(sorted_blocks(each) for each in shown)
+
+
+def _sorted(found: re.Match[str]) -> str:
+    indent = found[1]
+    elements = sorted(" ".join(element.split()) for element in found[2].split(",") if element.strip())
+    return f"{indent}elements = {{\n" + "".join(f"{indent}\t{element},\n" for element in elements) + f"{indent}}}"
+
+
+def sorted_blocks(table: str) -> str:
+    """A table's sets and chains by name: the kernel lists them in the order in which they were made."""
+    head, *blocks = re.split(r"^\t(?=\w+ [\w-]+ \{$)", table, flags=re.MULTILINE)
+    if not blocks:
+        return table
+    blocks[-1] = blocks[-1].removesuffix("}\n")
+    return head + "".join(sorted(f"\t{block.rstrip()}\n\n" for block in blocks)) + "}\n"

@@ -1,0 +1,72 @@
+"""What `nftsync status` and `nftsync top` look like on a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+_SHOWN = 20  # rejections
+
+
+def status(answer: dict[str, Any]) -> str:
+    """The daemon's answer as lines for people."""
+    return "\n".join(_status(answer)) + "\n"
+
+
+def _status(answer: dict[str, Any]) -> Iterator[str]:
+    sync, nic, pools = answer["sync"], answer["public_nic"], answer["pools"]
+    success = sync["last_success_seconds"]
+    ago = "never succeeded" if success is None else f"succeeded {duration(success)} ago"
+    yield f"router {answer['router']}, nftsync {answer['version']}, running for {duration(answer['running_seconds'])}"
+    yield ""
+    yield from table([
+        ("sync", f"{sync['result']}, {ago}" + (f": {sync['message']}" if sync["message"] else "")),
+        ("watches", ", ".join(f"{kind} {state}" for kind, state in sorted(answer["watches"].items())) or "none yet"),
+        ("public NIC", _nic(nic)),
+        ("pools", ", ".join(map(printable, pools["names"])) if pools["guarded"] else "unguarded: a Service may have any address"),
+        ("open", f"{answer['pinholes']} pinholes of {answer['services']} Services"),
+        ("refused", f"{answer['rejected']}"),
+    ])  # fmt: skip
+    for source, why in answer["stale"].items():
+        yield f"stale: {source}: {why}"
+    if answer["rejections"]:
+        yield ""
+        yield from table([("REFUSED", "REASON", "WHY"), *_rejections(answer["rejections"])])
+        if answer["rejected"] > _SHOWN:
+            yield f"… and {answer['rejected'] - _SHOWN} more (--json shows them)"
+    if answer["changes"]:
+        yield ""
+        changes = [(each["time"], each["about"], each["message"]) for each in answer["changes"]]
+        yield from table([("LAST CHANGES", "OF", "WHAT"), *changes])
+
+
+def _rejections(rejections: Iterable[dict[str, str]]) -> list[tuple[str, str, str]]:
+    return [(each["object"], each["reason"], each["message"]) for each in rejections][:_SHOWN]
+
+
+def _nic(nic: dict[str, Any]) -> str:
+    if nic["name"] is None:
+        return "not known yet"
+    if not nic["rate_shaping"]:
+        return f"{nic['name']}, without rate limits"
+    return f"{nic['name']}, " + ("rate limits in force" if nic["attached"] else "which is not there: no rate limit is in force")
+
+
+def duration(seconds: float) -> str:
+    """In the unit that says it best."""
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def table(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Columns, as wide as they need to be; the last one runs free."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
+    for row in rows:
+        yield "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]]).rstrip()
+
+
+def printable(text: str) -> str:
+    """What strangers wrote, without what a terminal would obey."""
+    return ascii(text)[1:-1]
