@@ -112,7 +112,7 @@ def _config(top: _Section) -> Config:
     default = Config()
     nft, paths, metrics, filters = (top.section(key) for key in ("nft", "paths", "metrics", "filters"))
     router_name = top.take("router_name", _text, "") or default.router_name
-    bgp_peers = top.take("bgp_peers", _prefixes, default.bgp_peers)
+    bgp_peers = top.take("bgp_peers", _prefixes, list[Network]())
     config = Config(
         kubeconfig=top.take("kubeconfig", _path, default.kubeconfig),
         router_name=router_name,
@@ -134,10 +134,10 @@ def _config(top: _Section) -> Config:
         boundary=Boundary(
             top.take("pools", _enforcement, Enforcement.AUTO),
             top.take("advertised_pools_only", _flag, False),
-            top.take("allowed_prefixes", _prefixes, ()),
+            _collapsed(top.take("allowed_prefixes", _prefixes, list[Network]())),
             frozenset(network.network_address for network in bgp_peers if network.num_addresses == 1),
         ),
-        bgp_peers=bgp_peers,
+        bgp_peers=_collapsed(bgp_peers),
     )
     for section in (nft, paths, metrics, filters, top):
         section.end()
@@ -214,11 +214,14 @@ def _enforcement(value: Any) -> Enforcement:
         raise ValueError(f"this is not one of {', '.join(Enforcement)}") from None
 
 
-def _prefixes(value: Any) -> tuple[Network, ...]:
-    """Prefixes, sorted and without those that another one holds; nft takes none that overlap."""
+def _prefixes(value: Any) -> list[Network]:
     if not isinstance(value, list):
         raise ValueError("this is not a list of prefixes")
-    networks = [_prefix(each) for each in value]
+    return [_prefix(each) for each in value]
+
+
+def _collapsed(networks: list[Network]) -> tuple[Network, ...]:
+    """Sorted and without those that another one holds; nft takes none that overlap."""
     v4 = collapse_addresses(each for each in networks if isinstance(each, IPv4Network))
     v6 = collapse_addresses(each for each in networks if isinstance(each, IPv6Network))
     return (*v4, *v6)
@@ -229,9 +232,12 @@ def _prefix(value: Any) -> Network:
     try:
         if "%" in text or not re.fullmatch(r"[^/]+(?:/[0-9]{1,3})?", text):
             raise ValueError
-        return ip_network(text)
+        network = ip_network(text)
     except ValueError:
-        raise ValueError(f"{quote(text)} is not a prefix without host bits such as 192.0.2.0/24 or 2001:db8::/32") from None
+        network = None
+    if network is None or (isinstance(network, IPv6Network) and network.network_address.ipv4_mapped is not None):
+        raise ValueError(f"{quote(text)} is not a prefix without host bits such as 192.0.2.0/24 or 2001:db8::/32")
+    return network
 
 
 def _nic(value: Any) -> str | None:

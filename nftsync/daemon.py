@@ -194,7 +194,8 @@ class Daemon:
         resynced, retry_at, retry_after = self._clock(), float("inf"), RETRY_FIRST
         while True:
             resync_at = resynced + self._config.resync_interval
-            woken = signals.wait(min(TICK, resync_at - self._clock(), retry_at - self._clock()))
+            waits = (TICK, resync_at - self._clock(), retry_at - self._clock(), reconciler.wakes_in)
+            woken = signals.wait(min(waits)) or reconciler.wakes_in == 0
             self._turned = now = self._clock()
             if not self._goes_on(source):
                 return source

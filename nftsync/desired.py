@@ -188,6 +188,7 @@ class Desired:
 
     def _refused(self, service: Service) -> Iterator[Rejection]:
         """The addresses of a Service that the guard refuses."""
-        for refusal in map(self._guard.refusal, service.addresses):
+        for address in service.addresses:
+            refusal = self._guard.refusal(address)
             if refusal is not None:
-                yield Rejection(service.ref, *refusal)
+                yield Rejection(service.ref, *refusal, part=str(address))

@@ -31,7 +31,7 @@ class LinkError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Local:
-    """The router's own addresses, broadcast addresses among them, and the networks that they are in."""
+    """The router's own addresses, broadcast and subnet-router anycast addresses among them, and the networks that they are in."""
 
     addresses: frozenset[Address] = frozenset()
     networks: frozenset[Network] = frozenset()
@@ -73,10 +73,12 @@ class Links:
         addresses, networks = set[Address](), set[Network]()
         with _wrapped("list addresses"):
             for message in self._netlink.get_addr():
-                own = message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS")
-                ends = (own, message.get_attr("IFA_ADDRESS"), message.get_attr("IFA_BROADCAST"))
-                addresses.update(ip_address(end) for end in ends[::2] if end)
-                networks.update(ip_network((end, message["prefixlen"]), strict=False) for end in ends[:2] if end)
+                peer = message.get_attr("IFA_ADDRESS")
+                own = message.get_attr("IFA_LOCAL") or peer
+                broadcast = message.get_attr("IFA_BROADCAST")
+                addresses.update(ip_address(each) for each in (own, broadcast) if each)
+                networks.update(ip_network((each, message["prefixlen"]), strict=False) for each in (own, peer) if each)
+        addresses.update(map(_everybodys, (network for network in networks if network.num_addresses > 2)))
         return Local(frozenset(addresses), frozenset(networks))
 
     def bgp_peers(self) -> frozenset[Address]:
@@ -92,6 +94,11 @@ class Links:
         except (NetlinkError, OSError):  # a kernel without inet_diag, or a sandbox that does not let it be loaded
             return frozenset()
         return frozenset(found)
+
+
+def _everybodys(network: Network) -> Address:
+    """The address of a network that the router answers to beside its own: broadcast (RFC 919), subnet-router anycast (RFC 4291)."""
+    return network.broadcast_address if network.version == 4 else network.network_address
 
 
 def local_now() -> Local:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from ipaddress import ip_address
+from ipaddress import IPv6Address, ip_address
 
 from nftsync.objects import Address, Malformed, Name, ObjectRef, Reason, Rejection, identify, mapping, quote, sequence
 from nftsync.ranges import Range, parse_range
@@ -204,7 +204,8 @@ def parse_peer_address(value: object, what: str) -> Address:
     try:
         if not isinstance(value, str) or "%" in value:
             raise ValueError
-        return ip_address(value)
+        address = ip_address(value)
+        return (address.ipv4_mapped or address) if isinstance(address, IPv6Address) else address
     except ValueError:
         raise Malformed(f"{what} {quote(value)} is not an IP address") from None
 

@@ -62,14 +62,19 @@ def of_changes(changes: Iterable[Change]) -> Iterator[News]:
 
 def of_rejections(before: Iterable[Rejection], after: Iterable[Rejection]) -> Iterator[News]:
     """One piece for each rejection that came or went."""
-    held, found = dict.fromkeys(before), dict.fromkeys(after)
-    for rejection in found:
-        if rejection not in held:
+    held, found = ({_same(each): each for each in rejections} for rejections in (before, after))
+    for same, rejection in found.items():
+        if same not in held:
             topic = _TOPICS.get(rejection.reason, Topic.REJECTED)
             yield News(rejection.object, topic, f"rejected: {rejection.reason}: {rejection.message}", warning=True)
-    for rejection in held:
-        if rejection not in found:
+    for same, rejection in held.items():
+        if same not in found:
             yield News(rejection.object, Topic.ACCEPTED, f"no longer rejected: {rejection.reason}: {rejection.message}")
+
+
+def _same(rejection: Rejection) -> tuple[ObjectRef, Reason, str]:
+    """What makes two rejections the same piece of news."""
+    return rejection.object, rejection.reason, rejection.part or rejection.message
 
 
 def _pinholes(pinholes: Sequence[Pinhole]) -> str:

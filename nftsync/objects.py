@@ -82,11 +82,15 @@ class ObjectRef:
 
 @dataclass(frozen=True, slots=True)
 class Rejection:
-    """An object, or a part of one, that was refused. str() is one printable line."""
+    """An object, or a part of one, that was refused. str() is one printable line.
+
+    part: which part, if the message can change while the refusal is the same; "" if the message says it.
+    """
 
     object: ObjectRef
     reason: Reason
     message: str
+    part: str = ""
 
     def __str__(self) -> str:
         return f"{self.object}: {self.reason}: {self.message}"

@@ -6,6 +6,7 @@ the addresses that were the cluster's still are, and no others.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +25,8 @@ from nftsync.metallb import (
 )
 from nftsync.metallbconfigmap import parse_config_map
 from nftsync.objects import Rejection
+
+DOUBT = 0.3  # seconds without another change until pools that are gone are gone
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,14 +69,22 @@ class MetalLB:
         )
 
 
+def _objects(configuration: Configuration) -> set[str]:
+    """The objects that a configuration was read from."""
+    return {pool.source for pool in configuration.pools}
+
+
 class Pools:
     """Remembers the last good configuration.
 
-    known: None if none was ever seen.  rejections: what is wrong with the present one; a new tuple whenever it was looked at.
+    clock: monotonic seconds.  known: None if none was ever seen.  rejections: what is wrong with the present one; a new tuple
+    whenever it was looked at.
     """
 
-    def __init__(self, known: Configuration | None) -> None:
+    def __init__(self, known: Configuration | None, clock: Callable[[], float] = time.monotonic) -> None:
         self.known = known
+        self._clock = clock
+        self._doubted_until: float | None = None
         self.rejections: tuple[Rejection, ...] = ()
         self._looked: MetalLB | None = None
 
@@ -82,13 +93,32 @@ class Pools:
         if not metallb.synced:
             return []
         sinces = metallb.take()
-        if sinces or self._looked is not metallb:
+        if sinces or self._looked is not metallb or self._doubted_until is not None:
             self._looked = metallb
             found, rejections = metallb.configuration()
-            self.known = found or self.known
+            if not self._doubted(found, new=bool(sinces)):
+                self.known = found or self.known
             stays = "; the last good pools stay" if self.known else "; no pools are known"
             self.rejections = tuple(Rejection(each.object, each.reason, each.message + stays) for each in rejections)
         return sinces
+
+    def _doubted(self, found: Configuration | None, *, new: bool) -> bool:
+        """Whether a pool is gone, and soon all may be: where the kind is removed, its objects go one by one."""
+        if found is None or self.known is None or not _objects(self.known) - _objects(found):
+            self._doubted_until = None
+            return False
+        now = self._clock()
+        if new or self._doubted_until is None:
+            self._doubted_until = now + DOUBT
+        if now < self._doubted_until:
+            return True
+        self._doubted_until = None
+        return False
+
+    @property
+    def doubted(self) -> float:
+        """Seconds until it shows whether a pool that is gone was the only one to go."""
+        return float("inf") if self._doubted_until is None else max(0.0, self._doubted_until - self._clock())
 
     @property
     def looked(self) -> bool:

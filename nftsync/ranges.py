@@ -64,6 +64,7 @@ def parse_range(text: object) -> Range:
     if "-" not in text:
         return _parse_cidr(text)
     first, last = (_parse_end(end.strip(), text) for end in text.split("-", 1))
+    _refuse_mapped(first, text)
     if first.version != last.version:
         raise ValueError(f"the range {quote(text)} begins in one address family and ends in another")
     if int(first) > int(last):
@@ -79,22 +80,22 @@ def _parse_cidr(text: str) -> Range:
     except ValueError:
         hint = "" if "/" in text else f": for one address write {quote(text)[1:-1]}/32, or /128 for IPv6"
         raise ValueError(f"{quote(text)} is neither a CIDR nor a range of addresses{hint}") from None
-    return Range(_unmapped(network.network_address, text), network.broadcast_address)
+    _refuse_mapped(network.network_address, text)
+    return Range.of(network)
 
 
 def _parse_end(end: str, text: str) -> Address:
     try:
         if "%" in end:  # a zone could hold anything
             raise ValueError
-        return _unmapped(ip_address(end), text)
+        return ip_address(end)
     except ValueError:
         raise ValueError(f"{quote(end)} in the range {quote(text)} is not an IP address") from None
 
 
-def _unmapped(address: Address, text: str) -> Address:
-    if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
+def _refuse_mapped(first: Address, text: str) -> None:
+    if isinstance(first, IPv6Address) and first.ipv4_mapped is not None:
         raise ValueError(f"{quote(text)} is IPv4 in IPv6 notation: write it in IPv4's")
-    return address
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +120,9 @@ class AddressSet:
             return False
         before = bisect_right(self.ranges, Range(address, address).position(), key=Range.position)
         return before > 0 and self.ranges[before - 1].overlaps(Range(address, address))
+
+    def __or__(self, other: AddressSet) -> AddressSet:
+        return AddressSet.of((*self.ranges, *other.ranges))
 
     def __and__(self, other: AddressSet) -> AddressSet:
         return AddressSet.of(self._shared(other))

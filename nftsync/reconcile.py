@@ -16,15 +16,16 @@ from hashlib import blake2b
 from nftsync.changes import Change, changes_between, fingerprint, summary
 from nftsync.config import Config
 from nftsync.desired import Desired, Pinhole
-from nftsync.guard import UNGUARDED, Enforcement, Guard
+from nftsync.guard import Enforcement, Guard
+from nftsync.guarding import Guarding
 from nftsync.inbox import Inbox
 from nftsync.ingress import Ingress
 from nftsync.kernel import Kernel, KernelError
-from nftsync.links import LinkError, Links, Local
+from nftsync.links import LinkError, Links
 from nftsync.localchainfile import LocalChainFile
 from nftsync.nftresource import Nft, NftSpec
 from nftsync.objects import ObjectRef, Reason, Rejection, Service
-from nftsync.pools import MetalLB, Pools
+from nftsync.pools import MetalLB
 from nftsync.ruleset import Ruleset, Settings, Table, elements, open_keys, render, ruleset, tables
 from nftsync.store import Store
 from nftsync.transaction import transaction
@@ -99,9 +100,7 @@ class Reconciler:
         self._applied = _Applied()
         self._nft: Nft | None = None
         self._spec: NftSpec | None = None  # the last good one: it stays when the resource is refused or deleted
-        self._pools = Pools(store.state.metallb)
-        self._local = Local()  # addresses of the router
-        self._guard = UNGUARDED
+        self._guarding = Guarding(links, store.state)
         self._local_chain = LocalChainFile(config.local_chain, store.state.local_chain)
         self._config = config
         self._inputs = inputs
@@ -138,17 +137,22 @@ class Reconciler:
     @property
     def hash(self) -> str:
         """Of what routers of one cluster have in common of their rulesets: not their NIC, not their local chain."""
-        of = (self._applied.fingerprint, self._spec, self._guard)
+        of = (self._applied.fingerprint, self._spec, self.guard)
         if of != self._hashed:
             spec = replace(self._spec, public_nic="") if self._spec else None
-            common = f"{self._applied.fingerprint} {spec} {self._guard.legal}"
+            common = f"{self._applied.fingerprint} {spec} {self.guard.legal}"
             self._hashed, self._hash = of, blake2b(common.encode(), digest_size=16).hexdigest()
         return self._hash
 
     @property
     def guard(self) -> Guard:
         """What judged addresses in the last sync."""
-        return self._guard
+        return self._guarding.guard
+
+    @property
+    def wakes_in(self) -> float:
+        """Seconds until a sync is worth it though nothing has changed."""
+        return self._guarding.pools.doubted
 
     def local_chain_changed(self) -> bool:
         """Whether the local chain's file has a version that no sync has looked at."""
@@ -159,25 +163,18 @@ class Reconciler:
         settings = self._applied.settings
         try:
             return settings is not None and (
-                self._ingress.differs(settings.public_nic) or self._look_around() != self._guard
+                self._ingress.differs(settings.public_nic)
+                or self._guarding.look(self._config.boundary) != self._guarding.guard
             )
         except LinkError:
             return True  # the sync that follows says why
 
-    def _look_around(self) -> Guard:
-        """The guard as pools, the router's addresses and its BGP peers are now."""
-        try:
-            self._local = self._links.local()
-        except LinkError as fault:
-            log.warning("%s; those that were known before hold", fault)
-        reserved = self._local.addresses | self._links.bgp_peers()
-        return Guard.of(self._config.boundary, self._pools.known, reserved, self._local.networks)
-
     def rejections(self) -> tuple[Rejection, ...]:
         """Everything that is refused now: files, settings, local chain, Services. The same tuple while nothing changed."""
         unreadable = tuple(self._inputs.rejections())
-        settings = (self._inputs.synced, self._nft, self._spec, self._local_chain.fault)
-        causes = (unreadable, settings, self._pools.rejections, self._desired, self._desired.rejections_changed)
+        settings = (self._config, self._inputs.synced, self._nft, self._spec, self._local_chain.fault)
+        objects = (self._guarding.pools.rejections, self._desired, self._desired.rejections_changed)
+        causes = (unreadable, settings, objects)
         if causes != self._causes:
             self._causes = causes
             self._rejections = (*unreadable, *self._refused())
@@ -193,7 +190,8 @@ class Reconciler:
         if self._local_chain.fault:
             ref = ObjectRef("File", str(self._config.local_chain))
             yield Rejection(ref, Reason.INVALID_LOCAL_CHAIN, f"{self._local_chain.fault}; the last good chain stays")
-        yield from self._pools.rejections
+        if self._config.boundary.enforcement is not Enforcement.IGNORED:
+            yield from self._guarding.pools.rejections
         yield from self._desired.rejections()
 
     def sync(self, *, whole: bool = False, resync: bool = False) -> SyncResult:
@@ -207,7 +205,7 @@ class Reconciler:
         changed, since = self._take(whole=whole or resync)
         if self._spec is None:
             return SyncResult(Outcome.WAITING, f"there is no usable Nft resource {self._config.nft}")
-        if self._config.boundary.enforcement is not Enforcement.IGNORED and not self._pools.looked:
+        if self._guarding.waits(self._config.boundary):
             return SyncResult(Outcome.WAITING, "MetalLB's configuration is not read yet")
         if resync:
             self._local_chain.look_again()
@@ -253,13 +251,12 @@ class Reconciler:
 
     def _take_pools(self, spec: NftSpec, *, whole: bool) -> list[float]:
         """Take MetalLB's changes, and judge addresses by them from now on; returns when they were received."""
-        sinces = []
-        if self._config.boundary.enforcement is not Enforcement.IGNORED:
-            sinces = self._pools.look(self._inputs.metallb(spec.metallb_namespace))
-        if sinces or whole or self._whole:
-            guard = self._look_around()
-            self._whole |= guard != self._guard
-            self._guard = guard
+        sinces, known = [], self._guarding.pools.known
+        boundary = self._config.boundary
+        if boundary.enforcement is not Enforcement.IGNORED:
+            sinces = self._guarding.pools.look(self._inputs.metallb(spec.metallb_namespace))
+        if sinces or whole or self._whole or self._guarding.pools.known is not known:
+            self._whole |= self._guarding.renew(boundary, self._applied.pinholes)
         return sinces
 
     def _settings(self, spec: NftSpec) -> Settings:
@@ -272,7 +269,7 @@ class Reconciler:
             attached=attached,
             local_chain=self._local_chain.body,
             bgp_peers=self._config.bgp_peers,
-            cluster=self._guard.cluster,
+            cluster=self._guarding.cluster,
         )
 
     def _rehearse(self, spec: NftSpec, body: str) -> None:
@@ -304,7 +301,7 @@ class Reconciler:
     def _sync_whole(self, spec: NftSpec, *, resync: bool) -> SyncResult:
         """Compute everything from scratch, compare it with what the kernel really holds, send the difference."""
         settings = self._settings(spec)
-        self._desired = Desired.of(self._inputs.services.objects(), self._config.filters, self._guard)
+        self._desired = Desired.of(self._inputs.services.objects(), self._config.filters, self.guard)
         found = self._kernel.read()
         standing = found.ruleset
         if self._applied.tables is not None and found.listing == self._applied.listing:
@@ -328,8 +325,9 @@ class Reconciler:
         self._whole = False
         self._local_chain.accepted()
         self._ingress.settle(settings.device)
-        store = self._ingress.store
-        store.save(replace(store.state, local_chain=settings.local_chain, metallb=self._pools.known))
+        store, guarding = self._ingress.store, self._guarding
+        state = replace(store.state, local_chain=settings.local_chain, metallb=guarding.pools.known, former=guarding.former)
+        store.save(state)
         return SyncResult(Outcome.APPLIED if text else Outcome.UNCHANGED, message, changes, drift=drift)
 
     def _held(self, standing: Ruleset) -> Mapping[str, Pinhole]:

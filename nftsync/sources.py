@@ -65,11 +65,13 @@ class ClusterSource:
         self._wake = wake
         self._clock = clock
         self._report = WatchReport(metrics, clock)
-        self._api = Api(chosen.kubeconfig)
-        self._api.connect()
+        self._kubeconfig = chosen.kubeconfig
+        api = Api(chosen.kubeconfig)
+        api.connect()
         services = Inbox[Service](parse_service, wake, clock)
         resources = Inbox[Nft](parse_nft, wake, clock, fresh=True)
-        self._watches = _Watches(((SERVICES, services), (nfts(chosen.nft.namespace, chosen.nft.name), resources)), self._watcher)
+        watched = ((SERVICES, services), (nfts(chosen.nft.namespace, chosen.nft.name), resources))
+        self._watches = _Watches(api, watched, self._report, clock)
         self._metallb: tuple[str, MetalLB, _Watches] | None = None
         self._inputs = Inputs(services, resources, self.metallb)
         self._reports = Api(chosen.kubeconfig, read_timeout=_REPORT_TIMEOUT)
@@ -96,11 +98,9 @@ class ClusterSource:
                 return inboxes
             watches.stop()
         inboxes = MetalLB.empty(self._wake, self._clock)
-        self._metallb = namespace, inboxes, _Watches(zip(metallb(namespace), inboxes.inboxes, strict=True), self._watcher)
+        kinds = zip(metallb(namespace), inboxes.inboxes, strict=True)
+        self._metallb = namespace, inboxes, _Watches(Api(self._kubeconfig), kinds, self._report, self._clock)
         return inboxes
-
-    def _watcher(self, resource: Resource, inbox: Inbox[Any], stop: threading.Event) -> Watcher:
-        return Watcher(self._api, resource, inbox, stop, self._report, clock=self._clock)
 
     @property
     def alive(self) -> bool:
@@ -122,7 +122,6 @@ class ClusterSource:
         for watches in self._all():
             watches.stop()
         self._reporter.stop()
-        self._api.close()
         self._reports.close()
         for watches in self._all():
             watches.join()
@@ -135,18 +134,15 @@ class ClusterSource:
 
 
 class _Watches:
-    """Watchers, each in a thread of its own, that are stopped together."""
+    """Watchers of one Api, each in a thread of its own, that are stopped together."""
 
-    def __init__(
-        self,
-        watched: Iterable[tuple[Resource, Inbox[Any]]],
-        watcher: Callable[[Resource, Inbox[Any], threading.Event], Watcher],
-    ) -> None:
+    def __init__(self, api: Api, watched: Iterable[tuple[Resource, Inbox[Any]]], report: WatchReport, clock: Clock) -> None:
+        self._api = api
         self._stop = threading.Event()
-        self._threads = [
-            threading.Thread(target=watcher(resource, inbox, self._stop).run, name=f"watch-{resource.kind}", daemon=True)
-            for resource, inbox in watched
-        ]
+        self._threads = []
+        for resource, inbox in watched:
+            watcher = Watcher(api, resource, inbox, self._stop, report, clock=clock)
+            self._threads.append(threading.Thread(target=watcher.run, name=f"watch-{resource.kind}", daemon=True))
         for thread in self._threads:
             thread.start()
 
@@ -155,8 +151,9 @@ class _Watches:
         return all(thread.is_alive() for thread in self._threads)
 
     def stop(self) -> None:
-        """Let the threads end, at the latest with what the server says next."""
+        """Let the threads end; requests under way end at once."""
         self._stop.set()
+        self._api.close()
 
     def join(self) -> None:
         for thread in self._threads:

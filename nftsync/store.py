@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from nftsync.metallb import Configuration, Pool, parse_peer_address
+from nftsync.objects import Address
 from nftsync.ranges import parse_range
 
 FORMAT = 1
@@ -29,12 +30,14 @@ class State:
     """local_chain: the last body that the kernel took.
 
     ingress: index of the NIC whose ingress qdisc is ours, or None; it means nothing after a reboot.
-    metallb: MetalLB's last good configuration, None if none was ever seen.
+    metallb: MetalLB's last good configuration, None if none was ever seen.  former: addresses that had pinholes before they
+    left the pools; it means nothing after a reboot, when no connection is left.
     """
 
     local_chain: str = ""
     ingress: int | None = None
     metallb: Configuration | None = None
+    former: frozenset[Address] = frozenset()
 
 
 class Store:
@@ -68,8 +71,12 @@ class Store:
             if found.pop("format") != FORMAT:
                 raise ValueError("it has the format of another version")
             same_boot = found.pop("boot") == self._boot
-            metallb = found.pop("metallb", None)
-            state = State(**found, metallb=None if metallb is None else _configuration(metallb))
+            metallb, former = found.pop("metallb", None), found.pop("former", [])
+            state = State(
+                **found,
+                metallb=None if metallb is None else _configuration(metallb),
+                former=frozenset(parse_peer_address(each, "former") for each in former),
+            )
             if type(state.local_chain) is not str or type(state.ingress) not in (int, type(None)):
                 raise TypeError("a value has the wrong type")
         except FileNotFoundError:
@@ -77,7 +84,7 @@ class Store:
         except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as fault:
             log.warning("%s can't be used and is ignored: %s", self._path, fault)
             return State()
-        return state if same_boot else replace(state, ingress=None)
+        return state if same_boot else replace(state, ingress=None, former=frozenset())
 
 
 def _described(state: State) -> dict[str, object]:
@@ -89,7 +96,8 @@ def _described(state: State) -> dict[str, object]:
             for pool in state.metallb.pools
         ]
         metallb = {"pools": pools, "peers": sorted(map(str, state.metallb.peers))}
-    return {"local_chain": state.local_chain, "ingress": state.ingress, "metallb": metallb}
+    former = sorted(map(str, state.former))
+    return {"local_chain": state.local_chain, "ingress": state.ingress, "metallb": metallb, "former": former}
 
 
 def _configuration(described: dict[str, Any]) -> Configuration:

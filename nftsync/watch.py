@@ -197,11 +197,15 @@ class Watcher:
         if fault.status == 404:
             with self._inbox.listing():
                 pass
-            log.log(logging.INFO if self._complaint != str(fault) else logging.DEBUG, "%s: not installed", self._resource.kind)
-            self._complaint = str(fault)
         else:
             self._inbox.unreadable()
-            self._complain(str(fault))
+        said = f"absent: {fault.status}"  # not in the server's words, which differ for a list and a watch
+        if said != self._complaint:
+            self._complaint = said
+            if fault.status == 404:
+                log.info("%s: not installed", self._resource.kind)
+            else:
+                log.warning("%s: %s", self._resource.kind, fault)
         self._observer.watching(self._resource, State.ABSENT)
 
     def _lasted(self) -> bool:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import socket
 from dataclasses import replace
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from nftsync.kernel import KernelError
+from nftsync.ranges import AddressSet, Range
 from nftsync.ruleset import FILTER, SHAPER, Chain, Ruleset, Set, Settings, Table, render, ruleset, tables
 from nftsync.transaction import transaction
 from tests.support import LOCAL_CHAINS, NICS, Netns, rulesets, same
@@ -347,3 +350,78 @@ def test_a_table_of_another_version_is_changed_in_place(router: Netns) -> None:
     load(router, before)
     router.run(router.kernel.apply, transaction(before, wanted))
     same(router.run(router.kernel.read), wanted, expected)
+
+
+# --- the cluster's addresses ---------------------------------------------------------------------------
+
+_LAST = {4: 2**32 - 1, 6: 2**128 - 1}
+_MAKE: dict[int, Any] = {4: IPv4Address, 6: IPv6Address}
+
+
+@st.composite
+def _ranges(draw: st.DrawFn) -> Range:
+    """Ranges that meet each other and the ends of the address space often."""
+    version = draw(st.sampled_from((4, 6)))
+    last = _LAST[version]
+    marks = [0, 1 << 16, (1 << 32) - 1, 0xFFFF << 32, last >> 1, last]  # some IPv6 addresses are written as IPv4 is
+    ends = st.builds(lambda mark, offset: min(max(mark + offset, 0), last), st.sampled_from(marks), st.integers(-5, 5))
+    first, second = sorted((draw(ends | st.integers(0, last)), draw(ends | st.integers(0, last))))
+    shape = draw(st.sampled_from(("range", "address", "prefix")))
+    if shape == "address":
+        second = first
+    elif shape == "prefix":
+        host = last >> draw(st.integers(0, last.bit_length()))
+        first, second = first & ~host, first | host
+    return Range(_MAKE[version](first), _MAKE[version](second))
+
+
+_clusters = st.lists(_ranges(), max_size=6).map(AddressSet.of)
+
+
+def held_in_pools(router: Netns) -> list[tuple[int, int, int]]:
+    """What the kernel's pools4 and pools6 hold, as family, first and last address."""
+    found = []
+    for version in (4, 6):
+        listed = json.loads(router.command("nft", "-j", "list", "set", "inet", "nftsync", f"pools{version}"))["nftables"]
+        for each in next(item["set"] for item in listed if "set" in item).get("elem", ()):
+            if isinstance(each, dict) and "prefix" in each:
+                network = ip_network(f"{each['prefix']['addr']}/{each['prefix']['len']}")
+                ends = [network.network_address, network.broadcast_address]
+            else:
+                ends = [ip_address(end) for end in (each["range"] if isinstance(each, dict) else (each, each))]
+            found.append((version, int(ends[0]), int(ends[1])))
+    return sorted(found)
+
+
+@settings(max_examples=80)
+@given(st.lists(_clusters, min_size=1, max_size=6), st.booleans())
+def test_after_each_of_many_transactions_the_kernel_holds_exactly_the_addresses_that_are_the_clusters(
+    router: Netns, clusters: list[AddressSet], adopted: bool  # noqa: FBT001
+) -> None:
+    standing = Ruleset()
+    router.run(router.kernel.apply, CLEAR)
+    for cluster in clusters:
+        wanted = ruleset([], replace(SETTINGS, cluster=cluster))
+        text = transaction(standing, wanted)
+        if text:
+            router.run(router.kernel.apply, text)
+        assert held_in_pools(router) == [(each.version, int(each.first), int(each.last)) for each in cluster.ranges]
+        found = router.run(router.kernel.read).ruleset
+        assert transaction(Ruleset(wanted.tables, found.elements), wanted) == ""
+        standing = found if adopted else wanted
+
+
+@pytest.mark.parametrize(("family", "everything"), [(4, "0.0.0.0/0"), (6, "::/0")])
+def test_a_cluster_of_the_whole_address_space_is_one_element_and_shrinks_to_either_end(
+    router: Netns, family: int, everything: str
+) -> None:
+    first, last = _MAKE[family](0), _MAKE[family](_LAST[family])
+    router.run(router.kernel.apply, CLEAR)
+    standing = Ruleset()
+    for part in (Range(first, last), Range(last, last), Range(first, last - 1), Range(first, first), Range(first + 1, last)):
+        wanted = ruleset([], replace(SETTINGS, cluster=AddressSet.of([part])))
+        if part == (first, last):
+            assert wanted.elements[FILTER][f"pools{family}"] == {everything: ""}
+        router.run(router.kernel.apply, transaction(standing, wanted))
+        assert held_in_pools(router) == [(family, int(part.first), int(part.last))]
+        standing = wanted

@@ -18,6 +18,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,7 @@ class Lab:
         self.api = Api(self.kubeconfig, **{"read_timeout": 5.0, **api_options})
         self.stop = threading.Event()
         self.observer = Recorder()
+        self.resource = SERVICES
         self.inbox: Inbox[Service] = Inbox(parse_service, lambda: None, time.monotonic)
         self.thread: threading.Thread | None = None
         self.ahead = 0.0
@@ -105,7 +107,7 @@ class Lab:
     def start(self, timing: Timing = TIMING) -> None:
         watcher = Watcher(
             self.api,
-            SERVICES,
+            self.resource,
             self.inbox,
             self.stop,
             self.observer,
@@ -814,3 +816,130 @@ def test_waits_double_from_the_first_to_the_longest_with_jitter() -> None:
     for waits, least in zip(drawn, (0.8, 1.6, 3.2, 4.0, 4.0, 4.0, 4.0), strict=True):
         assert least <= min(waits) < 1.1 * least
         assert 1.9 * least < max(waits) <= 2 * least <= 8.0
+
+
+# --- kinds that the cluster may lack ------------------------------------------------------------------
+
+
+@pytest.fixture
+def optional() -> Iterator[Lab]:
+    """A lab whose kind the cluster may lack, or not show."""
+    with laboratory() as made:
+        made.resource = replace(SERVICES, optional=True)
+        yield made
+
+
+def told(caplog: pytest.LogCaptureFixture, level: int) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelno == level]
+
+
+@contextmanager
+def refusing(lab: Lab, status: int) -> Iterator[None]:
+    """Refuse every list and end the watch under way; within, the watcher has tried some more times in vain."""
+    before = lab.server.count(LIST)
+    lab.server.script(LIST, *[faulty.refusal(status)] * 1000)
+    if lab.thread is None:
+        lab.start()
+    else:
+        lab.server.script(WATCH, faulty.refusal(status))
+        lab.let_the_watch_last()
+        lab.server.end_watches()
+    wait_for(lambda: lab.server.count(LIST) >= before + 5, "tries")
+    yield
+    lab.server._faults[LIST].clear()
+
+
+@pytest.mark.parametrize(("status", "level", "message"), [(404, logging.INFO, "not installed"), (403, logging.WARNING, "403")])
+def test_nobody_waits_for_an_optional_kind_that_is_not_there_or_not_shown(
+    optional: Lab, caplog: pytest.LogCaptureFixture, status: int, level: int, message: str
+) -> None:
+    """It is asked for again and again, counted as no restart, logged once, and taken up when it comes."""
+    caplog.set_level(logging.INFO)
+    with refusing(optional, status):
+        assert optional.inbox.synced.is_set()
+        assert optional.observer.states[:4] == [State.LISTING, State.ABSENT] * 2
+        (line,) = told(caplog, level)
+        assert message in line
+        assert level == logging.WARNING or not told(caplog, logging.WARNING)
+    optional.server.put(service("late"))
+    optional.converged()
+    wait_for(lambda: optional.observer.states[-3:] == [State.ABSENT, State.LISTING, State.WATCHING], "a watch")
+    assert not optional.observer.causes
+
+
+def test_of_an_optional_kind_that_goes_no_object_is_left(optional: Lab, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    optional.server.put(service("one"))
+    optional.started()
+    optional.inbox.take()
+    with refusing(optional, 404):
+        assert optional.inbox.take().objects == {Name("shop", "one"): None}
+        assert optional.observer.causes == {Cause.ENDED: 1}, "the watch that the server ended as it may, and nothing else"
+        assert told(caplog, logging.INFO) == ["Service: not installed"]
+        assert not told(caplog, logging.WARNING)
+    optional.converged()
+
+
+def test_of_an_optional_kind_that_may_no_longer_be_read_every_object_stays(
+    optional: Lab, caplog: pytest.LogCaptureFixture
+) -> None:
+    optional.server.put(service("one"))
+    optional.server.put(service("goes"))
+    optional.started()
+    optional.inbox.take()
+    with refusing(optional, 403):
+        optional.server.delete("shop", "goes")
+        assert optional.held().keys() == {Name("shop", "one"), Name("shop", "goes")}
+        assert not optional.inbox.take().objects
+        assert optional.inbox.synced.is_set()
+        assert optional.observer.causes == {Cause.ENDED: 1}
+        assert len(told(caplog, logging.WARNING)) == 1
+    optional.converged()
+    assert optional.held().keys() == {Name("shop", "one")}
+
+
+def test_rights_that_were_taken_away_are_one_warning(optional: Lab, caplog: pytest.LogCaptureFixture) -> None:
+    optional.started()
+    optional.server.script(WATCH, faulty.refusal(403, 'services is forbidden: User "router" cannot watch resource "services"'))
+    optional.server.script(LIST, faulty.refusal(403, 'services is forbidden: User "router" cannot list resource "services"'))
+    optional.let_the_watch_last()
+    optional.server.end_watches()
+    wait_for(lambda: optional.observer.states[-3:] == [State.ABSENT, State.LISTING, State.WATCHING], "a watch")
+    assert len(told(caplog, logging.WARNING)) == 1
+
+
+@pytest.mark.parametrize("status", [500, 503, 401, 429])
+def test_any_other_fault_of_an_optional_kind_is_a_fault(optional: Lab, status: int) -> None:
+    optional.server.script(LIST, faulty.refusal(status, Retry_After="0"))
+    optional.started()
+    assert State.WAITING in optional.observer.states
+    assert State.ABSENT not in optional.observer.states
+    assert optional.observer.causes.total() == 1
+
+
+@pytest.mark.parametrize(("status", "cause"), [(404, Cause.NOT_FOUND), (403, Cause.FORBIDDEN)])
+def test_a_kind_that_is_needed_is_waited_for(
+    lab: Lab, caplog: pytest.LogCaptureFixture, status: int, cause: Cause
+) -> None:
+    with refusing(lab, status):
+        assert not lab.inbox.synced.is_set()
+        assert lab.observer.states[:4] == [State.LISTING, State.WAITING] * 2
+        assert lab.observer.causes[cause] >= 4
+        assert len(told(caplog, logging.WARNING)) == 1
+    lab.converged()
+    assert lab.observer.causes.keys() == {cause}
+    assert State.ABSENT not in lab.observer.states
+
+
+@pytest.mark.parametrize("status", [404, 403])
+def test_of_a_kind_that_is_needed_no_refusal_takes_an_object_away(lab: Lab, status: int) -> None:
+    lab.server.put(service("one"))
+    lab.started()
+    lab.inbox.take()
+    lab.let_the_watch_last()
+    lab.server.script(WATCH, *[faulty.refusal(status)] * 3)
+    lab.server.end_watches()
+    wait_for(lambda: lab.server.count(WATCH) >= 4)
+    assert lab.held().keys() == {Name("shop", "one")}
+    assert not lab.inbox.take().objects
+    lab.converged()

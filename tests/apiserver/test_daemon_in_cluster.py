@@ -1,111 +1,31 @@
-"""The daemon between a real API server and a real kernel, judged by packets.
-
-Server, daemon and packets share the router's network namespace, so nothing of this touches the machine's own network. The daemon
-has the shipped RBAC's rights and no others.
-"""
+"""The daemon between a real API server and a real kernel, judged by packets."""
 
 from __future__ import annotations
 
 import re
 import signal
-import subprocess
-import sys
 import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from nftsync.lab import Lab
-from tests.apiserver.harness import MANIFESTS, NAMESPACE, NFTS, ApiServer, Programs, eventually
-
-SERVICES = "/api/v1/namespaces/default/services"
-METRICS = "http://127.0.0.1:9469"
-NFT = {"apiVersion": "nft.acnodal.com/v1alpha1", "kind": "Nft", "metadata": {"name": "nft"}}
-SPEC = {"public_nic": "enp1s0"}
-
-
-class Router:
-    """A lab's router with an API server beside the daemon."""
-
-    def __init__(self, lab: Lab, server: ApiServer, folder: Path) -> None:
-        self.lab = lab
-        self.server = server
-        self.token = folder / "token"
-        self.token.write_text(server.issue_token() + "\n", encoding="ascii")
-        self.configuration = folder / "nftsync.toml"
-        self.configuration.write_text(
-            f'kubeconfig = "{server.kubeconfig(token_file=self.token)}"\n'
-            f'[paths]\nstate = "{folder}/state"\nlocal_chain = "{folder}/local-chain.nft"\n',
-            encoding="utf-8",
-        )
-        self.log = folder / "log"
-        self.daemon: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        command = [sys.executable, "-m", "nftsync", "run", "--config", str(self.configuration)]
-        with self.log.open("wb") as log:
-            self.daemon = subprocess.Popen(command, stderr=log)
-        eventually(lambda: self.page("/readyz") == "ok\n", f"the daemon is not ready:\n{self.log.read_text()}")
-
-    def stop(self) -> None:
-        if self.daemon:
-            self.daemon.send_signal(signal.SIGCONT)
-            self.daemon.terminate()
-            self.daemon.wait(10)
-            self.daemon = None
-
-    def page(self, path: str) -> str:
-        try:
-            with urllib.request.urlopen(METRICS + path, timeout=2) as answer:
-                content: bytes = answer.read()
-        except OSError:
-            return ""
-        return content.decode()
-
-    def metric(self, line: str) -> float:
-        found = re.search(rf"^{re.escape(line)} (\S+)$", self.page("/metrics"), re.MULTILINE)
-        return float(found[1]) if found else 0.0
-
-    def add(self, name: str, address: str, port: int = 80, **spec: Any) -> None:
-        """A Service of type LoadBalancer, with the address that MetalLB would give it."""
-        service = {"metadata": {"name": name}, "spec": {"type": "LoadBalancer", "ports": [{"port": port}], **spec}}
-        self.server.admin.post(SERVICES, service)
-        self.server.admin.patch(f"{SERVICES}/{name}/status", {"status": {"loadBalancer": {"ingress": [{"ip": address}]}}})
-
-    def opens(self, address: str, port: int = 80) -> None:
-        eventually(lambda: self.lab.arrives("tcp", address, port), f"{address} port {port} does not open")
-
-    def closes(self, address: str, port: int = 80) -> None:
-        eventually(lambda: not self.lab.arrives("tcp", address, port), f"{address} port {port} does not close")
+from tests.apiserver.harness import NAMESPACE, NFTS, ApiServer, Programs, eventually
+from tests.apiserver.router import NFT, SERVICES, SPEC, Router, fresh_router, running_cluster
 
 
 @pytest.fixture(scope="module")
 def cluster(programs: Programs) -> Iterator[tuple[Lab, ApiServer]]:
-    """A lab, and in its router's namespace an API server. The tests of this module live in that namespace, too."""
-    with Lab(public_nic="enp1s0") as lab, lab.router.entered(), ApiServer(programs=programs) as server:
-        server.apply(MANIFESTS / "crd.yaml", MANIFESTS / "rbac.yaml")
-        yield lab, server
+    """The tests of this module live in the network namespace of the lab's router."""
+    with running_cluster(programs) as running:
+        yield running
 
 
 @pytest.fixture
 def router(cluster: tuple[Lab, ApiServer], tmp_path: Path) -> Iterator[Router]:
-    """A router with a cluster that has an Nft resource and no Services; its tables are gone afterwards."""
-    lab, server = cluster
-    for service in server.admin.get(SERVICES)["items"]:
-        if service["metadata"]["name"] != "kubernetes":
-            server.admin.delete(f"{SERVICES}/{service['metadata']['name']}")
-    if server.admin.get(NFTS)["items"]:
-        server.admin.delete(f"{NFTS}/nft")
-    server.admin.post(NFTS, {**NFT, "spec": SPEC})
-    running = Router(lab, server, tmp_path)
-    try:
+    with fresh_router(*cluster, tmp_path) as running:
         yield running
-    finally:
-        running.stop()
-        subprocess.run([sys.executable, "-m", "nftsync", "flush", "--config", str(running.configuration)], check=True)
 
 
 def test_services_of_a_cluster_become_what_passes_the_router(router: Router) -> None:
@@ -131,8 +51,7 @@ def test_the_shipped_rights_and_nothing_else_are_enough(router: Router) -> None:
     router.start()
     eventually(lambda: router.metric('nftsync_watch_state{resource="Service",state="watching"}') == 1, "Services are watched")
     eventually(lambda: router.metric('nftsync_watch_state{resource="Nft",state="watching"}') == 1, "the Nft is watched")
-    command = [sys.executable, "-m", "nftsync", "check", "--config", str(router.configuration)]
-    checked = subprocess.run(command, capture_output=True, text=True, check=False)
+    checked = router.run("check")
     assert checked.returncode == 0, checked.stdout + checked.stderr
     assert "may list and watch services" in checked.stdout
     assert "public_nic enp1s0" in checked.stdout

@@ -1,0 +1,56 @@
+"""Keeps the guard up to date: with MetalLB's pools, the router's own addresses and its BGP peers."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from ipaddress import ip_address
+
+from nftsync.guard import UNGUARDED, Boundary, Enforcement, Guard
+from nftsync.links import LinkError, Links, Local
+from nftsync.pools import Pools
+from nftsync.ranges import AddressSet, Range
+from nftsync.store import State
+
+log = logging.getLogger(__name__)
+
+
+class Guarding:
+    """guard: what judges addresses now.  pools: the last good ones.  former: addresses that had pinholes before the guard
+    refused them.
+    """
+
+    def __init__(self, links: Links, state: State) -> None:
+        self._links = links
+        self._local = Local()
+        self.pools = Pools(state.metallb)
+        self.guard = UNGUARDED
+        self.former = state.former
+
+    @property
+    def cluster(self) -> AddressSet:
+        """The addresses that are to be cut off where they have no pinhole; those that left the pools were the cluster's, too."""
+        return self.guard.cluster | AddressSet.of(Range(each, each) for each in self.former)
+
+    def look(self, boundary: Boundary) -> Guard:
+        """The guard as pools, addresses and peers are now."""
+        try:
+            self._local = self._links.local()
+        except LinkError as fault:
+            log.warning("%s; those that were known before hold", fault)
+        reserved = self._local.addresses | self._links.bgp_peers()
+        return Guard.of(boundary, self.pools.known, reserved, self._local.networks)
+
+    def renew(self, boundary: Boundary, opened: Iterable[str]) -> bool:
+        """Judge by what is known now; returns whether that is otherwise than before. opened: keys of pinholes that were open."""
+        guard = self.look(boundary)
+        if guard == self.guard:
+            return False
+        addresses = {ip_address(key.partition(" ")[0]) for key in opened}
+        self.guard = guard
+        self.former = frozenset(each for each in self.former | addresses if not guard.admits(each))
+        return True
+
+    def waits(self, boundary: Boundary) -> bool:
+        """Whether nothing can be judged yet."""
+        return boundary.enforcement is not Enforcement.IGNORED and not self.pools.looked
