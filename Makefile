@@ -3,7 +3,7 @@
 PYTHON := /usr/bin/python3
 RUNTIME := nftables python3-nftables python3-kubernetes python3-pyroute2 python3-tenacity python3-prometheus-client \
 	python3-yaml python3-venv iproute2 netbase
-TESTING := etcd-server openssl
+TESTING := etcd-server openssl prometheus
 PARALLEL := --numprocesses 2 --dist loadfile
 
 # The distribution's python3-nftables is the one that matches its libnftables: no other Python, no other copy.

@@ -6,9 +6,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import islice
 
-from nftsync import __version__
+from nftsync import __version__, counters
 from nftsync.config import Config
 from nftsync.control import Answer, Question
+from nftsync.explain import View, explain
+from nftsync.netlink import DumpError
 from nftsync.publish import Publisher
 from nftsync.reconcile import Reconciler, SyncResult
 from nftsync.ruleset import Ruleset, render, ruleset
@@ -34,7 +36,7 @@ def answer(daemon: Daemon, question: Question) -> Answer:
     """Raises ValueError with a sentence if the question makes no sense."""
     command = question.get("command")
     known: Mapping[object, Callable[[Daemon, Question], Answer]] = {
-        "status": _status, "ruleset": _ruleset, "owners": _owners,
+        "status": _status, "ruleset": _ruleset, "owners": _owners, "explain": _explain,
     }  # fmt: skip
     if command not in known:
         raise ValueError(f"this nftsync ({__version__}) knows no such question: restart the daemon after an upgrade")
@@ -85,3 +87,33 @@ def _ruleset(daemon: Daemon, _: Question) -> Answer:
 
 def _owners(daemon: Daemon, _: Question) -> Answer:
     return {"owners": {key: str(pinhole.service) for key, pinhole in daemon.reconciler.desired.pinholes.items()}}
+
+
+def _explain(daemon: Daemon, question: Question) -> Answer:
+    words = question.get("words")
+    if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+        raise ValueError("what is to be explained is a list of words")
+    reconciler = daemon.reconciler
+    view = View(
+        services={service.name: service for service in daemon.source.inputs.services.objects()},
+        desired=reconciler.desired,
+        guard=reconciler.guard,
+        filters=daemon.config.filters,
+        boundary=daemon.config.boundary,
+        settings=reconciler.settings,
+        waiting=daemon.last.message,
+        own=reconciler.own,
+        routed=reconciler.routed,
+        drops=_drops,
+    )
+    found = explain(view, words)
+    return {"text": found.text(), **found.as_json()}
+
+
+def _drops(key: str) -> int | None:
+    """What the limit of a pinhole has dropped, as the kernel counts it."""
+    try:
+        counts = counters.read().counts
+    except DumpError:
+        return None
+    return next((count.packets for name in ("dropped4", "dropped6") for (of, _), count in counts[name].items() if of == key), None)

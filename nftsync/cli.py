@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from nftsync import __version__, config, logs
 from nftsync.config import Config, ConfigError
@@ -101,6 +102,13 @@ def _parser() -> argparse.ArgumentParser:
     shown = add("status", _status, "Show how the running daemon is doing.")
     shown.add_argument("--json", action="store_true", help="for programs")
     shown.add_argument("--watch", action="store_true", help="again and again, until interrupted")
+    why = add("explain", _explain, "Say why a packet passes or does not, or what came of a Service.", manifests)
+    why.add_argument("words", metavar="WORD", nargs="+", help="[SOURCE] ADDRESS:PORT[/tcp|udp|sctp], or NAMESPACE/NAME")
+    why.add_argument("--json", action="store_true", help="for programs")
+    top = add("top", _top, "Show the Services with the most traffic, and the most that their limits drop.")
+    top.add_argument("--drops", action="store_true", help="those first whose limits drop the most")
+    top.add_argument("--seconds", type=float, default=WATCH, metavar="N", help="measure for so long (default: %(default)s)")
+    top.add_argument("--once", action="store_true", help="one measurement instead of one after the other")
     add("diff", _diff, "Show what would change in the kernel: to what the daemon wants, or to what manifests ask for.", manifests)
     add("check", _check, "Check configuration, kubeconfig, permissions, nft, kernel and NIC.")
     add("flush", _flush, "Remove nftsync's tables from the kernel: this opens the firewall.")
@@ -190,6 +198,52 @@ def _status(options: argparse.Namespace) -> int:
                 return 0
             time.sleep(WATCH)
     except ControlError as fault:
+        return _fail(FAILED, str(fault))
+
+
+def _explain(options: argparse.Namespace) -> int:
+    from nftsync.control import ControlError, ask
+    from nftsync.explain import explain, parse_query
+
+    chosen = config.load(options.config)
+    try:
+        if options.manifests:
+            local_chain, _ = _local_chain(chosen)
+            found = explain(preview(chosen, options.manifests, local_chain).view(chosen), options.words)
+            described: dict[str, Any] = {"text": found.text(), **found.as_json()}
+        else:
+            parse_query(options.words)
+            described = ask(chosen.runtime, {"command": "explain", "words": options.words})
+    except ValueError as fault:
+        return _fail(WRONG, str(fault))
+    except ControlError as fault:
+        return _fail(FAILED, str(fault))
+    text = described.pop("text")
+    print(json.dumps(described) if options.json else text)
+    return 0
+
+
+def _top(options: argparse.Namespace) -> int:
+    from nftsync import counters, show
+    from nftsync.control import ControlError, ask
+    from nftsync.netlink import DumpError
+
+    chosen = config.load(options.config)
+    if not 0.1 <= options.seconds <= 3600:
+        return _fail(WRONG, f"--seconds {options.seconds}: this is not a number from 0.1 to 3600")
+    try:
+        while True:
+            owners = ask(chosen.runtime, {"command": "owners"})["owners"]
+            began, before = time.monotonic(), counters.read()
+            time.sleep(options.seconds)
+            after, seconds = counters.read(), time.monotonic() - began
+            if not options.once and sys.stdout.isatty():
+                sys.stdout.write("\x1b[H\x1b[2J")
+            sys.stdout.write(show.top(owners, before, after, seconds, drops_first=options.drops))
+            sys.stdout.flush()
+            if options.once:
+                return 0
+    except (ControlError, DumpError) as fault:
         return _fail(FAILED, str(fault))
 
 

@@ -29,8 +29,9 @@ _VERSIONS = {
     "BGPPeer": "metallb.io/v1beta2",
 }
 _ACTIONS = {Topic.OPENED: "Open", Topic.CLOSED: "Close", Topic.DRIFT_REPAIRED: "Repair"}
-_NOTE = 1024  # characters, the API's limit
-_INSTANCE = 128
+_NOTE = 1024  # bytes, the API's limit
+_INSTANCE = 128  # the same
+_NAME = 253 - len(".") - 16  # of the object, in the name of an Event
 _SERIES = 360.0  # seconds after which the same news make a new Event
 _KNOWN = 4096  # objects, and series, that are remembered
 
@@ -80,20 +81,23 @@ class EventQueue:
     """News on their way to the cluster. Not thread-safe.
 
     instance: this router's name.  utc: the time of day.  dropped: how many pieces were never sent.
+
+    The piece that is being sent is in the queue no longer: no newer one pushes it out, and trying again costs no token.
     """
 
     def __init__(self, instance: str, utc: Callable[[], datetime], *, length: int = 1000) -> None:
-        self._instance = instance[:_INSTANCE]
+        self._instance = _cut(instance, _INSTANCE)
         self._utc = utc
         self._length = length
         self._queue: deque[News] = deque()
+        self._sending: News | None = None
         self._all = Bucket(25, 0.2, 25, 0.0)
         self._objects: OrderedDict[str, Bucket] = OrderedDict()
         self._series: OrderedDict[tuple[str, Topic, str], _Series] = OrderedDict()
         self.dropped = 0
 
     def __len__(self) -> int:
-        return len(self._queue)
+        return len(self._queue) + (self._sending is not None)
 
     def put(self, news: News) -> None:
         """Take news about an object that an Event can be about; others concern nobody in the cluster."""
@@ -105,43 +109,45 @@ class EventQueue:
             self.dropped += 1
 
     def next(self, now: float) -> Request | float:
-        """The next request; or the seconds until there can be one. It stays in the queue until sent() or drop()."""
-        while self._queue:
+        """The next request; or the seconds until there can be one. It is the same one until sent() or drop()."""
+        while self._sending is None and self._queue:
             news = self._queue[0]
             assert news.about is not None
             bucket = _remembered(self._objects, news.about.uid, lambda: Bucket(25, 300.0, 25, now))
-            if bucket.take(now):
-                break
-            self._queue.popleft()  # too much about one object
-            self.dropped += 1
-        else:
-            return float("inf")
-        if not self._all.take(now):
-            bucket.level += 1
-            return self._all.wait()
-        return self._request(news, now)
+            if not bucket.take(now):  # too much about one object
+                self._queue.popleft()
+                self.dropped += 1
+            elif self._all.take(now):
+                self._sending = self._queue.popleft()
+            else:
+                bucket.level += 1
+                return self._all.wait()
+        return float("inf") if self._sending is None else self._request(self._sending, now)
 
     def sent(self, now: float) -> None:
         """The request that next() gave last was accepted."""
-        news = self._queue.popleft()
-        series = self._series.get(_key(news))
+        assert self._sending is not None
+        series = self._series.get(_key(self._sending))
         if series is not None:
             series.count, series.last = series.count + 1, now
+        self._sending = None
 
     def begin_anew(self) -> None:
         """The Event that the last request would have counted on is gone: the next request makes another."""
-        self._series.pop(_key(self._queue[0]), None)
+        assert self._sending is not None
+        self._series.pop(_key(self._sending), None)
 
     def drop(self) -> None:
         """The server will never take the request that next() gave last."""
         self.begin_anew()
-        self._queue.popleft()
+        self._sending = None
         self.dropped += 1
 
     def clear(self) -> None:
         """The server takes none of them."""
-        self.dropped += len(self._queue)
+        self.dropped += len(self)
         self._queue.clear()
+        self._sending = None
 
     def _request(self, news: News, now: float) -> Request:
         about = news.about
@@ -152,7 +158,7 @@ class EventQueue:
             body: dict[str, object] = {"series": {"count": series.count + 1, "lastObservedTime": time}}
             return Request("PATCH", series.path, body, "application/merge-patch+json")
         namespace, name = about.name.split("/")
-        event = f"{name}.{secrets.token_hex(8)}"
+        event = f"{name[:_NAME].rstrip('.-')}.{secrets.token_hex(8)}"
         path = f"/apis/events.k8s.io/v1/namespaces/{namespace}/events"
         self._series.pop(_key(news), None)
         _remembered(self._series, _key(news), lambda: _Series(f"{path}/{event}", 0, now))
@@ -174,7 +180,7 @@ class EventQueue:
             "action": _ACTIONS.get(news.topic, "Judge"),
             "reason": news.topic,
             "type": "Warning" if news.warning else "Normal",
-            "note": note if len(note) <= _NOTE else note[: _NOTE - 1] + "…",
+            "note": _cut(note, _NOTE),
             "regarding": regarding,
         }
 
@@ -182,6 +188,12 @@ class EventQueue:
 def _key(news: News) -> tuple[str, Topic, str]:
     assert news.about is not None
     return news.about.uid, news.topic, news.message
+
+
+def _cut(text: str, length: int) -> str:
+    """At most so many bytes of UTF-8."""
+    encoded = text.encode(errors="replace")
+    return text if len(encoded) <= length else encoded[: length - 3].decode(errors="ignore") + "…"
 
 
 def _remembered(known: OrderedDict[K, V], key: K, make: Callable[[], V]) -> V:

@@ -1,13 +1,13 @@
 """Why a packet passes or does not, and what came of a Service: `nftsync explain`.
 
-A packet is taken to come from the public NIC and to begin a new connection. It goes its way through the ruleset (docs/ruleset.md)
-as the kernel would send it, except for the operator's own local chain, which is only mentioned.
+A packet is taken to come from the public NIC and to begin a connection. It goes its way through the rules (docs/ruleset.md); the
+operator's own local chain is only mentioned.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
@@ -16,20 +16,21 @@ from nftsync.guard import Boundary, Guard
 from nftsync.objects import NAME, Address, Name, Network, Port, Protocol, Reason, Service, parse_address, quote
 from nftsync.ruleset import FILTER, FORWARD, INPUT, OPERATOR_CR, OPERATOR_SVC, Settings, tables
 
-_FORMS = "right is e.g. 192.0.2.1:80, 192.0.2.1:53/udp or [2001:db8::1]:443, with a source address before it or not, or NAMESPACE/NAME"
-_TARGET = re.compile(r"(?:\[([0-9A-Fa-f:.]{2,45})\]|([0-9.]{7,15})):([0-9]{1,5})(?:/([A-Za-z]{1,8}))?")
-_PROTOCOLS = {word: each for each in Protocol for word in (each.value, each.name)}
+_FORMS = "right is ADDRESS:PORT[/tcp|udp|sctp], e.g. 192.0.2.1:53/udp or [2001:db8::1]:443, or SOURCE and that, or NAMESPACE/NAME"
+_TARGET = re.compile(r"(?:\[([0-9A-Fa-f:.]{2,45})\]|([0-9.]{7,15})):([1-9][0-9]{0,4})(?:/(tcp|udp|sctp|TCP|UDP|SCTP))?")
+_SERVICE = re.compile(f"({NAME.pattern})/({NAME.pattern})")
 _SSH, _BGP = Port(Protocol.TCP, 22), Port(Protocol.TCP, 179)
-_CLOSING = {Reason.INVALID_ADDRESS, Reason.INVALID_PORT, Reason.INVALID_PROTOCOL}  # what is refused so is a part that stays closed
+_SOURCE = {4: "ip saddr ", 6: "ip6 saddr "}
+_CLOSING = {Reason.MALFORMED, Reason.INVALID_ADDRESS, Reason.INVALID_PORT, Reason.INVALID_PROTOCOL}  # what they refuse is not open
 _NAMED = 5  # of many, so many are named
 
 
 class Verdict(StrEnum):
-    """What becomes of a packet, or of all that a Service asks for."""
+    """What becomes of a packet, or of what a Service asks for."""
 
     PASSES = "passes"
     LIMITED = "limited"  # passes up to its limit
-    DEPENDS = "depends"  # on the source, which was not given; of a Service: some of it is open, some is not
+    DEPENDS = "depends"  # a packet: on what is not known, such as its source; a Service: only a part of it is open
     DROPPED = "dropped"
 
 
@@ -60,11 +61,9 @@ class Cause(StrEnum):
 class View:
     """What there is to explain with.
 
-    services: every Service of type LoadBalancer, also those that the filters do not admit.
-    settings: those in force; None while nothing is applied, and then `waiting` says why.
-    own: the router's own addresses.
-    routed: whether the router has a route to an address that does not lead back through the public NIC; None if not known.
-    drops: how many packets the limit of a pinhole, by its key, has dropped; None if not known.
+    services: all of type LoadBalancer, also those that the filters do not admit.  settings: None while nothing is applied; then
+    `waiting` says why.  own: the router's addresses.  routed: whether the router has a route to an address that does not lead back
+    through the public NIC.  drops: packets that the limit of a pinhole, by its key, has dropped.  Either gives None for not known.
     """
 
     services: Mapping[Name, Service]
@@ -81,7 +80,7 @@ class View:
 
 @dataclass(frozen=True, slots=True)
 class PacketQuery:
-    """The first packet of a connection. source: None if it may be any. str() is its target."""
+    """The first packet of a connection. source: None if it may be any. str() is where it goes."""
 
     source: Address | None
     destination: Address
@@ -101,8 +100,7 @@ class PacketQuery:
 class Explanation:
     """The answer. lines: sentences for people, the decisive one first.
 
-    service: the one that it is about.  rule: "chain: rule" that decides a packet, "" if none does.  also: what else bears on it,
-    LOCAL_CHAIN or NIC_MISSING.
+    rule: "chain: rule", what decides about a packet; "" if no rule does.  also: what else bears on it: LOCAL_CHAIN, NIC_MISSING.
     """
 
     verdict: Verdict
@@ -113,174 +111,46 @@ class Explanation:
     also: tuple[Cause, ...] = ()
 
     def as_json(self) -> dict[str, object]:
-        service = str(self.service) if self.service else None
-        words = {"verdict": str(self.verdict), "reason": str(self.reason), "also": list(map(str, self.also))}
-        return {**words, "service": service, "rule": self.rule, "lines": list(self.lines)}
+        words = {"verdict": self.verdict.value, "reason": self.reason.value, "also": [each.value for each in self.also]}
+        return {**words, "service": str(self.service) if self.service else None, "rule": self.rule, "lines": list(self.lines)}
 
     def text(self) -> str:
-        rule = (f"decided by {self.rule}",) if self.rule else ()
-        return "\n".join((f"{self.verdict}: {self.lines[0]}", *rule, *self.lines[1:]))
-
-
-# --- the question -------------------------------------------------------------------------------------
+        rule = [f"decided by {self.rule}"] if self.rule else []
+        return "\n".join([f"{self.verdict}: {self.lines[0]}", *rule, *self.lines[1:]])
 
 
 def parse_query(words: Sequence[str]) -> PacketQuery | Name:
     """`[SRC] DST:PORT[/proto]` or `NAMESPACE/NAME`, one word each. Raises ValueError with a sentence."""
-    if not 1 <= len(words) <= 2:
-        raise ValueError(f"{len(words)} words are no question; {_FORMS}")
-    *sources, target = words
-    if ":" in target:
-        return _parse_packet(sources[0] if sources else None, target)
-    name = Name(*target.split("/")) if target.count("/") == 1 else None
-    if name is None or not all(map(NAME.fullmatch, name)):
-        raise ValueError(f"{quote(target)} is neither an address with a port nor a Service; {_FORMS}")
-    if sources:
-        raise ValueError(f"a source address cannot stand before the Service {name}; {_FORMS}")
-    return name
-
-
-def _parse_packet(source: str | None, target: str) -> PacketQuery:
+    *sources, target = words or ("",)
+    if not sources and (named := _SERVICE.fullmatch(target)):
+        return Name(*named.groups())
     match = _TARGET.fullmatch(target)
-    if match is None:
-        raise ValueError(f"{quote(target)} is not an address with a port; {_FORMS}")
-    port, protocol = match[3], match[4] or "tcp"
-    if port.startswith("0") or int(port) > 65535:
-        raise ValueError(f"port {port} is not a whole number from 1 to 65535 without leading zeros; {_FORMS}")
-    if protocol not in _PROTOCOLS:
-        raise ValueError(f"protocol {quote(protocol)} is not one of {', '.join(Protocol)}; {_FORMS}")
-    destination = parse_address(match[1] or match[2])
-    if source is None:
-        return PacketQuery(None, destination, _PROTOCOLS[protocol], int(port))
-    try:
-        origin = parse_address(source)
-    except ValueError:
-        raise ValueError(f"{quote(source)} is not an address that a packet can come from; {_FORMS}") from None
-    if origin.version != destination.version:
-        raise ValueError(f"a packet from {origin} cannot go to {destination}: one is IPv4, the other IPv6")
-    return PacketQuery(origin, destination, _PROTOCOLS[protocol], int(port))
+    if match is None or len(sources) > 1 or int(match[3]) > 65535:
+        raise ValueError(f"{quote(' '.join(words))} names neither a packet nor a Service; {_FORMS}")
+    destination, source = parse_address(match[1] or match[2]), None
+    if sources:
+        try:
+            source = parse_address(sources[0])
+        except ValueError:
+            raise ValueError(f"{quote(sources[0])} is not an address that a packet comes from; {_FORMS}") from None
+        if source.version != destination.version:
+            raise ValueError(f"no packet goes from {source} to {destination}: one is IPv4, the other IPv6")
+    return PacketQuery(source, destination, Protocol((match[4] or "tcp").lower()), int(match[3]))
 
 
-# --- a packet -----------------------------------------------------------------------------------------
+def explain(view: View, words: Sequence[str]) -> Explanation:
+    """The answer to what parse_query() reads. Raises ValueError with a sentence."""
+    query = parse_query(words)
+    return explain_service(view, query) if isinstance(query, Name) else explain_packet(view, query)
 
 
 def explain_packet(view: View, query: PacketQuery) -> Explanation:
     """What becomes of a packet, which rule and which Service decide, and why."""
     if view.settings is None:
         return _waiting(view)
-    return _with_remarks(view.settings, _packet(view, view.settings, query))
-
-
-def _packet(view: View, settings: Settings, query: PacketQuery) -> Explanation:
-    hole = view.desired.pinholes.get(query.key)
-    if query.destination in view.own:
-        decided = _to_router(view, settings, query)
-    elif hole is None:
-        decided = _reached(view, query, _without_pinhole(view, settings, query))
-    else:
-        others = _claimants(view, query, besides=hole.service)
-        younger = (f"it is claimed by {_some(others)}, too: the older Service has it",) if others else ()
-        decided = _reached(view, query, _through_pinhole(view, settings, query, hole))
-        decided = replace(decided, lines=(*decided.lines, *younger, *_refused_parts(view, hole.service)))
-    return _limited(view, settings, hole, decided)
-
-
-def _to_router(view: View, settings: Settings, query: PacketQuery) -> Explanation:
-    """operator-cr, then the last rule of input."""
-    port, own = Port(query.protocol, query.port), f"{query.destination} is the router's own address"
-    claimed = (f"Service {each} has it, too: what is for the router never gets there" for each in _holders(view, query))
-    if port == _SSH and settings.enable_ssh:
-        rule = _rule(settings, OPERATOR_CR, "tcp dport 22 ")
-        return Explanation(Verdict.PASSES, Cause.ROUTER_PORT, (f"{own}; enable_ssh opens {query}", *claimed), rule=rule)
-    line = f"{own}, and {query} is not open there"
-    if port == _BGP and settings.enable_bgp:
-        admitted = _holds(settings.bgp_peers or None, query)
-        line = f"{own}; enable_bgp opens {query} to {_some(settings.bgp_peers) if settings.bgp_peers else 'everybody'}"
-        if admitted or (admitted is None and settings.enable_dropall):
-            source = {4: "ip saddr ", 6: "ip6 saddr "}[query.destination.version] if settings.bgp_peers else ""
-            verdict, hint = (Verdict.PASSES, "") if admitted else (Verdict.DEPENDS, ": name a source address to know")
-            rule = _rule(settings, OPERATOR_CR, source, "tcp dport 179 ")
-            return Explanation(verdict, Cause.ROUTER_PORT, (line + hint, *claimed), rule=rule)
-        line += f", and {query.source or 'no address of this family'} is not among them"
-    return _not_accepted(settings, INPUT, query, Cause.ROUTER_PORT, (line, *claimed))
-
-
-def _through_pinhole(view: View, settings: Settings, query: PacketQuery, hole: Pinhole) -> Explanation:
-    """operator-svc, where a pinhole has been found."""
-    opens, admitted = f"Service {hole.service} opens {query}", _holds(hole.sources, query)
-    if admitted or (admitted is None and settings.enable_dropall):
-        rule = _rule(settings, OPERATOR_SVC, f" @{'services' if hole.sources is None else 'sources'}{hole.version} ")
-        verdict, hint = (Verdict.PASSES, "") if admitted else (Verdict.DEPENDS, ": name a source address to know")
-        line = f"{opens} to {'everybody' if hole.sources is None else _some(hole.sources)}{hint}"
-        return Explanation(verdict, Cause.OPEN, (line,), hole.service, rule)
-    service = view.services.get(hole.service)
-    if service is not None and service.sources == ():
-        cause, line = Cause.INVALID, f"{opens} to nobody: none of its source ranges is valid"
-    elif not hole.sources:
-        cause, line = Cause.REFUSED_SOURCE, f"{opens} to nobody: none of its source ranges is IPv{hole.version}"
-    else:
-        outside = f", and {query.source} is not among them" if query.source else ""
-        cause, line = Cause.REFUSED_SOURCE, f"{opens} only to {_some(hole.sources)}{outside}"
-    return _not_accepted(settings, FORWARD, query, cause, (line,), hole.service)
-
-
-def _without_pinhole(view: View, settings: Settings, query: PacketQuery) -> Explanation:
-    """Forwarding, where no pinhole has been found."""
-    holders, claimants = _holders(view, query), _claimants(view, query)
-    if claimants:
-        cause, line = _why_closed(view, view.services[claimants[0]], query)
-        others = (f"Service {each}: {_why_closed(view, view.services[each], query)[1]}" for each in claimants[1:])
-        lines = (f"Service {claimants[0]} asks for {query}, but {line}", *others)
-        return _not_accepted(settings, FORWARD, query, cause, lines, claimants[0])
-    if not holders:
-        judged = view.guard.refusal(query.destination)
-        lines = (f"no Service has the address {query.destination}", *(judged[1:] if judged else ()))
-        return _not_accepted(settings, FORWARD, query, Cause.NO_SUCH_ADDRESS, lines)
-    service = view.services[holders[0]]
-    bar, parts = _bar(view, service, query.destination), tuple(_refused_parts(view, service.name))
-    has = (f"Service {each} has {query.destination} with {_ports(view.services[each])}" for each in holders[:_NAMED])
-    lines = (f"no Service has {query}; {'; '.join(has)}", *((bar[1],) if bar else ()), *parts)
-    cause = Cause.INVALID if parts and not service.ports else Cause.NO_SUCH_PORT
-    return _not_accepted(settings, FORWARD, query, cause, lines, service.name)
-
-
-def _not_accepted(
-    settings: Settings, chain: str, query: PacketQuery, cause: Cause, lines: tuple[str, ...], service: Name | None = None
-) -> Explanation:
-    """No rule accepts it: that of the pools decides, or the chain's last one."""
-    if not settings.enable_dropall:
-        everything = "everything passes, because enable_dropall is false"
-        return Explanation(Verdict.PASSES, Cause.EVERYTHING_PASSES, (everything, *lines), service, _rule(settings, chain))
-    guarded = chain == FORWARD and query.destination in settings.cluster
-    rule = _rule(settings, OPERATOR_SVC, f" @pools{query.destination.version} ") if guarded else _rule(settings, chain)
-    return Explanation(Verdict.DROPPED, cause, lines, service, rule)
-
-
-def _reached(view: View, query: PacketQuery, decided: Explanation) -> Explanation:
-    """What the rules let pass is not forwarded without a route."""
-    if decided.verdict is Verdict.DROPPED or view.routed(query.destination) is not False:
-        return decided
-    line = f"the rules do not stop it, but the router has no route to {query.destination}, or only one back through the public NIC"
-    return replace(decided, verdict=Verdict.DROPPED, reason=Cause.NO_ROUTE, lines=(line, *decided.lines), rule="")
-
-
-def _limited(view: View, settings: Settings, hole: Pinhole | None, decided: Explanation) -> Explanation:
-    """The ingress hook comes first on a packet's way, but what is dropped later is dropped anyhow."""
-    if decided.verdict is Verdict.DROPPED or hole is None or hole.limit is None or hole.sources == ():
-        return decided
-    first, *rest = decided.lines
-    if not settings.enable_rateshape:
-        return replace(decided, lines=(first, f"its limit, {hole.limit}, is not in force: enable_rateshape is false", *rest))
-    if settings.device is None:
-        reason = Cause.NIC_MISSING if decided.reason is Cause.OPEN else decided.reason
-        return replace(decided, reason=reason, lines=(f"{first}; its limit, {hole.limit}, is not in force", *rest))
-    count = view.drops(hole.key)
-    line = f"its limit is {hole.limit}" + (f"; packets dropped over it: {count}" if count is not None else "")
-    verdict = Verdict.LIMITED if decided.verdict is Verdict.PASSES else decided.verdict
-    return replace(decided, verdict=verdict, lines=(first, line, *rest))
-
-
-# --- a Service ----------------------------------------------------------------------------------------
+    own = query.destination in view.own
+    found = _to_router(view.settings, query) if own else _through_router(view, view.settings, query)
+    return _with_remarks(view.settings, found, view.services.get(found.service) if found.service else None)
 
 
 def explain_service(view: View, name: Name) -> Explanation:
@@ -292,124 +162,150 @@ def explain_service(view: View, name: Name) -> Explanation:
         line = f"there is no Service {name} of type LoadBalancer, and no other opens anything"
         return Explanation(Verdict.DROPPED, Cause.NOT_A_SERVICE, (line,))
     asked = [PacketQuery(None, address, *port) for address in service.addresses for port in service.ports]
-    claims = [_claim(view, settings, service, query) for query in asked]
-    refused = tuple(_refused_parts(view, name))
-    if not claims:
-        cause, line = _nothing_asked(view, service)
-        return _with_remarks(settings, Explanation(Verdict.DROPPED, cause, (f"Service {name} opens nothing: {line}", *refused), name))
-    verdicts = [each.verdict for each in claims]
-    closed = verdicts.count(Verdict.DROPPED)
-    if closed == len(claims):
+    parts = [_through_router(view, settings, query, service) for query in asked]
+    causes = [each.reason for each in parts if each.verdict is Verdict.DROPPED]
+    if not parts:
+        cause, line = _why_closed(view, service, None)
+        found = Explanation(Verdict.DROPPED, cause, (f"Service {name} opens nothing: {line}",), name)
+        return _with_remarks(settings, found, service)
+    opened = len(parts) - len(causes)
+    if not opened:
         verdict = Verdict.DROPPED
-    elif closed or any(each.reason in _CLOSING for each in service.rejections):
+    elif causes or any(each.reason in _CLOSING for each in service.rejections):
         verdict = Verdict.DEPENDS
     else:
-        verdict = Verdict.LIMITED if Verdict.LIMITED in verdicts else Verdict.PASSES
-    causes = [each.reason for each in claims if each.verdict is Verdict.DROPPED]
-    causes += [Cause.INVALID] * bool(refused) + [each.reason for each in claims if each.reason is not Cause.OPEN]
-    first = f"Service {name}: {len(claims) - closed} of {len(claims)} pinholes are open"
-    lines = (first, *("; ".join(each.lines) for each in claims), *refused)
-    return _with_remarks(settings, Explanation(verdict, next(iter(causes), Cause.OPEN), lines, name))
+        verdict = Verdict.LIMITED if service.limit and settings.enable_rateshape and settings.device else Verdict.PASSES
+    causes += [Cause.INVALID for _ in service.rejections] + [each.reason for each in parts if each.reason is not Cause.OPEN]
+    first = f"Service {name}: {opened} of {len(parts)} pairs of address and port are open"
+    lines = (first, *("; ".join(each.lines) for each in parts))
+    return _with_remarks(settings, Explanation(verdict, (*causes, Cause.OPEN)[0], lines, name), service)
 
 
-def _claim(view: View, settings: Settings, service: Service, query: PacketQuery) -> Explanation:
-    """What came of one of its addresses and ports; to be open to whom it names is to be open."""
+def _to_router(settings: Settings, query: PacketQuery) -> Explanation:
+    """operator-cr, then the last rule of input."""
+    port, words = Port(query.protocol, query.port), [f"tcp dport {query.port} "]
+    ranges: Sequence[Network] | None = ()
+    line = f"{query.destination} is the router's own address; {query} is not open there"
+    if port == _SSH and settings.enable_ssh:
+        ranges, line = None, f"{query.destination} is the router's own address; enable_ssh opens {query} to everybody"
+    elif port == _BGP and settings.enable_bgp:
+        ranges = settings.bgp_peers or None
+        words += [_SOURCE[query.destination.version]] if ranges else []
+        line = f"{query.destination} is the router's own address; enable_bgp opens {query} to {_whom(ranges)}"
+    found = Explanation(_verdict(settings, ranges, query), Cause.ROUTER_PORT, (line,))
+    if found.verdict is Verdict.DROPPED:
+        return _not_accepted(settings, INPUT, query, found)
+    return replace(found, rule=_rule(settings, OPERATOR_CR, *words))
+
+
+def _through_router(view: View, settings: Settings, query: PacketQuery, asker: Service | None = None) -> Explanation:
+    """operator-svc, then the last rule of forward. asker: the Service whose pinhole it would be; None for whichever."""
     hole = view.desired.pinholes.get(query.key)
-    if hole is None or hole.service != service.name or query.destination in view.own:
-        cause, line = _why_closed(view, service, query)
-        return _reached(view, query, _not_accepted(settings, FORWARD, query, cause, (f"{query}: {line}",)))
-    found = _reached(view, query, _through_pinhole(view, settings, query, hole))
-    if found.verdict is Verdict.DEPENDS:
-        found = replace(found, verdict=Verdict.PASSES, lines=(f"Service {hole.service} opens {query} to {_some(hole.sources or ())}",))
+    if hole is None or (asker is not None and asker.name != hole.service):
+        found = _without_pinhole(view, query, [asker] if asker else view.services.values())
+    else:
+        service, verdict = view.services.get(hole.service), _verdict(settings, hole.sources, query)
+        nobody = Cause.INVALID if service and service.sources == () else Cause.REFUSED_SOURCE
+        cause = nobody if verdict is Verdict.DROPPED else Cause.OPEN
+        rule = _rule(settings, OPERATOR_SVC, f" @{'services' if hole.sources is None else 'sources'}{hole.version} ")
+        line = f"Service {hole.service} opens {query} to {_whom(hole.sources)}"
+        found = Explanation(verdict, cause, (line,), hole.service, rule)
+    if found.verdict is Verdict.DROPPED:
+        found = _not_accepted(settings, FORWARD, query, found)
+    if found.verdict is not Verdict.DROPPED and view.routed(query.destination) is False:
+        line = f"the router has no route to {query.destination}, or only one back through the public NIC"
+        return replace(found, verdict=Verdict.DROPPED, reason=Cause.NO_ROUTE, lines=(line, *found.lines), rule="")
     return _limited(view, settings, hole, found)
 
 
-def _nothing_asked(view: View, service: Service) -> tuple[Cause, str]:
-    """Why a Service without an address or without a port is so."""
-    for address in service.addresses:
-        return (Cause.INVALID if service.rejections else Cause.NO_SUCH_PORT), f"it has the address {address}, but no port"
-    if {each.reason for each in service.rejections} & {Reason.MALFORMED, Reason.INVALID_ADDRESS}:
-        return Cause.INVALID, "no address of it could be understood"
-    return _filtered(view, service) or (Cause.NO_ADDRESS_YET, "MetalLB has not given it an address yet")
+def _without_pinhole(view: View, query: PacketQuery, services: Iterable[Service]) -> Explanation:
+    """services: those that it may be about; the ones that the filters admit are told of first."""
+    holders = [each for each in services if query.destination in each.addresses]
+    holders.sort(key=lambda each: (not view.filters.admit(each), each.name))
+    asking = [each for each in holders if Port(query.protocol, query.port) in each.ports]
+    if not holders:
+        refusal = view.guard.refusal(query.destination)
+        lines = (f"no Service has the address {query.destination}", *(refusal[1:] if refusal else ()))
+        return Explanation(Verdict.DROPPED, Cause.NO_SUCH_ADDRESS, lines)
+    if not asking:
+        ports = (_some(f"{protocol} {number}" for protocol, number in each.ports) or "no port" for each in holders)
+        others = _some(f"Service {each.name} for {shown}" for each, shown in zip(holders, ports, strict=True))
+        first, line = holders[0], f"no Service asks for {query}; at this address asks {others}"
+        cause = Cause.INVALID if first.rejections and not first.ports else Cause.NO_SUCH_PORT
+        return Explanation(Verdict.DROPPED, cause, (line,), first.name)
+    found = [(each.name, *_why_closed(view, each, query)) for each in asking]
+    lines = tuple(f"Service {name} asks for {query}, but {line}" for name, _, line in found)
+    return Explanation(Verdict.DROPPED, found[0][1], lines, found[0][0])
 
 
-# --- what they share ----------------------------------------------------------------------------------
+def _not_accepted(settings: Settings, chain: str, query: PacketQuery, found: Explanation) -> Explanation:
+    """No rule accepts it: that of the pools decides, or the chain's last one."""
+    if not settings.enable_dropall:
+        lines = ("everything passes: enable_dropall is false", *found.lines)
+        found = replace(found, verdict=Verdict.PASSES, reason=Cause.EVERYTHING_PASSES, lines=lines)
+    elif chain == FORWARD and query.destination in settings.cluster:
+        return replace(found, rule=_rule(settings, OPERATOR_SVC, f" @pools{query.destination.version} "))
+    return replace(found, rule=_rule(settings, chain))
 
 
-def _holders(view: View, query: PacketQuery) -> list[Name]:
-    """The Services that have the address, those that count first."""
-    names = (each.name for each in view.services.values() if query.destination in each.addresses)
-    return sorted(names, key=lambda name: (not view.filters.admit(view.services[name]), name))
+def _limited(view: View, settings: Settings, hole: Pinhole | None, found: Explanation) -> Explanation:
+    """The ingress hook comes first on a packet's way, but what is dropped later is dropped anyhow."""
+    if found.verdict is Verdict.DROPPED or hole is None or hole.limit is None or hole.sources == ():
+        return found
+    first, *rest = found.lines
+    if settings.enable_rateshape and settings.device:
+        count, verdict = view.drops(hole.key), Verdict.LIMITED if found.verdict is Verdict.PASSES else found.verdict
+        line = f"its limit is {hole.limit}" + ("" if count is None else f"; packets dropped over it: {count}")
+        return replace(found, verdict=verdict, lines=(first, line, *rest))
+    missing = settings.enable_rateshape and found.reason is Cause.OPEN
+    why = "the public NIC is not there" if settings.enable_rateshape else "enable_rateshape is false"
+    line = f"its limit, {hole.limit}, is not in force: {why}"
+    return replace(found, reason=Cause.NIC_MISSING if missing else found.reason, lines=(first, line, *rest))
 
 
-def _claimants(view: View, query: PacketQuery, besides: Name | None = None) -> list[Name]:
-    """The Services that ask for the address and port; besides one, those that count."""
-    asking = (name for name in _holders(view, query) if Port(query.protocol, query.port) in view.services[name].ports)
-    return [name for name in asking if besides is None or (name != besides and view.filters.admit(view.services[name]))]
-
-
-def _why_closed(view: View, service: Service, query: PacketQuery) -> tuple[Cause, str]:
-    """Why a Service does not have the pinhole that it asks for."""
-    if bar := _bar(view, service, query.destination):
-        return bar
+def _why_closed(view: View, service: Service, query: PacketQuery | None) -> tuple[Cause, str]:  # noqa: PLR0911  # each is a reason
+    """Why a Service does not have the pinhole that it asks for; query None: why it asks for none."""
+    filters = view.filters
+    if not replace(filters, load_balancer_classes=frozenset()).admit(service):
+        return Cause.FILTERED_NAMESPACE, f"namespaces and exclude_namespaces leave {service.name.namespace} out"
+    if not filters.admit(service):
+        classes = _some(map(quote, sorted(filters.load_balancer_classes)))
+        return Cause.OTHER_CLASS, f"its class {quote(service.load_balancer_class)} is not in load_balancer_classes ({classes})"
+    if query is None and any(each.reason in _CLOSING for each in service.rejections):
+        return Cause.INVALID, "what was refused of it leaves no address and port"
+    if query is None:
+        waits = (Cause.NO_ADDRESS_YET, "MetalLB has not given it an address yet")
+        return (Cause.NO_SUCH_PORT, "it has no port") if service.addresses else waits
+    if refusal := view.guard.refusal(query.destination):
+        unannounced = refusal[0] is Reason.OUTSIDE_POOLS and view.boundary.advertised_only
+        return Cause(refusal[0]), refusal[1] + "; only pools announced over BGP count (advertised_pools_only)" * unannounced
     owner = view.desired.pinholes.get(query.key)
-    if owner is not None and owner.service != service.name:
-        return Cause.LOST_TO_OLDER, f"it belongs to the older Service {owner.service} and is inherited when that one goes"
-    return Cause.WAITING, "it has not been applied yet; the next sync does it"
+    if owner is None or owner.service == service.name:
+        return Cause.WAITING, "it is not applied yet: the next sync does it"
+    return Cause.LOST_TO_OLDER, f"it belongs to the older Service {owner.service}, and is inherited when that one goes"
 
 
-def _bar(view: View, service: Service, address: Address) -> tuple[Cause, str] | None:
-    """Why a Service opens nothing at an address."""
-    if filtered := _filtered(view, service):
-        return filtered
-    if (refusal := view.guard.refusal(address)) is None:
-        return None
-    reason, line = refusal
-    outside = reason is Reason.OUTSIDE_POOLS and view.boundary.advertised_only
-    return Cause(reason), line + ("; only pools announced over BGP count (advertised_pools_only)" if outside else "")
+def _verdict(settings: Settings, ranges: Sequence[Network] | None, query: PacketQuery) -> Verdict:
+    """Of a rule that accepts these sources, None for all; DEPENDS if the source is not known and matters."""
+    held = [each for each in ranges or () if each.version == query.destination.version]
+    if ranges is None or any(query.source in each if query.source else each.prefixlen == 0 for each in held):
+        return Verdict.PASSES
+    return Verdict.DEPENDS if held and query.source is None and settings.enable_dropall else Verdict.DROPPED
 
 
-def _filtered(view: View, service: Service) -> tuple[Cause, str] | None:
-    """Which filter does not admit a Service."""
-    filters, namespace = view.filters, service.name.namespace
-    if namespace in filters.exclude_namespaces or (filters.namespaces and namespace not in filters.namespaces):
-        key = "is in exclude_namespaces" if namespace in filters.exclude_namespaces else "is not in the filter namespaces"
-        return Cause.FILTERED_NAMESPACE, f"its namespace {namespace} {key}"
-    if filters.load_balancer_classes and service.load_balancer_class not in filters.load_balancer_classes:
-        others = _some(map(quote, sorted(filters.load_balancer_classes)))
-        return Cause.OTHER_CLASS, f"its class {quote(service.load_balancer_class)} is not in load_balancer_classes ({others})"
-    return None
-
-
-def _holds(ranges: Sequence[Network] | None, query: PacketQuery) -> bool | None:
-    """Whether they hold the packet's source; None if it was not given and matters. ranges: None for everybody."""
-    if ranges is None:
-        return True
-    fitting = [each for each in ranges if each.version == query.destination.version]
-    if query.source is not None:
-        return any(query.source in each for each in fitting)
-    return True if any(each.prefixlen == 0 for each in fitting) else None if fitting else False
+def _whom(ranges: Sequence[Network] | None) -> str:
+    return "everybody" if ranges is None else f"{_some(ranges)} alone" if ranges else "nobody: no valid range is of this family"
 
 
 def _rule(settings: Settings, chain: str, *words: str) -> str:
-    """The last rule of a chain that has all these words in it."""
+    """The last rule of a chain that has these words in it, as nft is given it."""
     rules = tables(settings)[FILTER].chains[chain].rules.splitlines()
     return f"{chain}: {next(rule.strip() for rule in reversed(rules) if all(word in rule for word in words))}"
 
 
-def _refused_parts(view: View, name: Name) -> Iterator[str]:
-    service = view.services.get(name)
-    return map(str, service.rejections if service else ())
-
-
-def _ports(service: Service) -> str:
-    return _some(f"{protocol} {number}" for protocol, number in service.ports) or "no port"
-
-
 def _some(items: Iterable[object]) -> str:
     shown = list(map(str, items))
-    more = f" and {len(shown) - _NAMED} more" if len(shown) > _NAMED else ""
-    return ", ".join(shown[:_NAMED]) + more
+    return ", ".join(shown[:_NAMED]) + (f" and {len(shown) - _NAMED} more" if len(shown) > _NAMED else "")
 
 
 def _waiting(view: View) -> Explanation:
@@ -417,14 +313,13 @@ def _waiting(view: View) -> Explanation:
     return Explanation(Verdict.DEPENDS, Cause.WAITING, (line,))
 
 
-def _with_remarks(settings: Settings, found: Explanation) -> Explanation:
-    """What else bears on it, whatever it is about."""
-    lines, also = list(found.lines), []
+def _with_remarks(settings: Settings, found: Explanation, service: Service | None) -> Explanation:
+    """What was refused of the Service, and what bears on everything."""
+    lines, also = [*found.lines, *map(str, service.rejections if service else ())], []
     if any(line.strip() and not line.lstrip().startswith("#") for line in settings.local_chain.splitlines()):
         also.append(Cause.LOCAL_CHAIN)
         lines.append("the local chain comes first and is not empty: a rule of yours may decide otherwise")
     if settings.enable_rateshape and settings.device is None:
         also.append(Cause.NIC_MISSING)
-        nic = settings.public_nic or "(not known)"
-        lines.append(f"the public NIC {nic} is not there: no limit is in force; once it is there, the rules go by its name")
+        lines.append(f"the public NIC {settings.public_nic} is not there: no limit is in force; the rules go by its name and hold")
     return replace(found, lines=tuple(lines), also=tuple(also))

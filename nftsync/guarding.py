@@ -8,6 +8,7 @@ from ipaddress import ip_address
 
 from nftsync.guard import UNGUARDED, Boundary, Enforcement, Guard
 from nftsync.links import LinkError, Links, Local
+from nftsync.objects import Address
 from nftsync.pools import Pools
 from nftsync.ranges import AddressSet, Range
 from nftsync.store import State
@@ -26,6 +27,10 @@ class Guarding:
         self.pools = Pools(state.metallb)
         self.guard = UNGUARDED
         self.former = state.former
+
+    @property
+    def own(self) -> frozenset[Address]:
+        return self._local.addresses
 
     @property
     def cluster(self) -> AddressSet:

@@ -81,6 +81,14 @@ class Links:
         addresses.update(map(_everybodys, (network for network in networks if network.num_addresses > 2)))
         return Local(frozenset(addresses), frozenset(networks))
 
+    def way_to(self, address: Address) -> int | None:
+        """The index of the interface through which the router would send to an address; None without a route."""
+        try:
+            routes = self._netlink.route("get", dst=str(address))
+            return next((int(index) for route in routes if (index := route.get_attr("RTA_OIF"))), None)
+        except (NetlinkError, OSError):  # unreachable, prohibited, or of a family that the kernel does not have
+            return None
+
     def bgp_peers(self) -> frozenset[Address]:
         """Who has a BGP session with this machine now: the other ends of TCP connections from or to port 179."""
         found = set()

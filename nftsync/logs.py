@@ -45,11 +45,21 @@ def fields_of(record: logging.LogRecord) -> Mapping[str, str]:
 
 
 class TextFormatter(logging.Formatter):
-    """One line: level, message, then the fields as key=value."""
+    """One line: level, message, then the fields as key=value; a traceback follows in lines of its own.
+
+    What could steer a terminal is escaped.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         fields = "".join(f" {key}={value}" for key, value in fields_of(record).items())
-        return f"nftsync: {record.levelname}: {super().format(record)}{fields}"
+        line = _printable(f"nftsync: {record.levelname}: {record.getMessage()}{fields}")
+        if not record.exc_info:
+            return line
+        return "\n".join([line, *map(_printable, self.formatException(record.exc_info).split("\n"))])
+
+
+def _printable(text: str) -> str:
+    return text if text.isprintable() else "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
 
 
 class JsonFormatter(logging.Formatter):
@@ -78,8 +88,9 @@ class JournalHandler(logging.Handler):
             "SYSLOG_IDENTIFIER": "nftsync",
             **{f"NFTSYNC_{key.upper()}": value for key, value in fields_of(record).items()},
         }
+        datagram = b"".join(_encoded(key, value) for key, value in entry.items())
         try:
-            self._socket.sendto(b"".join(_encoded(key, value) for key, value in entry.items()), self._path)
+            self._socket.sendto(datagram, self._path)
         except OSError:  # a journal that restarts, or a line that is too long for a datagram
             sys.stderr.write(self._text.format(record) + "\n")
 

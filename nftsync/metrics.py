@@ -4,21 +4,36 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from http.server import ThreadingHTTPServer
 from socketserver import TCPServer
-from typing import Any
+from typing import Any, TypeVar
 
 from prometheus_client import CollectorRegistry, Gauge, Histogram
 from prometheus_client import Counter as PromCounter
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.exposition import MetricsHandler
 
 from nftsync import __version__
+from nftsync.desired import Pinhole
+from nftsync.netlink import DumpError
 from nftsync.objects import Reason, Rejection
+from nftsync.routes import Reachability
+from nftsync.ruleset import Settings
+from nftsync.traffic import CAP, Reading, Traffic
+
+_T = TypeVar("_T")
 
 # From a tenth of a millisecond, which an element takes, to the seconds of a full load.
 _SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+
+
+_OUTCOMES = ("waiting", "unchanged", "applied", "failed")  # as reconcile.Outcome has them
+_STALE = ("settings", "pools", "services")
+_READ_AGAIN = 1.0  # seconds that what was read of the kernel serves every scrape
+_ROUTES_AGAIN = 30.0  # seconds between looks at the routes
 
 
 class EndpointError(Exception):
@@ -67,16 +82,168 @@ class Metrics:
             "nftsync_status_writes", "Times that the Nft's status was written, or could not be.", ["result"], registry=registry
         )
         self.events = PromCounter("nftsync_events", "Kubernetes Events by what became of them.", ["result"], registry=registry)
+        self.nic_attached = Gauge(
+            "nftsync_nic_attached", "1 while the rate limits are attached to the public NIC.", registry=registry
+        )
+        self.rateshape_wanted = Gauge(
+            "nftsync_rateshape_wanted", "1 if the settings in force ask for rate limits (enable_rateshape).", registry=registry
+        )
+        self.stale = Gauge(
+            "nftsync_stale",
+            "1 while the last good ones are used because the present ones can't be had.",
+            ["source"],
+            registry=registry,
+        )
+        self.api_requests = PromCounter(
+            "nftsync_api_requests",
+            'Requests to the API server by the answer\'s status code; "error" if there was no answer.',
+            ["verb", "code"],
+            registry=registry,
+        )
+        self.ready = Gauge("nftsync_ready", "1 if the kernel holds what it should, as /readyz says.", registry=registry)
+        self.healthy = Gauge("nftsync_healthy", "1 if the daemon's loop turns, as /healthz says.", registry=registry)
         build = Gauge("nftsync_build_info", "Always 1; the labels tell the version.", ["version"], registry=registry)
         build.labels(__version__).set(1)
         for reason in Reason:
             self.rejections.labels(reason).set(0)
+        for outcome in _OUTCOMES:
+            self.syncs.labels(outcome)
+        self.show_stale({})
+
+    def show_settings(self, settings: Settings | None) -> None:
+        """What the settings in force say about rate limits; None while there are none."""
+        self.rateshape_wanted.set(settings is not None and settings.enable_rateshape)
+        self.nic_attached.set(settings is not None and settings.enable_rateshape and settings.device is not None)
+
+    def show_stale(self, stale: Mapping[str, bool]) -> None:
+        """Whether the last good ones are used, by source: "settings", "pools", "services"; what is not named is not stale."""
+        for source in _STALE:
+            self.stale.labels(source).set(stale.get(source, False))
+
+    def count_api_request(self, verb: str, status: int | None) -> None:
+        """verb: HTTP's method, or "WATCH".  status: of the answer; None if there was none."""
+        self.api_requests.labels(verb, "error" if status is None else str(status)).inc()
 
     def count_rejections(self, rejections: Iterable[Rejection]) -> None:
         """How many there are of each reason."""
         by_reason = Counter(rejection.reason for rejection in rejections)
         for reason in Reason:
             self.rejections.labels(reason).set(by_reason[reason])
+
+
+class KernelCollector:
+    """What the kernel has counted, read when somebody scrapes, in that scrape's thread. Register it with a registry.
+
+    read, judge: called in the scraping thread; they raise DumpError. judge: compares what is open with the kernel's routes, None
+    if that can't be done.  pinholes: those that are open, by key, as an object that nobody changes any more.
+    cap: how many Services have series of their own; 0 for none. It can be changed.
+    """
+
+    def __init__(
+        self,
+        pinholes: Callable[[], Mapping[str, Pinhole]],
+        read: Callable[[], Reading],
+        judge: Callable[[Mapping[str, Pinhole]], Reachability | None],
+        cap: int = CAP,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._pinholes = pinholes
+        self._read = read
+        self._judge = judge
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._traffic = Traffic(cap)
+        self._sizes: Mapping[str, int] = {}
+        self._reachability: Reachability | None = None
+        self._errors = 0
+        self._read_at = self._judged_at = float("-inf")
+
+    @property
+    def cap(self) -> int:
+        return self._traffic.cap
+
+    @cap.setter
+    def cap(self, cap: int) -> None:
+        with self._lock:
+            self._traffic.cap = cap
+
+    def prime(self) -> None:
+        """Begin to count now, not with the first scrape. Costs as much as a scrape."""
+        with self._lock:
+            self._refresh()
+
+    def collect(self) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
+        with self._lock:
+            self._refresh()
+            if self._clock() - self._judged_at >= _ROUTES_AGAIN:
+                self._judged_at = self._clock()
+                self._reachability = self._attempt(lambda: self._judge(self._pinholes()))
+            families = [*_by_service(self._traffic), *self._whole()]
+        yield from families
+
+    def _refresh(self) -> None:
+        if self._clock() - self._read_at < _READ_AGAIN:
+            return
+        self._read_at = self._clock()
+        reading = self._attempt(self._read)
+        if reading is not None:
+            self._traffic.take(reading, self._pinholes())
+            self._sizes = reading.sizes
+
+    def _attempt(self, asked: Callable[[], _T]) -> _T | None:
+        try:
+            return asked()
+        except DumpError:  # what was read before is shown once more
+            self._errors += 1
+            return None
+
+    def _whole(self) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
+        """What is not of one Service."""
+        errors = CounterMetricFamily("nftsync_kernel_read_errors", "Times that a scrape could not read the kernel's counters.")
+        errors.add_metric([], self._errors)
+        yield errors
+        elements = GaugeMetricFamily("nftsync_kernel_elements", "Elements in the kernel.", labels=["set"])
+        for name, size in self._sizes.items():
+            elements.add_metric([name], size)
+        yield elements
+        closed = CounterMetricFamily(
+            "nftsync_closed_port_drops", "Packets to addresses of the cluster dropped for want of a pinhole.", labels=["family"]
+        )
+        for name, family in (("pools4", "ipv4"), ("pools6", "ipv6")):
+            closed.add_metric([family], self._traffic.closed[name].packets)
+        yield closed
+        if self._reachability is not None:
+            yield GaugeMetricFamily(
+                "nftsync_addresses_open_without_route",
+                "Addresses with a pinhole to which no route leads but the default one.",
+                value=self._reachability.open_without_route,
+            )
+            if self._reachability.routes_without_pinhole is not None:
+                yield GaugeMetricFamily(
+                    "nftsync_routes_without_pinhole",
+                    "Host routes to addresses of the pools that no pinhole uses.",
+                    value=self._reachability.routes_without_pinhole,
+                )
+
+
+def _by_service(traffic: Traffic) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
+    labels = ["namespace", "service"]
+    packets = CounterMetricFamily("nftsync_service_packets", "Packets that pinholes of the Service let pass.", labels=labels)
+    octets = CounterMetricFamily("nftsync_service_bytes", "Bytes that pinholes of the Service let pass.", labels=labels)
+    drops = CounterMetricFamily(
+        "nftsync_service_rate_limit_drops", "Packets to the Service dropped by its rate limit.", labels=labels
+    )
+    for name, total in sorted(traffic.totals.items()):
+        packets.add_metric(name, total.passed.packets)
+        octets.add_metric(name, total.passed.octets)
+        if total.dropped is not None:
+            drops.add_metric(name, total.dropped.packets)
+    yield from (packets, octets, drops)
+    dropped = CounterMetricFamily("nftsync_series_dropped", "Services left out of nftsync_service_… because there are too many.")
+    dropped.add_metric([], traffic.dropped)
+    yield dropped
+    left_out = "Services that are left out of nftsync_service_… now."
+    yield GaugeMetricFamily("nftsync_services_without_series", left_out, value=len(traffic.left_out))
 
 
 class Endpoint:
@@ -87,6 +254,8 @@ class Endpoint:
 
     def __init__(self, address: tuple[str, int], metrics: Metrics, healthy: Callable[[], bool], ready: Callable[[], bool]) -> None:
         checks = {"/healthz": healthy, "/readyz": ready}
+        metrics.ready.set_function(lambda: float(ready()))
+        metrics.healthy.set_function(lambda: float(healthy()))
         metrics_page = MetricsHandler.factory(metrics.registry)
 
         class Handler(metrics_page):  # type: ignore[misc, valid-type]  # a class made by prometheus_client

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from nftsync.config import Config
 from nftsync.desired import Desired, Pinhole
+from nftsync.explain import View
 from nftsync.guard import Enforcement, Guard
 from nftsync.inbox import Inbox
 from nftsync.manifests import Manifests
 from nftsync.nftresource import parse_nft
-from nftsync.objects import Address, Network, ObjectRef, Reason, Rejection, parse_service
+from nftsync.objects import Address, Name, Network, ObjectRef, Reason, Rejection, Service, parse_service
 from nftsync.pools import MetalLB, Pools
 from nftsync.ruleset import Ruleset, Settings, ruleset
 
@@ -22,14 +23,28 @@ from nftsync.ruleset import Ruleset, Settings, ruleset
 class Preview:
     """What would be applied, and everything that would be refused.
 
-    unread: rejections of files and of MetalLB's objects, which are among the others, too.
+    own: the router's addresses.  services: all of type LoadBalancer.  unread: rejections of files and of MetalLB's objects,
+    which are among the others, too.
     """
 
     settings: Settings
     guard: Guard
-    pinholes: tuple[Pinhole, ...]
+    own: frozenset[Address]
+    services: Mapping[Name, Service]
+    desired: Desired
     unread: tuple[Rejection, ...]
     rejections: tuple[Rejection, ...]
+
+    def view(self, chosen: Config) -> View:
+        """To explain with: what the kernel and the routes say is not known."""
+        return View(
+            self.services, self.desired, self.guard, chosen.filters, chosen.boundary, self.settings, "", self.own,
+            routed=lambda _: None, drops=lambda _: None,
+        )  # fmt: skip
+
+    @property
+    def pinholes(self) -> tuple[Pinhole, ...]:
+        return tuple(self.desired.pinholes.values())
 
     @property
     def ruleset(self) -> Ruleset:
@@ -44,6 +59,7 @@ def preview(
     Without a usable Nft resource the strictest settings are shown: every interface but lo counts as public. own, attached: the
     router's addresses and the networks they are in, which are not looked up here.
     """
+    own = frozenset(own)
     services = Inbox(parse_service, _nobody, time.monotonic)
     resources = Inbox(parse_nft, _nobody, time.monotonic)
     metallb = MetalLB.empty(_nobody, time.monotonic)
@@ -72,7 +88,8 @@ def preview(
         bgp_peers=chosen.bgp_peers,
         cluster=guard.cluster,
     )
-    return Preview(settings, guard, tuple(desired.pinholes.values()), unread, tuple(rejections))
+    found = {service.name: service for service in services.objects()}
+    return Preview(settings, guard, own, found, desired, unread, tuple(rejections))
 
 
 def _nobody() -> None:

@@ -8,7 +8,7 @@ read back, and the difference is sent. "Applied" is recorded only after the kern
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from hashlib import blake2b
@@ -18,14 +18,13 @@ from nftsync.config import Config
 from nftsync.desired import Desired, Pinhole
 from nftsync.guard import Enforcement, Guard
 from nftsync.guarding import Guarding
-from nftsync.inbox import Inbox
 from nftsync.ingress import Ingress
+from nftsync.inputs import Inputs
 from nftsync.kernel import Kernel, KernelError
 from nftsync.links import LinkError, Links
 from nftsync.localchainfile import LocalChainFile
 from nftsync.nftresource import Nft, NftSpec
-from nftsync.objects import ObjectRef, Reason, Rejection, Service
-from nftsync.pools import MetalLB
+from nftsync.objects import Address, ObjectRef, Reason, Rejection
 from nftsync.ruleset import Ruleset, Settings, Table, elements, open_keys, render, ruleset, tables
 from nftsync.store import Store
 from nftsync.transaction import transaction
@@ -56,24 +55,6 @@ class SyncResult:
     changes: tuple[Change, ...] = ()
     since: float | None = None
     drift: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Inputs:
-    """Where objects come from: the inboxes, and what could not even be put into one.
-
-    metallb: what is read of MetalLB in a namespace; the same object while the namespace is the same.
-    """
-
-    services: Inbox[Service]
-    nfts: Inbox[Nft]
-    metallb: Callable[[str], MetalLB]
-    rejections: Callable[[], Iterable[Rejection]] = tuple
-
-    @property
-    def synced(self) -> bool:
-        """Whether the lists of Services and of Nft resources have been complete once."""
-        return self.services.synced.is_set() and self.nfts.synced.is_set()
 
 
 @dataclass(slots=True)
@@ -148,6 +129,16 @@ class Reconciler:
     def guard(self) -> Guard:
         """What judged addresses in the last sync."""
         return self._guarding.guard
+
+    @property
+    def own(self) -> frozenset[Address]:
+        """The router's addresses at the last look."""
+        return self._guarding.own
+
+    def routed(self, address: Address) -> bool:
+        """Whether packets to an address leave the router, and not through the public NIC."""
+        way = self._links.way_to(address)
+        return way is not None and way != self._ingress.index
 
     @property
     def wakes_in(self) -> float:

@@ -6,6 +6,7 @@ it back, ever more slowly.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import random
 import threading
@@ -21,7 +22,7 @@ from nftsync.news import News
 from nftsync.nftresource import Nft
 from nftsync.objects import Name
 from nftsync.retry import Pace
-from nftsync.status import NftStatus, RouterStatus, describe, stamped, summary
+from nftsync.status import Figures, NftStatus, RouterStatus, describe, stamped, summary
 
 SETTLE = 1.0  # seconds after the start until the status is written: a restart is no news
 QUIET = 3.0  # seconds between two writes of the status
@@ -55,6 +56,7 @@ class StatusWriter:
         self._utc = utc
         self._differ_since: float | None = None
         self._written: object = None
+        self._written_at = begins
         self._not_before = begins
         self._interval = QUIET
         self.wanted: RouterStatus | None = None
@@ -70,15 +72,16 @@ class StatusWriter:
         time = self._utc().strftime("%Y-%m-%dT%H:%M:%SZ")
         router = replace(self.wanted, conditions=stamped(self.wanted.conditions, own.conditions if own else (), time))
         if own is not None and own.hash == router.hash:
-            router = replace(router, last_change=own.last_change)
+            router = replace(router, last_change=own.last_change or router.last_change)
         routers = sorted((*others, router), key=lambda each: each.name)
-        together = stamped(summary(routers, disagree=self._disagree(now, routers)), seen.conditions, time)
-        if own == router and set(together) <= set(seen.conditions):
-            self._interval = QUIET
+        disagree = self._disagree(now, routers, said=seen.disagree)
+        together, figures = stamped(summary(routers, disagree=disagree), seen.conditions, time), Figures.of(routers)
+        if own == router and set(together) <= set(seen.conditions) and figures == seen.figures:
             return float("inf")
-        content = (self.wanted, tuple(replace(each, since="") for each in together))
-        self._interval = min(2 * self._interval, LONGEST) if content == self._written else QUIET
-        self._written = content
+        content = (self.wanted, figures, tuple(replace(each, since="") for each in together))
+        again = content == self._written and now - self._written_at < 2 * LONGEST
+        self._interval = min(2 * self._interval, LONGEST) if again else QUIET
+        self._written, self._written_at = content, now
         self._not_before = now + self._interval
         return self._request(describe(router, together, routers))
 
@@ -87,13 +90,16 @@ class StatusWriter:
         self._not_before = until
         self._written = None
 
-    def _disagree(self, now: float, routers: list[RouterStatus]) -> bool:
-        """Whether rulesets have differed for long; one that is still catching up may."""
+    def _disagree(self, now: float, routers: list[RouterStatus], *, said: bool) -> bool:
+        """Whether rulesets have differed for long; one that is still catching up may.
+
+        said: some router says so; one that was started later believes it, or the two would contradict each other.
+        """
         if len({router.hash for router in routers if router.hash}) <= 1:
             self._differ_since = None
         elif self._differ_since is None:
             self._differ_since = now
-        return self._differ_since is not None and now - self._differ_since >= DISAGREE
+        return self._differ_since is not None and (said or now - self._differ_since >= DISAGREE)
 
     def _request(self, status: dict[str, object]) -> Request:
         path = f"/apis/nft.acnodal.com/v1alpha1/namespaces/{self._nft.namespace}/nfts/{self._nft.name}/status"
@@ -124,16 +130,16 @@ class Reporter:
         utc: Callable[[], datetime] = utc_now,
     ) -> None:
         self._api = api
-        self._router = router
+        self._manager = _field_manager(router)
         self._resource = resource
         self._observer = observer
         self._clock = clock
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._stop = threading.Event()
-        self._pace, self._failures = Pace(first=1.0, longest=60.0, denied=DENIED), 0
+        self._pace, self._failures, self._events_failures = Pace(first=1.0, longest=60.0, denied=DENIED), 0, 0
         self._rng = random.Random()  # noqa: S311  # jitter is no secret
-        self._complaints: set[str] = set()
+        self._complaints: set[tuple[str, int | None]] = set()
         self._status = StatusWriter(nft, router, utc, begins=clock() + SETTLE)
         self._events = EventQueue(router, utc)
         self._events_at = 0.0
@@ -178,20 +184,22 @@ class Reporter:
         return min(wait, self._send_events())
 
     def _write(self, request: Request) -> None:
-        query = {"fieldManager": f"nftsync-{self._router}"[:128], "force": "true"}
+        query = {"fieldManager": self._manager, "force": "true"}
         try:
             self._api.request(request.method, request.path, query, request.body, request.content_type)
         except ApiError as fault:
             self._observer.wrote_status("failed")
             self._learn(fault)
             self._failures += 1
+            gone = fault.status == 404 and not _unknown_path(fault)  # just deleted; when it is back its status is, too
             with self._lock:
-                self._status.postpone(self._clock() + self._pace.wait(self._failures, fault, self._rng))
-            self._complain(_mend(fault, "the Nft's status can't be written"))
+                self._status.postpone(self._clock() + (QUIET if gone else self._pace.wait(self._failures, fault, self._rng)))
+            if not gone:
+                self._complain("the Nft's status can't be written", fault)
         else:
             self._observer.wrote_status("written")
             self._failures = 0
-            self._complaints.clear()
+            self._forgive("the Nft's status can't be written")
 
     def _send_events(self) -> float:
         while not self._stop.is_set():
@@ -217,6 +225,8 @@ class Reporter:
             self._refused(due, fault)
         else:
             self._observer.sent_event("sent")
+            self._events_failures = 0
+            self._forgive("Events can't be sent")
             with self._lock:
                 self._events.sent(self._clock())
 
@@ -232,23 +242,38 @@ class Reporter:
             elif fault.status is not None and 400 <= fault.status < 500 and fault.status not in (401, 408, 429):
                 self._events.drop()
             else:
-                self._events_at = self._clock() + self._pace.wait(1, fault, self._rng)
-        self._complain(_mend(fault, "Events can't be sent"))
+                self._events_failures += 1
+                self._events_at = self._clock() + self._pace.wait(self._events_failures, fault, self._rng)
+        self._complain("Events can't be sent", fault)
 
     def _learn(self, fault: ApiError) -> None:
         if fault.status == 401:
             self._api.reload()
 
-    def _complain(self, message: str) -> None:
-        """Once, until a write succeeds again."""
-        if message not in self._complaints and not self._stop.is_set():
-            self._complaints.add(message)
-            log.warning("%s; nothing else suffers", message)
+    def _complain(self, what: str, fault: ApiError) -> None:
+        """Once for each kind of fault, until it succeeds again. Two faults of a kind may name different objects."""
+        if (what, fault.status) not in self._complaints and not self._stop.is_set():
+            self._complaints.add((what, fault.status))
+            log.warning("%s: %s%s; nothing else suffers", what, fault, _mend(fault))
+
+    def _forgive(self, what: str) -> None:
+        self._complaints = {each for each in self._complaints if each[0] != what}
 
 
-def _mend(fault: ApiError, what: str) -> str:
+def _mend(fault: ApiError) -> str:
     if fault.status == 403:
-        return f"{what}: {fault}: apply packaging/kubernetes/rbac.yaml"
-    if fault.status == 404 and "could not find the requested resource" in str(fault):
-        return f"{what}: {fault}: the cluster's CustomResourceDefinition is an old one: apply packaging/kubernetes/crd.yaml"
-    return f"{what}: {fault}"
+        return ": apply packaging/kubernetes/rbac.yaml"
+    if _unknown_path(fault):
+        return ": the cluster's CustomResourceDefinition is an old one: apply packaging/kubernetes/crd.yaml"
+    return ""
+
+
+def _unknown_path(fault: ApiError) -> bool:
+    """Whether the server knows no such path, rather than no such object."""
+    return fault.status == 404 and "could not find the requested resource" in str(fault)
+
+
+def _field_manager(router: str) -> str:
+    """Of this router only: one that writes under another's name takes the other's entry away. At most 128 characters."""
+    manager = f"nftsync-{router}"
+    return manager if len(manager) <= 128 else f"{manager[:111]}-{hashlib.sha256(router.encode()).hexdigest()[:16]}"

@@ -210,9 +210,12 @@ def _bgp_peers(settings: Settings) -> Iterator[str]:
 def _shaper_table(settings: Settings) -> Table:
     limits = [(version, suffix, kind) for version in (4, 6) for suffix, kind in (("", _BYTES), ("-packets", _PACKETS))]
     sets = {f"limited{version}{suffix}": Set(_KEY[version], statement=kind) for version, suffix, kind in limits}
-    chains = {
-        OPERATOR_TC: Chain(_lines(*(f"{_MATCH[version]} @limited{version}{suffix} drop" for version, suffix, _ in limits)))
-    }
+    # What is over a limit is counted by a second look-up: in a listing, a limit hides a counter on the same element.
+    sets |= {f"dropped{version}": Set(_KEY[version], statement="counter") for version in (4, 6)}
+    over = (
+        f"{_MATCH[version]} @limited{version}{suffix} {_MATCH[version]} @dropped{version} drop" for version, suffix, _ in limits
+    )
+    chains = {OPERATOR_TC: Chain(_lines(*over))}
     if settings.device:
         hook = f'type filter hook ingress device "{settings.device}" priority 0; policy accept;'
         chains[RATELIMIT] = Chain(_lines(f"jump {OPERATOR_TC}"), hook=hook)
@@ -237,6 +240,7 @@ def _elements(pinholes: Iterable[Pinhole], settings: Settings) -> Iterator[tuple
         if settings.enable_rateshape and hole.limit is not None and hole.sources != ():
             suffix = "-packets" if hole.limit.packets else ""
             yield SHAPER, f"limited{hole.version}{suffix}", hole.key, hole.limit.statement
+            yield SHAPER, f"dropped{hole.version}", hole.key, ""
 
 
 def open_keys(shown: Ruleset) -> set[str]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
+
+from nftsync.traffic import Reading
 
 _SHOWN = 20  # rejections
 
@@ -50,6 +53,30 @@ def _nic(nic: dict[str, Any]) -> str:
     if not nic["rate_shaping"]:
         return f"{nic['name']}, without rate limits"
     return f"{nic['name']}, " + ("rate limits in force" if nic["attached"] else "which is not there: no rate limit is in force")
+
+
+def top(owners: Mapping[str, str], before: Reading, after: Reading, seconds: float, *, drops_first: bool) -> str:
+    """Services by what they got between two readings. owners: pinhole key → Service."""
+    passed, dropped = Counter[str](), Counter[str]()
+    packets = Counter[str]()
+    for name, members in after.counts.items():
+        held = before.counts.get(name, {})
+        for (key, rest), count in members.items():
+            new = count.since(held.get((key, rest)))
+            owner = owners.get(key, "nobody any more")
+            if name.startswith("dropped"):
+                dropped[owner] += new.packets
+            else:
+                packets[owner] += new.packets
+                passed[owner] += new.octets
+    first, second = (dropped, passed) if drops_first else (passed, dropped)
+    order = sorted({*passed, *dropped}, key=lambda each: (first[each], second[each], each))
+    rows = [
+        (f"{passed[each] / seconds / 1024:.1f}", f"{packets[each] / seconds:.0f}", f"{dropped[each] / seconds:.0f}", each)
+        for each in reversed(order[-_SHOWN:])
+        if passed[each] or dropped[each]
+    ]
+    return "\n".join(table([("KBYTES/S", "PACKETS/S", "DROPPED/S", "SERVICE"), *rows])) + "\n"
 
 
 def duration(seconds: float) -> str:

@@ -11,13 +11,13 @@ from typing import Any, Protocol
 from nftsync.api import Api
 from nftsync.config import Config
 from nftsync.inbox import Inbox
+from nftsync.inputs import Inputs
 from nftsync.manifests import Manifests
 from nftsync.metrics import Metrics
 from nftsync.news import News
 from nftsync.nftresource import Nft, parse_nft
 from nftsync.objects import Service, parse_service
 from nftsync.pools import MetalLB
-from nftsync.reconcile import Inputs
 from nftsync.report import Reporter
 from nftsync.status import RouterStatus
 from nftsync.watch import SERVICES, Cause, Resource, State, Watcher, metallb, nfts

@@ -7,12 +7,14 @@ router works out to the same from the entries of all. Source: api-conventions.md
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from nftsync.objects import Malformed, mapping, sequence
 
 _LONGEST = 512  # characters of a message
 _MANY = 64  # routers, and conditions of each, that are read
+_AGREE = "RoutersAgree"
+_SUMMED = ("Ready", "Running", "PoolsGuarded", "RateShaping", "LocalChainValid", "Stale")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +47,41 @@ class RouterStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class Figures:
+    """What stands on top, of all routers. generation: the one that all of them have taken up."""
+
+    services: int = 0
+    pinholes: int = 0
+    rejected: int = 0
+    generation: int = 0
+
+    @classmethod
+    def of(cls, routers: Sequence[RouterStatus]) -> Figures:
+        """routers: at least one."""
+        return cls(
+            max(each.services for each in routers),
+            max(each.pinholes for each in routers),
+            max(each.rejected for each in routers),
+            min(each.generation for each in routers),
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class NftStatus:
     """What stands in the cluster."""
 
     routers: tuple[RouterStatus, ...] = ()
     conditions: tuple[Condition, ...] = ()
+    figures: Figures = field(default_factory=Figures)
+
+    def condition(self, kind: str) -> Condition | None:
+        return next((each for each in self.conditions if each.type == kind), None)
+
+    @property
+    def disagree(self) -> bool:
+        """Whether some router has said that rulesets differ."""
+        agreement = self.condition(_AGREE)
+        return agreement is not None and not agreement.holds
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,10 +122,11 @@ def _shorten(text: str) -> str:
 
 def summary(routers: Sequence[RouterStatus], *, disagree: bool) -> tuple[Condition, ...]:
     """What holds for all. disagree: whether their hashes have differed for long."""
-    kinds = dict.fromkeys(each.type for router in routers for each in router.conditions)
+    written = {each.type for router in routers for each in router.conditions}
+    kinds = [kind for kind in _SUMMED if kind in written]  # whoever writes others into an entry gets them into no summary
     hashes = ", ".join(f"{router.name} {router.hash[:8]}" for router in routers)
     message = _shorten(f"rulesets differ: {hashes}") if disagree else "the routers' rulesets are the same"
-    agreement = Condition("RoutersAgree", not disagree, "Differ" if disagree else "Agree", message)
+    agreement = Condition(_AGREE, not disagree, "Differ" if disagree else "Agree", message)
     return (*(_summed(kind, routers) for kind in kinds), agreement)
 
 
@@ -123,12 +156,12 @@ def stamped(conditions: Iterable[Condition], before: Iterable[Condition], now: s
 
 def describe(router: RouterStatus, together: Sequence[Condition], routers: Sequence[RouterStatus]) -> dict[str, object]:
     """The fields of the status that one router applies. routers: all of them, for the figures that stand on top."""
-    seen_by_all = min(each.generation for each in routers)
+    figures = Figures.of(routers)
     return {
-        "services": max(each.services for each in routers),
-        "pinholes": max(each.pinholes for each in routers),
-        "rejected": max(each.rejected for each in routers),
-        "conditions": [_described(each, seen_by_all) for each in together],
+        "services": figures.services,
+        "pinholes": figures.pinholes,
+        "rejected": figures.rejected,
+        "conditions": [_described(each, figures.generation) for each in together],
         "routers": [
             {
                 "name": router.name,
@@ -163,9 +196,19 @@ def parse_status(raw: object) -> NftStatus:
         return NftStatus(
             tuple(sorted((found for each in routers if (found := _router(each))), key=lambda router: router.name)),
             _conditions(status.get("conditions")),
+            _figures(status),
         )
     except Malformed:
         return NftStatus()
+
+
+def _figures(status: Mapping[str, object]) -> Figures:
+    """generation: as the conditions say that routers write, not those of others."""
+    conditions = (mapping(each, "a condition") for each in sequence(status.get("conditions"), "conditions")[:_MANY])
+    observed = [_number(each, "observedGeneration") for each in conditions if each.get("type") in (*_SUMMED, _AGREE)]
+    return Figures(
+        _number(status, "services"), _number(status, "pinholes"), _number(status, "rejected"), min(observed, default=0)
+    )
 
 
 def _router(raw: object) -> RouterStatus | None:

@@ -19,6 +19,7 @@ import pytest
 from nftsync import config
 from nftsync.guard import Boundary
 from nftsync.inbox import Inbox
+from nftsync.inputs import Inputs
 from nftsync.kernel import Kernel
 from nftsync.lab import CLIENT, CLUSTER, NODE, PUBLIC, Lab, Probe, Protocol, TcpServer
 from nftsync.links import Links
@@ -26,7 +27,7 @@ from nftsync.nftresource import Nft, parse_nft
 from nftsync.objects import Service, parse_service
 from nftsync.pools import MetalLB
 from nftsync.probe import _checksum, packet
-from nftsync.reconcile import Inputs, Outcome, Reconciler
+from nftsync.reconcile import Outcome, Reconciler
 from nftsync.store import Store
 from tests.labtools import SERVICE4, SERVICE6, Daemon, Raw, elements, eventually, needs_root, nft, rules, service
 

@@ -79,14 +79,20 @@ def test_equal_input_in_another_order_gives_identical_text() -> None:
             hole("192.0.2.1", None, BYTES),
             {
                 FILTER: {"services4": {"192.0.2.1 . tcp . 80": ""}},
-                SHAPER: {"limited4": {"192.0.2.1 . tcp . 80": "limit rate over 1 kbytes/second burst 1 bytes"}},
+                SHAPER: {
+                    "limited4": {"192.0.2.1 . tcp . 80": "limit rate over 1 kbytes/second burst 1 bytes"},
+                    "dropped4": {"192.0.2.1 . tcp . 80": ""},
+                },
             },
         ),
         (
             hole("2001:db8::1", None, PACKETS),
             {
                 FILTER: {"services6": {"2001:db8::1 . tcp . 80": ""}},
-                SHAPER: {"limited6-packets": {"2001:db8::1 . tcp . 80": "limit rate over 5/second burst 5 packets"}},
+                SHAPER: {
+                    "limited6-packets": {"2001:db8::1 . tcp . 80": "limit rate over 5/second burst 5 packets"},
+                    "dropped6": {"2001:db8::1 . tcp . 80": ""},
+                },
             },
         ),
     ],
@@ -99,6 +105,15 @@ def test_without_rate_shaping_nothing_is_limited_and_there_is_no_netdev_table() 
     shown = ruleset([hole("192.0.2.1", None, BYTES)], Settings(enable_rateshape=False))
     assert filled(shown.elements) == {FILTER: {"services4": {"192.0.2.1 . tcp . 80": ""}}}
     assert list(shown.tables) == [FILTER]
+
+
+@settings(max_examples=40)
+@given(rulesets())
+def test_whatever_has_a_limit_has_a_counter_of_what_the_limit_dropped(shown: Ruleset) -> None:
+    sets = shown.elements.get(SHAPER, {})
+    for version in (4, 6):
+        limited = {*sets.get(f"limited{version}", ()), *sets.get(f"limited{version}-packets", ())}
+        assert limited == set(sets.get(f"dropped{version}", ()))
 
 
 def test_only_what_is_switched_on_reaches_the_router_itself() -> None:

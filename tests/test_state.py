@@ -18,12 +18,13 @@ import pytest
 
 from nftsync.config import Config
 from nftsync.inbox import Inbox
+from nftsync.inputs import Inputs
 from nftsync.kernel import Kernel, KernelError
 from nftsync.lab import CLIENT, PUBLIC, Lab, Probe
 from nftsync.links import Links
 from nftsync.nftresource import Nft, parse_nft
 from nftsync.objects import Service, parse_service
-from nftsync.reconcile import Inputs, Outcome, Reconciler, SyncResult
+from nftsync.reconcile import Outcome, Reconciler, SyncResult
 from nftsync.ruleset import FILTER, render
 from nftsync.store import Store
 from tests.labtools import (

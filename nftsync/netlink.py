@@ -1,0 +1,96 @@
+"""Netlink dumps: everything that the kernel has of one kind, as bytes, for those who read a few fields of very many.
+
+libnftables and pyroute2 build an object for every field: ten to a hundred times the time and memory. Source: netlink(7),
+netlink(3).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import struct
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+T = TypeVar("T")
+Span = tuple[int, int, int]  # an attribute's type, and from where to where its value goes
+
+_HEADER = struct.Struct("=IHHII")  # length, type, flags, sequence, port
+_ATTRIBUTE = struct.Struct("=HH")  # length, type
+_NUMBER = struct.Struct("=i")
+_REQUEST, _DUMP, _INTERRUPTED = 0x1, 0x300, 0x10  # flags
+_ERROR, _DONE = 2, 3  # types of messages
+_TYPE = 0x3FFF  # without the flags that an attribute's type carries
+_TIMEOUT = 5.0  # seconds that the kernel may take for a piece of its answer
+_ATTEMPTS = 10
+
+
+class DumpError(Exception):
+    """The kernel refused; EINTR: what was read changed meanwhile, so it may have gaps. number: errno(3)."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"the kernel's tables can't be read: {os.strerror(number)}")
+        self.number = number
+
+
+def complete(read: Callable[[], T]) -> T:
+    """Call `read` again while it finds that what it reads was changed meanwhile (DumpError with EINTR), so many times."""
+    for _ in range(_ATTEMPTS - 1):
+        try:
+            return read()
+        except DumpError as fault:
+            if fault.number != errno.EINTR:
+                raise
+    return read()
+
+
+def messages(protocol: int, kind: int, body: bytes) -> Iterator[bytes]:
+    """What the kernel answers to a request for everything: each message without its header, as they come. Raises DumpError.
+
+    protocol: such as socket.NETLINK_ROUTE.  kind: the request's type.  body: what comes after its header.
+    """
+    try:
+        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol) as kernel:
+            kernel.settimeout(_TIMEOUT)
+            kernel.sendto(_HEADER.pack(_HEADER.size + len(body), kind, _REQUEST | _DUMP, 1, 0) + body, (0, 0))
+            while True:
+                for answer, flags, content in _split(kernel.recv(65536)):
+                    if flags & _INTERRUPTED:
+                        raise DumpError(errno.EINTR)
+                    if answer in (_ERROR, _DONE):
+                        _check(content)
+                        return
+                    yield content
+    except OSError as fault:
+        raise DumpError(fault.errno or errno.ETIMEDOUT) from fault
+
+
+def _split(received: bytes) -> Iterator[tuple[int, int, bytes]]:
+    """Type, flags and content of each message."""
+    start = 0
+    while start < len(received):
+        length, kind, flags, _, _ = _HEADER.unpack_from(received, start)
+        yield kind, flags, received[start + _HEADER.size : start + length]
+        start += length + 3 & ~3
+
+
+def _check(content: bytes) -> None:
+    """Raises DumpError if the last message of an answer tells of an error."""
+    number = _NUMBER.unpack_from(content)[0] if content else 0
+    if number < 0:
+        raise DumpError(-number)
+
+
+def attributes(content: bytes, start: int, end: int) -> Iterator[Span]:
+    """The attributes between two places of a message."""
+    unpack = _ATTRIBUTE.unpack_from
+    while start < end:
+        length, kind = unpack(content, start)
+        yield kind & _TYPE, start + 4, start + length
+        start += length + 3 & ~3
+
+
+def attribute(kind: int, value: bytes) -> bytes:
+    """One attribute to be sent."""
+    return _ATTRIBUTE.pack(4 + len(value), kind) + value + bytes(-len(value) % 4)
