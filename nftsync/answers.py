@@ -66,7 +66,7 @@ def _status(daemon: Daemon, _: Question) -> Answer:
         "pools": {"guarded": reconciler.guard.guarded, "names": [pool.name for pool in pools or ()]},
         "services": len(reconciler.desired.services),
         "pinholes": len(reconciler.desired.pinholes),
-        "stale": dict(daemon.source.stale()),
+        "stale": daemon.publisher.stale(daemon.source),
         "rejections": [
             {"object": str(each.object), "reason": each.reason, "message": each.message}
             for each in islice(rejections, _REJECTIONS)

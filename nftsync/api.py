@@ -10,7 +10,7 @@ import json
 import socket
 import threading
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.client import responses
@@ -67,19 +67,22 @@ class _Session:
 class Api:
     """A connection to one cluster's API server, for any number of threads.
 
-    connect_timeout, read_timeout: seconds.  longest_answer, longest_line: bytes, after decompression.
+    count: called with the verb and the status of each answer, None for none.  connect_timeout, read_timeout: seconds.
+    longest_answer, longest_line: bytes, after decompression.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # tests set the limits
         self,
         kubeconfig: Path,
         *,
+        count: Callable[[str, int | None], None] = lambda _verb, _status: None,
         connect_timeout: float = 5.0,
         read_timeout: float = 120.0,
         longest_answer: int = 64 << 20,
         longest_line: int = 8 << 20,
     ) -> None:
         self._kubeconfig = kubeconfig
+        self._count = count
         self._connect_timeout = connect_timeout
         self._read_timeout = read_timeout
         self._longest_answer = longest_answer
@@ -153,7 +156,7 @@ class Api:
         from urllib3.exceptions import HTTPError
 
         session = self._current_session()
-        what = f"{method} {session.kubeconfig.server}{path}"
+        what, verb = f"{method} {session.kubeconfig.server}{path}", "WATCH" if "watch" in query else method
         response = None
         try:
             response = session.pools.urlopen(
@@ -166,10 +169,13 @@ class Api:
                 redirect=False,
                 preload_content=False,
             )
+            self._count(verb, int(response.status))
             if not 200 <= response.status < 300:
                 raise _refusal(what, response)
             yield response
         except (HTTPError, OSError) as fault:
+            if response is None:
+                self._count(verb, None)
             raise ApiError(f"{what}: {'shutting down' if self._closed else _cause(fault)}") from fault
         finally:
             if response is not None:

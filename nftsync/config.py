@@ -46,6 +46,7 @@ class Config:
     state: Path = Path("/var/lib/nftsync")
     runtime: Path = Path("/run/nftsync")
     metrics: tuple[str, int] | None = ("127.0.0.1", 9469)  # address and port; None: no endpoint
+    metrics_services: int = 1000  # that have series of their own
     filters: Filters = _ALL
     boundary: Boundary = _BOUNDARY
     bgp_peers: tuple[Network, ...] = ()  # who may speak BGP on the public side; empty for everybody
@@ -126,6 +127,7 @@ def _config(top: _Section) -> Config:
         state=paths.take("state", _path, default.state),
         runtime=paths.take("runtime", _path, default.runtime),
         metrics=metrics.take("address", _endpoint, default.metrics),
+        metrics_services=metrics.take("services", _count, default.metrics_services),
         filters=Filters(
             filters.take("namespaces", _names, frozenset()),
             filters.take("exclude_namespaces", _names, frozenset()),
@@ -181,6 +183,12 @@ def _seconds(value: Any) -> float:
     if type(value) not in (int, float) or not 1 <= value <= 86400:
         raise ValueError("this is not a number of seconds from 1 to 86400")
     return float(value)
+
+
+def _count(value: Any) -> int:
+    if type(value) is not int or not 0 <= value <= 100_000:
+        raise ValueError("this is not a whole number from 0 to 100000")
+    return value
 
 
 def _kubernetes_name(value: Any) -> str:

@@ -12,7 +12,7 @@ import struct
 from collections.abc import Iterator
 from ipaddress import ip_address
 
-from nftsync.netlink import DumpError, Span, attribute, attributes, complete, messages
+from nftsync.netlink import DumpError, attribute, attributes, complete, messages
 from nftsync.ruleset import FILTER, NAME, OPERATOR_SVC, SHAPER
 from nftsync.traffic import Count, Element, Reading, Rule
 
@@ -26,7 +26,7 @@ _GENERATION = slice(2, 4)  # of the ruleset, in struct nfgenmsg: every transacti
 _RULE_TABLE, _RULE_CHAIN, _RULE_HANDLE, _RULE_EXPRESSIONS = 1, 2, 3, 4
 _SET_TABLE, _SET_NAME, _SET_ELEMENTS = 1, 2, 3
 _KEY, _FLAGS, _EXPRESSION, _KEY_END, _EXPRESSIONS = 1, 3, 7, 10, 11  # of an element
-_INTERVAL_END = 1  # a flag: not an element, but where one ends
+_INTERVAL_END = 1  # a flag
 _NAME, _DATA = 1, 2  # of an expression
 _LOOKUP_SET = 1
 _BYTES, _PACKETS = 1, 2  # of a counter
@@ -48,7 +48,7 @@ def read() -> Reading:
             sizes[name] = len(counts[name])
     for family, names in _OTHERS.items():
         for name in names:
-            sizes[name] = sum(1 for _ in _elements(family, name))
+            sizes[name] = sum(1 for each in _elements(family, name) if not (family == FILTER and _ends_interval(*each)))
     return Reading(counts, sizes, dict(_closed()))
 
 
@@ -56,9 +56,9 @@ def _counted(family: str, name: str, version: int) -> Iterator[tuple[Element, Co
     """The elements of a set of "address . protocol . port", or of that with a source, and their counters."""
     width = 4 if version == 4 else 16
     domain = socket.AF_INET if version == 4 else socket.AF_INET6
-    for content, found in _elements(family, name):
+    for content, *element in _elements(family, name):
         key, end, count = b"", b"", Count(0, 0)
-        for kind, first, last in found:
+        for kind, first, last in attributes(content, *element):
             if kind == _KEY:
                 key = content[first + 4 : last]
             elif kind == _KEY_END:
@@ -68,6 +68,8 @@ def _counted(family: str, name: str, version: int) -> Iterator[tuple[Element, Co
             elif kind == _EXPRESSIONS:
                 several = (_counter(content, *inner[1:]) for inner in attributes(content, first, last))
                 count = next(filter(None, several), count)
+        if len(key) < width + 8:  # somebody's set of another type has taken our set's name
+            continue
         address = socket.inet_ntop(domain, key[:width])
         if "." in address and version == 6:  # Python does not end IPv6 addresses in IPv4 notation
             address = str(ip_address(address))
@@ -76,15 +78,19 @@ def _counted(family: str, name: str, version: int) -> Iterator[tuple[Element, Co
         yield (pinhole, key[width + 8 :] + end[width + 8 :]), count
 
 
-def _elements(family: str, name: str) -> Iterator[tuple[bytes, list[Span]]]:
-    """The attributes of a set's elements, each with the message that they are in."""
+def _elements(family: str, name: str) -> Iterator[tuple[bytes, int, int]]:
+    """The elements of a set: a message, and from where to where in it the element's attributes go."""
     for content in _dump(_GET_ELEMENTS, family, attribute(_SET_TABLE, _word(NAME)) + attribute(_SET_NAME, _word(name))):
         for kind, start, end in attributes(content, _HEADER, len(content)):
             if kind == _SET_ELEMENTS:
                 for _, first, last in attributes(content, start, end):
-                    found = list(attributes(content, first, last))
-                    if not any(each == _FLAGS and _U32.unpack_from(content, at)[0] & _INTERVAL_END for each, at, _ in found):
-                        yield content, found
+                    yield content, first, last
+
+
+def _ends_interval(content: bytes, start: int, end: int) -> bool:
+    """Whether an element of a set of ranges only says where one ends."""
+    flags = (_U32.unpack_from(content, at)[0] for kind, at, _ in attributes(content, start, end) if kind == _FLAGS)
+    return any(each & _INTERVAL_END for each in flags)
 
 
 def _counter(content: bytes, start: int, end: int) -> Count | None:

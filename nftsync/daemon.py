@@ -16,16 +16,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from nftsync import __version__, answers, config, links
+from nftsync import __version__, answers, config, counters, links
 from nftsync.api import ApiError
 from nftsync.config import Config, ConfigError
 from nftsync.control import ControlError, Questions, Server
 from nftsync.kernel import Kernel
 from nftsync.links import Links
 from nftsync.manifests import ManifestError
-from nftsync.metrics import Endpoint, EndpointError, Metrics
+from nftsync.metrics import Endpoint, EndpointError, KernelCollector, Metrics
 from nftsync.publish import Publisher
 from nftsync.reconcile import Outcome, Reconciler, SyncResult
+from nftsync.routes import reachability
 from nftsync.ruleset import Ruleset
 from nftsync.sources import Clock, ClusterSource, ManifestSource, Source
 from nftsync.store import Store
@@ -118,6 +119,7 @@ class Daemon:
         self._metrics = Metrics()
         self._config = config.load(options.config)
         self._endpoint: Endpoint | None = None
+        self._collector: KernelCollector | None = None
         self._turned = clock()
         self._last = SyncResult(Outcome.WAITING)
         self._publisher = Publisher(self._metrics)
@@ -138,6 +140,7 @@ class Daemon:
             try:
                 reconciler = Reconciler(self._config, source.inputs, Kernel(), network, Store(self._config.state))
                 if not self._options.once:
+                    self._collector = self._open_collector(self._config, reconciler)
                     self._endpoint = self._open_endpoint(self._config)
                     self._server = self._open_server(self._config)
                 threading.Thread(
@@ -176,6 +179,18 @@ class Daemon:
         )
         self._questions.answer(lambda question: answers.answer(asked, question))
 
+    def _open_collector(self, chosen: Config, reconciler: Reconciler) -> KernelCollector:
+        """Counts from now on, so that what comes before the first scrape counts, too."""
+        collector = KernelCollector(
+            reconciler.opened,
+            counters.read,
+            lambda opened: reachability(opened, reconciler.guard.legal),
+            cap=chosen.metrics_services,
+        )
+        collector.prime()
+        self._metrics.registry.register(collector)
+        return collector
+
     def _open_endpoint(self, chosen: Config) -> Endpoint | None:
         if not chosen.metrics:
             return None
@@ -200,6 +215,7 @@ class Daemon:
             if not self._goes_on(source):
                 return source
             self._answer(reconciler, source)
+            self._publisher.stale(source)
             if signals.reload.is_set():
                 signals.reload.clear()
                 source = self._reload(reconciler, source)
@@ -265,6 +281,8 @@ class Daemon:
         if opened is not source:
             source.stop()
         reconciler.configure(self._config, opened.inputs, Store(self._config.state))
+        if self._collector:
+            self._collector.cap = self._config.metrics_services
         log.info("configuration reloaded")
         return opened
 

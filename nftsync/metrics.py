@@ -171,6 +171,7 @@ class KernelCollector:
         """Begin to count now, not with the first scrape. Costs as much as a scrape."""
         with self._lock:
             self._refresh()
+            self._read_at = float("-inf")  # the first scrape sees what was opened since
 
     def collect(self) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
         with self._lock:

@@ -23,7 +23,7 @@ _REQUEST, _DUMP, _INTERRUPTED = 0x1, 0x300, 0x10  # flags
 _ERROR, _DONE = 2, 3  # types of messages
 _TYPE = 0x3FFF  # without the flags that an attribute's type carries
 _TIMEOUT = 5.0  # seconds that the kernel may take for a piece of its answer
-_ATTEMPTS = 10
+_ATTEMPTS = 20
 
 
 class DumpError(Exception):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from datetime import datetime
 from itertools import islice
 
@@ -24,6 +24,7 @@ LINES = 200  # of one sync in the log; the rest of them is counted
 
 log = logging.getLogger(__name__)
 
+_STALE = {"Service": "services", "Nft": "settings"}  # what a kind is for; the others are for pools
 _SETTINGS = (Reason.INVALID_SETTINGS, Reason.MISSING_SETTINGS)
 
 
@@ -47,6 +48,7 @@ class Publisher:
         metrics.pinholes.set(len(reconciler.desired.pinholes))
         if result.drift:
             metrics.drift_repairs.inc()
+        metrics.show_settings(reconciler.settings)
         self._tell_result(result)
         if result.outcome is not Outcome.WAITING:
             self._tell_guard(reconciler.guard.guarded)
@@ -117,22 +119,27 @@ class Publisher:
             len(reconciler.desired.services),
             len(reconciler.desired.pinholes),
             self._rejected,
-            self._standing(config, reconciler, source.stale(), result).conditions(),
+            self._standing(config, reconciler, source, result).conditions(),
         )
 
-    def _standing(self, config: Config, reconciler: Reconciler, stale: Mapping[str, str], result: SyncResult) -> Standing:
+    def stale(self, source: Source) -> dict[str, str]:
+        """By what is used though it is not the present one, why."""
+        found = {_STALE.get(kind, "pools"): why for kind, why in source.stale().items()}
+        for of, reasons in (("settings", _SETTINGS), ("pools", (Reason.INVALID_POOLS,))):
+            if messages := [each.message for each in self._rejections if each.reason in reasons]:
+                found[of] = messages[0]
+        self._metrics.show_stale(dict.fromkeys(found, True))
+        return found
+
+    def _standing(self, config: Config, reconciler: Reconciler, source: Source, result: SyncResult) -> Standing:
         enforcement = config.boundary.enforcement
         unguarded = f'pools = "{enforcement}"' if enforcement is Enforcement.IGNORED else "no MetalLB configuration was seen"
-        refused = dict(stale)
-        for source, reasons in (("settings", _SETTINGS), ("pools", (Reason.INVALID_POOLS,))):
-            if messages := [each.message for each in self._rejections if each.reason in reasons]:
-                refused[source] = messages[0]
         return Standing(
             not_ready=result.message if result.outcome in (Outcome.WAITING, Outcome.FAILED) else "",
             unguarded="" if reconciler.guard.guarded else unguarded,
             unshaped=_unshaped(reconciler),
             local_chain=next((each.message for each in self._rejections if each.reason is Reason.INVALID_LOCAL_CHAIN), ""),
-            stale=tuple(sorted(refused.items())),
+            stale=tuple(sorted(self.stale(source).items())),
         )
 
 

@@ -135,6 +135,10 @@ class Reconciler:
         """The router's addresses at the last look."""
         return self._guarding.own
 
+    def opened(self) -> Mapping[str, Pinhole]:
+        """A copy of the pinholes that the kernel has accepted, for any thread: dict.copy() runs no Python code."""
+        return self._applied.pinholes.copy()
+
     def routed(self, address: Address) -> bool:
         """Whether packets to an address leave the router, and not through the public NIC."""
         way = self._links.way_to(address)

@@ -66,7 +66,8 @@ class ClusterSource:
         self._clock = clock
         self._report = WatchReport(metrics, clock)
         self._kubeconfig = chosen.kubeconfig
-        api = Api(chosen.kubeconfig)
+        self._metrics = metrics
+        api = Api(chosen.kubeconfig, count=metrics.count_api_request)
         api.connect()
         services = Inbox[Service](parse_service, wake, clock)
         resources = Inbox[Nft](parse_nft, wake, clock, fresh=True)
@@ -74,7 +75,7 @@ class ClusterSource:
         self._watches = _Watches(api, watched, self._report, clock)
         self._metallb: tuple[str, MetalLB, _Watches] | None = None
         self._inputs = Inputs(services, resources, self.metallb)
-        self._reports = Api(chosen.kubeconfig, read_timeout=_REPORT_TIMEOUT)
+        self._reports = Api(chosen.kubeconfig, count=metrics.count_api_request, read_timeout=_REPORT_TIMEOUT)
         self._reporter = Reporter(
             self._reports,
             chosen.nft,
@@ -99,7 +100,8 @@ class ClusterSource:
             watches.stop()
         inboxes = MetalLB.empty(self._wake, self._clock)
         kinds = zip(metallb(namespace), inboxes.inboxes, strict=True)
-        self._metallb = namespace, inboxes, _Watches(Api(self._kubeconfig), kinds, self._report, self._clock)
+        api = Api(self._kubeconfig, count=self._metrics.count_api_request)
+        self._metallb = namespace, inboxes, _Watches(api, kinds, self._report, self._clock)
         return inboxes
 
     @property

@@ -53,6 +53,7 @@ KEYS: dict[str, tuple[str, Any]] = {
     'metrics.address = "[2001:db8::1]:65535"': ("metrics", ("2001:db8::1", 65535)),
     'metrics.address = "127.0.0.1:0"': ("metrics", ("127.0.0.1", 0)),
     'metrics.address = ""': ("metrics", None),
+    "metrics.services = 0": ("metrics_services", 0),
     'filters.namespaces = ["a", "b"]': ("filters", Filters(namespaces=frozenset({"a", "b"}))),
     'filters.exclude_namespaces = ["a"]': ("filters", Filters(exclude_namespaces=frozenset({"a"}))),
     'filters.load_balancer_classes = ["", "example.com/lb"]': (
@@ -109,6 +110,8 @@ def test_prefixes_are_sorted_and_merged(tmp_path: Path) -> None:
 
 
 MISTAKES = {
+    "metrics.services = -1": "metrics.services = -1: this is not a whole number from 0 to 100000",
+    "metrics.services = true": "metrics.services = True: this is not a whole number",
     'pools = "on"': "pools = 'on': this is not one of auto, required, ignored",
     "pools = true": "pools = True: this is not one of auto, required, ignored",
     "advertised_pools_only = 1": "advertised_pools_only = 1: this is neither true nor false",

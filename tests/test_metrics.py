@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import socket
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Mapping
 from http.client import HTTPConnection, HTTPResponse
 
 import pytest
 
 from nftsync import __version__
-from nftsync.metrics import Endpoint, EndpointError, Metrics
-from nftsync.objects import ObjectRef, Reason, Rejection
+from nftsync.desired import Pinhole
+from nftsync.metrics import Endpoint, EndpointError, KernelCollector, Metrics
+from nftsync.netlink import DumpError
+from nftsync.objects import Name, ObjectRef, Reason, Rejection
+from nftsync.reconcile import Outcome
+from nftsync.routes import Reachability
+from nftsync.ruleset import Settings
+from nftsync.traffic import Count, Reading
 
 
 class Served:
@@ -152,4 +160,168 @@ def test_after_it_was_closed_the_port_is_free_at_once() -> None:
 def test_two_daemons_of_one_process_share_no_metrics() -> None:
     one, two = Metrics(), Metrics()
     one.syncs.labels("applied").inc()
-    assert two.registry.get_sample_value("nftsync_syncs_total", {"result": "applied"}) is None
+    assert two.registry.get_sample_value("nftsync_syncs_total", {"result": "applied"}) == 0
+
+
+def test_every_outcome_of_a_sync_is_reported_from_the_start() -> None:
+    fresh = Metrics().registry
+    for outcome in Outcome:
+        assert fresh.get_sample_value("nftsync_syncs_total", {"result": outcome}) == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "wanted", "attached"),
+    [
+        (None, 0, 0),
+        (Settings("pub0"), 0, 0),
+        (Settings("pub0", device="pub0"), 0, 0),
+        (Settings("pub0", enable_rateshape=True), 1, 0),
+        (Settings("pub0", enable_rateshape=True, device="pub0"), 1, 1),
+    ],
+)
+def test_the_nic_counts_as_attached_only_if_limits_are_wanted_and_it_is_there(
+    settings: Settings | None, wanted: int, attached: int
+) -> None:
+    metrics = Metrics()
+    metrics.show_settings(settings)
+    assert metrics.registry.get_sample_value("nftsync_rateshape_wanted") == wanted
+    assert metrics.registry.get_sample_value("nftsync_nic_attached") == attached
+
+
+def test_what_is_stale_is_said_by_source_and_what_is_not_named_is_not() -> None:
+    metrics = Metrics()
+
+    def stale() -> list[float | None]:
+        sources = ("settings", "pools", "services")
+        return [metrics.registry.get_sample_value("nftsync_stale", {"source": each}) for each in sources]
+
+    assert stale() == [0, 0, 0]
+    metrics.show_stale({"pools": True, "services": False})
+    assert stale() == [0, 1, 0]
+    metrics.show_stale({})
+    assert stale() == [0, 0, 0]
+
+
+def test_requests_are_counted_by_verb_and_status_or_as_an_error() -> None:
+    metrics = Metrics()
+    for status in (200, 200, 404, None):
+        metrics.count_api_request("GET", status)
+    counted = {
+        code: metrics.registry.get_sample_value("nftsync_api_requests_total", {"verb": "GET", "code": code})
+        for code in ("200", "404", "error")
+    }
+    assert counted == {"200": 2, "404": 1, "error": 1}
+
+
+def test_the_checks_are_metrics_too(served: Served) -> None:
+    served.ready = False
+    text = served.get("/metrics")[1]
+    assert (sample(text, "nftsync_ready"), sample(text, "nftsync_healthy")) == (0, 1)
+
+
+# --- the kernel's counters -----------------------------------------------------------------------------
+
+KEY = "192.0.2.1 . tcp . 80"
+WEB = {"namespace": "shop", "service": "web"}
+
+
+class Counting:
+    """A collector whose kernel and clock a test moves."""
+
+    def __init__(self, cap: int = 10) -> None:
+        self.now = 0.0
+        self.reading: Reading | None = Reading()
+        self.reads = self.judged = 0
+        self.reachability: Reachability | None = Reachability(1, 2)
+        self.pinholes = {KEY: Pinhole(KEY, 4, None, None, Name("shop", "web"))}
+        self.metrics = Metrics()
+        self.collector = KernelCollector(lambda: self.pinholes, self._read, self._judge, cap, lambda: self.now)
+        self.metrics.registry.register(self.collector)
+
+    def _read(self) -> Reading:
+        self.reads += 1
+        if self.reading is None:
+            raise DumpError(errno.EPERM)
+        return self.reading
+
+    def _judge(self, pinholes: Mapping[str, Pinhole]) -> Reachability | None:
+        assert pinholes is self.pinholes
+        self.judged += 1
+        return self.reachability
+
+    def count(self, packets: int) -> None:
+        counts = {name: {(KEY, b""): Count(packets, packets * 100)} for name in ("services4", "dropped4")}
+        self.reading = Reading(counts, {"services4": 1, "pools4": 0}, {("pools4", 7): Count(packets, 0)})
+
+    def value(self, name: str, labels: Mapping[str, str] | None = None) -> float | None:
+        """After enough time that everything is read again."""
+        self.now += 31
+        found = self.metrics.registry.get_sample_value(f"nftsync_{name}", dict(labels or {}))
+        return None if found is None else float(found)
+
+
+def test_a_scrape_tells_what_the_kernel_counted_since_counting_began() -> None:
+    counting = Counting()
+    counting.count(5)
+    counting.collector.prime()
+    counting.count(8)
+    counting.now -= 31  # at once
+    assert counting.value("service_packets_total", WEB) == 3
+    assert counting.value("service_bytes_total", WEB) == 300
+    assert counting.value("service_rate_limit_drops_total", WEB) == 3
+    assert counting.value("closed_port_drops_total", {"family": "ipv4"}) == 3
+    assert counting.value("closed_port_drops_total", {"family": "ipv6"}) == 0
+    assert counting.value("kernel_elements", {"set": "services4"}) == 1
+    assert counting.value("kernel_elements", {"set": "pools4"}) == 0
+    assert counting.value("addresses_open_without_route") == 1
+    assert counting.value("routes_without_pinhole") == 2
+
+
+def test_several_scrapes_within_a_second_read_the_kernel_once_and_routes_are_read_every_thirty() -> None:
+    counting = Counting()
+    for counting.now in (0, 0.3, 0.9, 1.1, 29, 31):
+        list(counting.collector.collect())
+    assert (counting.reads, counting.judged) == (4, 2)
+
+
+def test_scrapes_at_the_same_time_read_the_kernel_once() -> None:
+    counting = Counting()
+    threads = [threading.Thread(target=lambda: list(counting.collector.collect())) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (counting.reads, counting.judged) == (1, 1)
+
+
+def test_a_kernel_that_can_t_be_read_costs_a_count_and_the_totals_stay() -> None:
+    counting = Counting()
+    counting.count(5)
+    assert counting.value("service_packets_total", WEB) == 0
+    counting.reading = None
+    assert counting.value("service_packets_total", WEB) == 0
+    assert counting.value("kernel_read_errors_total") == 2
+    counting.count(9)
+    assert counting.value("service_packets_total", WEB) == 4
+
+
+def test_what_is_not_known_of_the_routes_is_absent() -> None:
+    counting = Counting()
+    counting.reachability = Reachability(3, None)
+    assert (counting.value("addresses_open_without_route"), counting.value("routes_without_pinhole")) == (3, None)
+    counting.reachability = None
+    assert counting.value("addresses_open_without_route") is None
+
+
+def test_the_cap_leaves_services_out_and_says_so() -> None:
+    counting = Counting(cap=1)
+    assert counting.value("series_dropped_total") == 0
+    other = "192.0.2.2 . tcp . 80"
+    counting.pinholes = counting.pinholes | {other: Pinhole(other, 4, None, None, Name("a", "a"))}
+    assert counting.value("series_dropped_total") == 1
+    assert counting.value("services_without_series") == 1
+    assert counting.value("service_packets_total", WEB) == 0
+    assert counting.value("service_packets_total", {"namespace": "a", "service": "a"}) is None
+    counting.collector.cap = 0
+    assert counting.value("service_packets_total", WEB) is None
+    assert counting.value("services_without_series") == 0

@@ -289,6 +289,8 @@ def test_each_port_of_a_limited_service_gets_a_bucket_of_its_own() -> None:
     assert {name: set(members) for name, members in shaped.items()} == {
         "limited4-packets": {"192.0.2.1 . tcp . 80", "192.0.2.1 . tcp . 443"},
         "limited6-packets": {"2001:db8::1 . tcp . 80", "2001:db8::1 . tcp . 443"},
+        "dropped4": {"192.0.2.1 . tcp . 80", "192.0.2.1 . tcp . 443"},
+        "dropped6": {"2001:db8::1 . tcp . 80", "2001:db8::1 . tcp . 443"},
     }
 
 

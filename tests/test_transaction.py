@@ -195,12 +195,12 @@ def passing(count: int) -> int:
 @pytest.mark.parametrize("device", [True, False], ids=["the hook stays", "the hook is made anew"])
 def test_a_bucket_that_is_empty_stays_empty_while_others_come_and_go(router: Netns, device: bool) -> None:  # noqa: FBT001
     shaped = Settings("lo", enable_rateshape=True, device="lo", enable_dropall=False)
-    before = with_elements(shaped, SHAPER, limited4_packets={LIMITED: SLOW})
+    counted = {"dropped4": {LIMITED: ""}}
+    before = with_elements(shaped, SHAPER, limited4_packets={LIMITED: SLOW}, **counted)
     load(router, before)
     assert router.run(passing, 10) == 3
-    after = with_elements(
-        replace(shaped, local_chain=LOCAL_CHAINS[1]), SHAPER, limited4_packets={LIMITED: SLOW, "127.0.0.1 . udp . 9998": SLOW}
-    )
+    more = {LIMITED: SLOW, "127.0.0.1 . udp . 9998": SLOW}
+    after = with_elements(replace(shaped, local_chain=LOCAL_CHAINS[1]), SHAPER, limited4_packets=more, **counted)
     if not device:
         unhooked = Ruleset(tables(replace(shaped, device=None)), before.elements)
         router.run(router.kernel.apply, transaction(before, unhooked))
@@ -211,7 +211,7 @@ def test_a_bucket_that_is_empty_stays_empty_while_others_come_and_go(router: Net
     router.run(router.kernel.apply, transaction(router.run(router.kernel.read).ruleset, after))
     assert router.run(passing, 10) == 0
     changed = with_elements(
-        replace(shaped, local_chain=LOCAL_CHAINS[1]), SHAPER, limited4_packets={LIMITED: SLOW.replace("3", "4")}
+        replace(shaped, local_chain=LOCAL_CHAINS[1]), SHAPER, limited4_packets={LIMITED: SLOW.replace("3", "4")}, **counted
     )
     router.run(router.kernel.apply, transaction(after, changed))
     assert router.run(passing, 10) == 4, "an element that did change has a new bucket: the test can see one"
