@@ -120,6 +120,7 @@ class Daemon:
         self._config = config.load(options.config)
         self._endpoint: Endpoint | None = None
         self._collector: KernelCollector | None = None
+        self._stale: dict[str, str] = {}  # what is used though it is not the present one
         self._turned = clock()
         self._last = SyncResult(Outcome.WAITING)
         self._publisher = Publisher(self._metrics)
@@ -215,7 +216,7 @@ class Daemon:
             if not self._goes_on(source):
                 return source
             self._answer(reconciler, source)
-            self._publisher.stale(source)
+            stale, self._stale = self._stale, self._publisher.stale(source)
             if signals.reload.is_set():
                 signals.reload.clear()
                 source = self._reload(reconciler, source)
@@ -224,7 +225,7 @@ class Daemon:
             if signals.links.is_set():
                 signals.links.clear()
                 whole = whole or reconciler.links_changed()
-            if not (woken or resync or retry or whole):
+            if not (woken or resync or retry or whole or stale != self._stale):
                 continue
             listed = source.inputs.synced
             result = self._sync(reconciler, source, whole=whole or retry, resync=resync)

@@ -63,7 +63,7 @@ class Inbox(Generic[T]):
         """An object was added or modified. Raises Malformed if not even its name can be read."""
         name, _ = identify(raw)
         self._store(name, raw)
-        self._wake()
+        self._tell()
 
     def delete(self, raw: object) -> None:
         """An object was deleted; a late message about a former bearer of the name changes nothing."""
@@ -72,7 +72,7 @@ class Inbox(Generic[T]):
             held = self._objects.get(name)
             if held is not None and held.uid == uid:
                 self._drop(name)
-        self._wake()
+        self._tell()
 
     @contextmanager
     def listing(self) -> Iterator[Listing]:
@@ -82,13 +82,11 @@ class Inbox(Generic[T]):
         with self._lock:
             for name in self._objects.keys() - listing.names:
                 self._drop(name)
-        self.synced.set()
-        self._wake()
+        self._complete()
 
     def unreadable(self) -> None:
         """There is nobody to tell what is there: nobody needs to wait for it, and what was there stays."""
-        self.synced.set()
-        self._wake()
+        self._complete()
 
     def take(self) -> Changes[T]:
         """What changed since the last take, each name with its latest state."""
@@ -100,6 +98,19 @@ class Inbox(Generic[T]):
         """All that are there now."""
         with self._lock:
             return list(self._objects.values())
+
+    def _complete(self) -> None:
+        first = not self.synced.is_set()
+        self.synced.set()
+        if first:
+            self._wake()
+        else:
+            self._tell()
+
+    def _tell(self) -> None:
+        """Wake whoever takes, if there is something to take."""
+        if self._dirty:
+            self._wake()
 
     def _store(self, name: Name, raw: object) -> None:
         with self._lock:

@@ -81,6 +81,12 @@ class JournalHandler(logging.Handler):
         self._text = TextFormatter()
 
     def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self._send(record)
+        except Exception:  # noqa: BLE001  # as every handler of logging does: a line that can't be written stops nobody
+            self.handleError(record)
+
+    def _send(self, record: logging.LogRecord) -> None:
         priority = next((number for level, number in _PRIORITIES if record.levelno >= level), 7)
         entry = {
             "MESSAGE": self.format(record),

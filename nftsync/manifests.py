@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,12 +131,16 @@ class Manifests:
         specs = (nft.spec for nft in self._nfts.objects())
         return next((spec.metallb_namespace for spec in specs if spec is not None), METALLB_NAMESPACE)
 
-    def follow(self, stop: threading.Event) -> None:
-        """Read the files again whenever one of them changes, until `stop`. Blocks: for a thread of its own."""
+    def follow(self, stop: threading.Event, wake: Callable[[], None]) -> None:
+        """Read the files again whenever one of them changes, until `stop`. Blocks: for a thread of its own.
+
+        wake: called after each reading, which may have changed the rejections alone.
+        """
         while not stop.wait(POLL_INTERVAL):
             if self._signature() != self._seen:
                 try:
                     self.read()
+                    wake()
                 except ManifestError as fault:
                     log.warning("%s; what was read before stays", fault)
 

@@ -11,7 +11,7 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from datetime import datetime
 from typing import Protocol
@@ -29,6 +29,7 @@ QUIET = 3.0  # seconds between two writes of the status
 LONGEST = 300.0  # seconds between two writes of the same status, where somebody else changes it back
 TICK = 5.0  # seconds between looks at what other routers wrote
 DISAGREE = 60.0  # seconds that rulesets may differ before anybody is told
+ABSENT = 3  # writes in a row that find no status, of a resource that is there, until that is taken to stay so
 DENIED = 300.0  # seconds until what was forbidden is tried again
 
 log = logging.getLogger(__name__)
@@ -181,7 +182,9 @@ class Reporter:
                 self._write(due)
             else:
                 wait = min(wait, due)
-        return min(wait, self._send_events())
+        wait = min(wait, self._send_events())
+        self._count_dropped()
+        return wait
 
     def _write(self, request: Request) -> None:
         query = {"fieldManager": self._manager, "force": "true"}
@@ -191,11 +194,13 @@ class Reporter:
             self._observer.wrote_status("failed")
             self._learn(fault)
             self._failures += 1
-            gone = fault.status == 404 and not _unknown_path(fault)  # just deleted; when it is back its status is, too
+            # The server says the same of a resource that was just deleted and of one that has no status.
+            gone = fault.status == 404 and self._failures < ABSENT
             with self._lock:
                 self._status.postpone(self._clock() + (QUIET if gone else self._pace.wait(self._failures, fault, self._rng)))
             if not gone:
-                self._complain("the Nft's status can't be written", fault)
+                old = "the cluster's CustomResourceDefinition is an old one: apply packaging/kubernetes/crd.yaml"
+                self._complain("the Nft's status can't be written", fault, {404: old})
         else:
             self._observer.wrote_status("written")
             self._failures = 0
@@ -208,13 +213,16 @@ class Reporter:
                 return self._events_at - now
             with self._lock:
                 due = self._events.next(now)
-                dropped, self._dropped = self._events.dropped - self._dropped, self._events.dropped
-            for _ in range(dropped):
-                self._observer.sent_event("dropped")
             if not isinstance(due, Request):
                 return due
             self._send(due)
         return 0.0
+
+    def _count_dropped(self) -> None:
+        with self._lock:
+            dropped, self._dropped = self._events.dropped - self._dropped, self._events.dropped
+        for _ in range(dropped):
+            self._observer.sent_event("dropped")
 
     def _send(self, due: Request) -> None:
         try:
@@ -244,33 +252,21 @@ class Reporter:
             else:
                 self._events_failures += 1
                 self._events_at = self._clock() + self._pace.wait(self._events_failures, fault, self._rng)
-        self._complain("Events can't be sent", fault)
+        self._complain("Events can't be sent", fault, {})
 
     def _learn(self, fault: ApiError) -> None:
         if fault.status == 401:
             self._api.reload()
 
-    def _complain(self, what: str, fault: ApiError) -> None:
+    def _complain(self, what: str, fault: ApiError, advice: Mapping[int | None, str]) -> None:
         """Once for each kind of fault, until it succeeds again. Two faults of a kind may name different objects."""
         if (what, fault.status) not in self._complaints and not self._stop.is_set():
             self._complaints.add((what, fault.status))
-            log.warning("%s: %s%s; nothing else suffers", what, fault, _mend(fault))
+            mend = {403: "apply packaging/kubernetes/rbac.yaml", **advice}.get(fault.status)
+            log.warning("%s: %s%s; nothing else suffers", what, fault, f": {mend}" if mend else "")
 
     def _forgive(self, what: str) -> None:
         self._complaints = {each for each in self._complaints if each[0] != what}
-
-
-def _mend(fault: ApiError) -> str:
-    if fault.status == 403:
-        return ": apply packaging/kubernetes/rbac.yaml"
-    if _unknown_path(fault):
-        return ": the cluster's CustomResourceDefinition is an old one: apply packaging/kubernetes/crd.yaml"
-    return ""
-
-
-def _unknown_path(fault: ApiError) -> bool:
-    """Whether the server knows no such path, rather than no such object."""
-    return fault.status == 404 and "could not find the requested resource" in str(fault)
 
 
 def _field_manager(router: str) -> str:

@@ -213,7 +213,7 @@ class ManifestSource:
         manifests.read()
         self._inputs = Inputs(services, resources, lambda _: inboxes, lambda: manifests.rejections)
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=manifests.follow, args=(self._stop,), name="manifests", daemon=True)
+        self._thread = threading.Thread(target=manifests.follow, args=(self._stop, wake), name="manifests", daemon=True)
         self._thread.start()
 
     @property

@@ -312,7 +312,8 @@ def test_a_reload_for_another_resource_says_that_it_is_missing_and_keeps_the_set
 def test_a_reload_to_another_state_folder_takes_what_is_known_along(lab: Lab, daemon: Daemon) -> None:
     daemon.start()
     assert eventually(lambda: "ingress" in ingress_qdisc(lab))
-    daemon.configure(f'[paths]\nlocal_chain = "{daemon.local_chain}"\nstate = "{daemon.state}-moved"\n')
+    paths = f'local_chain = "{daemon.local_chain}"\nstate = "{daemon.state}-moved"\nruntime = "{daemon.folder}/run"\n'
+    daemon.configure(f"[paths]\n{paths}")
     daemon.signal(signal.SIGHUP)
     assert eventually(lambda: "configuration reloaded" in daemon.log()), daemon.log()
     assert daemon.stop() == 0

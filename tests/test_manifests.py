@@ -232,7 +232,7 @@ def followed(files: Files, monkeypatch: pytest.MonkeyPatch) -> Iterator[Files]:
     files.read()
     files.services.take()
     stop = threading.Event()
-    follower = threading.Thread(target=files.manifests.follow, args=(stop,))
+    follower = threading.Thread(target=files.manifests.follow, args=(stop, lambda: None))
     follower.start()
     yield files
     stop.set()
@@ -274,7 +274,7 @@ def test_what_changes_between_the_first_reading_and_the_following_is_noticed(fil
     files.read()
     files.write("a.yaml", service("b"))
     stop = threading.Event()
-    follower = threading.Thread(target=files.manifests.follow, args=(stop,))
+    follower = threading.Thread(target=files.manifests.follow, args=(stop, lambda: None))
     follower.start()
     try:
         assert eventually(files, ["b"])

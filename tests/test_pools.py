@@ -84,7 +84,7 @@ def daemon(lab: Lab, tmp_path: Path) -> Iterator[Daemon]:
 
 def configure(daemon: Daemon, *lines: str) -> None:
     """Write a configuration with these top-level lines."""
-    paths = f'[paths]\nlocal_chain = "{daemon.local_chain}"\nstate = "{daemon.state}"\n'
+    paths = f'[paths]\nlocal_chain = "{daemon.local_chain}"\nstate = "{daemon.state}"\nruntime = "{daemon.folder}/run"\n'
     daemon.configure("\n".join([f"resync_interval = {daemon.interval}", *lines, paths]))
 
 

@@ -36,7 +36,7 @@ class Router:
         self.configuration = folder / "nftsync.toml"
         self.configuration.write_text(
             f'kubeconfig = "{server.kubeconfig(token_file=self.token)}"\n'
-            f'[paths]\nstate = "{folder}/state"\nlocal_chain = "{folder}/local-chain.nft"\n',
+            f'[paths]\nstate = "{folder}/state"\nlocal_chain = "{folder}/local-chain.nft"\nruntime = "{folder}/run"\n',
             encoding="utf-8",
         )
         self.log = folder / "log"

@@ -32,6 +32,7 @@ CONFIG = """kubeconfig = "{kubeconfig}"
 resync_interval = 1
 [paths]
 state = "{folder}/state"
+runtime = "{folder}/run"
 local_chain = "{folder}/local-chain.nft"
 [metrics]
 address = ""
