@@ -42,14 +42,17 @@ class Boundary:
 class Guard:
     """Judges addresses.
 
-    legal: None if every address is.  pools: those that say so, None while no pool guards anything.  reserved: never
-    opened.  cluster: addresses that are the cluster's alone: from the public NIC one comes to them through a pinhole or not at all.
+    legal: None if every address is.  pools: those that say so, None while no pool guards anything.  held: what is in them, allowed
+    or not.  names: of them, for people.  reserved: never opened.  cluster: addresses that are the cluster's alone: from the public
+    NIC one comes to them through a pinhole or not at all.
     """
 
     legal: AddressSet | None = None
     pools: tuple[Pool, ...] | None = None
     reserved: frozenset[Address] = frozenset()
     cluster: AddressSet = field(default_factory=AddressSet)
+    held: AddressSet = field(default_factory=AddressSet)
+    names: str = ""
 
     @classmethod
     def of(
@@ -62,16 +65,16 @@ class Guard:
         configuration = None if boundary.enforcement is Enforcement.IGNORED else known
         if configuration is None and boundary.enforcement is Enforcement.REQUIRED:
             configuration = Configuration()
-        pools, legal, reserved = None, None, boundary.reserved.union(reserved)
+        pools, legal, held, reserved = None, None, AddressSet(), boundary.reserved.union(reserved)
         if configuration is not None:
             pools = tuple(pool for pool in configuration.pools if pool.advertised or not boundary.advertised_only)
-            legal = AddressSet.of(each for pool in pools for each in pool.ranges)
+            legal = held = AddressSet.of(each for pool in pools for each in pool.ranges)
             reserved |= configuration.peers
         if boundary.allowed:
             allowed = AddressSet.of(map(Range.of, boundary.allowed))
             legal = allowed if legal is None else legal & allowed
         near = frozenset(address for address in reserved if legal is None or address in legal)
-        return cls(legal, pools, near, _cluster(legal, attached))
+        return cls(legal, pools, near, _cluster(legal, attached), held, _names(pools or ()))
 
     @property
     def guarded(self) -> bool:
@@ -87,11 +90,11 @@ class Guard:
             return Reason.RESERVED_ADDRESS, f"{address} is an address of the router or of a BGP peer; it stays closed"
         if self.admits(address):
             return None
-        if self.pools is None or any(address in AddressSet(pool.ranges) for pool in self.pools):
+        if self.pools is None or address in self.held:
             return Reason.OUTSIDE_POOLS, f"{address} is outside of allowed_prefixes; it stays closed"
         if not self.pools:
-            return Reason.OUTSIDE_POOLS, f"no pool of MetalLB's is known that holds {address}; it stays closed"
-        return Reason.OUTSIDE_POOLS, f"{address} is in none of MetalLB's pools ({_names(self.pools)}); it stays closed"
+            return Reason.OUTSIDE_POOLS, f"no pool of MetalLB's that counts holds {address}; it stays closed"
+        return Reason.OUTSIDE_POOLS, f"{address} is in none of MetalLB's pools that count ({self.names}); it stays closed"
 
 
 UNGUARDED = Guard()
@@ -105,10 +108,14 @@ def _cluster(legal: AddressSet | None, attached: Iterable[Network]) -> AddressSe
     if legal is None:
         return AddressSet()
     networks = (Range.of(network) for network in attached if network.num_addresses > 1)
-    return legal - AddressSet.of(network for network in networks if any(each.covers(network) for each in legal.ranges))
+    return legal - AddressSet.of(network for network in networks if legal.covers(network))
 
 
 def _names(pools: tuple[Pool, ...]) -> str:
-    shown = [f"{quote(pool.name)[1:-1]}: {', '.join(each.element for each in pool.ranges[:_NAMED])}" for pool in pools[:_NAMED]]
-    more = len(pools) - len(shown)
-    return "; ".join(shown) + (f"; and {more} more" if more else "")
+    shown = [f"{quote(pool.name)[1:-1]}: {_some([each.element for each in pool.ranges], ', ')}" for pool in pools[:_NAMED]]
+    return _some([*shown, *("" for _ in pools[_NAMED:])], "; ")
+
+
+def _some(texts: list[str], between: str) -> str:
+    more = len(texts) - _NAMED
+    return between.join(texts[:_NAMED]) + (f"{between}and {more} more" if more > 0 else "")

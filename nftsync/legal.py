@@ -23,7 +23,7 @@ from nftsync.watch import Resource, metallb, nfts
 
 @dataclass(frozen=True, slots=True)
 class Legal:
-    """The pools that count, each cut to what is legal of it, and what was refused."""
+    """The pools that count, each cut to what is legal of it, and what was refused. guarded: False if every address is legal."""
 
     enforcement: Enforcement
     guarded: bool
@@ -74,6 +74,9 @@ def legal_in_cluster(chosen: Config) -> Legal:
 
 def _legal(chosen: Config, guard: Guard, rejections: tuple[Rejection, ...]) -> Legal:
     legal = guard.legal or AddressSet()
+    if not guard.guarded and guard.legal is not None:
+        allowed = Pool("allowed_prefixes", "the local configuration", legal.ranges, advertised=False)
+        return Legal(chosen.boundary.enforcement, True, (allowed,), rejections)
     pools = tuple(replace(pool, ranges=_cut(pool.ranges, legal)) for pool in guard.pools or ())
     return Legal(chosen.boundary.enforcement, guard.guarded, pools, rejections)
 

@@ -6,11 +6,12 @@ BFD profiles, timers) must have the right shape; what it says is MetalLB's busin
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 
 from nftsync.metallb import CONFIG_MAP, ConfigMap, Configuration, Pool, overlaps, parse_addresses, parse_peer_address
 from nftsync.objects import Malformed, ObjectRef, Reason, Rejection, identify, mapping, quote, sequence
-from nftsync.yamltext import documents
+from nftsync.yamltext import Plain, documents
 
 MAX_CHARACTERS = 1 << 20  # etcd keeps no object that is larger
 
@@ -35,6 +36,11 @@ _BFD_PROFILE = {
 }  # fmt: skip
 _SHAPE = {"peers": [_PEER], "bgp-communities": {...: str}, "address-pools": [_POOL], "bfd-profiles": [_BFD_PROFILE]}
 _NAMES = {str: "a text", int: "a whole number", bool: "true or false"}
+# What MetalLB's YAML 1.1 reader takes for them, where they are not in quotes.
+_PLAIN = {
+    int: re.compile(r"[-+]?(?:0|[1-9][0-9_]*|0x[0-9A-Fa-f_]+|0b[01_]+|0o?[0-7_]+)"),
+    bool: re.compile(r"y|Y|n|N|[Yy]es|YES|[Nn]o|NO|[Oo]n|ON|[Oo]ff|OFF|[Tt]rue|TRUE|[Ff]alse|FALSE"),
+}
 
 
 def parse_config_map(raw: object, _before: ConfigMap | None) -> ConfigMap | None:
@@ -56,7 +62,7 @@ def parse_configuration(text: object, source: str) -> Configuration:
         raise Malformed("there is no text under this key")
     if len(text) > MAX_CHARACTERS:
         raise Malformed("the text is larger than any that a cluster keeps")
-    found = documents(text)
+    found = documents(text, plain=True)
     if len(found) > 1:
         raise Malformed("there is more than one YAML document")
     document = found[0] if found else None
@@ -73,8 +79,8 @@ def _pools(entries: list[object], source: str) -> Iterator[Pool]:
     names = set()
     for entry in entries:
         pool = mapping(entry, "an address pool")
-        name, protocol = pool.get("name"), pool.get("protocol")
-        if name is None or name == "":
+        name, protocol = pool.get("name") or "", pool.get("protocol")
+        if not name:
             raise Malformed("an address pool has no name")
         if name in names:
             raise Malformed(f"the pool {quote(name)} is defined twice")
@@ -88,7 +94,7 @@ def _pools(entries: list[object], source: str) -> Iterator[Pool]:
 
 
 def _check(value: object, shape: object, what: str) -> None:
-    """Raise Malformed if a value has another shape. null stands for anything; a number may stand where a text is wanted."""
+    """Raise Malformed if a value has another shape. null stands for anything; a text is what was written, in quotes or not."""
     if value is None:
         return
     if isinstance(shape, list):
@@ -99,6 +105,8 @@ def _check(value: object, shape: object, what: str) -> None:
             if key not in shape and ... not in shape:
                 raise Malformed(f"{what} has a key {quote(key)}, which MetalLB does not know")
             _check(each, shape.get(key, shape.get(...)), key)
-    elif type(value) is not shape and not (shape is str and type(value) is int):
+    elif shape is not str or not isinstance(value, str):
         assert isinstance(shape, type)
+        if isinstance(value, Plain) and _PLAIN[shape].fullmatch(value):
+            return
         raise Malformed(f"{quote(what)} is not {_NAMES[shape]} but {quote(value)}")

@@ -69,9 +69,10 @@ class MetalLB:
         )
 
 
-def _objects(configuration: Configuration) -> set[str]:
-    """The objects that a configuration was read from."""
-    return {pool.source for pool in configuration.pools}
+def _contents(configuration: Configuration) -> set[object]:
+    """What each object that can go by itself adds to a configuration."""
+    pools = ((pool.source, advertised) for pool in configuration.pools for advertised in (False, pool.advertised))
+    return {*pools, *configuration.peers}
 
 
 class Pools:
@@ -103,8 +104,8 @@ class Pools:
         return sinces
 
     def _doubted(self, found: Configuration | None, *, new: bool) -> bool:
-        """Whether a pool is gone, and soon all may be: where the kind is removed, its objects go one by one."""
-        if found is None or self.known is None or not _objects(self.known) - _objects(found):
+        """Whether something is gone, and soon all may be: where the kinds are removed, their objects go one by one."""
+        if found is None or self.known is None or not _contents(self.known) - _contents(found):
             self._doubted_until = None
             return False
         now = self._clock()
@@ -117,7 +118,7 @@ class Pools:
 
     @property
     def doubted(self) -> float:
-        """Seconds until it shows whether a pool that is gone was the only one to go."""
+        """Seconds until it shows whether what is gone was all that goes."""
         return float("inf") if self._doubted_until is None else max(0.0, self._doubted_until - self._clock())
 
     @property

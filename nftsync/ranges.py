@@ -78,7 +78,8 @@ def _parse_cidr(text: str) -> Range:
             raise ValueError
         network = ip_network(text, strict=False)
     except ValueError:
-        hint = "" if "/" in text else f": for one address write {quote(text)[1:-1]}/32, or /128 for IPv6"
+        bare = re.fullmatch(r"[0-9.]{7,15}|[0-9A-Fa-f:.]{2,45}", text)
+        hint = f": for one address write {text}/{128 if ':' in text else 32}" if bare else ""
         raise ValueError(f"{quote(text)} is neither a CIDR nor a range of addresses{hint}") from None
     _refuse_mapped(network.network_address, text)
     return Range.of(network)
@@ -116,10 +117,12 @@ class AddressSet:
         return cls(tuple(merged))
 
     def __contains__(self, address: object) -> bool:
-        if not isinstance(address, IPv4Address | IPv6Address):
-            return False
-        before = bisect_right(self.ranges, Range(address, address).position(), key=Range.position)
-        return before > 0 and self.ranges[before - 1].overlaps(Range(address, address))
+        return isinstance(address, IPv4Address | IPv6Address) and self.covers(Range(address, address))
+
+    def covers(self, part: Range) -> bool:
+        """Whether all of a range is in the set."""
+        before = bisect_right(self.ranges, part.position(), key=Range.position)
+        return before > 0 and self.ranges[before - 1].covers(part)
 
     def __or__(self, other: AddressSet) -> AddressSet:
         return AddressSet.of((*self.ranges, *other.ranges))

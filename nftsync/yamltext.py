@@ -8,7 +8,7 @@ and decimal integers; everything else stays the text it is, so `64512:1` and `01
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import yaml
@@ -25,6 +25,8 @@ _CONSTANTS = {
     for word in (lower, lower.capitalize(), lower.upper())
 } | {"~": None, "": None}
 
+Resolve = Callable[[str], object]  # what a scalar without quotes means
+
 _KINDS_OF_TEXT = ("tag:yaml.org,2002:str", "!")
 
 
@@ -32,12 +34,21 @@ class YamlError(ValueError):
     """A text that is not YAML, or YAML that is refused; the message names the line."""
 
 
-def documents(text: str) -> list[object]:
-    """All documents of a text, as dicts, lists, str, int, bool and None. Raises YamlError."""
+class Plain(str):
+    """A scalar without quotes, as it was written."""
+
+    __slots__ = ()
+
+
+def documents(text: str, *, plain: bool = False) -> list[object]:
+    """All documents of a text, as dicts, lists, str, int, bool and None. Raises YamlError.
+
+    plain: scalars without quotes, but null, stay the texts they are, as Plain: for readers that know what each has to be.
+    """
     if len(text) > MAX_BYTES:
         raise YamlError(f"it is larger than {MAX_BYTES // 1024 // 1024} MiB")
     try:
-        return list(_documents(yaml.parse(text, Loader=_Loader)))
+        return list(_documents(yaml.parse(text, Loader=_Loader), _plain if plain else _resolved))
     except yaml.YAMLError as fault:
         mark = getattr(fault, "problem_mark", None)
         where = f"line {mark.line + 1}: " if mark else ""
@@ -47,13 +58,13 @@ def documents(text: str) -> list[object]:
         raise YamlError(f"it can't be read: {type(fault).__name__}") from fault
 
 
-def _documents(events: Iterator[Any]) -> Iterator[object]:
+def _documents(events: Iterator[Any], resolve: Resolve) -> Iterator[object]:
     for event in events:
         if isinstance(event, yaml.DocumentStartEvent):
-            yield _value(next(events), events, 0)
+            yield _value(next(events), events, resolve, 0)
 
 
-def _value(event: Any, events: Iterator[Any], depth: int) -> object:
+def _value(event: Any, events: Iterator[Any], resolve: Resolve, depth: int) -> object:
     if depth > MAX_DEPTH:
         raise YamlError(f"{_line(event)}it is nested more than {MAX_DEPTH} deep")
     if isinstance(event, yaml.AliasEvent) or event.anchor:
@@ -61,20 +72,22 @@ def _value(event: Any, events: Iterator[Any], depth: int) -> object:
     if event.tag and event.tag not in _KINDS_OF_TEXT:
         raise YamlError(f"{_line(event)}the tag {event.tag[:60]!a} is not taken")
     if isinstance(event, yaml.ScalarEvent):
-        return _scalar(event)
+        text: str = event.value
+        quoted = not event.implicit[0] or event.tag  # or a block, or tagged as text
+        return text if quoted else resolve(text)
     if isinstance(event, yaml.SequenceStartEvent):
-        return list(_sequence(events, depth))
-    return _mapping(events, depth)
+        return list(_sequence(events, resolve, depth))
+    return _mapping(events, resolve, depth)
 
 
-def _sequence(events: Iterator[Any], depth: int) -> Iterator[object]:
+def _sequence(events: Iterator[Any], resolve: Resolve, depth: int) -> Iterator[object]:
     for event in events:
         if isinstance(event, yaml.SequenceEndEvent):
             return
-        yield _value(event, events, depth + 1)
+        yield _value(event, events, resolve, depth + 1)
 
 
-def _mapping(events: Iterator[Any], depth: int) -> dict[str, object]:
+def _mapping(events: Iterator[Any], resolve: Resolve, depth: int) -> dict[str, object]:
     mapping: dict[str, object] = {}
     for event in events:
         if isinstance(event, yaml.MappingEndEvent):
@@ -87,17 +100,18 @@ def _mapping(events: Iterator[Any], depth: int) -> dict[str, object]:
             raise YamlError(f"{_line(event)}merge keys are not taken: write the values out")
         if event.value in mapping:
             raise YamlError(f"{_line(event)}the key {event.value[:60]!a} stands twice")
-        mapping[event.value] = _value(next(events), events, depth + 1)
+        mapping[event.value] = _value(next(events), events, resolve, depth + 1)
     return mapping
 
 
-def _scalar(event: Any) -> object:
-    text: str = event.value
-    if not event.implicit[0] or event.tag:  # quoted, a block, or tagged as text
-        return text
+def _resolved(text: str) -> object:
     if text in _CONSTANTS:
         return _CONSTANTS[text]
     return int(text) if _INTEGER.fullmatch(text) else text
+
+
+def _plain(text: str) -> object:
+    return None if text in _CONSTANTS and _CONSTANTS[text] is None else Plain(text)
 
 
 def _line(event: Any) -> str:

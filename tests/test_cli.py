@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -236,3 +237,169 @@ def test_whatever_is_asked_about_a_limit_is_answered_on_one_line(text: str) -> N
     assert found in (0, WRONG)
     assert len(lines) == 1
     assert lines[0].isprintable()
+
+
+# --- pools ---------------------------------------------------------------------------------------------
+
+POOLS = """
+apiVersion: metallb.io/v1beta1
+kind: IPAddressPool
+metadata: {name: services, namespace: metallb-system}
+spec: {addresses: ["2001:db8:1::10 - 2001:db8:1::1f", 192.0.2.0/24, 198.51.100.9-198.51.100.12]}
+---
+apiVersion: metallb.io/v1beta1
+kind: IPAddressPool
+metadata: {name: flat, namespace: metallb-system}
+spec: {addresses: [203.0.113.7/32]}
+---
+apiVersion: metallb.io/v1beta1
+kind: BGPAdvertisement
+metadata: {name: services, namespace: metallb-system}
+spec: {ipAddressPools: [services]}
+"""
+SERVICES = {
+    "name": "services",
+    "source": "IPAddressPool metallb-system/services",
+    "ranges": ["192.0.2.0-192.0.2.255", "198.51.100.9-198.51.100.12", "2001:db8:1::10-2001:db8:1::1f"],
+}
+FLAT = {"name": "flat", "source": "IPAddressPool metallb-system/flat", "ranges": ["203.0.113.7-203.0.113.7"]}
+BROKEN = POOLS.replace("203.0.113.7/32", "203.0.113.7")
+BROKEN_MESSAGE = (
+    "'203.0.113.7' is neither a CIDR nor a range of addresses: for one address write 203.0.113.7/32"
+    "; no pools are known"
+)
+CONFIG_MAP = """
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: config, namespace: metallb-system}
+data:
+  config: |
+    address-pools: [{name: "\\e[31m", protocol: bgp, addresses: [192.0.2.0/24]}]
+"""
+
+
+class Asked:
+    """`nftsync pools --manifests` with these manifests and this configuration."""
+
+    def __init__(self, plain: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        self._plain = Path(plain)
+        self._folder = folder
+        self._capsys = capsys
+
+    def __call__(self, text: str, *options: str, lines: str = "") -> tuple[str, str]:
+        """What is printed, and what is said on stderr."""
+        file, chosen = self._folder / "metallb.yaml", self._folder / "chosen.toml"
+        file.write_text(text)
+        chosen.write_text(f"{lines}\n{self._plain.read_text()}")
+        assert status("pools", "--config", str(chosen), "--manifests", str(file), *options) == 0
+        shown = self._capsys.readouterr()
+        return shown.out, shown.err
+
+    def json(self, text: str, lines: str = "") -> object:
+        shown, told = self(text, "--json", lines=lines)
+        assert told == ""
+        return json.loads(shown)
+
+
+@pytest.fixture
+def pools(plain: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Asked:
+    return Asked(plain, tmp_path, capsys)
+
+
+def test_pools_prints_the_legal_addresses_and_which_object_says_so(pools: Asked) -> None:
+    assert pools(POOLS) == (
+        "POOL      SOURCE                                 ADDRESSES\n"
+        "flat      IPAddressPool metallb-system/flat      203.0.113.7\n"
+        "services  IPAddressPool metallb-system/services  192.0.2.0/24, 198.51.100.9-198.51.100.12, 2001:db8:1::10/124\n",
+        "",
+    )
+
+
+def test_pools_prints_for_programs_exactly_pools_and_rejections(pools: Asked) -> None:
+    assert pools.json(POOLS) == {"pools": [FLAT, SERVICES], "rejections": []}
+
+
+def test_pools_cuts_what_is_not_allowed_and_leaves_out_what_is_not_advertised(pools: Asked) -> None:
+    allowed = 'allowed_prefixes = ["192.0.2.0/31", "198.51.100.8/30", "2001:db8::/32"]'
+    assert pools.json(POOLS, allowed) == {
+        "pools": [
+            FLAT | {"ranges": []},
+            SERVICES
+            | {"ranges": ["192.0.2.0-192.0.2.1", "198.51.100.9-198.51.100.11", "2001:db8:1::10-2001:db8:1::1f"]},
+        ],
+        "rejections": [],
+    }  # fmt: skip
+    assert pools(POOLS, lines=allowed)[0].splitlines()[1].endswith("  none that is allowed")
+    assert pools.json(POOLS, "advertised_pools_only = true") == {"pools": [SERVICES], "rejections": []}
+
+
+def test_pools_says_that_every_address_is_legal_where_no_pool_counts(pools: Asked) -> None:
+    assert pools("") == ('every address is legal: no pool counts (pools = "auto")\n', "")
+    assert pools(POOLS, lines='pools = "ignored"') == ('every address is legal: no pool counts (pools = "ignored")\n', "")
+    assert pools.json("") == {"pools": [], "rejections": []}
+
+
+def test_pools_says_that_no_address_is_legal_where_pools_are_required_and_there_is_none(pools: Asked) -> None:
+    assert pools("", lines='pools = "required"') == ("no address is legal: there is no pool\n", "")
+    assert pools.json("", 'pools = "required"') == {"pools": [], "rejections": []}
+    assert pools.json(POOLS, 'pools = "required"') == {"pools": [FLAT, SERVICES], "rejections": []}
+
+
+def test_pools_says_what_is_invalid(pools: Asked) -> None:
+    assert pools(BROKEN) == (
+        'every address is legal: no pool counts (pools = "auto")\n',
+        f"IPAddressPool metallb-system/flat: invalid_pools: {BROKEN_MESSAGE}\n",
+    )
+    assert pools.json(BROKEN) == {
+        "pools": [],
+        "rejections": [{"object": "IPAddressPool metallb-system/flat", "reason": "invalid_pools", "message": BROKEN_MESSAGE}],
+    }
+    assert pools(BROKEN, lines='pools = "ignored"')[1] == "", "what is not read is not wrong"
+
+
+def test_pools_says_which_file_can_not_be_read(pools: Asked, tmp_path: Path) -> None:
+    said = pools("a: [\n")[1]
+    assert said.startswith(f"File {tmp_path}/metallb.yaml: unreadable: line 2: ")
+    assert said.count("\n") == 1
+
+
+def test_pools_prints_no_control_characters_that_a_config_map_holds(pools: Asked) -> None:
+    shown, said = pools(CONFIG_MAP)
+    assert shown.splitlines()[1:] == ["\\x1b[31m  ConfigMap metallb-system/config  192.0.2.0/24"]
+    assert said == ""
+
+
+def test_pools_says_nothing_of_services(pools: Asked) -> None:
+    service = (
+        "---\napiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec: {type: LoadBalancer, ports: [{port: 80}]}\n"
+        "status: {loadBalancer: {ingress: [{ip: 10.0.0.1}]}}\n"
+    )
+    assert pools.json(POOLS + service) == {"pools": [FLAT, SERVICES], "rejections": []}
+
+
+def test_pools_of_a_path_that_is_not_there_is_one_line_and_status_2(plain: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert status("pools", "--config", plain, "--manifests", "/absent") == WRONG
+    assert capsys.readouterr() == ("", "nftsync: /absent: there is no such file or folder\n")
+
+
+def test_pools_of_a_cluster_that_can_not_be_asked_is_one_line_and_status_1(
+    plain: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert status("pools", "--config", plain) == FAILED
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.startswith("nftsync: ")
+    assert f"{tmp_path}/absent" in shown.err
+    assert shown.err.count("\n") == 1
+
+
+def test_pools_needs_no_kernel_no_cluster_and_no_root_for_manifests(plain: str) -> None:
+    code = (
+        "import sys\n"
+        "for name in ('nftables', 'pyroute2', 'prometheus_client'): sys.modules[name] = None\n"
+        "from nftsync.cli import main\n"
+        f"sys.exit(main(['pools', '--config', {plain!r}, '--manifests', {EXAMPLES!r}]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[1:] == ["services  IPAddressPool metallb-system/services  172.30.254.0/24"]

@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 
 from nftsync import desired as module
 from nftsync.desired import Desired, Filters, Pinhole, pinholes_of
-from nftsync.guard import Guard
+from nftsync.guard import UNGUARDED, Boundary, Guard
+from nftsync.metallb import Configuration, Pool
 from nftsync.objects import Name, ObjectRef, Port, Protocol, Reason, Rejection, Service
+from nftsync.ranges import Range
 from nftsync.ratelimit import RateLimit
 from tests.support import services
 
@@ -123,16 +125,80 @@ def test_taking_away_what_was_never_there_changes_nothing() -> None:
     assert owners(desired) == {KEY: "a"}
 
 
+# --- what the guard refuses ------------------------------------------------------------------------------
+
+
+def guard_of(*legal: str, reserved: tuple[str, ...] = ()) -> Guard:
+    """A guard that admits these addresses of a pool's."""
+    ranges = tuple(Range(ip_address(each), ip_address(each)) for each in legal)
+    known = Configuration((Pool("a", "IPAddressPool metallb-system/a", ranges, advertised=True),))
+    return Guard.of(Boundary(reserved=frozenset(map(ip_address, reserved))), known)
+
+
+def test_a_refused_address_is_rejected_once_however_many_ports_it_has_and_the_others_open() -> None:
+    both = (ip_address("192.0.2.1"), ip_address("203.0.113.9"))
+    desired = Desired.of([service("a", OLD, "u1", HTTP, HTTPS, addresses=both)], ALL, guard_of("192.0.2.1"))
+    assert owners(desired) == {KEY: "a", "192.0.2.1 . tcp . 443": "a"}
+    assert list(desired.rejections()) == [
+        Rejection(
+            ObjectRef("Service", "default/a", "u1"),
+            Reason.OUTSIDE_POOLS,
+            "203.0.113.9 is in none of MetalLB's pools that count (a: 192.0.2.1); it stays closed",
+            "203.0.113.9",
+        )
+    ]
+
+
+def test_a_service_without_ports_is_told_that_its_address_is_refused() -> None:
+    desired = Desired.of([replace(service("a"), ports=())], ALL, guard_of("192.0.2.2"))
+    assert [each.reason for each in desired.rejections()] == [Reason.OUTSIDE_POOLS]
+
+
+def test_a_reserved_address_is_rejected_for_what_it_is() -> None:
+    desired = Desired.of([service("a")], ALL, guard_of("192.0.2.1", reserved=("192.0.2.1",)))
+    assert owners(desired) == {}
+    assert [(each.reason, each.part) for each in desired.rejections()] == [(Reason.RESERVED_ADDRESS, "192.0.2.1")]
+
+
+def test_an_older_service_that_is_refused_an_address_takes_nothing_from_a_younger_one() -> None:
+    old = service("old", OLD, "u1", addresses=(ip_address("203.0.113.9"), ip_address("192.0.2.1")))
+    young = service("young", NEW, "u2", addresses=(ip_address("203.0.113.9"), ip_address("192.0.2.2")))
+    for order in permutations((old, young)):
+        desired = Desired.of(order, ALL, guard_of("192.0.2.1", "192.0.2.2"))
+        assert owners(desired) == {KEY: "old", "192.0.2.2 . tcp . 80": "young"}
+        assert [(each.object.name, each.reason) for each in desired.rejections()] == [
+            ("default/old", Reason.OUTSIDE_POOLS),
+            ("default/young", Reason.OUTSIDE_POOLS),
+        ], "nobody lost to anybody"
+
+
+def test_an_older_service_that_moves_to_a_refused_address_leaves_its_old_one_to_the_younger() -> None:
+    guard = guard_of("192.0.2.1")
+    desired = Desired.of([service("old", OLD), service("young", NEW)], ALL, guard)
+    assert owners(desired) == {KEY: "old"}
+    moved = service("old", OLD, addresses=(ip_address("203.0.113.9"),))
+    assert set(desired.put(moved.name, moved)) == {KEY}
+    assert owners(desired) == {KEY: "young"}
+    assert [(each.object.name, each.reason) for each in desired.rejections()] == [("default/old", Reason.OUTSIDE_POOLS)]
+
+
+def test_a_service_that_the_filters_do_not_admit_is_not_told_what_the_guard_refuses() -> None:
+    desired = Desired.of([service("a")], Filters(exclude_namespaces=frozenset({"default"})), guard_of())
+    assert list(desired.rejections()) == []
+
+
 # --- the shortcut equals the whole computation ----------------------------------------------------------
 
 
-def oracle(held: dict[Name, Service], filters: Filters) -> tuple[dict[str, tuple[Name, Any, Any]], set[tuple[Name, str]]]:
-    """Simply: sort everybody by age, the first to ask gets it; who asked in vain is told."""
+def oracle(
+    held: dict[Name, Service], filters: Filters, guard: Guard
+) -> tuple[dict[str, tuple[Name, Any, Any]], set[tuple[Name, str]]]:
+    """Simply: sort everybody by age, the first to ask gets it; who asked in vain is told. Refused addresses are not asked for."""
     age = lambda each: (not each.created, each.created, not each.uid, each.uid, each.name)  # noqa: E731
     owned: dict[str, tuple[Name, Any, Any]] = {}
     refused = set()
     for each in sorted(filter(filters.admit, held.values()), key=age):
-        for address in each.addresses:
+        for address in filter(guard.admits, each.addresses):
             for protocol, port in each.ports:
                 key = f"{address} . {protocol.value} . {port}"
                 if key not in owned:
@@ -152,12 +218,20 @@ some_filters = st.builds(
 )
 
 
-@settings(max_examples=150)
-@given(changes, some_filters)
+in_use = st.sampled_from(["192.0.2.1", "192.0.2.2", "203.0.113.9", "2001:db8::1", "64:ff9b::102:304", "::102:304"])
+some_guards = st.just(UNGUARDED) | st.builds(
+    lambda legal, reserved: guard_of(*legal, reserved=tuple(reserved)),
+    st.lists(in_use, unique=True),
+    st.lists(in_use, unique=True, max_size=2),
+)
+
+
+@settings(max_examples=250)
+@given(changes, some_filters, some_guards)
 def test_after_any_sequence_of_changes_everything_is_as_if_computed_from_scratch(
-    sequence: list[tuple[Service, bool]], filters: Filters
+    sequence: list[tuple[Service, bool]], filters: Filters, guard: Guard
 ) -> None:
-    desired, held = Desired(filters), dict[Name, Service]()
+    desired, held = Desired(filters, guard), dict[Name, Service]()
     for changed, stays in sequence:
         before = dict(desired.pinholes)
         if stays:
@@ -166,21 +240,30 @@ def test_after_any_sequence_of_changes_everything_is_as_if_computed_from_scratch
             held.pop(changed.name, None)
         keys = set(desired.put(changed.name, held.get(changed.name)))
 
-        scratch = Desired.of(held.values(), filters)
+        scratch = Desired.of(held.values(), filters, guard)
         assert desired.pinholes == scratch.pinholes
         assert list(desired.rejections()) == list(scratch.rejections())
         assert sorted(map(repr, desired.services)) == sorted(map(repr, scratch.services))
         differing = {key for key in before.keys() | desired.pinholes.keys() if before.get(key) != desired.pinholes.get(key)}
         assert differing <= keys, "every pinhole that changed is named"
 
-        owned, refused = oracle(held, filters)
+        owned, refused = oracle(held, filters, guard)
         found = {
             key: (hole.service, None if hole.sources is None else [str(net) for net in hole.sources], hole.limit)
             for key, hole in desired.pinholes.items()
         }
         assert found == owned
-        told = {(tuple(each.object.name.split("/")), each.message.partition(" belongs")[0]) for each in desired.rejections()}
-        assert told == refused
+        conflicts = [each for each in desired.rejections() if each.reason is Reason.CONFLICT]
+        assert {(tuple(each.object.name.split("/")), each.message.partition(" belongs")[0]) for each in conflicts} == refused
+        assert len(conflicts) == len(refused)
+
+        closed = [each for each in desired.rejections() if each.reason is not Reason.CONFLICT]
+        assert sorted((each.object.name, each.part, each.reason) for each in closed) == sorted(
+            (str(each.name), str(address), Reason.RESERVED_ADDRESS if address in guard.reserved else Reason.OUTSIDE_POOLS)
+            for each in filter(filters.admit, held.values())
+            for address in each.addresses
+            if not guard.admits(address)
+        ), "one for each Service and address that is refused"
         assert [str(each) for each in desired.rejections()] == [
             str(each) for name in sorted(held) for each in desired.rejections_of(name)
         ]
