@@ -196,7 +196,8 @@ def test_an_address_outside_of_the_pools() -> None:
     found = ask(view(stray), "203.0.113.9:80")
     assert short(found)[:2] == ("dropped", "outside_pools")
     assert found.lines[0].startswith(
-        "Service default/stray asks for 203.0.113.9 tcp 80, but 203.0.113.9 is in none of MetalLB's pools that count (services: 172.30.254.0"
+        "Service default/stray asks for 203.0.113.9 tcp 80, "
+        "but 203.0.113.9 is in none of MetalLB's pools that count (services: 172.30.254.0"
     )
     assert (found.service, found.rule) == (Name("default", "stray"), "forward: drop")
     announced = ask(view(stray, boundary=Boundary(advertised_only=True)), "203.0.113.9:80")
