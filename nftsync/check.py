@@ -14,15 +14,13 @@ from nftsync import config
 from nftsync.api import Api, ApiError
 from nftsync.config import Config, ConfigError
 from nftsync.guard import Enforcement, Guard
-from nftsync.legal import read_metallb
+from nftsync.legal import known_of_cluster
 from nftsync.links import Links
 from nftsync.localchain import LocalChainError, parse_local_chain
 from nftsync.metallb import CONFIG_MAP
 from nftsync.nftresource import METALLB_NAMESPACE, NftSpec, parse_nft
 from nftsync.objects import Malformed, quote
-from nftsync.pools import Pools
 from nftsync.ruleset import Ruleset, Settings, render, tables
-from nftsync.store import Store
 from nftsync.watch import nfts
 
 # What the daemon can't do without.
@@ -177,12 +175,10 @@ def _pools(api: Api, chosen: Config, spec: NftSpec | None) -> Iterator[Finding]:
         if missing := _missing(api, {**attributes, "namespace": namespace}):
             what = f"may not {' or '.join(missing)} {attributes['resource']} in {namespace}"
             yield Finding("RBAC", WARN, f"{what}: apply packaging/kubernetes/rbac.yaml, its last Role in that namespace")
-    pools = Pools(Store(chosen.state).state.metallb)
-    found, unread = read_metallb(api, namespace)
-    pools.look(found)
-    for rejection in (*unread, *pools.rejections):
+    known, rejections = known_of_cluster(api, chosen, namespace)
+    for rejection in rejections:
         yield Finding(subject, WARN, str(rejection))
-    guard = Guard.of(chosen.boundary, pools.known)
+    guard = Guard.of(chosen.boundary, known)
     if not guard.guarded:
         message = f'addresses are unguarded: {namespace} has no MetalLB configuration; pools = "required" would open nothing'
         yield Finding(subject, WARN, message)

@@ -116,6 +116,8 @@ class Daemon:
         self._options = options
         self._clock = clock
         self._signals = Signals()
+        listening = (self._signals.links_changed, self._signals.stop)
+        self._links = threading.Thread(target=links.listen, args=listening, name="links", daemon=True)
         self._metrics = Metrics()
         self._config = config.load(options.config)
         self._endpoint: Endpoint | None = None
@@ -144,9 +146,7 @@ class Daemon:
                     self._collector = self._open_collector(self._config, reconciler)
                     self._endpoint = self._open_endpoint(self._config)
                     self._server = self._open_server(self._config)
-                threading.Thread(
-                    target=links.listen, args=(self._signals.links_changed, self._signals.stop), name="links", daemon=True
-                ).start()
+                self._links.start()
                 log.info("nftsync %s started as router %s", __version__, self._config.router_name)
                 source = self._loop(reconciler, source)
             finally:
@@ -244,7 +244,7 @@ class Daemon:
         """Whether nobody asked to stop. Raises DaemonError if nothing would be heard of the cluster any more."""
         if self._signals.stop.is_set():
             return False
-        if not source.alive:
+        if not (source.alive and self._links.is_alive()):
             raise DaemonError("an input ended by itself, which is a bug: its traceback stands above; the ruleset stays")
         return True
 

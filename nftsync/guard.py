@@ -51,8 +51,8 @@ class Guard:
     pools: tuple[Pool, ...] | None = None
     reserved: frozenset[Address] = frozenset()
     cluster: AddressSet = field(default_factory=AddressSet)
-    held: AddressSet = field(default_factory=AddressSet)
-    names: str = ""
+    held: AddressSet = field(default_factory=AddressSet, compare=False)  # both follow from the pools
+    names: str = field(default="", compare=False)
 
     @classmethod
     def of(

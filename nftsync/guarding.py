@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from ipaddress import ip_address
 
 from nftsync.guard import UNGUARDED, Boundary, Enforcement, Guard
@@ -12,6 +12,8 @@ from nftsync.objects import Address
 from nftsync.pools import Pools
 from nftsync.ranges import AddressSet, Range
 from nftsync.store import State
+
+_PEERS = 10_000  # that are remembered; more are no peers but somebody who tries port 179
 
 log = logging.getLogger(__name__)
 
@@ -23,14 +25,15 @@ class Guarding:
 
     def __init__(self, links: Links, state: State) -> None:
         self._links = links
-        self._local = Local()
+        self._local: Local | None = None
+        self._peers: frozenset[Address] = frozenset()
         self.pools = Pools(state.metallb)
         self.guard = UNGUARDED
         self.former = state.former
 
     @property
     def own(self) -> frozenset[Address]:
-        return self._local.addresses
+        return self._local.addresses if self._local else frozenset()
 
     @property
     def cluster(self) -> AddressSet:
@@ -38,20 +41,31 @@ class Guarding:
         return self.guard.cluster | AddressSet.of(Range(each, each) for each in self.former)
 
     def look(self, boundary: Boundary) -> Guard:
-        """The guard as pools, addresses and peers are now."""
+        """The guard as pools, addresses and peers are now. Raises LinkError before the router's addresses were ever seen."""
+        local = self._local
         try:
-            self._local = self._links.local()
+            local = self._local = self._links.local()
+            self._meet(self._links.bgp_peers())
         except LinkError as fault:
-            log.warning("%s; those that were known before hold", fault)
-        reserved = self._local.addresses | self._links.bgp_peers()
-        return Guard.of(boundary, self.pools.known, reserved, self._local.networks)
+            if local is None:
+                raise
+            log.warning("%s; what was known before holds", fault)
+        return Guard.of(boundary, self.pools.known, local.addresses | self._peers, local.networks)
 
-    def renew(self, boundary: Boundary, opened: Iterable[str]) -> bool:
-        """Judge by what is known now; returns whether that is otherwise than before. opened: keys of pinholes that were open."""
+    def _meet(self, peers: frozenset[Address]) -> None:
+        """A peer whose session is down is one all the same."""
+        met = self._peers | peers
+        self._peers = met if len(met) <= _PEERS else peers
+
+    def renew(self, boundary: Boundary, opened: Callable[[], Iterable[str]]) -> bool:
+        """Judge by what is known now; returns whether that is otherwise than before. opened: keys of pinholes that were open.
+
+        Raises what look() and `opened` raise; then all is as before.
+        """
         guard = self.look(boundary)
         if guard == self.guard:
             return False
-        addresses = {ip_address(key.partition(" ")[0]) for key in opened}
+        addresses = {ip_address(key.partition(" ")[0]) for key in opened()}
         self.guard = guard
         self.former = frozenset(each for each in self.former | addresses if not guard.admits(each))
         return True

@@ -58,6 +58,7 @@ class Inbox(Generic[T]):
         self._dirty: set[Name] = set()
         self._since = 0.0
         self.synced = threading.Event()  # set once the first complete list is here, or can't be had
+        self.readable = False  # whether what is here is complete, as far as anybody knows
 
     def put(self, raw: object) -> None:
         """An object was added or modified. Raises Malformed if not even its name can be read."""
@@ -82,11 +83,11 @@ class Inbox(Generic[T]):
         with self._lock:
             for name in self._objects.keys() - listing.names:
                 self._drop(name)
-        self._complete()
+        self._complete(readable=True)
 
     def unreadable(self) -> None:
         """There is nobody to tell what is there: nobody needs to wait for it, and what was there stays."""
-        self._complete()
+        self._complete(readable=False)
 
     def take(self) -> Changes[T]:
         """What changed since the last take, each name with its latest state."""
@@ -99,10 +100,11 @@ class Inbox(Generic[T]):
         with self._lock:
             return list(self._objects.values())
 
-    def _complete(self) -> None:
-        first = not self.synced.is_set()
+    def _complete(self, *, readable: bool) -> None:
+        news = not self.synced.is_set() or readable != self.readable
+        self.readable = readable
         self.synced.set()
-        if first:
+        if news:
             self._wake()
         else:
             self._tell()

@@ -11,10 +11,10 @@ from pathlib import Path
 from nftsync.api import Api, ApiError
 from nftsync.config import Config
 from nftsync.guard import Enforcement, Guard
-from nftsync.metallb import Pool
+from nftsync.metallb import Configuration, Pool
 from nftsync.nftresource import METALLB_NAMESPACE, parse_nft
 from nftsync.objects import Malformed, ObjectRef, Reason, Rejection, sequence
-from nftsync.pools import MetalLB, Pools
+from nftsync.pools import MetalLB, judge
 from nftsync.preview import preview
 from nftsync.ranges import AddressSet, Range
 from nftsync.store import Store
@@ -62,12 +62,10 @@ def legal_in_cluster(chosen: Config) -> Legal:
     api = Api(chosen.kubeconfig)
     try:
         api.connect()
-        pools = Pools(Store(chosen.state).state.metallb)
-        unread: tuple[Rejection, ...] = ()
-        if chosen.boundary.enforcement is not Enforcement.IGNORED:
-            found, unread = read_metallb(api, _namespace(api, chosen))
-            pools.look(found)
-        return _legal(chosen, Guard.of(chosen.boundary, pools.known), (*unread, *pools.rejections))
+        if chosen.boundary.enforcement is Enforcement.IGNORED:
+            return _legal(chosen, Guard.of(chosen.boundary, None), ())
+        known, rejections = known_of_cluster(api, chosen, _namespace(api, chosen))
+        return _legal(chosen, Guard.of(chosen.boundary, known), rejections)
     finally:
         api.close()
 
@@ -98,21 +96,31 @@ def _namespace(api: Api, chosen: Config) -> str:
     return METALLB_NAMESPACE
 
 
-def read_metallb(api: Api, namespace: str) -> tuple[MetalLB, tuple[Rejection, ...]]:
+def known_of_cluster(api: Api, chosen: Config, namespace: str) -> tuple[Configuration | None, tuple[Rejection, ...]]:
+    """MetalLB's configuration as it is now; where that is none or no good one, what the daemon of this machine saw last."""
+    found, unread = _read_metallb(api, namespace)
+    seen = Store(chosen.state).state.metallb
+    present, rejections = judge(found, seen)
+    return present or seen, (*unread, *rejections)
+
+
+def _read_metallb(api: Api, namespace: str) -> tuple[MetalLB, tuple[Rejection, ...]]:
     """MetalLB's objects as they are now, and what could not be read of them. Raises ApiError."""
     found, rejections = MetalLB.empty(lambda: None, time.monotonic), []
     for resource, inbox in zip(metallb(namespace), found.inboxes, strict=True):
-        with inbox.listing() as listing:
-            try:
+        try:
+            with inbox.listing() as listing:
                 for raw in _items(api, resource):
                     listing.put(raw)
-            except ApiError as fault:
-                if fault.status not in (403, 404):
-                    raise
-                if fault.status == 403:
-                    rejections.append(Rejection(ObjectRef(resource.kind, namespace), Reason.UNREADABLE, str(fault)))
-            except Malformed as fault:
-                rejections.append(Rejection(ObjectRef(resource.kind, namespace), Reason.MALFORMED, str(fault)))
+        except ApiError as fault:
+            if fault.status not in (403, 404):
+                raise
+            inbox.unreadable()
+            if fault.status == 403:
+                rejections.append(Rejection(ObjectRef(resource.kind, namespace), Reason.UNREADABLE, str(fault)))
+        except Malformed as fault:
+            inbox.unreadable()
+            rejections.append(Rejection(ObjectRef(resource.kind, namespace), Reason.MALFORMED, str(fault)))
     return found, tuple(rejections)
 
 

@@ -5,6 +5,7 @@ Source: rtnetlink(7), sock_diag(7), tc(8). pyroute2's errors are wrapped here.
 
 from __future__ import annotations
 
+import errno
 import select
 import socket
 import threading
@@ -23,6 +24,8 @@ INGRESS_KINDS = ("ingress", "clsact")  # either one offers the ingress hook; a N
 _CHECK = 1.0  # seconds until a stopped listener notices
 _BGP = 179
 _ESTABLISHED = 1 << 1  # TCP_ESTABLISHED as a mask of states
+# A kernel without netlink's sock_diag, without its inet_diag, or a sandbox that does not let it be loaded.
+_NO_DIAG = (errno.EPROTONOSUPPORT, errno.EAFNOSUPPORT, errno.ENOENT)
 
 
 class LinkError(Exception):
@@ -90,18 +93,28 @@ class Links:
             return None
 
     def bgp_peers(self) -> frozenset[Address]:
-        """Who has a BGP session with this machine now: the other ends of TCP connections from or to port 179."""
+        """Who has a BGP session with this machine now: the other ends of TCP connections from or to port 179.
+
+        Empty on a kernel that can't tell. Raises LinkError.
+        """
         found = set()
-        try:
-            with DiagSocket() as sockets:
-                sockets.bind()
-                for family in (socket.AF_INET, socket.AF_INET6):
-                    for each in sockets.get_sock_stats(family=family, states=_ESTABLISHED):
-                        if _BGP in (each["idiag_sport"], each["idiag_dport"]):
-                            found.add(_unmapped(ip_address(each["idiag_dst"])))
-        except (NetlinkError, OSError):  # a kernel without inet_diag, or a sandbox that does not let it be loaded
-            return frozenset()
+        with _wrapped("list TCP connections"):
+            try:
+                with DiagSocket() as sockets:
+                    sockets.bind()
+                    for family in (socket.AF_INET, socket.AF_INET6):
+                        for each in sockets.get_sock_stats(family=family, states=_ESTABLISHED):
+                            if _BGP in (each["idiag_sport"], each["idiag_dport"]):
+                                found.add(_unmapped(ip_address(each["idiag_dst"])))
+            except (NetlinkError, OSError) as fault:
+                if _number(fault) not in _NO_DIAG:
+                    raise
         return frozenset(found)
+
+
+def _number(fault: NetlinkError | OSError) -> int | None:
+    """The error's errno."""
+    return fault.code if isinstance(fault, NetlinkError) else fault.errno
 
 
 def _everybodys(network: Network) -> Address:
@@ -143,8 +156,10 @@ def listen(wake: Callable[[], None], stop: threading.Event) -> None:
 def _listen(wake: Callable[[], None], stop: threading.Event) -> None:
     with IPRoute() as netlink:
         netlink.bind(groups=RTMGRP_LINK | RTMGRP_IPV4_IFADDR | RTMGRP_IPV6_IFADDR)
+        poll = select.poll()  # select() knows no descriptor above 1023
+        poll.register(netlink.fileno(), select.POLLIN)
         while not stop.is_set():
-            if select.select([netlink], [], [], _CHECK)[0]:
+            if poll.poll(1000 * _CHECK):
                 for _ in netlink.get():
                     pass
                 wake()

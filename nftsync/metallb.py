@@ -15,6 +15,7 @@ from nftsync.objects import Address, Malformed, Name, ObjectRef, Reason, Rejecti
 from nftsync.ranges import Range, parse_range
 
 CONFIG_MAP = "config"  # its name, and the key in it
+_POOL_KIND = "IPAddressPool"
 
 Labels = Mapping[str, str]
 
@@ -38,6 +39,11 @@ class Configuration:
 
     pools: tuple[Pool, ...] = ()
     peers: frozenset[Address] = frozenset()
+
+    @property
+    def of_pool_objects(self) -> bool:
+        """Whether IPAddressPools say so, of which there is at least one then, and not the ConfigMap."""
+        return any(pool.source.startswith(_POOL_KIND) for pool in self.pools)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,10 +128,10 @@ def configuration(
     read: tuple[AddressPool | Advertisement | Peer, ...] = (*ordered, *advertisements, *peers)
     rejections = [rejection for each in read for rejection in each.rejections]
     parsed = tuple(
-        Pool(pool.name.name, f"IPAddressPool {pool.name}", pool.ranges, any(each.covers(pool) for each in advertisements))
+        Pool(pool.name.name, f"{_POOL_KIND} {pool.name}", pool.ranges, any(each.covers(pool) for each in advertisements))
         for pool in ordered
     )
-    refs = {pool.name.name: ObjectRef("IPAddressPool", str(pool.name), pool.uid) for pool in ordered}
+    refs = {pool.name.name: ObjectRef(_POOL_KIND, str(pool.name), pool.uid) for pool in ordered}
     rejections.extend(Rejection(refs[pool.name], Reason.INVALID_POOLS, message) for pool, message in overlaps(parsed))
     if rejections or not ordered:
         return None, tuple(rejections)
@@ -161,7 +167,7 @@ def parse_pool(raw: object, _before: AddressPool | None) -> AddressPool:
         ranges = parse_addresses(spec.get("addresses"), "spec.addresses")
         return AddressPool(name, uid, tuple(sorted(_labels(labels, "metadata.labels"))), ranges)
     except ValueError as fault:
-        return AddressPool(name, uid, rejections=_invalid("IPAddressPool", name, uid, fault))
+        return AddressPool(name, uid, rejections=_invalid(_POOL_KIND, name, uid, fault))
 
 
 def parse_advertisement(raw: object, _before: Advertisement | None) -> Advertisement:

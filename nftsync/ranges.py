@@ -132,22 +132,28 @@ class AddressSet:
 
     def _shared(self, other: AddressSet) -> Iterator[Range]:
         for mine in self.ranges:
-            for theirs in other.ranges:
-                if mine.overlaps(theirs):
-                    yield Range(max(mine.first, theirs.first, key=int), min(mine.last, theirs.last, key=int))
+            for theirs in other.overlapping(mine):
+                yield Range(max(mine.first, theirs.first, key=int), min(mine.last, theirs.last, key=int))
 
     def __sub__(self, other: AddressSet) -> AddressSet:
-        left = list(self.ranges)
-        for hole in other.ranges:
-            left = [part for each in left for part in _without(each, hole)]
-        return AddressSet(tuple(left))
+        return AddressSet(tuple(part for each in self.ranges for part in _without(each, other.overlapping(each))))
+
+    def overlapping(self, part: Range) -> Iterator[Range]:
+        """The ranges that share an address with `part`, found by bisection: a set may have thousands."""
+        for place in range(max(bisect_right(self.ranges, part.position(), key=Range.position) - 1, 0), len(self.ranges)):
+            each = self.ranges[place]
+            if each.overlaps(part):
+                yield each
+            elif each.position() > part.position():
+                return
 
 
-def _without(each: Range, hole: Range) -> Iterator[Range]:
-    if not each.overlaps(hole):
-        yield each
-        return
-    if int(each.first) < int(hole.first):
-        yield Range(each.first, hole.first - 1)
-    if int(hole.last) < int(each.last):
-        yield Range(hole.last + 1, each.last)
+def _without(each: Range, holes: Iterable[Range]) -> Iterator[Range]:
+    """What is left of a range. holes: in their order; each overlaps it."""
+    for hole in holes:
+        if int(each.first) < int(hole.first):
+            yield Range(each.first, hole.first - 1)
+        if int(each.last) <= int(hole.last):
+            return
+        each = Range(hole.last + 1, each.last)  # the rest of it
+    yield each

@@ -8,7 +8,7 @@ read back, and the difference is sent. "Applied" is recorded only after the kern
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from hashlib import blake2b
@@ -197,7 +197,10 @@ class Reconciler:
         """
         if not self._inputs.synced:
             return SyncResult(Outcome.WAITING, "the first lists are not complete")
-        changed, since = self._take(whole=whole or resync)
+        try:
+            changed, since = self._take(whole=whole or resync)
+        except (KernelError, LinkError) as fault:
+            return self._failed(fault)
         if self._spec is None:
             return SyncResult(Outcome.WAITING, f"there is no usable Nft resource {self._config.nft}")
         if self._guarding.waits(self._config.boundary):
@@ -208,11 +211,14 @@ class Reconciler:
             whole = whole or resync or self._whole
             result = self._sync_whole(self._spec, resync=resync) if whole else self._sync_part(changed)
         except (KernelError, LinkError) as fault:
-            self._whole = True
-            self._applied.tables = None
-            failed = SyncResult(Outcome.FAILED, f"the last ruleset stays: {fault}")
+            failed = self._failed(fault)
             result = self._sync_without_new_local_chain(self._spec) or failed
         return replace(result, since=since)
+
+    def _failed(self, fault: KernelError | LinkError) -> SyncResult:
+        self._whole = True
+        self._applied.tables = None
+        return SyncResult(Outcome.FAILED, f"the last ruleset stays: {fault}")
 
     def _sync_without_new_local_chain(self, spec: NftSpec) -> SyncResult | None:
         """After a refusal: whether it was the local chain's fault shows when the last good one is taken. None if it was not."""
@@ -246,13 +252,21 @@ class Reconciler:
 
     def _take_pools(self, spec: NftSpec, *, whole: bool) -> list[float]:
         """Take MetalLB's changes, and judge addresses by them from now on; returns when they were received."""
-        sinces, known = [], self._guarding.pools.known
-        boundary = self._config.boundary
+        guarding, boundary, sinces = self._guarding, self._config.boundary, []
+        known = guarding.pools.known
         if boundary.enforcement is not Enforcement.IGNORED:
-            sinces = self._guarding.pools.look(self._inputs.metallb(spec.metallb_namespace))
-        if sinces or whole or self._whole or self._guarding.pools.known is not known:
-            self._whole |= self._guarding.renew(boundary, self._applied.pinholes)
+            sinces = guarding.pools.look(self._inputs.metallb(spec.metallb_namespace))
+        if guarding.waits(boundary):
+            return sinces
+        if sinces or whole or self._whole or guarding.pools.known is not known:
+            self._whole |= guarding.renew(boundary, self._opened)
+            store = self._ingress.store
+            store.save(replace(store.state, metallb=guarding.pools.known, former=guarding.former))
         return sinces
+
+    def _opened(self) -> Iterable[str]:
+        """Keys of the pinholes that the kernel has, those of the daemon before us too. Raises KernelError."""
+        return self._applied.pinholes if self._applied.settings else open_keys(self._kernel.read().ruleset)
 
     def _settings(self, spec: NftSpec) -> Settings:
         self._local_chain.refresh(lambda body: self._rehearse(spec, body))
@@ -320,9 +334,8 @@ class Reconciler:
         self._whole = False
         self._local_chain.accepted()
         self._ingress.settle(settings.device)
-        store, guarding = self._ingress.store, self._guarding
-        state = replace(store.state, local_chain=settings.local_chain, metallb=guarding.pools.known, former=guarding.former)
-        store.save(state)
+        store = self._ingress.store
+        store.save(replace(store.state, local_chain=settings.local_chain))
         return SyncResult(Outcome.APPLIED if text else Outcome.UNCHANGED, message, changes, drift=drift)
 
     def _held(self, standing: Ruleset) -> Mapping[str, Pinhole]:

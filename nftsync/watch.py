@@ -192,13 +192,12 @@ class Watcher:
                 raise
 
     def _go_without(self, fault: ApiError) -> None:
-        """The kind is not there, so no object of it is; or it may not be read, so nothing is known of any."""
+        """The kind is not there or may not be read: nobody waits for it, and what was known of it stays.
+
+        A kind that goes takes its objects with it one by one; a 404 without that is a server that is starting.
+        """
         self._version = None
-        if fault.status == 404:
-            with self._inbox.listing():
-                pass
-        else:
-            self._inbox.unreadable()
+        self._inbox.unreadable()
         said = f"absent: {fault.status}"  # not in the server's words, which differ for a list and a watch
         if said != self._complaint:
             self._complaint = said

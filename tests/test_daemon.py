@@ -433,16 +433,17 @@ def test_the_metrics_are_there_from_the_start_and_move(daemon: Daemon) -> None:
     assert "Service default/refused: rejected: invalid_ratelimit: " in daemon.log()
 
 
+@pytest.mark.parametrize("input_", ["nftsync.manifests.Manifests.follow", "nftsync.links.listen"])
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_an_input_that_ends_by_itself_ends_the_daemon_and_the_ruleset_stays(
-    lab: Lab, daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+    lab: Lab, daemon: Daemon, monkeypatch: pytest.MonkeyPatch, input_: str
 ) -> None:
     assert daemon.once().returncode == 0
 
     def broken(*_: object) -> None:
         raise AssertionError("a bug")
 
-    monkeypatch.setattr("nftsync.manifests.Manifests.follow", broken)
+    monkeypatch.setattr(input_, broken)
     options = daemons.Options(config=daemon.config, manifests=(daemon.manifests,))
     with pytest.raises(daemons.DaemonError, match="ended by itself"):
         lab.router.call(daemons.Daemon(options).run)

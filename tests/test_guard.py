@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from nftsync.guard import UNGUARDED, Boundary, Enforcement, Guard
 from nftsync.metallb import Configuration, Pool
 from nftsync.objects import Address, Network, Reason
-from nftsync.pools import DOUBT, MetalLB, Pools
+from nftsync.pools import DOUBT, LONGEST_DOUBT, MetalLB, Pools, judge
 from nftsync.ranges import AddressSet, parse_range
 
 
@@ -475,3 +475,111 @@ def test_another_namespace_is_looked_at_even_if_nothing_changed_in_it() -> None:
     seen.metallb = Seen().sync().metallb
     seen.look()
     assert seen.told() == [], "what was wrong in the one before is forgotten"
+
+
+def test_while_pools_go_on_changing_one_that_is_gone_is_gone_within_the_second() -> None:
+    seen = Seen().sync()
+    seen.put("a", "192.0.2.0/24")
+    seen.put("b", "198.51.100.0/24")
+    seen.look()
+    seen.delete("b")
+    began = seen.now
+    while "b" in seen.look():
+        seen.now += DOUBT / 3
+        seen.put("a", f"192.0.2.{int(seen.now * 10) % 100}/32")
+    assert seen.now - began == pytest.approx(LONGEST_DOUBT, abs=DOUBT / 3)
+    assert seen.now - began < 1
+
+
+LEFT_BEHIND = "address-pools:\n- name: old\n  protocol: bgp\n  addresses: [203.0.113.0/24]\n"
+
+
+def config_map(text: str) -> dict[str, Any]:
+    return {"metadata": {"namespace": "metallb-system", "name": "config", "uid": "c"}, "data": {"config": text}}
+
+
+def test_the_config_map_that_pool_objects_have_replaced_does_not_come_to_power_again_when_they_go() -> None:
+    for restarted in (False, True):
+        seen = Seen().sync()
+        seen.metallb.config_maps.put(config_map(LEFT_BEHIND))
+        assert seen.look() == ["old"]
+        seen.put("a", "192.0.2.0/24")
+        seen.look()
+        seen.now += DOUBT
+        assert seen.look() == ["a"]
+        if restarted:
+            seen = Seen(seen.pools.known).sync()
+            seen.metallb.config_maps.put(config_map(LEFT_BEHIND))
+        else:
+            seen.delete("a")
+        assert seen.look() == ["a"]
+        seen.now += 1_000_000
+        assert seen.look() == ["a"]
+        assert judge(seen.metallb, seen.pools.known) == (None, ())
+
+
+def announced(seen: Seen) -> list[str]:
+    seen.pools.look(seen.metallb)
+    return [each.name for each in seen.pools.known.pools if each.advertised] if seen.pools.known else []
+
+
+PART = {"metadata": {"namespace": "metallb-system", "name": "x", "uid": "x"}}
+
+
+def test_what_can_not_be_read_after_a_restart_stays_as_it_was_known() -> None:
+    seen = Seen(Configuration((pool("a", "192.0.2.0/24"), pool("b", "198.51.100.0/24", advertised=False)), addresses(PEER)))
+    for inbox in seen.metallb.inboxes:
+        inbox.unreadable()
+    with seen.metallb.pools.listing() as listing:
+        for name, text in (("a", "192.0.2.0/25"), ("b", "198.51.100.0/24"), ("new", "203.0.113.0/24")):
+            listing.put(raw(name, [text]))
+    assert announced(seen) == ["a"]
+    seen.now += 1_000_000
+    assert announced(seen) == ["a"]
+    assert seen.pools.known is not None
+    assert seen.pools.known.peers == addresses(PEER)
+    assert str(seen.pools.known.pools[0].ranges[0]) == "192.0.2.0-192.0.2.127", "what can be read counts"
+
+
+def test_what_can_be_read_again_counts_even_if_it_is_nothing() -> None:
+    seen = Seen(Configuration((pool("a", "192.0.2.0/24"),), addresses(PEER)))
+    for inbox in seen.metallb.inboxes:
+        inbox.unreadable()
+    seen.put("a", "192.0.2.0/24")
+    assert announced(seen) == ["a"]
+    for inbox in seen.metallb.inboxes[1:]:
+        with inbox.listing():
+            pass
+    assert announced(seen) == ["a"], "all may be going"
+    seen.now += DOUBT
+    assert announced(seen) == []
+    assert seen.pools.known is not None
+    assert seen.pools.known.peers == frozenset()
+
+
+def test_advertisements_and_peers_that_are_gone_for_a_moment_leave_everything_as_it_is() -> None:
+    seen = Seen().sync()
+    seen.put("a", "192.0.2.0/24")
+    seen.metallb.advertisements.put({**PART, "spec": {}})
+    seen.metallb.peers.put({**PART, "spec": {"peerAddress": PEER}})
+    assert announced(seen) == ["a"]
+    before = seen.pools.known
+    for inbox in seen.metallb.inboxes:
+        inbox.unreadable()
+        seen.now += 10
+        assert announced(seen) == ["a"]
+    assert seen.pools.known == before
+
+
+def test_what_is_asked_for_once_is_what_stands_there_now_and_the_last_good_one_where_that_is_none() -> None:
+    seen = Seen().sync()
+    seen.put("a", "192.0.2.0/24")
+    found, _ = judge(seen.metallb, KNOWN)
+    assert found is not None
+    assert [each.name for each in found.pools] == ["a"], "nobody waits for what was known to be gone"
+    seen.put("b", "x")
+    found, rejections = judge(seen.metallb, KNOWN)
+    assert found is None
+    assert [each.message for each in rejections] == [
+        "'x' is neither a CIDR nor a range of addresses; the last good pools stay"
+    ]

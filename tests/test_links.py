@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import os
+import resource
 import socket
 import threading
 from collections.abc import Iterable, Iterator
@@ -10,6 +12,7 @@ from contextlib import ExitStack
 from ipaddress import ip_address
 
 import pytest
+from pyroute2.netlink.exceptions import NetlinkError
 
 from nftsync import links
 from nftsync.lab import CLIENT, CLUSTER, NODE, PUBLIC, Lab, TcpServer
@@ -48,6 +51,51 @@ def test_after_more_changes_than_the_socket_holds_it_looks_anew_and_hears_the_ne
         stop.set()
         thread.join()
         namespace.close()
+
+
+def test_it_listens_in_a_process_that_has_a_thousand_files_open(namespace: Namespace) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    woken, stop = threading.Event(), threading.Event()
+    thread = threading.Thread(target=namespace.call, args=(listen, woken.set, stop))
+    held: list[int] = []
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 4096), hard))
+        while not held or held[-1] < 1100:
+            held.append(os.dup(0))
+        thread.start()
+        number = iter(range(1000))
+
+        def heard() -> bool:
+            namespace.ip(f"link add w{next(number)} type veth")
+            return woken.wait(0.1)
+
+        assert eventually(heard)
+        assert thread.is_alive()
+    finally:
+        stop.set()
+        thread.join()
+        for each in held:
+            os.close(each)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_that_the_kernel_can_not_tell_of_sessions_is_no_error_but_that_it_does_not_is(
+    network: Links, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    faults: list[Exception] = [
+        NetlinkError(errno.ENOENT), OSError(errno.EPROTONOSUPPORT, ""), OSError(errno.EAFNOSUPPORT, ""),
+        NetlinkError(errno.ENOBUFS), OSError(errno.EMFILE, "too many open files"),
+    ]  # fmt: skip
+
+    def broken() -> None:
+        raise faults.pop(0)
+
+    monkeypatch.setattr(links, "DiagSocket", broken)
+    for _ in range(3):
+        assert network.bgp_peers() == frozenset()
+    for _ in range(2):
+        with pytest.raises(LinkError, match="list TCP connections"):
+            network.bgp_peers()
 
 
 def test_a_refusal_of_the_kernel_is_a_link_error() -> None:

@@ -20,16 +20,16 @@ from nftsync import config
 from nftsync.guard import Boundary
 from nftsync.inbox import Inbox
 from nftsync.inputs import Inputs
-from nftsync.kernel import Kernel
+from nftsync.kernel import Kernel, KernelError
 from nftsync.lab import CLIENT, CLUSTER, NODE, PUBLIC, Lab, Probe, Protocol, TcpServer
-from nftsync.links import Links
+from nftsync.links import LinkError, Links
 from nftsync.nftresource import Nft, parse_nft
 from nftsync.objects import Service, parse_service
-from nftsync.pools import MetalLB
+from nftsync.pools import DOUBT, MetalLB
 from nftsync.probe import _checksum, packet
 from nftsync.reconcile import Outcome, Reconciler
 from nftsync.store import Store
-from tests.labtools import SERVICE4, SERVICE6, Daemon, Raw, elements, eventually, needs_root, nft, rules, service
+from tests.labtools import SERVICE4, SERVICE6, Daemon, Raw, elements, eventually, needs_root, nft, rules, service, tables
 
 pytestmark = needs_root
 
@@ -349,6 +349,26 @@ def test_the_last_good_pools_are_known_after_a_restart_whatever_they_hold(lab: L
             router.close()
 
 
+def test_pools_that_the_kernel_does_not_take_yet_are_known_after_a_restart(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise KernelError("no space left")
+
+    router = Router(lab, tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr(Kernel, "apply", full)
+        with pytest.raises(AssertionError, match="no space left"):
+            router.put(nft(), WEB, STRAY, CLUSTER_POOL)
+    router.close()
+    router = Router(lab, tmp_path)
+    try:
+        router.put(nft(), WEB, STRAY)
+        assert opened(lab) == WEB_KEYS
+    finally:
+        router.close()
+
+
 # --- what is closed is cut off ------------------------------------------------------------------------
 
 
@@ -412,6 +432,33 @@ def test_closing_a_service_cuts_its_tcp_connections_and_no_other(
         assert server.received == received
         reopen(router)
         assert select.select([connection], [], [], 5.0)[0], "only packets were dropped: the connection goes on when it may"
+
+
+@pytest.mark.parametrize(("address", "other"), [(SERVICE4, OTHER4), (SERVICE6, OTHER6)])
+@pytest.mark.parametrize("line", [f'allowed_prefixes = ["{OTHER4}/32", "{OTHER6}/128"]', ""], ids=["prefixes", "pool"])
+def test_what_is_no_longer_legal_after_a_restart_is_cut_off(
+    lab: Lab, tmp_path: Path, address: str, other: str, line: str
+) -> None:
+    narrowed = CLUSTER_POOL if line else pool("services", f"{OTHER4}/32", f"{OTHER6}/128")
+    before = Router(lab, tmp_path)
+    before.put(nft(), WEB, OTHER, CLUSTER_POOL)
+    before.close()
+    with (
+        TcpServer(lab.node, 80), TcpServer(lab.node, 443),
+        lab.tcp_connect(address, 80) as connection, lab.tcp_connect(other, 443) as neighbour,
+    ):  # fmt: skip
+        assert answers(connection)
+        assert answers(neighbour)
+        restarted = Router(lab, tmp_path, line)
+        try:
+            restarted.put(nft(), WEB, OTHER, narrowed)
+            if not line:
+                time.sleep(DOUBT)
+                restarted.sync()
+            assert not answers(connection, 0.7), "TCP has sent it again by then"
+            assert answers(neighbour)
+        finally:
+            restarted.close()
 
 
 @CLOSINGS
@@ -720,7 +767,43 @@ def test_whoever_has_a_bgp_session_with_the_router_is_never_opened(lab: Lab, dae
         assert eventually(lambda: daemon.metric("nftsync_rejections", RESERVED) == 1)
         assert not lab.arrives("tcp", node, BGP)
         assert opened(lab) >= WEB_KEYS
-    assert eventually(lambda: key in opened(lab)), daemon.log()
+    unchanged = {"result": "unchanged"}
+    resyncs = daemon.metric("nftsync_syncs_total", unchanged)
+    assert eventually(lambda: daemon.metric("nftsync_syncs_total", unchanged) > resyncs + 2)
+    assert key not in opened(lab), "a peer whose session is down is one all the same"
+
+
+def refuse(*_: object) -> Any:
+    raise LinkError("the kernel refused to say")
+
+
+def test_before_the_routers_own_addresses_are_known_nothing_is_opened(
+    lab: Lab, router: Router, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = f"{CLUSTER[0]}"
+    with monkeypatch.context() as patched:
+        patched.setattr(Links, "local", refuse)
+        with pytest.raises(AssertionError, match="the last ruleset stays: the kernel refused to say"):
+            router.put(nft(), WEB, EVERYTHING, service("hijack", own))
+        assert tables(lab) == set()
+    router.sync()
+    assert opened(lab) == WEB_KEYS
+    assert router.refused() == {own: "reserved_address"}
+    monkeypatch.setattr(Links, "local", refuse)
+    router.put(service("more", own, ports=[("TCP", 22)]))
+    router.sync(resync=True)
+    assert opened(lab) == WEB_KEYS, "what was known before holds"
+
+
+def test_while_the_kernel_does_not_tell_of_bgp_sessions_those_that_were_known_hold(
+    lab: Lab, router: Router, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Links, "bgp_peers", lambda _: frozenset({ip_address(SERVICE4)}))
+    router.put(nft(), WEB, CLUSTER_POOL)
+    assert opened(lab) == at(SERVICE6)
+    monkeypatch.setattr(Links, "bgp_peers", refuse)
+    router.sync(resync=True)
+    assert opened(lab) == at(SERVICE6)
 
 
 # --- bgp_peers ----------------------------------------------------------------------------------------

@@ -867,34 +867,27 @@ def test_nobody_waits_for_an_optional_kind_that_is_not_there_or_not_shown(
     assert not optional.observer.causes
 
 
-def test_of_an_optional_kind_that_goes_no_object_is_left(optional: Lab, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO)
-    optional.server.put(service("one"))
-    optional.started()
-    optional.inbox.take()
-    with refusing(optional, 404):
-        assert optional.inbox.take().objects == {Name("shop", "one"): None}
-        assert optional.observer.causes == {Cause.ENDED: 1}, "the watch that the server ended as it may, and nothing else"
-        assert told(caplog, logging.INFO) == ["Service: not installed"]
-        assert not told(caplog, logging.WARNING)
-    optional.converged()
-
-
-def test_of_an_optional_kind_that_may_no_longer_be_read_every_object_stays(
-    optional: Lab, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(("status", "level"), [(404, logging.INFO), (403, logging.WARNING)])
+def test_of_an_optional_kind_that_goes_or_may_no_longer_be_read_every_object_stays(
+    optional: Lab, caplog: pytest.LogCaptureFixture, status: int, level: int
 ) -> None:
+    """A server that is starting says of every kind but its own that it does not have it."""
+    caplog.set_level(logging.INFO)
     optional.server.put(service("one"))
     optional.server.put(service("goes"))
     optional.started()
     optional.inbox.take()
-    with refusing(optional, 403):
+    assert optional.inbox.readable
+    with refusing(optional, status):
         optional.server.delete("shop", "goes")
         assert optional.held().keys() == {Name("shop", "one"), Name("shop", "goes")}
         assert not optional.inbox.take().objects
         assert optional.inbox.synced.is_set()
-        assert optional.observer.causes == {Cause.ENDED: 1}
-        assert len(told(caplog, logging.WARNING)) == 1
+        assert not optional.inbox.readable
+        assert optional.observer.causes == {Cause.ENDED: 1}, "the watch that the server ended as it may, and nothing else"
+        assert len(told(caplog, level)) == 1
     optional.converged()
+    wait_for(lambda: optional.inbox.readable, "a complete list")
     assert optional.held().keys() == {Name("shop", "one")}
 
 

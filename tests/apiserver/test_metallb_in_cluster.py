@@ -59,6 +59,9 @@ class MetalLB:
         if refusal_of(lambda: self.server.admin.post(self.pools, pool)) is not None:
             self.server.admin.patch(f"{self.pools}/{name}", {"spec": spec})
 
+    def delete_pool(self, name: str) -> None:
+        self.server.admin.delete(f"{self.pools}/{name}")
+
     def config_map(self, text: str) -> None:
         """Create the ConfigMap of MetalLB up to 0.12, or give it another text."""
         config_map = {"metadata": {"name": "config"}, "data": {"config": text}}
@@ -406,6 +409,20 @@ def test_the_commands_name_the_pools_that_guard(router: Router, metallb: MetalLB
         "rejections": [],
     }
     assert findings(router) == (0, [f"ok    MetalLB's pools: 2 of {METALLB_NAMESPACE} guard the addresses: extra, public"])
+
+
+def test_the_commands_speak_of_what_is_there_now_not_of_what_the_daemon_saw_before(router: Router, metallb: MetalLB) -> None:
+    metallb.pool("first", FIRST)
+    metallb.pool("second", SECOND)
+    router.start()
+    only_open(router, IN_FIRST, IN_SECOND)
+    router.stop()
+    metallb.delete_pool("second")
+    assert [each["name"] for each in json.loads(router.run("pools", "--json").stdout)["pools"]] == ["first"]
+    assert findings(router) == (0, [f"ok    MetalLB's pools: 1 of {METALLB_NAMESPACE} guard the addresses: first"])
+    metallb.delete_pool("first")
+    shown = [each["name"] for each in json.loads(router.run("pools", "--json").stdout)["pools"]]
+    assert shown == ["first", "second"], "where there is none, what the daemon saw last holds"
 
 
 def test_the_commands_say_that_nothing_guards(router: Router) -> None:
