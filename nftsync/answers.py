@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from itertools import islice
 
 from nftsync import __version__, counters
@@ -38,7 +39,7 @@ def answer(daemon: Daemon, question: Question) -> Answer:
     known: Mapping[object, Callable[[Daemon, Question], Answer]] = {
         "status": _status, "ruleset": _ruleset, "owners": _owners, "explain": _explain,
     }  # fmt: skip
-    if command not in known:
+    if not isinstance(command, str) or command not in known:
         raise ValueError(f"this nftsync ({__version__}) knows no such question: restart the daemon after an upgrade")
     return known[command](daemon, question)
 
@@ -103,17 +104,22 @@ def _explain(daemon: Daemon, question: Question) -> Answer:
         settings=reconciler.settings,
         waiting=daemon.last.message,
         own=reconciler.own,
-        routed=reconciler.routed,
-        drops=_drops,
+        routed=cache(reconciler.routed),
+        drops=_drops(),
     )
     found = explain(view, words)
     return {"text": found.text(), **found.as_json()}
 
 
-def _drops(key: str) -> int | None:
-    """What the limit of a pinhole has dropped, as the kernel counts it."""
-    try:
-        counts = counters.read().counts
-    except DumpError:
-        return None
-    return next((count.packets for name in ("dropped4", "dropped6") for (of, _), count in counts[name].items() if of == key), None)
+def _drops() -> Callable[[str], int | None]:
+    """What the limit of a pinhole has dropped, as the kernel counts it. It is asked once, for all of them."""
+
+    @cache
+    def dropped() -> Mapping[str, int]:
+        try:
+            counts = counters.read().counts
+        except DumpError:
+            return {}
+        return {key: count.packets for name in ("dropped4", "dropped6") for (key, _), count in counts[name].items()}
+
+    return lambda key: dropped().get(key)

@@ -15,7 +15,7 @@ from nftsync.api import Api, ApiError
 from nftsync.config import Config, ConfigError
 from nftsync.guard import Enforcement, Guard
 from nftsync.legal import known_of_cluster
-from nftsync.links import Links
+from nftsync.links import LinkError, Links
 from nftsync.localchain import LocalChainError, parse_local_chain
 from nftsync.metallb import CONFIG_MAP
 from nftsync.nftresource import METALLB_NAMESPACE, NftSpec, parse_nft
@@ -28,6 +28,11 @@ _PERMISSIONS = (
     {"group": "", "resource": "services"},
     {"group": "nft.acnodal.com", "resource": "nfts"},
 )
+# What it tells the cluster with, each with its verbs.
+_REPORTS = (
+    ({"group": "nft.acnodal.com", "resource": "nfts", "subresource": "status"}, ("patch",)),
+    ({"group": "events.k8s.io", "resource": "events"}, ("create", "patch")),
+)
 # What it needs to know which addresses are the cluster's.
 _METALLB = (
     {"group": "metallb.io", "resource": "ipaddresspools"},
@@ -35,7 +40,7 @@ _METALLB = (
     {"group": "metallb.io", "resource": "bgppeers"},
     {"group": "", "resource": "configmaps", "name": CONFIG_MAP},
 )
-_VERBS = ("list", "watch")
+_READ = ("list", "watch")
 _FORWARDING = {"IPv4": Path("/proc/sys/net/ipv4/ip_forward"), "IPv6": Path("/proc/sys/net/ipv6/conf/all/forwarding")}
 
 
@@ -140,17 +145,22 @@ def _forwarding() -> Iterator[Finding]:
 
 def _permissions(api: Api) -> Iterator[Finding]:
     for attributes in _PERMISSIONS:
-        missing = _missing(api, attributes)
-        if missing:
-            reason = f"may not {' or '.join(missing)} {attributes['resource']}: apply packaging/kubernetes/rbac.yaml"
-            yield Finding("RBAC", FAIL, reason)
-        else:
-            yield Finding("RBAC", OK, f"may {' and '.join(_VERBS)} {attributes['resource']}")
+        yield _right(api, attributes, _READ, FAIL)
+    for attributes, verbs in _REPORTS:
+        yield _right(api, attributes, verbs, WARN)
 
 
-def _missing(api: Api, attributes: dict[str, str]) -> list[str]:
+def _right(api: Api, attributes: dict[str, str], verbs: tuple[str, ...], otherwise: Level) -> Finding:
+    """Whether we may do this to a resource; a finding of the level `otherwise` if not."""
+    what = "/".join(attributes[key] for key in ("resource", "subresource") if key in attributes)
+    if missing := _missing(api, attributes, verbs):
+        return Finding("RBAC", otherwise, f"may not {' or '.join(missing)} {what}: apply packaging/kubernetes/rbac.yaml")
+    return Finding("RBAC", OK, f"may {' and '.join(verbs)} {what}")
+
+
+def _missing(api: Api, attributes: dict[str, str], verbs: tuple[str, ...] = _READ) -> list[str]:
     """The verbs that we may not use."""
-    return [verb for verb in _VERBS if not _allowed(api, {**attributes, "verb": verb})]
+    return [verb for verb in verbs if not _allowed(api, {**attributes, "verb": verb})]
 
 
 def _allowed(api: Api, attributes: dict[str, str]) -> bool:
@@ -226,6 +236,8 @@ def _nic(chosen: Config, spec: NftSpec | None) -> Finding:
     network = Links()
     try:
         present = network.index(name) is not None
+    except LinkError as fault:
+        return Finding(subject, FAIL, str(fault))
     finally:
         network.close()
     if present:

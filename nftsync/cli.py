@@ -19,7 +19,7 @@ from nftsync.localchain import LocalChainError, parse_local_chain
 from nftsync.logs import LogFormat
 from nftsync.manifests import ManifestError
 from nftsync.objects import ObjectRef, Reason, Rejection
-from nftsync.preview import preview
+from nftsync.preview import Preview, preview
 from nftsync.ratelimit import RateLimitError, parse_ratelimit
 from nftsync.ruleset import render
 
@@ -95,26 +95,31 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--once", action="store_true", help="stop after the first complete sync")
     shown = add("render", _render, "Print the ruleset that manifests would give; nothing is changed.", manifests)
     shown.add_argument("--strict", action="store_true", help="exit 1 if anything was rejected")
-    limit = add("ratelimit", _ratelimit, "Check the text of a ratelimit annotation.")
-    limit.add_argument("text", metavar="TEXT", nargs="+", help="e.g. '2 mbytes/second burst 512 kbytes'")
     legal = add("pools", _pools, "Print which addresses are legal: what MetalLB, or manifests, say.", manifests)
     legal.add_argument("--json", action="store_true", help="for programs: ranges as first-last, and what was rejected")
+    limit = add("ratelimit", _ratelimit, "Check the text of a ratelimit annotation.")
+    limit.add_argument("text", metavar="TEXT", nargs="+", help="e.g. '2 mbytes/second burst 512 kbytes'")
+    _add_questions(add, manifests)
+    add("check", _check, "Check configuration, kubeconfig, permissions, nft, kernel and NIC.")
+    add("flush", _flush, "Remove nftsync's tables from the kernel: this opens the firewall.")
+    demo = add("demo", _demo, "Build a lab of three network namespaces and show what passes.")
+    demo.add_argument("--manifests", type=Path, nargs="+", metavar="PATH", help="instead of the five example Services")
+    return parser
+
+
+def _add_questions(add: Callable[..., argparse.ArgumentParser], manifests: argparse.ArgumentParser) -> None:
+    """The commands that ask the running daemon."""
     shown = add("status", _status, "Show how the running daemon is doing.")
     shown.add_argument("--json", action="store_true", help="for programs")
     shown.add_argument("--watch", action="store_true", help="again and again, until interrupted")
     why = add("explain", _explain, "Say why a packet passes or does not, or what came of a Service.", manifests)
-    why.add_argument("words", metavar="WORD", nargs="+", help="[SOURCE] ADDRESS:PORT[/tcp|udp|sctp], or NAMESPACE/NAME")
+    why.add_argument("words", metavar="WORD", nargs="*", help="[SOURCE] ADDRESS:PORT[/tcp|udp|sctp], or NAMESPACE/NAME")
     why.add_argument("--json", action="store_true", help="for programs")
     top = add("top", _top, "Show the Services with the most traffic, and the most that their limits drop.")
     top.add_argument("--drops", action="store_true", help="those first whose limits drop the most")
     top.add_argument("--seconds", type=float, default=WATCH, metavar="N", help="measure for so long (default: %(default)s)")
     top.add_argument("--once", action="store_true", help="one measurement instead of one after the other")
     add("diff", _diff, "Show what would change in the kernel: to what the daemon wants, or to what manifests ask for.", manifests)
-    add("check", _check, "Check configuration, kubeconfig, permissions, nft, kernel and NIC.")
-    add("flush", _flush, "Remove nftsync's tables from the kernel: this opens the firewall.")
-    demo = add("demo", _demo, "Build a lab of three network namespaces and show what passes.")
-    demo.add_argument("--manifests", type=Path, nargs="+", metavar="PATH", help="instead of the five example Services")
-    return parser
 
 
 # Commands that touch the kernel or the cluster import what they need themselves: the others work without it.
@@ -206,14 +211,15 @@ def _explain(options: argparse.Namespace) -> int:
     from nftsync.explain import explain, parse_query
 
     chosen = config.load(options.config)
+    paths, words = _paths_and_words(options)
     try:
-        if options.manifests:
-            local_chain, _ = _local_chain(chosen)
-            found = explain(preview(chosen, options.manifests, local_chain).view(chosen), options.words)
+        parse_query(words)
+        if paths:
+            shown, _ = _preview_here(chosen, paths)
+            found = explain(shown.view(chosen), words)
             described: dict[str, Any] = {"text": found.text(), **found.as_json()}
         else:
-            parse_query(options.words)
-            described = ask(chosen.runtime, {"command": "explain", "words": options.words})
+            described = ask(chosen.runtime, {"command": "explain", "words": words})
     except ValueError as fault:
         return _fail(WRONG, str(fault))
     except ControlError as fault:
@@ -221,6 +227,30 @@ def _explain(options: argparse.Namespace) -> int:
     text = described.pop("text")
     print(json.dumps(described) if options.json else text)
     return 0
+
+
+def _paths_and_words(options: argparse.Namespace) -> tuple[Sequence[Path], Sequence[str]]:
+    """What follows `--manifests` is all taken for paths; the last one or two of them are the words, if there are no others."""
+    paths, words = options.manifests or [], options.words
+    if words:
+        return paths, words
+    split = len(paths) - 1
+    if split > 1 and not paths[split - 1].exists():
+        split -= 1
+    return paths[:split], list(map(str, paths[split:]))
+
+
+def _preview_here(chosen: Config, paths: Sequence[Path]) -> tuple[Preview, list[Rejection]]:
+    """What manifests would give on this router, which has addresses; and what would be refused."""
+    from nftsync.links import LinkError, Local, local_now
+
+    local_chain, rejections = _local_chain(chosen)
+    try:
+        local = local_now()
+    except LinkError:
+        local = Local()
+    shown = preview(chosen, paths, local_chain, local.addresses, local.networks)
+    return shown, [*rejections, *shown.rejections]
 
 
 def _top(options: argparse.Namespace) -> int:
@@ -248,26 +278,25 @@ def _top(options: argparse.Namespace) -> int:
 
 
 def _diff(options: argparse.Namespace) -> int:
-    """Exits with 0 if nothing would change, with 1 if something would, as diff(1) does."""
+    """Exits as diff(1) does: with 0 if nothing would change, with 1 if something would, with 2 if that can't be told."""
     from nftsync.control import ControlError, ask
     from nftsync.differ import differences
     from nftsync.kernel import KernelError
-    from nftsync.links import LinkError, local_now
     from nftsync.namespace import LabError
 
     chosen = config.load(options.config)
     try:
         if options.manifests:
-            local_chain, rejections = _local_chain(chosen)
-            local = local_now()
-            shown = preview(chosen, options.manifests, local_chain, local.addresses, local.networks)
+            shown, rejections = _preview_here(chosen, options.manifests)
             wanted = render(shown.ruleset)
-            for rejection in (*rejections, *shown.rejections):
+            for rejection in rejections:
                 print(rejection, file=sys.stderr)
         else:
             wanted = ask(chosen.runtime, {"command": "ruleset"})["text"]
         found = differences(wanted)
-    except (ControlError, KernelError, LabError, LinkError) as fault:
+    except PermissionError:
+        return _fail(WRONG, "only root may look at the kernel's ruleset")
+    except (ControlError, KernelError, LabError, OSError) as fault:
         return _fail(WRONG, str(fault))
     sys.stdout.write(found)
     return FAILED if found else 0

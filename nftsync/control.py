@@ -6,6 +6,7 @@ The daemon's loop answers between two syncs, so what it says is of one moment. S
 from __future__ import annotations
 
 import json
+import logging
 import os
 import queue
 import socket
@@ -19,6 +20,10 @@ from typing import Any
 SOCKET = "control.sock"
 PATIENCE = 10.0  # seconds until somebody who does not speak, or does not answer, is given up
 _LONGEST_QUESTION = 64 * 1024  # bytes
+_AT_ONCE = 32  # conversations
+_PAUSE = 0.1  # seconds after a connection that could not be accepted
+
+log = logging.getLogger(__name__)
 
 Question = dict[str, Any]
 Answer = dict[str, Any]
@@ -49,6 +54,9 @@ class Questions:
                 future.set_result(answer(question))
             except ValueError as fault:  # what was asked makes no sense
                 future.set_result({"error": str(fault)})
+            except Exception:  # the firewall does not end because of a question
+                log.exception("a question could not be answered, which is a bug")
+                future.set_result({"error": "that could not be answered, which is a bug: the daemon's log has its traceback"})
 
     def _pending(self) -> Iterator[tuple[Question, Future[Answer]]]:
         with suppress(queue.Empty):
@@ -62,25 +70,17 @@ class Server:
     def __init__(self, folder: Path, ask: Callable[[Question], Answer]) -> None:
         self._path = folder / SOCKET
         self._ask = ask
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._closed = threading.Event()
+        self._places = threading.Semaphore(_AT_ONCE)
         try:
-            folder.mkdir(mode=0o755, parents=True, exist_ok=True)
-            if _alive(self._path):
-                raise ControlError(f"{self._path}: another nftsync answers there")
-            self._path.unlink(missing_ok=True)
-            before = os.umask(0o177)
-            try:
-                self._listener.bind(str(self._path))
-            finally:
-                os.umask(before)
-            self._listener.listen(8)
+            self._listener = _listener(self._path)
         except OSError as fault:
-            self._listener.close()
             raise ControlError(f"{self._path}: {fault.strerror or fault}") from fault
         self._thread = threading.Thread(target=self._serve, name="control", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
+        self._closed.set()
         with suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
@@ -88,26 +88,36 @@ class Server:
         self._thread.join()
 
     def _serve(self) -> None:
-        while True:
+        while not self._closed.is_set():
             try:
                 connection, _ = self._listener.accept()
-            except OSError:  # closed
-                return
+            except OSError:  # closed; or there are too many open files, which passes
+                self._closed.wait(_PAUSE)
+                continue
             threading.Thread(target=self._converse, args=(connection,), daemon=True).start()
 
     def _converse(self, connection: socket.socket) -> None:
         with connection, suppress(OSError):
             connection.settimeout(PATIENCE)
+            if not self._places.acquire(blocking=False):
+                connection.sendall(b'{"error": "too many ask at once: ask again"}\n')
+                return
             try:
-                question = json.loads(_line(connection, _LONGEST_QUESTION))
-                if not isinstance(question, dict):
-                    raise ValueError("a question is a JSON object")
-                answer = self._ask(question)
-            except (ValueError, RecursionError) as fault:
-                answer = {"error": f"that is no question: {fault}"}
-            except TimeoutError:
-                answer = {"error": "the daemon is busy: ask again"}
-            connection.sendall(json.dumps(answer).encode() + b"\n")
+                self._hear_and_answer(connection)
+            finally:
+                self._places.release()
+
+    def _hear_and_answer(self, connection: socket.socket) -> None:
+        try:
+            question = json.loads(_line(connection, _LONGEST_QUESTION))
+            if not isinstance(question, dict):
+                raise ValueError("a question is a JSON object")
+            answer = self._ask(question)
+        except (ValueError, RecursionError) as fault:
+            answer = {"error": f"that is no question: {fault}"}
+        except TimeoutError:
+            answer = {"error": "the daemon is busy: ask again"}
+        connection.sendall(json.dumps(answer).encode() + b"\n")
 
 
 def ask(folder: Path, question: Question) -> Answer:
@@ -139,6 +149,23 @@ def _line(connection: socket.socket, longest: int | None) -> bytes:
         if not piece or (longest is not None and len(content) > longest):
             raise ValueError("it has no end" if piece else "the other side hung up")
     return bytes(content)
+
+
+def _listener(path: Path) -> socket.socket:
+    """A listening socket that only our user may connect to. Raises OSError; ControlError if somebody answers there."""
+    path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    if _alive(path):
+        raise ControlError(f"{path}: another nftsync answers there")
+    path.unlink(missing_ok=True)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        os.fchmod(listener.fileno(), 0o600)  # bind() gives the file this mode: there is no moment with another one
+        listener.bind(str(path))
+        listener.listen(_AT_ONCE)
+    except BaseException:
+        listener.close()
+        raise
+    return listener
 
 
 def _alive(path: Path) -> bool:

@@ -24,9 +24,9 @@ def differences(wanted: str) -> str:
 
     Raises KernelError, and OSError where a namespace can't be made.
     """
-    here = _listed()
     namespace = Namespace()
     try:
+        here = _listed()
         for number, device in enumerate(sorted(set(_DEVICE.findall(wanted)))):
             namespace.ip(f"link add {device} type veth peer name other{number}")
         there = namespace.call(_loaded, wanted)

@@ -23,6 +23,7 @@ _SSH, _BGP = Port(Protocol.TCP, 22), Port(Protocol.TCP, 179)
 _SOURCE = {4: "ip saddr ", 6: "ip6 saddr "}
 _CLOSING = {Reason.MALFORMED, Reason.INVALID_ADDRESS, Reason.INVALID_PORT, Reason.INVALID_PROTOCOL}  # what they refuse is not open
 _NAMED = 5  # of many, so many are named
+_DETAILED = 200  # of a Service's pairs of address and port, so many are explained one by one
 
 
 class Verdict(StrEnum):
@@ -121,7 +122,9 @@ class Explanation:
 
 def parse_query(words: Sequence[str]) -> PacketQuery | Name:
     """`[SRC] DST:PORT[/proto]` or `NAMESPACE/NAME`, one word each. Raises ValueError with a sentence."""
-    *sources, target = words or ("",)
+    if not words:
+        raise ValueError(f"nothing was asked; {_FORMS}")
+    *sources, target = words
     if not sources and (named := _SERVICE.fullmatch(target)):
         return Name(*named.groups())
     match = _TARGET.fullmatch(target)
@@ -162,23 +165,31 @@ def explain_service(view: View, name: Name) -> Explanation:
         line = f"there is no Service {name} of type LoadBalancer, and no other opens anything"
         return Explanation(Verdict.DROPPED, Cause.NOT_A_SERVICE, (line,))
     asked = [PacketQuery(None, address, *port) for address in service.addresses for port in service.ports]
-    parts = [_through_router(view, settings, query, service) for query in asked]
+    parts = [_through_router(view, settings, query, service) for query in asked[:_DETAILED]]
+    more = asked[_DETAILED:]
     causes = [each.reason for each in parts if each.verdict is Verdict.DROPPED]
     if not parts:
         cause, line = _why_closed(view, service, None)
         found = Explanation(Verdict.DROPPED, cause, (f"Service {name} opens nothing: {line}",), name)
         return _with_remarks(settings, found, service)
-    opened = len(parts) - len(causes)
+    opened = len(parts) - len(causes) + sum(_opens(view, settings, query, service) for query in more)
     if not opened:
         verdict = Verdict.DROPPED
-    elif causes or any(each.reason in _CLOSING for each in service.rejections):
+    elif opened < len(asked) or any(each.reason in _CLOSING for each in service.rejections):
         verdict = Verdict.DEPENDS
     else:
         verdict = Verdict.LIMITED if service.limit and settings.enable_rateshape and settings.device else Verdict.PASSES
     causes += [Cause.INVALID for _ in service.rejections] + [each.reason for each in parts if each.reason is not Cause.OPEN]
-    first = f"Service {name}: {opened} of {len(parts)} pairs of address and port are open"
-    lines = (first, *("; ".join(each.lines) for each in parts))
+    first = f"Service {name}: {opened} of {len(asked)} pairs of address and port are open"
+    lines = (first, *("; ".join(each.lines) for each in parts), *([f"… and {len(more)} more pairs"] if more else []))
     return _with_remarks(settings, Explanation(verdict, (*causes, Cause.OPEN)[0], lines, name), service)
+
+
+def _opens(view: View, settings: Settings, query: PacketQuery, service: Service) -> bool:
+    """What _through_router() finds in detail, in short: whether the Service has this pinhole, and somebody comes through it."""
+    hole = view.desired.pinholes.get(query.key)
+    held = hole is not None and hole.service == service.name and hole.sources != ()
+    return (held or not settings.enable_dropall) and view.routed(query.destination) is not False
 
 
 def _to_router(settings: Settings, query: PacketQuery) -> Explanation:

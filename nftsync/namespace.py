@@ -115,7 +115,7 @@ def home() -> Iterator[None]:
 def system(call: str, *arguments: int) -> None:
     """A system call of namespaces(7); Python before 3.12 has none of them."""
     if getattr(ctypes.CDLL(None, use_errno=True), call)(*arguments):
-        raise LabError(f"{call}: {os.strerror(ctypes.get_errno())} (a lab needs root)")
+        raise LabError(f"{call}: {os.strerror(ctypes.get_errno())} (this needs root)")
 
 
 class TcpServer:

@@ -12,6 +12,7 @@ import pytest
 
 from nftsync.check import Finding, Level, findings
 from nftsync.cli import main
+from nftsync.links import LinkError, Links
 from tests.labtools import needs_root
 
 pytestmark = needs_root
@@ -96,8 +97,22 @@ def test_a_right_that_is_missing_and_a_resource_that_is_not_there_are_findings(t
     with answering(b"{}") as server:
         seen = list(findings(configuration(tmp_path, server)))
     rights = [finding for finding in seen if finding.subject == "RBAC"]
-    assert [finding.level for finding in rights] == [Level.FAIL] * 2 + [Level.WARN] * 4
+    assert [finding.level for finding in rights] == [Level.FAIL] * 2 + [Level.WARN] * 6
     assert all("rbac.yaml" in finding.message for finding in rights)
+    told = [finding.message.partition(":")[0] for finding in rights[2:4]]
+    assert told == ["may not patch nfts/status", "may not create or patch events"]
     resource = next(finding for finding in seen if finding.subject == "Nft arbf-operators/nft")
     assert resource.level is Level.FAIL
     assert "nft.yaml" in resource.message
+
+
+def test_a_kernel_that_does_not_tell_of_interfaces_is_a_finding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: Links, name: str) -> int:
+        raise LinkError(f"the kernel refused to look for the interface {name}: no")
+
+    monkeypatch.setattr(Links, "index", refuse)
+    path = configuration(tmp_path, None)
+    path.write_text('router_name = "edge1"\n' + path.read_text() + '[overrides.edge1]\npublic_nic = "eth7"\n')
+    finding = found(path)["public NIC"]
+    assert finding.level is Level.FAIL
+    assert finding.message == "the kernel refused to look for the interface eth7: no"

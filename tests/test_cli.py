@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
@@ -14,11 +15,12 @@ from hypothesis import strategies as st
 
 from nftsync import __version__
 from nftsync.cli import FAILED, WRONG, main
+from nftsync.links import Local
 from tests.support import ROOT
 from tests.test_ratelimit import near_misses
 
 EXAMPLES = str(ROOT / "examples")
-COMMANDS = ("run", "render", "ratelimit", "check", "flush", "demo")
+COMMANDS = ("run", "render", "ratelimit", "pools", "status", "explain", "top", "diff", "check", "flush", "demo")
 
 
 @pytest.fixture
@@ -27,6 +29,7 @@ def plain(tmp_path: Path) -> str:
     file = tmp_path / "plain.toml"
     file.write_text(
         f'kubeconfig = "{tmp_path}/absent"\npaths.local_chain = "{tmp_path}/absent.nft"\npaths.state = "{tmp_path}/state"\n'
+        f'paths.runtime = "{tmp_path}/run"\n'
     )
     return str(file)
 
@@ -403,3 +406,54 @@ def test_pools_needs_no_kernel_no_cluster_and_no_root_for_manifests(plain: str) 
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines()[1:] == ["services  IPAddressPool metallb-system/services  172.30.254.0/24"]
+
+
+# --- explain and diff ---------------------------------------------------------------------------------
+
+TARGET = "172.30.254.1:80"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--manifests", "examples", TARGET),
+        ("--manifests", "examples", "examples", TARGET),
+        ("--manifests", "examples", "198.51.100.9", TARGET),
+        ("198.51.100.9", TARGET, "--manifests", "examples"),
+        (TARGET, "--manifests", "examples", "examples"),
+        ("--manifests", "examples", "--", TARGET),
+    ],
+)
+def test_what_is_to_be_explained_may_stand_before_the_paths_or_after_them(
+    words: tuple[str, ...], plain: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert status("explain", "--config", plain, *words) == 0
+    assert capsys.readouterr().out.startswith("passes: Service default/hello-kubernetes-1 opens 172.30.254.1 tcp 80 to everybody\n")
+
+
+def test_a_service_may_be_explained_after_the_paths(plain: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert status("explain", "--config", plain, "--manifests", "examples", "default/hello-kubernetes-1") == 0
+    assert "pairs of address and port are open" in capsys.readouterr().out
+
+
+def test_explain_knows_the_addresses_of_the_machine_that_it_runs_on(
+    plain: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = ip_address(TARGET.partition(":")[0])
+    monkeypatch.setattr("nftsync.links.local_now", lambda: Local(frozenset({own})))
+    assert status("explain", TARGET, "--manifests", "examples", "--config", plain) == 0
+    assert f"{own} is the router's own address" in capsys.readouterr().out
+
+
+def test_diff_that_can_not_be_told_is_trouble_and_no_difference(
+    plain: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert status("diff", "--config", plain) == WRONG
+    assert "no nftsync runs here" in capsys.readouterr().err
+
+    def full(_: str) -> str:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr("nftsync.differ.differences", full)
+    assert status("diff", "--manifests", "examples", "--config", plain) == WRONG
+    assert capsys.readouterr().err.splitlines()[-1] == "nftsync: [Errno 24] Too many open files"

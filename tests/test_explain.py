@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from ipaddress import IPv4Address, ip_address, ip_network
@@ -12,13 +13,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nftsync import answers
 from nftsync.desired import Desired, Filters
 from nftsync.explain import Cause, Explanation, PacketQuery, Verdict, View, explain_packet, explain_service, parse_query
 from nftsync.guard import Boundary, Guard
 from nftsync.metallb import Configuration, Pool
+from nftsync.netlink import DumpError
 from nftsync.objects import Address, Name, Protocol, parse_service
 from nftsync.ranges import parse_range
 from nftsync.ruleset import Settings, render, ruleset
+from nftsync.traffic import Count, Reading
 from tests.labtools import PUBLIC_NIC, Raw, service
 
 POOL = "172.30.254.0/24"
@@ -100,7 +104,7 @@ def test_a_name_with_a_slash_is_a_service() -> None:
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
-        ([], "names neither a packet nor a Service"),
+        ([], "nothing was asked; right is ADDRESS:PORT"),
         (["a/b", "c/d", "e/f"], "names neither a packet nor a Service"),
         (["192.0.2.1"], "'192.0.2.1' names neither a packet nor a Service; right is ADDRESS:PORT"),
         (["192.0.2.1:0"], "names neither"),
@@ -472,3 +476,47 @@ def test_text_and_json_hold_the_same() -> None:
         "lines": list(found.lines),
     }
     assert ask(view(), "172.30.254.1:80").as_json()["service"] is None
+
+
+# --- large Services -----------------------------------------------------------------------------------
+
+
+def test_of_a_large_service_the_first_pairs_are_told_one_by_one_and_all_are_counted() -> None:
+    ports = [("TCP", number) for number in range(1, 1001)]
+    large = service("large", "172.30.254.1", "172.30.254.2", "203.0.113.1", ports=ports, limit="400/second")
+    elder = service("elder", "172.30.254.2", ports=[("TCP", 1000)], created="2020-01-01T00:00:00Z")
+    began = time.monotonic()
+    found = ask(view(large, elder, routed=lambda _: None), "default/large")
+    assert time.monotonic() - began < 2, "a second or less on a machine that has nothing else to do"
+    assert short(found)[0] == Verdict.DEPENDS
+    assert found.lines[0] == "Service default/large: 1999 of 3000 pairs of address and port are open"
+    assert sum(" opens 172.30.254.1 tcp " in line for line in found.lines) == 200
+    assert "… and 2800 more pairs" in found.lines
+    unrouted = ask(view(large, routed=lambda address: str(address) != "172.30.254.2"), "default/large")
+    assert unrouted.lines[0] == "Service default/large: 1000 of 3000 pairs of address and port are open"
+    everything = ask(view(large, enable_dropall=False), "default/large")
+    assert everything.lines[0] == "Service default/large: 3000 of 3000 pairs of address and port are open"
+    assert everything.verdict is not Verdict.DROPPED
+
+
+def test_the_kernel_is_asked_once_for_what_all_limits_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def read() -> Reading:
+        asked.append(1)
+        counts = {"dropped4": {("a", b""): Count(7, 0)}, "dropped6": {("b", b""): Count(9, 0)}}
+        return Reading(counts, {}, {})
+
+    monkeypatch.setattr("nftsync.counters.read", read)
+    drops = answers._drops()
+    assert not asked, "only who has a limit asks"
+    assert [drops(key) for key in ("a", "b", "c")] == [7, 9, None]
+    assert len(asked) == 1
+
+
+def test_where_the_kernel_does_not_tell_what_was_dropped_nobody_knows(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> Reading:
+        raise DumpError(1)
+
+    monkeypatch.setattr("nftsync.counters.read", refuse)
+    assert answers._drops()("a") is None
