@@ -150,6 +150,8 @@ class Daemon:
                 log.info("nftsync %s started as router %s", __version__, self._config.router_name)
                 source = self._loop(reconciler, source)
             finally:
+                if not self._options.once:
+                    source.farewell()
                 source.stop()
                 network.close()
                 if self._endpoint:
@@ -227,7 +229,6 @@ class Daemon:
                 whole = whole or reconciler.links_changed()
             if not (woken or resync or retry or whole or stale != self._stale):
                 continue
-            listed = source.inputs.synced
             result = self._sync(reconciler, source, whole=whole or retry, resync=resync)
             if resync:
                 resynced = self._clock()
@@ -235,9 +236,9 @@ class Daemon:
                 retry_at, retry_after = self._clock() + retry_after, min(retry_after * 2, RETRY_LAST)
             else:
                 retry_at, retry_after = float("inf"), RETRY_FIRST
-            if self._options.once and (listed or result.outcome is not Outcome.WAITING):
+            if self._options.once and result.listed:
                 return source
-            if listed:
+            if result.listed:
                 signals.stop.wait(SETTLE)
 
     def _goes_on(self, source: Source) -> bool:
@@ -280,6 +281,8 @@ class Daemon:
             log.error("the configuration was not taken up, the running one stays: %s", fault)
             return source
         if opened is not source:
+            if not self._speaks_the_same(before):
+                source.farewell()  # from this Nft, or under this name
             source.stop()
         reconciler.configure(self._config, opened.inputs, Store(self._config.state))
         if self._collector:
@@ -290,8 +293,11 @@ class Daemon:
     def _reads_the_same(self, before: Config) -> bool:
         """Whether the source that was opened for another configuration serves this one, too."""
         same_cluster = bool(self._options.manifests) or self._config.kubeconfig == before.kubeconfig
-        same_words = (self._config.nft, self._config.router_name) == (before.nft, before.router_name)
-        return same_cluster and same_words
+        return same_cluster and self._speaks_the_same(before)
+
+    def _speaks_the_same(self, before: Config) -> bool:
+        """Whether what is told in another configuration's name is told in this one's."""
+        return (self._config.nft, self._config.router_name) == (before.nft, before.router_name)
 
     def _move_endpoint(self, before: Config) -> None:
         """Close the old endpoint first: the new one may want its port. Raises EndpointError with the old one open again."""

@@ -45,65 +45,46 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        registry = self.registry
-        self.syncs = PromCounter("nftsync_syncs", "Syncs by result.", ["result"], registry=registry)
-        self.sync_duration = Histogram(
-            "nftsync_sync_duration_seconds", "Time that a sync took.", buckets=_SECONDS, registry=registry
+        counter, gauge, histogram = self._counter, self._gauge, self._histogram
+        self.syncs = counter("syncs", "Syncs by result.", "result")
+        self.sync_duration = histogram("sync_duration_seconds", "Time that a sync took.")
+        self.event_to_kernel = histogram(
+            "event_to_kernel_seconds", "Time from receiving an event to the kernel's acceptance of what followed from it."
         )
-        self.event_to_kernel = Histogram(
-            "nftsync_event_to_kernel_seconds",
-            "Time from receiving an event to the kernel's acceptance of what followed from it.",
-            buckets=_SECONDS,
-            registry=registry,
+        self.last_success = gauge("last_success_timestamp_seconds", "When a sync last succeeded.")
+        self.watch_state = gauge("watch_state", "1 for the state that a resource's watch is in.", "resource", "state")
+        self.watch_restarts = counter("watch_restarts", "Watches that had to be restarted, by cause.", "resource", "cause")
+        self.last_contact = gauge("last_contact_timestamp_seconds", "When the API server last said something.", "resource")
+        self.skipped = counter("objects_skipped", "Objects whose name could not be read.", "resource")
+        self.services = gauge("services", "Services that are ours.")
+        self.pinholes = gauge("pinholes", "Pinholes that should be open.")
+        self.pools_guarded = gauge("pools_guarded", "1 if MetalLB's pools decide which addresses may be opened, 0 if any may.")
+        self.rejections = gauge("rejections", "Objects, or parts of one, that are refused.", "reason")
+        self.drift_repairs = counter("drift_repairs", "Times that somebody else's change of our tables was repaired.")
+        self.status_writes = counter("status_writes", "Times that the Nft's status was written, or could not be.", "result")
+        self.events = counter("events", "Kubernetes Events by what became of them.", "result")
+        self.nic_attached = gauge("nic_attached", "1 while the rate limits are attached to the public NIC.")
+        self.rateshape_wanted = gauge("rateshape_wanted", "1 if the settings in force ask for rate limits (enable_rateshape).")
+        self.stale = gauge("stale", "1 while the last good ones are used because the present ones can't be had.", "source")
+        self.api_requests = counter(
+            "api_requests", 'Requests to the API server by the answer\'s code; "error" if there was no answer.', "verb", "code"
         )
-        self.last_success = Gauge("nftsync_last_success_timestamp_seconds", "When a sync last succeeded.", registry=registry)
-        self.watch_state = Gauge(
-            "nftsync_watch_state", "1 for the state that a resource's watch is in.", ["resource", "state"], registry=registry
-        )
-        self.watch_restarts = PromCounter(
-            "nftsync_watch_restarts", "Watches that had to be restarted, by cause.", ["resource", "cause"], registry=registry
-        )
-        self.last_contact = Gauge(
-            "nftsync_last_contact_timestamp_seconds", "When the API server last said something.", ["resource"], registry=registry
-        )
-        self.skipped = PromCounter(
-            "nftsync_objects_skipped", "Objects whose name could not be read.", ["resource"], registry=registry
-        )
-        self.services = Gauge("nftsync_services", "Services that are ours.", registry=registry)
-        self.pinholes = Gauge("nftsync_pinholes", "Pinholes that should be open.", registry=registry)
-        self.pools_guarded = Gauge(
-            "nftsync_pools_guarded", "1 if MetalLB's pools decide which addresses may be opened, 0 if any may.", registry=registry
-        )
-        self.rejections = Gauge("nftsync_rejections", "Objects, or parts of one, that are refused.", ["reason"], registry=registry)
-        self.drift_repairs = PromCounter(
-            "nftsync_drift_repairs", "Times that somebody else's change of our tables was repaired.", registry=registry
-        )
-        self.status_writes = PromCounter(
-            "nftsync_status_writes", "Times that the Nft's status was written, or could not be.", ["result"], registry=registry
-        )
-        self.events = PromCounter("nftsync_events", "Kubernetes Events by what became of them.", ["result"], registry=registry)
-        self.nic_attached = Gauge(
-            "nftsync_nic_attached", "1 while the rate limits are attached to the public NIC.", registry=registry
-        )
-        self.rateshape_wanted = Gauge(
-            "nftsync_rateshape_wanted", "1 if the settings in force ask for rate limits (enable_rateshape).", registry=registry
-        )
-        self.stale = Gauge(
-            "nftsync_stale",
-            "1 while the last good ones are used because the present ones can't be had.",
-            ["source"],
-            registry=registry,
-        )
-        self.api_requests = PromCounter(
-            "nftsync_api_requests",
-            'Requests to the API server by the answer\'s status code; "error" if there was no answer.',
-            ["verb", "code"],
-            registry=registry,
-        )
-        self.ready = Gauge("nftsync_ready", "1 if the kernel holds what it should, as /readyz says.", registry=registry)
-        self.healthy = Gauge("nftsync_healthy", "1 if the daemon's loop turns, as /healthz says.", registry=registry)
-        build = Gauge("nftsync_build_info", "Always 1; the labels tell the version.", ["version"], registry=registry)
-        build.labels(__version__).set(1)
+        self.ready = gauge("ready", "1 if the kernel holds what it should, as /readyz says.")
+        self.healthy = gauge("healthy", "1 if the daemon's loop turns, as /healthz says.")
+        gauge("build_info", "Always 1; the labels tell the version.", "version").labels(__version__).set(1)
+        self._begin()
+
+    def _counter(self, name: str, what: str, *labels: str) -> PromCounter:
+        return PromCounter(f"nftsync_{name}", what, labels, registry=self.registry)
+
+    def _gauge(self, name: str, what: str, *labels: str) -> Gauge:
+        return Gauge(f"nftsync_{name}", what, labels, registry=self.registry)
+
+    def _histogram(self, name: str, what: str) -> Histogram:
+        return Histogram(f"nftsync_{name}", what, buckets=_SECONDS, registry=self.registry)
+
+    def _begin(self) -> None:
+        """Show what is known to have no value but 0 yet: an alert can't see the first increase of what was not there."""
         for reason in Reason:
             self.rejections.labels(reason).set(0)
         for outcome in _OUTCOMES:

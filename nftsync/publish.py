@@ -137,6 +137,7 @@ class Publisher:
         return Standing(
             not_ready=result.message if result.outcome in (Outcome.WAITING, Outcome.FAILED) else "",
             unguarded="" if reconciler.guard.guarded else unguarded,
+            no_pools=reconciler.guard.pools == (),
             unshaped=_unshaped(reconciler),
             local_chain=next((each.message for each in self._rejections if each.reason is Reason.INVALID_LOCAL_CHAIN), ""),
             stale=tuple(sorted(self.stale(source).items())),

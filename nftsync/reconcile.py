@@ -47,7 +47,7 @@ class SyncResult:
 
     message: for people, "" if there is nothing to say.  changes: what it was for each Service.  since: when the earliest of
     its events was received (monotonic seconds), None if it was not started by one.  drift: whether the kernel had been changed by
-    somebody else.
+    somebody else.  listed: whether every list that it needs was complete.
     """
 
     outcome: Outcome
@@ -55,6 +55,7 @@ class SyncResult:
     changes: tuple[Change, ...] = ()
     since: float | None = None
     drift: bool = False
+    listed: bool = True
 
 
 @dataclass(slots=True)
@@ -196,7 +197,7 @@ class Reconciler:
         counts as drift.
         """
         if not self._inputs.synced:
-            return SyncResult(Outcome.WAITING, "the first lists are not complete")
+            return SyncResult(Outcome.WAITING, "the first lists are not complete", listed=False)
         try:
             changed, since = self._take(whole=whole or resync)
         except (KernelError, LinkError) as fault:
@@ -204,7 +205,7 @@ class Reconciler:
         if self._spec is None:
             return SyncResult(Outcome.WAITING, f"there is no usable Nft resource {self._config.nft}")
         if self._guarding.waits(self._config.boundary):
-            return SyncResult(Outcome.WAITING, "MetalLB's configuration is not read yet")
+            return SyncResult(Outcome.WAITING, "MetalLB's configuration is not read yet", listed=False)
         if resync:
             self._local_chain.look_again()
         try:

@@ -22,7 +22,7 @@ from nftsync.news import News
 from nftsync.nftresource import Nft
 from nftsync.objects import Name
 from nftsync.retry import Pace
-from nftsync.status import Figures, NftStatus, RouterStatus, describe, stamped, summary
+from nftsync.status import Figures, NftStatus, RouterStatus, describe, stamped, stopped, summary
 
 SETTLE = 1.0  # seconds after the start until the status is written: a restart is no news
 QUIET = 3.0  # seconds between two writes of the status
@@ -86,6 +86,14 @@ class StatusWriter:
         self._not_before = now + self._interval
         return self._request(describe(router, together, routers))
 
+    def farewell(self, now: float, seen: NftStatus) -> Request | None:
+        """The request that says that this router's daemon ends, if it ever said that it runs."""
+        if self.wanted is None or not any(each.name == self._router for each in seen.routers):
+            return None
+        self.wanted, self._not_before = stopped(self.wanted), now
+        due = self.next(now, seen)
+        return due if isinstance(due, Request) else None
+
     def postpone(self, until: float) -> None:
         """Do not try before."""
         self._not_before = until
@@ -138,6 +146,7 @@ class Reporter:
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._stop = threading.Event()
+        self._farewell = False
         self._pace, self._failures, self._events_failures = Pace(first=1.0, longest=60.0, denied=DENIED), 0, 0
         self._rng = random.Random()  # noqa: S311  # jitter is no secret
         self._complaints: set[tuple[str, int | None]] = set()
@@ -166,6 +175,17 @@ class Reporter:
         while not self._stop.is_set():
             self._wake.wait(self.step())
             self._wake.clear()
+        resource = self._resource()
+        if self._farewell and resource is not None:
+            with self._lock:
+                last = self._status.farewell(self._clock(), resource.status)
+            if last:
+                self._write(last)
+
+    def farewell(self) -> None:
+        """Let run() end, and say in the status before that this router's daemon does."""
+        self._farewell = True
+        self.stop()
 
     def stop(self) -> None:
         self._stop.set()

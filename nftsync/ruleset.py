@@ -153,14 +153,18 @@ def tables(settings: Settings) -> Mapping[str, Table]:
 
 
 def _filter_table(settings: Settings) -> Table:
-    public = f'iifname "{settings.public_nic}" ' if settings.public_nic else ""
-    verdict = "drop" if settings.enable_dropall else "accept"
     sets = {}
     for version in (4, 6):
         sets[f"services{version}"] = Set(_KEY[version], statement="counter")
         sets[f"sources{version}"] = Set(f"{_KEY[version]} . {_ADDRESS[version]}", flags="interval", statement="counter")
         sets[f"pools{version}"] = Set(_ADDRESS[version], flags="interval")
-    chains = {
+    return Table(sets, _filter_chains(settings))
+
+
+def _filter_chains(settings: Settings) -> dict[str, Chain]:
+    public = f'iifname "{settings.public_nic}" ' if settings.public_nic else ""
+    verdict = "drop" if settings.enable_dropall else "accept"
+    return {
         LOCAL_CHAIN: Chain(settings.local_chain),
         OPERATOR_CR: Chain(_lines(
             *(f"{public}{peers}tcp dport 179 accept" for peers in _bgp_peers(settings) if settings.enable_bgp),
@@ -194,7 +198,6 @@ def _filter_table(settings: Settings) -> Table:
             hook="type filter hook forward priority 0; policy drop;",
         ),
     }
-    return Table(sets, chains)
 
 
 def _bgp_peers(settings: Settings) -> Iterator[str]:

@@ -40,6 +40,9 @@ class Source(Protocol):
     def alive(self) -> bool:
         """Whether every thread is still at work; one that ended by itself has left its traceback on stderr."""
 
+    def farewell(self) -> None:
+        """Tell that this router's daemon ends, before stop(). Waits a moment for that."""
+
     def stop(self) -> None: ...
 
     def watches(self) -> Mapping[str, str]:
@@ -119,6 +122,10 @@ class ClusterSource:
 
     def report(self, status: RouterStatus) -> None:
         self._reporter.status(status)
+
+    def farewell(self) -> None:
+        self._reporter.farewell()
+        self._reporting.join(_JOIN)
 
     def stop(self) -> None:
         for watches in self._all():
@@ -234,6 +241,9 @@ class ManifestSource:
         """Files have no Events."""
 
     def report(self, status: RouterStatus) -> None:
+        """Files have no status."""
+
+    def farewell(self) -> None:
         """Files have no status."""
 
     def stop(self) -> None:

@@ -89,6 +89,7 @@ class Standing:
     """What conditions are worked out from. Each text is why something does not hold, "" if it does.
 
     stale: by source, why the last good settings, pools or Services hold instead of the present ones.
+    no_pools: whether addresses are guarded, and no pool lets any pass.
     """
 
     not_ready: str = ""
@@ -96,20 +97,33 @@ class Standing:
     unshaped: str = ""
     local_chain: str = ""
     stale: tuple[tuple[str, str], ...] = ()
+    no_pools: bool = False
 
     def conditions(self) -> tuple[Condition, ...]:
         """In the order in which people ask."""
         return (
             _condition("Ready", self.not_ready, ("Synced", "NotSynced"), "the kernel holds what the cluster asks for"),
             Condition("Running", True, "Running", "nftsync runs"),
-            _condition("PoolsGuarded", self.unguarded, ("Guarded", "Unguarded"), "addresses are checked against MetalLB's pools"),
+            self._guarded(),
             _condition("RateShaping", self.unshaped, ("Attached", "NotAttached"), "rate limits are in force"),
             _condition("LocalChainValid", self.local_chain, ("Valid", "Refused"), "the local chain is in force"),
             Condition("Stale", bool(self.stale), "LastGoodHolds" if self.stale else "UpToDate", _shorten(self._stale())),
         )
 
+    def _guarded(self) -> Condition:
+        if self.no_pools:
+            return Condition("PoolsGuarded", True, "NoPools", "no pool of MetalLB's counts, so no address is opened")
+        guarded = "addresses are checked against MetalLB's pools"
+        return _condition("PoolsGuarded", self.unguarded, ("Guarded", "Unguarded"), guarded)
+
     def _stale(self) -> str:
         return "; ".join(f"{source}: {why}" for source, why in self.stale) or "everything is as it stands in the cluster"
+
+
+def stopped(router: RouterStatus) -> RouterStatus:
+    """The same router when its daemon has ended."""
+    ends = {kind: Condition(kind, False, "Stopped", "nftsync was stopped; its last ruleset stays") for kind in ("Ready", "Running")}
+    return replace(router, conditions=tuple(ends.get(each.type, each) for each in router.conditions))
 
 
 def _condition(kind: str, why_not: str, reasons: tuple[str, str], good: str) -> Condition:

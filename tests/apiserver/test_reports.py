@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -227,6 +229,45 @@ def test_an_nft_that_is_made_anew_gets_its_status_again(router: Router) -> None:
     eventually(lambda: entry(router).get("rejected") == 0, "nothing is missing any more")
     assert entry(router)["hash"] == before["hash"]
     assert "can't be written" not in router.log.read_text()
+
+
+def reasons(of: dict[str, Any]) -> dict[str, tuple[str, str]]:
+    found = {each["type"]: (each["status"], each["reason"]) for each in of.get("conditions", ())}
+    return {kind: found[kind] for kind in ("Ready", "Running")}
+
+
+def test_a_daemon_that_is_stopped_says_so_and_one_that_is_started_again_is_ready(router: Router) -> None:
+    router.add("web", "172.30.254.1")
+    for _ in range(2):  # the second time the status has nothing new to say before it is stopped
+        router.start()
+        ready(router)
+        begun = time.monotonic()
+        router.stop()
+        assert time.monotonic() - begun < 5
+        stopped = {"Ready": ("False", "Stopped"), "Running": ("False", "Stopped")}
+        assert reasons(entry(router)) == stopped
+        assert reasons(status(router)) == stopped
+        assert entry(router)["hash"], "its last ruleset stays"
+        assert router.lab.arrives("tcp", "172.30.254.1", 80)
+    router.start()
+    ready(router)
+    assert reasons(entry(router)) == {"Ready": ("True", "Synced"), "Running": ("True", "Running")}
+    assert router.run("run", "--once").returncode == 0
+    assert reasons(entry(router)) == {"Ready": ("True", "Synced"), "Running": ("True", "Running")}, "the daemon goes on"
+
+
+def test_a_daemon_is_stopped_within_seconds_though_the_server_does_not_answer(router: Router) -> None:
+    router.start()
+    ready(router)
+    for pid in router.server.pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        begun = time.monotonic()
+        router.stop()
+        assert time.monotonic() - begun < 8
+    finally:
+        for pid in router.server.pids:
+            os.kill(pid, signal.SIGCONT)
 
 
 # --- two routers --------------------------------------------------------------------------------------
