@@ -51,21 +51,32 @@ class Signals:
     def __init__(self) -> None:
         self._wake = threading.Event()
         self.stop = threading.Event()
+        self.inputs = threading.Event()
         self.links = threading.Event()
         self.reload = threading.Event()
 
+    def asked(self) -> None:
+        """Somebody waits for an answer, which needs no sync."""
+        self._wake.set()
+
     def changed(self) -> None:
+        self.inputs.set()
         self._wake.set()
 
     def links_changed(self) -> None:
         self.links.set()
         self._wake.set()
 
-    def wait(self, timeout: float) -> bool:
-        """Whether something was asked for within `timeout` seconds."""
-        woken = self._wake.wait(max(timeout, 0.0))
+    def wait(self, timeout: float) -> None:
+        """Until something is asked for, at most `timeout` seconds."""
+        self._wake.wait(max(timeout, 0.0))
         self._wake.clear()
-        return woken
+
+    def take(self, flag: threading.Event) -> bool:
+        """Whether it was set since the last time."""
+        taken = flag.is_set()
+        flag.clear()
+        return taken
 
     def receive(self, number: int) -> None:
         """A process signal: TERM and INT stop, HUP reloads."""
@@ -126,7 +137,7 @@ class Daemon:
         self._turned = clock()
         self._last = SyncResult(Outcome.WAITING)
         self._publisher = Publisher(self._metrics)
-        self._questions = Questions(self._signals.changed)
+        self._questions = Questions(self._signals.asked)
         self._server: Server | None = None
         self._started = clock()
         self._synced: float | None = None  # when a sync last succeeded
@@ -213,21 +224,18 @@ class Daemon:
         while True:
             resync_at = resynced + self._config.resync_interval
             waits = (TICK, resync_at - self._clock(), retry_at - self._clock(), reconciler.wakes_in)
-            woken = signals.wait(min(waits)) or reconciler.wakes_in == 0
+            signals.wait(min(waits))
             self._turned = now = self._clock()
             if not self._goes_on(source):
                 return source
             self._answer(reconciler, source)
             stale, self._stale = self._stale, self._publisher.stale(source)
-            if signals.reload.is_set():
-                signals.reload.clear()
-                source = self._reload(reconciler, source)
+            changed = signals.take(signals.inputs) or reconciler.wakes_in == 0
+            if signals.take(signals.reload):
+                source, changed = self._reload(reconciler, source), True
             resync, retry = now >= resync_at, now >= retry_at
-            whole = reconciler.local_chain_changed()
-            if signals.links.is_set():
-                signals.links.clear()
-                whole = whole or reconciler.links_changed()
-            if not (woken or resync or retry or whole or stale != self._stale):
+            whole = reconciler.local_chain_changed() or (signals.take(signals.links) and reconciler.links_changed())
+            if not (changed or resync or retry or whole or stale != self._stale):
                 continue
             result = self._sync(reconciler, source, whole=whole or retry, resync=resync)
             if resync:

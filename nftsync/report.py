@@ -88,7 +88,8 @@ class StatusWriter:
 
     def farewell(self, now: float, seen: NftStatus) -> Request | None:
         """The request that says that this router's daemon ends, if it ever said that it runs."""
-        if self.wanted is None or not any(each.name == self._router for each in seen.routers):
+        said = self._written is not None or any(each.name == self._router for each in seen.routers)
+        if self.wanted is None or not said:
             return None
         self.wanted, self._not_before = stopped(self.wanted), now
         due = self.next(now, seen)

@@ -64,7 +64,8 @@ class Router:
 
     def _run(self) -> None:
         while not self._signals.stop.is_set():
-            if self._signals.wait(1.0):
+            self._signals.wait(1.0)
+            if self._signals.take(self._signals.inputs):
                 result = self._reconciler.sync()
                 self._results.append((result, time.perf_counter()))
                 self._synced.set()

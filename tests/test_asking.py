@@ -1,0 +1,449 @@
+"""What the running daemon answers: status, explain, diff and top, through the commands, against what the kernel really does."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from ipaddress import ip_address
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import pytest
+
+from nftsync.control import ControlError, ask
+from nftsync.lab import CLIENT, CLUSTER, PUBLIC, Lab, Probe
+from tests.labtools import PUBLIC_NIC, Daemon, Raw, elements, eventually, needs_root, nft, rules, service
+
+pytestmark = needs_root
+
+POOL4, POOL6 = "172.30.254.0/24", "2001:db8:254::/64"
+POOL = {
+    "apiVersion": "metallb.io/v1beta1", "kind": "IPAddressPool",
+    "metadata": {"name": "services", "namespace": "metallb-system"}, "spec": {"addresses": [POOL4, POOL6, f"{CLUSTER[0]}/32"]},
+}  # fmt: skip
+FRIENDS = ["203.0.113.0/24", "2001:db8:113::/48"]
+FRIEND, STRANGER = "203.0.113.7", "192.0.2.7"
+UNROUTED = "172.31.9.9"
+
+
+def in_namespace(raw: Raw, namespace: str) -> Raw:
+    return {**raw, "metadata": {**raw["metadata"], "namespace": namespace}}
+
+
+def created(raw: Raw, when: str) -> Raw:
+    return {**raw, "metadata": {**raw["metadata"], "creationTimestamp": when}}
+
+
+OBJECTS: tuple[Raw, ...] = (
+    nft(),
+    POOL,
+    created(service("web", "172.30.254.1", "2001:db8:254::1", ports=[("TCP", 80), ("UDP", 53)]), "2020-01-01T00:00:00Z"),
+    service("friends", "172.30.254.2", "2001:db8:254::2", sources=FRIENDS),
+    service("slow", "172.30.254.3", ports=[("UDP", 5000)], limit="1/week burst 3 packets"),
+    created(service("late", "172.30.254.1"), "2024-01-01T00:00:00Z"),
+    service("outside", "203.0.113.99"),
+    service("own", str(CLUSTER[0])),
+    service("waiting"),
+    service("classy", "172.30.254.5", loadBalancerClass="example.com/other"),
+    in_namespace(service("hidden", "172.30.254.6"), "shunned"),
+    service("nobody", "172.30.254.7", sources=["10.0.0.300/33"]),
+    service("wrong", "172.30.254.8", limit="a lot"),
+)
+NAMED = 'router_name = "edge1"\n'
+FILTERS = '[filters]\nexclude_namespaces = ["shunned"]\nload_balancer_classes = [""]\n'
+
+
+class Asked(Daemon):
+    """A daemon that is asked."""
+
+    def configure(self, text: str | None = None) -> None:
+        super().configure(text)
+        self.config.write_text(f"{NAMED}{self.config.read_text()}{FILTERS}")
+
+    @property
+    def runtime(self) -> Path:
+        return self.folder / "run"
+
+    def status(self) -> dict[str, Any]:
+        return ask(self.runtime, {"command": "status"})
+
+    def explain(self, *words: str) -> dict[str, Any]:
+        return ask(self.runtime, {"command": "explain", "words": list(words)})
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Asked]:
+    """One that runs for all tests that change nothing."""
+    with Lab() as lab, Asked(lab, tmp_path_factory.mktemp("asked"), interval=600) as made:
+        lab.route(UNROUTED)
+        lab.router.run(["ip", "route", "del", f"{UNROUTED}/32"])
+        made.put(*OBJECTS)
+        yield made.start()
+
+
+@pytest.fixture
+def daemon(tmp_path: Path) -> Iterator[Asked]:
+    """One for a test of its own; not started."""
+    with Lab() as lab, Asked(lab, tmp_path, interval=600) as made:
+        made.put(*OBJECTS)
+        yield made
+
+
+# --- status -------------------------------------------------------------------------------------------
+
+
+def test_status_says_for_programs_how_the_router_is_doing(shared: Asked) -> None:
+    done = shared.command("status", "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    found = json.loads(done.stdout)
+    assert found["router"] == "edge1"
+    assert re.fullmatch(r"\d+\.\d+.*", found["version"])
+    assert 0 < found["running_seconds"] < 600
+    assert found["sync"]["result"] in ("applied", "unchanged")
+    assert 0 <= found["sync"]["last_success_seconds"] <= found["running_seconds"]
+    assert re.fullmatch("[0-9a-f]{32}", found["sync"]["hash"])
+    assert found["public_nic"] == {"name": PUBLIC_NIC, "attached": True, "rate_shaping": True}
+    assert found["pools"] == {"guarded": True, "names": ["services"]}
+    assert (found["services"], found["pinholes"]) == (9, 9)
+    refused = {each["object"]: each["reason"] for each in found["rejections"]}
+    assert refused == {
+        "Service default/late": "conflict", "Service default/outside": "outside_pools", "Service default/own": "reserved_address",
+        "Service default/nobody": "invalid_source_range", "Service default/wrong": "invalid_ratelimit",
+    }  # fmt: skip
+    assert found["rejected"] == len(found["rejections"])
+    assert found["stale"] == {}
+    times = [each["time"] for each in found["changes"]]
+    assert times == sorted(times)
+    assert "Service default/web" in {each["about"] for each in found["changes"]}
+    assert ask(shared.runtime, {"command": "status"})["sync"]["hash"] == found["sync"]["hash"], "nothing has changed"
+
+
+def test_status_is_a_table_for_people(shared: Asked) -> None:
+    done = shared.command("status")
+    assert done.returncode == 0
+    assert done.stdout.startswith("router edge1, nftsync ")
+    assert re.search(rf"^public NIC +{PUBLIC_NIC}, rate limits in force$", done.stdout, re.MULTILINE)
+    assert re.search("^open +9 pinholes of 9 Services$", done.stdout, re.MULTILINE)
+    assert re.search("^Service default/outside +outside_pools +203.0.113.99 is in none of", done.stdout, re.MULTILINE)
+
+
+def test_status_is_shown_again_and_again_until_it_is_interrupted(shared: Asked) -> None:
+    command = [sys.executable, "-m", "nftsync", "status", "--watch", "--json", "--config", str(shared.config)]
+    watching = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert watching.stdout
+        first, second = (json.loads(watching.stdout.readline()) for _ in range(2))
+        assert second["running_seconds"] > first["running_seconds"]
+        watching.send_signal(signal.SIGINT)
+        assert watching.wait(10) == 130
+        assert watching.stderr
+        assert watching.stderr.read() == ""
+    finally:
+        watching.kill()
+        watching.communicate()
+
+
+def test_what_strangers_wrote_is_one_printable_line_each(daemon: Asked) -> None:
+    evil = "\x1b[2J\x1b]0;x\x07\n\r\u202e\u2028" + "A" * 20_000
+    daemon.put(service("evil", "172.30.254.9", limit=evil), service("worse", evil))
+    daemon.put(service("range", "172.30.254.10", sources=[evil]))
+    daemon.start()
+    shown = daemon.command("status")
+    assert shown.returncode == 0
+    assert all(line.isprintable() for line in shown.stdout.splitlines())
+    lines = [line for line in shown.stdout.split("\n") if re.match("Service default/(evil|worse|range) ", line)]
+    assert len(lines) == 3
+    assert all(len(line) < 1000 for line in lines)
+    for name in ("evil", "worse", "range"):
+        told = daemon.command("explain", f"default/{name}")
+        assert told.returncode == 0
+        assert all(line.isprintable() for line in told.stdout.splitlines())
+    assert all(line.isprintable() for line in daemon.log().splitlines())
+
+
+def test_a_nic_that_goes_shows_in_the_status_and_in_what_is_explained(daemon: Asked) -> None:
+    daemon.start()
+    daemon.lab.unplug()
+    assert eventually(lambda: daemon.status()["public_nic"] == {"name": PUBLIC_NIC, "attached": False, "rate_shaping": True})
+    assert "which is not there: no rate limit is in force" in daemon.command("status").stdout
+    found = daemon.explain("172.30.254.3:5000/udp")
+    assert found["reason"] == "nic_missing"
+    assert "nic_missing" in found["also"]
+    done = daemon.command("diff")
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+def test_a_daemon_that_goes_away_is_said_in_a_line(daemon: Asked) -> None:
+    daemon.start()
+    command = [sys.executable, "-m", "nftsync", "status", "--watch", "--config", str(daemon.config)]
+    watching = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert watching.stdout
+        assert watching.stdout.readline()
+        assert daemon.stop() == 0
+        _, said = watching.communicate(timeout=20)
+        assert watching.returncode == 1
+        assert said == f"nftsync: {daemon.runtime}/control.sock: no nftsync runs here: systemctl start nftsync\n"
+    finally:
+        watching.kill()
+
+
+@pytest.mark.parametrize("words", [("status",), ("explain", "default/web"), ("diff",), ("top", "--once")])
+def test_who_is_not_root_is_told_so(shared: Asked, words: tuple[str, ...]) -> None:
+    for folder in (shared.folder, *shared.folder.parents):
+        if folder.is_relative_to("/tmp") and folder != Path("/tmp"):
+            folder.chmod(0o755)
+    command = [sys.executable, "-m", "nftsync", *words, "--config", str(shared.config)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, user=65534, group=65534, extra_groups=[])
+    assert done.returncode == (2 if words == ("diff",) else 1)
+    assert done.stderr == f"nftsync: {shared.runtime}/control.sock: only root may ask\n"
+
+
+# --- explain ------------------------------------------------------------------------------------------
+
+PACKETS = {
+    ("172.30.254.1:80",): ("passes", "open"),
+    ("[2001:db8:254::1]:53/udp",): ("passes", "open"),
+    (FRIEND, "172.30.254.2:80"): ("passes", "open"),
+    (STRANGER, "172.30.254.2:80"): ("dropped", "refused_source"),
+    ("172.30.254.2:80",): ("depends", "open"),
+    ("172.30.254.1:81",): ("dropped", "no_such_port"),
+    ("172.30.254.77:80",): ("dropped", "no_such_address"),
+    ("203.0.113.99:80",): ("dropped", "outside_pools"),
+    (f"{CLUSTER[0]}:80",): ("dropped", "router_port"),
+    (f"{PUBLIC[0]}:22",): ("passes", "router_port"),
+    ("172.30.254.5:80",): ("dropped", "other_class"),
+    ("172.30.254.6:80",): ("dropped", "filtered_namespace"),
+    ("172.30.254.7:80",): ("dropped", "invalid"),
+    ("172.30.254.3:5000/udp",): ("limited", "open"),
+}
+SERVICES = {
+    "web": ("passes", "open"), "friends": ("passes", "open"), "slow": ("limited", "open"), "late": ("dropped", "lost_to_older"),
+    "outside": ("dropped", "outside_pools"), "own": ("dropped", "reserved_address"), "waiting": ("dropped", "no_address_yet"),
+    "classy": ("dropped", "other_class"), "nobody": ("dropped", "invalid"), "wrong": ("passes", "invalid"),
+    "absent": ("dropped", "not_a_service"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("words", PACKETS, ids=" ".join)
+def test_a_packet_is_explained(shared: Asked, words: tuple[str, ...]) -> None:
+    found = shared.explain(*words)
+    assert (found["verdict"], found["reason"]) == PACKETS[words], found["text"]
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_a_service_is_explained(shared: Asked, name: str) -> None:
+    found = shared.explain(f"default/{name}")
+    assert (found["verdict"], found["reason"]) == SERVICES[name], found["text"]
+
+
+def test_the_command_prints_what_the_daemon_answers(shared: Asked) -> None:
+    told = shared.explain(STRANGER, "172.30.254.2:80")
+    done = shared.command("explain", STRANGER, "172.30.254.2:80")
+    assert (done.returncode, done.stdout, done.stderr) == (0, told["text"] + "\n", "")
+    done = shared.command("explain", "--json", STRANGER, "172.30.254.2:80")
+    assert json.loads(done.stdout) == {key: value for key, value in told.items() if key != "text"}
+    done = shared.command("explain", "nonsense")
+    assert done.returncode == 2
+    assert "names neither a packet nor a Service" in done.stderr
+
+
+def test_hundreds_of_packets_go_the_way_that_the_daemon_tells(shared: Asked) -> None:
+    draw = random.Random(7)
+    addresses = [f"172.30.254.{number}" for number in (1, 1, 2, 2, 5, 6, 7, 8, 77)]
+    addresses += [f"2001:db8:254::{number}" for number in (1, 2, 9)]
+    sources = {4: [FRIEND, STRANGER, str(CLIENT[0])], 6: ["2001:db8:113::7", "2001:db8:999::7", str(CLIENT[1])]}
+    probes = []
+    for _ in range(400):
+        destination = draw.choice([*addresses, str(PUBLIC[0]), str(CLUSTER[0])])
+        source = draw.choice(sources[ip_address(destination).version])
+        probes.append(Probe(draw.choice(["tcp", "udp"]), destination, draw.choice([22, 53, 80, 80, 80, 81, 179]), source=source))
+    arrived = {id(probe) for probe in shared.lab.deliver(probes)}
+    seen: Counter[str] = Counter()
+    for probe in probes:
+        host = f"[{probe.destination}]" if ":" in probe.destination else probe.destination
+        found = shared.explain(str(probe.source), f"{host}:{probe.port}/{probe.protocol}")
+        assert (found["verdict"] == "passes") == (id(probe) in arrived), f"{probe}: {found['text']}"
+        seen[found["verdict"]] += 1
+    assert min(seen["passes"], seen["dropped"]) > 40
+
+
+def test_what_a_limit_has_dropped_is_told_and_grows(daemon: Asked) -> None:
+    daemon.start()
+
+    def dropped() -> int:
+        found = daemon.explain("172.30.254.3:5000/udp")
+        (line,) = (line for line in found["lines"] if line.startswith("its limit is "))
+        return int(line.rpartition(": ")[2])
+
+    flood = [Probe("udp", "172.30.254.3", 5000)] * 10
+    assert dropped() == 0
+    assert len(daemon.lab.deliver(flood)) == 3
+    assert dropped() == 7
+    assert not daemon.lab.deliver(flood)
+    assert dropped() == 17
+
+
+def test_an_address_without_a_route_and_a_firewall_that_lets_everything_pass_are_explained(daemon: Asked) -> None:
+    daemon.put(service("far", UNROUTED), {**POOL, "spec": {"addresses": [POOL4, POOL6, f"{UNROUTED}/32"]}})
+    daemon.start()
+    found = daemon.explain(f"{UNROUTED}:80")
+    assert (found["verdict"], found["reason"]) == ("dropped", "no_route")
+    assert not daemon.lab.arrives("tcp", UNROUTED, 80)
+    daemon.lab.route(UNROUTED)
+    assert daemon.explain(f"{UNROUTED}:80")["reason"] == "open"
+    assert daemon.lab.arrives("tcp", UNROUTED, 80)
+    daemon.put(nft(enable_dropall=False))
+    assert eventually(lambda: daemon.explain("172.30.254.1:81")["reason"] == "everything_passes")
+    assert daemon.lab.arrives("tcp", "172.30.254.1", 81)
+
+
+# --- diff ---------------------------------------------------------------------------------------------
+
+
+def changes(text: str) -> list[str]:
+    return [line for line in text.splitlines() if line[:1] in "+-" and line[:3] not in ("+++", "---")]
+
+
+def test_diff_shows_what_somebody_else_changed_and_nothing_else(daemon: Asked) -> None:
+    daemon.start()
+    done = daemon.command("diff")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    daemon.lab.router.nft("add element inet nftsync services4 { 192.0.2.1 . tcp . 99 }")
+    done = daemon.command("diff")
+    assert done.returncode == 1
+    (line,) = changes(done.stdout)
+    assert line.startswith("-")
+    assert "192.0.2.1 . tcp . 99" in line
+    daemon.lab.router.nft("delete element inet nftsync services4 { 192.0.2.1 . tcp . 99 }")
+    daemon.lab.router.nft("flush chain inet nftsync operator-cr")
+    done = daemon.command("diff")
+    assert done.returncode == 1
+    assert {line.lstrip("+\t ").split(" counter")[0] for line in changes(done.stdout)} == {
+        f'iifname "{PUBLIC_NIC}" tcp dport 179 accept', f'iifname "{PUBLIC_NIC}" tcp dport 22 accept',
+    }  # fmt: skip
+
+
+def test_diff_shows_what_other_manifests_would_do_and_does_it_not(daemon: Asked, tmp_path: Path) -> None:
+    daemon.start()
+    before = rules(daemon.lab)
+    done = daemon.command("diff", "--manifests", str(daemon.manifests))
+    assert done.returncode == 0, done.stdout
+    more = tmp_path / "more.yaml"
+    more.write_text(json.dumps(service("new", "172.30.254.50", ports=[("TCP", 443)], limit="2 mbytes/second")))
+    done = daemon.command("diff", "--manifests", str(daemon.manifests), str(more))
+    assert done.returncode == 1
+    assert all(line.startswith("+") for line in changes(done.stdout))
+    inside = [line.strip("+\t,") for line in changes(done.stdout) if not line.endswith(("{", "}"))]
+    assert all(line.startswith("172.30.254.50 . tcp . 443 ") for line in inside)
+    assert len(inside) == 3, "the pinhole, its limit, and the counter of what that drops"
+    assert rules(daemon.lab) == before
+
+
+# --- top ----------------------------------------------------------------------------------------------
+
+
+def test_top_shows_what_each_service_gets_and_what_its_limit_drops(daemon: Asked) -> None:
+    daemon.put(service("slow", "172.30.254.3", ports=[("UDP", 5000)], limit="50/second burst 5 packets"))
+    daemon.start()
+    stop = threading.Event()
+    sent = Counter[str]()
+
+    def send() -> None:
+        due = time.monotonic()
+        while not stop.is_set():
+            daemon.lab.deliver([Probe("udp", "172.30.254.1", 53)] * 10 + [Probe("udp", "172.30.254.3", 5000)] * 20)
+            sent.update(web=10, slow=20)
+            due += 0.1
+            stop.wait(max(0.0, due - time.monotonic()))
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    try:
+        assert eventually(lambda: sent["web"] >= 20)
+        began, before = time.monotonic(), Counter(sent)
+        done = daemon.command("top", "--once", "--seconds", "3")
+        seconds, after = time.monotonic() - began, Counter(sent)
+        by_drops = daemon.command("top", "--once", "--drops", "--seconds", "1")
+    finally:
+        stop.set()
+        thread.join()
+    assert done.returncode == by_drops.returncode == 0, done.stderr
+    head, *rows = done.stdout.splitlines()
+    assert head.split() == ["KBYTES/S", "PACKETS/S", "DROPPED/S", "SERVICE"]
+    shown = {row.split()[-1]: [float(cell) for cell in row.split()[:3]] for row in rows}
+    assert shown.keys() == {"default/web", "default/slow"}, "the others had no traffic"
+    rate = (after["web"] - before["web"]) / seconds
+    assert shown["default/web"][1] == pytest.approx(rate, rel=0.25)
+    assert shown["default/web"][2] == 0
+    assert shown["default/slow"][1] + shown["default/slow"][2] == pytest.approx(2 * rate, rel=0.25)
+    assert shown["default/slow"][1] == pytest.approx(50, rel=0.25)
+    assert by_drops.stdout.splitlines()[1].split()[-1] == "default/slow"
+
+
+# --- the loop goes on ---------------------------------------------------------------------------------
+
+
+def test_many_who_ask_do_not_hold_up_the_firewall(daemon: Asked) -> None:
+    crowd = {"apiVersion": "v1", "kind": "List", "items": [
+        service(f"crowd{number}", f"172.30.254.{10 + number % 200}", ports=[("TCP", 1000 + number)], limit="400/second")
+        for number in range(1000)
+    ]}  # fmt: skip
+    (daemon.manifests / "crowd.yaml").write_text(json.dumps(crowd))
+    daemon.start()
+    stop, answered = threading.Event(), Counter[str]()
+
+    def asking(number: int) -> None:
+        questions = [{"command": "status"}, {"command": "ruleset"}, {"command": "explain", "words": ["default/crowd7"]}]
+        while not stop.is_set():
+            question = questions[number % 3]
+            number += 1
+            try:
+                answer = ask(daemon.runtime, question)
+            except ControlError:
+                answered["busy"] += 1
+            else:
+                assert "error" not in answer
+                answered[str(question["command"])] += 1
+
+    threads = [threading.Thread(target=asking, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    try:
+        times = []
+        for number in range(5):
+            port = 2000 + number
+            began = time.monotonic()
+            daemon.put(service("web", "172.30.254.1", ports=[("TCP", port)]))
+            assert eventually(lambda key=f"172.30.254.1 . tcp . {port}": key in elements(daemon.lab, "services4"))  # type: ignore[misc]
+            times.append(time.monotonic() - began)
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    print(f"changes took {sorted(times)} s while {dict(answered)} was answered")
+    assert median(times) < 3
+    assert min(answered["status"], answered["ruleset"], answered["explain"]) > 0
+
+
+def test_the_socket_is_gone_when_the_daemon_is_and_one_that_was_killed_is_followed_by_another(daemon: Asked) -> None:
+    daemon.start()
+    assert daemon.process
+    daemon.process.kill()
+    daemon.process.wait()
+    assert (daemon.runtime / "control.sock").exists()
+    assert daemon.command("status").returncode == 1
+    daemon.start()
+    assert daemon.status()["router"] == "edge1"
+    assert daemon.stop() == 0
+    assert os.listdir(daemon.runtime) == []
