@@ -404,7 +404,7 @@ def test_many_who_ask_do_not_hold_up_the_firewall(daemon: Asked) -> None:
     stop, answered = threading.Event(), Counter[str]()
 
     def asking(number: int) -> None:
-        questions = [{"command": "status"}, {"command": "ruleset"}, {"command": "explain", "words": ["default/crowd7"]}]
+        questions: list[dict[str, Any]] = [{"command": "status"}, {"command": "ruleset"}, {"command": "explain", "words": ["default/crowd7"]}]
         while not stop.is_set():
             question = questions[number % 3]
             number += 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import signal
 import subprocess
 import threading
 import time
@@ -22,19 +23,17 @@ from nftsync import counters, routes
 from nftsync.desired import Pinhole
 from nftsync.kernel import Kernel
 from nftsync.lab import Lab, Probe
-from nftsync.metrics import Endpoint, KernelCollector, Metrics
+from nftsync.metrics import KernelCollector, Metrics
 from nftsync.namespace import Namespace
 from nftsync.objects import Name, ObjectRef, Reason, Rejection
-from nftsync.ranges import AddressSet, parse_range
 from nftsync.ratelimit import parse_ratelimit
 from nftsync.ruleset import Settings, render, ruleset
 from nftsync.traffic import CAP, Count, Reading
-from tests.labtools import PUBLIC_NIC, SERVICE4, SERVICE6, eventually, needs_root
+from tests.labtools import METRICS, SERVICE4, SERVICE6, Daemon, eventually, needs_root, nft, service
 from tests.support import ROOT
 
 MONITORING = ROOT / "packaging/monitoring"
 ALERTS, ALERT_TESTS = MONITORING / "nftsync-alerts.yaml", MONITORING / "nftsync-alerts.test.yaml"
-PORT = 9469
 MANY = 10_000
 
 needs_prometheus = pytest.mark.skipif(shutil.which("promtool") is None, reason="the package prometheus is not installed")
@@ -130,8 +129,18 @@ global: {{scrape_interval: 1s, scrape_timeout: 1s, evaluation_interval: 1s}}
 rule_files: ["{alerts}"]
 scrape_configs:
   - job_name: nftsync
-    static_configs: [{{targets: ["127.0.0.1:{port}"]}}]
+    static_configs: [{{targets: ["{target}"]}}]
 """
+
+
+POOL = {
+    "apiVersion": "metallb.io/v1beta1",
+    "kind": "IPAddressPool",
+    "metadata": {"namespace": "metallb-system", "name": "services", "uid": "uid-pool"},
+    "spec": {"addresses": ["172.30.254.0/24", "2001:db8:254::/64"]},
+}
+WEB = service("web", SERVICE4)
+SLOW = service("slow", SERVICE6, limit="1/week burst 4 packets")
 
 
 class Prometheus:
@@ -139,8 +148,9 @@ class Prometheus:
 
     def __init__(self, opened: ExitStack, namespace: Namespace, folder: Path) -> None:
         self._namespace = namespace
-        (folder / "prometheus.yml").write_text(CONFIGURATION.format(alerts=ALERTS, port=PORT))
-        log = opened.enter_context((folder / "log").open("w"))
+        (folder / "prometheus.yml").write_text(CONFIGURATION.format(alerts=ALERTS, target=METRICS))
+        self._log = folder / "log"
+        log = opened.enter_context(self._log.open("w"))
         self.process = namespace.popen(
             ["prometheus", f"--config.file={folder}/prometheus.yml", f"--storage.tsdb.path={folder}/data",
              "--web.listen-address=127.0.0.1:9090", "--log.level=warn"], stdout=log, stderr=log,
@@ -151,6 +161,9 @@ class Prometheus:
         self.process.kill()
         self.process.wait()
 
+    def log(self) -> str:
+        return self._log.read_text()
+
     def get(self, path: str) -> Any:
         def fetch() -> Any:
             with urllib.request.urlopen(f"http://127.0.0.1:9090/api/v1/{path}", timeout=5) as answer:
@@ -158,12 +171,17 @@ class Prometheus:
 
         try:
             return self._namespace.call(fetch)
-        except OSError:
+        except (OSError, ValueError):  # it is not there yet, or still reads its storage
             return {}
 
     def values(self, query: str) -> list[float]:
         found = self.get(f"query?query={urllib.request.quote(query)}").get("result", ())  # type: ignore[attr-defined]
         return [float(each["value"][1]) for each in found]
+
+    def rules(self) -> dict[str, tuple[str, str]]:
+        """Of each alert, whether its rule can be worked out, and whether it fires; by name."""
+        groups = self.get("rules").get("groups", ())
+        return {rule["name"]: (rule["health"], rule["state"]) for group in groups for rule in group["rules"]}
 
 
 @pytest.fixture
@@ -172,50 +190,72 @@ def lab() -> Iterator[Lab]:
         yield made
 
 
-def collector(lab_or_namespace: Namespace, pinholes: dict[str, Pinhole], legal: AddressSet | None = None) -> KernelCollector:
-    """One that reads the kernel of another namespace than the test's."""
-    call = lab_or_namespace.call
-    return KernelCollector(
-        lambda: pinholes,
-        lambda: call(counters.read),
-        lambda opened: call(routes.reachability, opened, legal),
-    )
+@pytest.fixture
+def daemon(lab: Lab, tmp_path: Path) -> Iterator[Daemon]:
+    """Not started; it would find a Service, one that is limited, and a pool that holds both."""
+    folder = tmp_path / "daemon"
+    folder.mkdir()
+    with Daemon(lab, folder) as made:
+        made.put(nft(), POOL, WEB, SLOW)
+        yield made
+
+
+@pytest.fixture
+def prometheus(lab: Lab, tmp_path: Path) -> Iterator[Prometheus]:
+    """Beside the daemon, in the router."""
+    folder = tmp_path / "prometheus"
+    folder.mkdir()
+    with ExitStack() as opened:
+        yield Prometheus(opened, lab.router, folder)
 
 
 @needs_root
-def test_a_prometheus_shows_the_packets_of_each_service(lab: Lab, tmp_path: Path) -> None:
-    limit = parse_ratelimit("1/week burst 4 packets")
-    holes = [
-        Pinhole(f"{SERVICE4} . tcp . 80", 4, None, None, Name("shop", "web")),
-        Pinhole(f"{SERVICE6} . tcp . 80", 6, None, limit, Name("shop", "slow")),
-    ]
-    legal = AddressSet.of([parse_range("172.30.254.0/24"), parse_range("2001:db8:254::/64")])
-    shaped = Settings(PUBLIC_NIC, enable_rateshape=True, device=PUBLIC_NIC, cluster=legal)
-    lab.router.call(Kernel).apply(render(ruleset(holes, shaped)))
-    metrics, counting = Metrics(), collector(lab.router, {each.key: each for each in holes}, legal)
-    counting.prime()
-    metrics.registry.register(counting)
-    metrics.show_settings(shaped)
-    with ExitStack() as opened:
-        endpoint = lab.router.call(Endpoint, ("127.0.0.1", PORT), metrics, lambda: True, lambda: True)
-        opened.callback(endpoint.close)
-        server = Prometheus(opened, lab.router, tmp_path)
-        assert eventually(lambda: server.values("nftsync_service_packets_total") == [0, 0], 30), (tmp_path / "log").read_text()
-        lab.deliver([Probe("tcp", SERVICE4, 80)] * 7)
-        lab.deliver([Probe("tcp", SERVICE6, 80)] * 20)
-        lab.deliver([Probe("tcp", "172.30.254.99", 80)] * 3)
-        assert eventually(lambda: server.values('nftsync_service_packets_total{namespace="shop", service="web"}') == [7])
-        assert eventually(lambda: server.values('nftsync_service_rate_limit_drops_total{service="slow"}') == [16])
-        assert server.values('nftsync_service_packets_total{service="slow"}') == [4]
-        assert server.values('nftsync_closed_port_drops_total{family="ipv4"}') == [3]
-        assert server.values("up") == [1]
-        assert server.values("nftsync_nic_attached") == [1]
-        assert server.values('nftsync_kernel_elements{set="services4"}') == [1]
-        assert server.values("nftsync_addresses_open_without_route") == [0]
-        (target,) = server.get("targets")["activeTargets"]
-        assert target["lastError"] == ""
-        states = {rule["name"]: rule["health"] for group in server.get("rules")["groups"] for rule in group["rules"]}
-        assert states == dict.fromkeys(rules(), "ok")
+def test_a_prometheus_that_scrapes_the_daemon_shows_the_packets_of_each_service(
+    lab: Lab, daemon: Daemon, prometheus: Prometheus
+) -> None:
+    daemon.start()
+    shown = prometheus.values
+    assert eventually(lambda: shown("up") == [1] and shown("nftsync_service_packets_total") == [0, 0], 60), prometheus.log()
+    lab.deliver([Probe("tcp", SERVICE4, 80)] * 7)
+    lab.deliver([Probe("tcp", SERVICE6, 80)] * 20)
+    lab.deliver([Probe("tcp", "172.30.254.99", 80)] * 3)
+    wanted = {
+        'nftsync_service_packets_total{namespace="default", service="web"}': 7,
+        'nftsync_service_packets_total{namespace="default", service="slow"}': 4,
+        'nftsync_service_rate_limit_drops_total{service="slow"}': 16,
+        'nftsync_closed_port_drops_total{family="ipv4"}': 3,
+        'nftsync_kernel_elements{set="services4"}': 1,
+        'nftsync_syncs_total{result="failed"}': 0,
+        "nftsync_pinholes": 2,
+        "nftsync_services": 2,
+        "nftsync_ready": 1,
+        "nftsync_healthy": 1,
+        "nftsync_nic_attached": 1,
+        "nftsync_pools_guarded": 1,
+        "nftsync_addresses_open_without_route": 0,
+    }
+    found: dict[str, list[float]] = {}
+
+    def settled() -> bool:
+        found.update({query: shown(query) for query in wanted})
+        return found == {query: [value] for query, value in wanted.items()}
+
+    assert eventually(settled, 30), found
+    daemon.remove(SLOW)
+    assert eventually(lambda: shown("nftsync_pinholes") == [1], 30), "what the daemon does is seen"
+
+
+@needs_root
+def test_the_shipped_alerts_work_in_a_prometheus_and_tell_of_a_router_that_died(daemon: Daemon, prometheus: Prometheus) -> None:
+    """A rule that waits some minutes is pending at first."""
+    daemon.start()
+    assert eventually(lambda: prometheus.values("up") == [1], 60), prometheus.log()
+    assert eventually(lambda: prometheus.rules() == dict.fromkeys(rules(), ("ok", "inactive")), 30), prometheus.rules()
+    (target,) = prometheus.get("targets")["activeTargets"]
+    assert (target["lastError"], target["labels"]["job"]) == ("", "nftsync")
+    daemon.signal(signal.SIGKILL)
+    assert eventually(lambda: prometheus.rules().get("NftsyncDown") == ("ok", "pending"), 30), prometheus.rules()
+    assert prometheus.values("up") == [0]
 
 
 # --- cost ----------------------------------------------------------------------------------------------

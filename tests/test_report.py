@@ -203,6 +203,13 @@ class World:
     def tell(self, *news: News, router: str = "edge1") -> None:
         self.reporters[router].tell(news)
 
+    def end(self, router: str = "edge1") -> None:
+        """This router's daemon is stopped: what its thread does last, done here."""
+        reporter = self.reporters.pop(router)
+        del self._due[router]
+        reporter.farewell()
+        reporter.run()
+
     def run(self, seconds: float) -> None:
         """Let this much time pass."""
         end, turns = self.cluster.now + seconds, 0
@@ -215,7 +222,7 @@ class World:
                     self._due[router] = self.cluster.now + wait
                     turns += 1
             assert turns < 1000 + 100 * seconds, "the loop spins"
-            following = min(self._due.values())
+            following = min(self._due.values(), default=end + 1)
             if following > end:
                 self.cluster.now = end
                 return
@@ -384,6 +391,92 @@ def test_the_resource_made_anew_gets_its_status_again(world: World, cluster: Clu
     cluster.changed()
     world.run(cluster.lag + TICK)
     assert cluster.router("edge1")["pinholes"] == 6
+
+
+# --- the end ------------------------------------------------------------------------------------------
+
+
+def stands(conditions: list[dict[str, Any]]) -> dict[str, tuple[str, str]]:
+    return {each["type"]: (each["status"], each["reason"]) for each in conditions if each["type"] in ("Ready", "Running")}
+
+
+STOPPED = {"Ready": ("False", "Stopped"), "Running": ("False", "Stopped")}
+RUNS = {"Ready": ("True", "Synced"), "Running": ("True", "Running")}
+
+
+def test_a_router_that_is_stopped_says_so_at_once_and_keeps_what_is_about_its_ruleset(world: World, cluster: Cluster) -> None:
+    world.report(pinholes=6)
+    world.run(1)
+    before = deepcopy(cluster.router("edge1"))
+    cluster.asked.clear()
+    world.end()
+    assert len(cluster.asked) == 1, "though the status was written a second before"
+    after = cluster.router("edge1")
+    assert stands(after["conditions"]) == stands(cluster.status["conditions"]) == STOPPED
+    kept, keeps = ([each for each in entry["conditions"] if each["type"] not in STOPPED] for entry in (before, after))
+    assert kept == keeps != []
+    assert {**before, "conditions": ()} == {**after, "conditions": ()}
+    world.join("edge1")
+    world.report(pinholes=6)
+    world.run(TICK)
+    assert stands(cluster.router("edge1")["conditions"]) == stands(cluster.status["conditions"]) == RUNS
+
+
+def test_the_other_routers_leave_what_a_stopped_one_said(cluster: Cluster) -> None:
+    world = World(cluster, "edge1", "edge2")
+    for router in world.reporters:
+        world.report(router)
+    world.run(30)
+    cluster.asked.clear()
+    world.end()
+    world.run(600)
+    assert len(cluster.asked) == 1
+    assert stands(cluster.router("edge2")["conditions"]) == RUNS
+    ready = next(each for each in cluster.status["conditions"] if each["type"] == "Ready")
+    assert (ready["status"], ready["reason"]) == ("False", "Stopped")
+    assert ready["message"].startswith("edge1: ")
+
+
+def test_what_was_written_just_before_the_end_is_taken_back_though_no_watch_has_told_of_it(cluster: Cluster) -> None:
+    cluster.lag = 10.0
+    world = World(cluster, "edge1")
+    world.report()
+    world.run(SETTLE + 0.1)
+    assert stands(cluster.router("edge1")["conditions"]) == RUNS
+    world.end()
+    assert stands(cluster.router("edge1")["conditions"]) == STOPPED
+
+
+def test_who_never_said_that_he_runs_says_nothing_at_the_end(cluster: Cluster) -> None:
+    for synced in (False, True):
+        world = World(cluster, "edge1")
+        if synced:
+            world.report()
+        world.end()
+    assert cluster.asked == []
+
+
+def test_at_the_end_nothing_is_written_into_a_resource_that_is_gone(world: World, cluster: Cluster) -> None:
+    cluster.exists = False
+    cluster.changed()
+    world.end()
+    assert cluster.asked == []
+
+
+def test_a_reporter_that_is_only_stopped_says_nothing(world: World, cluster: Cluster) -> None:
+    """As at a reload: another one goes on in its place."""
+    world.reporters["edge1"].stop()
+    world.reporters["edge1"].run()
+    assert cluster.asked == []
+
+
+def test_the_end_is_not_put_off_by_a_server_that_refuses(
+    world: World, cluster: Cluster, warnings: Callable[[], list[str]]
+) -> None:
+    cluster.fails = lambda _method, _path: BROKEN
+    world.end()
+    assert len(cluster.asked) == 1
+    assert warnings() == []
 
 
 # --- faults -------------------------------------------------------------------------------------------

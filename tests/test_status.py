@@ -18,6 +18,7 @@ from nftsync.status import (
     describe,
     parse_status,
     stamped,
+    stopped,
     summary,
 )
 from tests.support import json_values
@@ -63,6 +64,28 @@ def test_what_is_wrong_stands_in_the_message_and_the_reason_is_one_word() -> Non
     assert {each.reason for each in found.values()} == {
         "NotSynced", "Running", "Unguarded", "NotAttached", "Refused", "LastGoodHolds",
     }  # fmt: skip
+
+
+def test_a_router_whose_daemon_was_stopped_is_neither_ready_nor_running_and_its_ruleset_is_as_it_was() -> None:
+    before = router(standing=Standing(unshaped="no interface enp9s0", stale=(("pools", "x"),)), services=3, pinholes=5)
+    after = stopped(before)
+    assert replace(after, conditions=()) == replace(before, conditions=())
+    turned = {each.type: each for each in after.conditions if each not in before.conditions}
+    assert {kind: (each.holds, each.reason) for kind, each in turned.items()} == {
+        "Ready": (False, "Stopped"), "Running": (False, "Stopped"),
+    }  # fmt: skip
+    assert all("its last ruleset stays" in each.message for each in turned.values())
+    assert [each.type for each in after.conditions] == [each.type for each in before.conditions]
+
+
+def test_to_be_guarded_by_no_pool_is_told_apart_from_being_guarded_and_from_not_being() -> None:
+    found = {
+        (each.holds, each.reason)
+        for standing in (Standing(), Standing(no_pools=True), Standing(unguarded="x"))
+        for each in standing.conditions()
+        if each.type == "PoolsGuarded"
+    }
+    assert found == {(True, "Guarded"), (True, "NoPools"), (False, "Unguarded")}
 
 
 @pytest.mark.parametrize("long", ["x" * 100_000, "ü" * 10_000])
