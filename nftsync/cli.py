@@ -129,11 +129,12 @@ def _run(options: argparse.Namespace) -> int:
     from nftsync.api import ApiError
     from nftsync.daemon import Daemon, DaemonError, Options
     from nftsync.kernel import KernelError
+    from nftsync.lock import LockedError
     from nftsync.metrics import EndpointError
 
     try:
         return Daemon(Options(options.config, tuple(options.manifests or ()), options.once)).run()
-    except (ApiError, DaemonError, EndpointError, KernelError) as fault:
+    except (ApiError, DaemonError, EndpointError, KernelError, LockedError) as fault:
         return _fail(FAILED, str(fault))
 
 
@@ -316,10 +317,11 @@ def _flush(options: argparse.Namespace) -> int:
     from nftsync.daemon import flush
     from nftsync.kernel import KernelError
     from nftsync.links import LinkError
+    from nftsync.lock import LockedError
 
     try:
         flush(config.load(options.config))
-    except (KernelError, LinkError) as fault:
+    except (KernelError, LinkError, LockedError) as fault:
         return _fail(FAILED, str(fault))
     return 0
 

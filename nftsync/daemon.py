@@ -22,6 +22,7 @@ from nftsync.config import Config, ConfigError
 from nftsync.control import ControlError, Questions, Server
 from nftsync.kernel import Kernel
 from nftsync.links import Links
+from nftsync.lock import locked
 from nftsync.manifests import ManifestError
 from nftsync.metrics import Endpoint, EndpointError, KernelCollector, Metrics
 from nftsync.publish import Publisher
@@ -145,32 +146,35 @@ class Daemon:
     def run(self) -> int:
         """Sync until stopped, or with `once` until the first sync after every list is complete; returns the exit status.
 
-        Raises ConfigError, EndpointError and ManifestError before the kernel was touched.
+        Raises LockedError, ConfigError, EndpointError and ManifestError before the kernel was touched.
         """
         gc.set_threshold(GARBAGE)
-        with process_signals(self._signals):
-            source = self._open_source()
-            network = Links()
-            try:
-                reconciler = Reconciler(self._config, source.inputs, Kernel(), network, Store(self._config.state))
-                if not self._options.once:
-                    self._collector = self._open_collector(self._config, reconciler)
-                    self._endpoint = self._open_endpoint(self._config)
-                    self._server = self._open_server(self._config)
-                self._links.start()
-                log.info("nftsync %s started as router %s", __version__, self._config.router_name)
-                source = self._loop(reconciler, source)
-            finally:
-                if not self._options.once:
-                    source.farewell()
-                source.stop()
-                network.close()
-                if self._endpoint:
-                    self._endpoint.close()
-                if self._server:
-                    self._server.close()
+        with process_signals(self._signals), locked(self._config.runtime):
+            self._run()
         log.info("stopped; the ruleset stays")
         return 1 if self._options.once and self._last.outcome not in (Outcome.APPLIED, Outcome.UNCHANGED) else 0
+
+    def _run(self) -> None:
+        source = self._open_source()
+        network = Links()
+        try:
+            reconciler = Reconciler(self._config, source.inputs, Kernel(), network, Store(self._config.state))
+            if not self._options.once:
+                self._collector = self._open_collector(self._config, reconciler)
+                self._endpoint = self._open_endpoint(self._config)
+                self._server = self._open_server(self._config)
+            self._links.start()
+            log.info("nftsync %s started as router %s", __version__, self._config.router_name)
+            source = self._loop(reconciler, source)
+        finally:
+            if not self._options.once:
+                source.farewell()
+            source.stop()
+            network.close()
+            if self._endpoint:
+                self._endpoint.close()
+            if self._server:
+                self._server.close()
 
     def _open_source(self) -> Source:
         if self._options.manifests:
@@ -320,12 +324,16 @@ class Daemon:
 
 
 def flush(chosen: Config) -> None:
-    """Remove our tables and our ingress qdisc from this machine. Raises KernelError; done twice, it changes nothing."""
-    kernel, store, network = Kernel(), Store(chosen.state), Links()
-    try:
-        kernel.apply(transaction(kernel.read().ruleset, Ruleset()))
-        if store.state.ingress is not None and network.ingress_kind(store.state.ingress) == "ingress":
-            network.remove_ingress(store.state.ingress)
-    finally:
-        network.close()
-    store.save(replace(store.state, ingress=None))
+    """Remove our tables and our ingress qdisc from this machine; done twice, it changes nothing.
+
+    Raises KernelError; LockedError while a daemon runs, which would put them back.
+    """
+    with locked(chosen.runtime):
+        kernel, store, network = Kernel(), Store(chosen.state), Links()
+        try:
+            kernel.apply(transaction(kernel.read().ruleset, Ruleset()))
+            if store.state.ingress is not None and network.ingress_kind(store.state.ingress) == "ingress":
+                network.remove_ingress(store.state.ingress)
+        finally:
+            network.close()
+        store.save(replace(store.state, ingress=None))
