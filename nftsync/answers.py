@@ -106,6 +106,8 @@ def _explain(daemon: Daemon, question: Question) -> Answer:
         own=reconciler.own,
         routed=cache(reconciler.routed),
         drops=_drops(),
+        opened=reconciler.opened(),
+        quarantined=reconciler.quarantined,
     )
     found = explain(view, words)
     return {"text": found.text(), **found.as_json()}

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from nftsync.desired import Desired, Filters, Pinhole
 from nftsync.guard import Boundary, Guard
-from nftsync.objects import NAME, Address, Name, Network, Port, Protocol, Reason, Service, parse_address, quote
+from nftsync.objects import NAME, Address, Name, Network, Port, Protocol, Reason, Rejection, Service, parse_address, quote
 from nftsync.ruleset import FILTER, FORWARD, INPUT, OPERATOR_CR, OPERATOR_SVC, Settings, tables
 
 _FORMS = "right is ADDRESS:PORT[/tcp|udp|sctp], e.g. 192.0.2.1:53/udp or [2001:db8::1]:443, or SOURCE and that, or NAMESPACE/NAME"
@@ -48,6 +48,7 @@ class Cause(StrEnum):
     FILTERED_NAMESPACE = "filtered_namespace"
     INVALID = "invalid"
     LOST_TO_OLDER = "lost_to_older"
+    QUARANTINED = "quarantined"
     NO_SUCH_PORT = "no_such_port"
     NOT_A_SERVICE = "not_a_service"
     WAITING = "waiting"
@@ -65,6 +66,7 @@ class View:
     services: all of type LoadBalancer, also those that the filters do not admit.  settings: None while nothing is applied; then
     `waiting` says why.  own: the router's addresses.  routed: whether the router has a route to an address that does not lead back
     through the public NIC.  drops: packets that the limit of a pinhole, by its key, has dropped.  Either gives None for not known.
+    opened: the pinholes that are open, by key.  quarantined: Services that the kernel does not take.
     """
 
     services: Mapping[Name, Service]
@@ -77,6 +79,8 @@ class View:
     own: frozenset[Address]
     routed: Callable[[Address], bool | None]
     drops: Callable[[str], int | None]
+    opened: Mapping[str, Pinhole]
+    quarantined: Mapping[Name, Rejection] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +191,7 @@ def explain_service(view: View, name: Name) -> Explanation:
 
 def _opens(view: View, settings: Settings, query: PacketQuery, service: Service) -> bool:
     """What _through_router() finds in detail, in short: whether the Service has this pinhole, and somebody comes through it."""
-    hole = view.desired.pinholes.get(query.key)
+    hole = view.opened.get(query.key)
     held = hole is not None and hole.service == service.name and hole.sources != ()
     return (held or not settings.enable_dropall) and view.routed(query.destination) is not False
 
@@ -211,7 +215,7 @@ def _to_router(settings: Settings, query: PacketQuery) -> Explanation:
 
 def _through_router(view: View, settings: Settings, query: PacketQuery, asker: Service | None = None) -> Explanation:
     """operator-svc, then the last rule of forward. asker: the Service whose pinhole it would be; None for whichever."""
-    hole = view.desired.pinholes.get(query.key)
+    hole = view.opened.get(query.key)
     if hole is None or (asker is not None and asker.name != hole.service):
         found = _without_pinhole(view, query, [asker] if asker else view.services.values())
     else:
@@ -291,6 +295,8 @@ def _why_closed(view: View, service: Service, query: PacketQuery | None) -> tupl
         unannounced = refusal[0] is Reason.OUTSIDE_POOLS and view.boundary.advertised_only
         return Cause(refusal[0]), refusal[1] + "; only pools announced over BGP count (advertised_pools_only)" * unannounced
     owner = view.desired.pinholes.get(query.key)
+    if service.name in view.quarantined:
+        return Cause.QUARANTINED, view.quarantined[service.name].message
     if owner is None or owner.service == service.name:
         return Cause.WAITING, "it is not applied yet: the next sync does it"
     return Cause.LOST_TO_OLDER, f"it belongs to the older Service {owner.service}, and is inherited when that one goes"

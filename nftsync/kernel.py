@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import ctypes
 import json
+import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
@@ -62,6 +63,24 @@ class Kernel:
     def apply(self, text: str) -> None:
         """Run a transaction, whole or not at all. Raises KernelError."""
         _run(self._commands, text)
+
+    def apply_each(self, lines: Sequence[str]) -> dict[int, str]:
+        """Run a transaction of one command to a line, whole or not at all; returns the complaints, by the line's index.
+
+        Raises KernelError if it failed and nobody knows where. The kernel goes on to look for errors after the first one, and nft
+        names the line, but only of a file.
+        """
+        with os.fdopen(os.memfd_create("nftsync"), "w", encoding="utf-8") as file:
+            file.write("".join(f"{line}\n" for line in lines))
+            file.flush()
+            path = f"/proc/self/fd/{file.fileno()}"
+            code, _, error = self._commands.cmd(f'include "{path}"')
+        if code == 0:
+            return {}
+        complaints = re.findall(rf"^{path}:([0-9]+):[0-9-]+: Error: (.*)$", error, re.MULTILINE)
+        if not complaints:
+            raise KernelError(_sentence(error))
+        return {int(line) - 1: complaint for line, complaint in complaints}
 
     def check(self, text: str) -> None:
         """Let nft parse and evaluate a transaction without running it. Raises KernelError."""

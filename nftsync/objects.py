@@ -42,6 +42,7 @@ class Reason(StrEnum):
     INVALID_SOURCE_RANGE = "invalid_source_range"
     INVALID_RATELIMIT = "invalid_ratelimit"
     CONFLICT = "conflict"
+    QUARANTINED = "quarantined"
     OUTSIDE_POOLS = "outside_pools"
     RESERVED_ADDRESS = "reserved_address"
     INVALID_POOLS = "invalid_pools"

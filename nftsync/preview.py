@@ -39,7 +39,7 @@ class Preview:
         """To explain with: what the kernel and the routes say is not known."""
         return View(
             self.services, self.desired, self.guard, chosen.filters, chosen.boundary, self.settings, "", self.own,
-            routed=lambda _: None, drops=lambda _: None,
+            routed=lambda _: None, drops=lambda _: None, opened=self.desired.pinholes,
         )  # fmt: skip
 
     @property

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from hashlib import blake2b
 
-from nftsync.changes import Change, changes_between, fingerprint, summary
+from nftsync.applied import Applied
+from nftsync.changes import Change, changes_between, summary
 from nftsync.config import Config
 from nftsync.desired import Desired, Pinhole
 from nftsync.guard import Enforcement, Guard
@@ -24,8 +25,9 @@ from nftsync.kernel import Kernel, KernelError
 from nftsync.links import LinkError, Links
 from nftsync.localchainfile import LocalChainFile
 from nftsync.nftresource import Nft, NftSpec
-from nftsync.objects import Address, ObjectRef, Reason, Rejection
-from nftsync.ruleset import Ruleset, Settings, Table, elements, open_keys, render, ruleset, tables
+from nftsync.objects import Address, Name, ObjectRef, Reason, Rejection
+from nftsync.quarantine import apply_the_rest
+from nftsync.ruleset import Ruleset, Settings, elements, open_keys, render, ruleset, tables
 from nftsync.store import Store
 from nftsync.transaction import transaction
 
@@ -58,20 +60,6 @@ class SyncResult:
     listed: bool = True
 
 
-@dataclass(slots=True)
-class _Applied:
-    """What the kernel accepted last. tables is None while that is not known. listing: how nft lists those tables.
-
-    fingerprint: of the pinholes.
-    """
-
-    tables: Mapping[str, Table] | None = None
-    pinholes: dict[str, Pinhole] = field(default_factory=dict)
-    settings: Settings | None = None
-    listing: str = ""
-    fingerprint: int = 0
-
-
 class Reconciler:
     """Brings the kernel from what it has to what it should have. One thread owns it."""
 
@@ -79,7 +67,8 @@ class Reconciler:
         self._kernel = kernel
         self._links = links
         self._ingress = Ingress(links, store)
-        self._applied = _Applied()
+        self._applied = Applied()
+        self._quarantined: Mapping[Name, Rejection] = {}  # what the kernel does not take
         self._nft: Nft | None = None
         self._spec: NftSpec | None = None  # the last good one: it stays when the resource is refused or deleted
         self._guarding = Guarding(links, store.state)
@@ -132,6 +121,11 @@ class Reconciler:
         return self._guarding.guard
 
     @property
+    def quarantined(self) -> Mapping[Name, Rejection]:
+        """The Services that the kernel does not take, and what it says."""
+        return self._quarantined
+
+    @property
     def own(self) -> frozenset[Address]:
         """The router's addresses at the last look."""
         return self._guarding.own
@@ -169,7 +163,7 @@ class Reconciler:
         """Everything that is refused now: files, settings, local chain, Services. The same tuple while nothing changed."""
         unreadable = tuple(self._inputs.rejections())
         settings = (self._config, self._inputs.synced, self._nft, self._spec, self._local_chain.fault)
-        objects = (self._guarding.pools.rejections, self._desired, self._desired.rejections_changed)
+        objects = (self._guarding.pools.rejections, self._desired, self._desired.rejections_changed, self._quarantined)
         causes = (unreadable, settings, objects)
         if causes != self._causes:
             self._causes = causes
@@ -189,6 +183,7 @@ class Reconciler:
         if self._config.boundary.enforcement is not Enforcement.IGNORED:
             yield from self._guarding.pools.rejections
         yield from self._desired.rejections()
+        yield from self._quarantined.values()
 
     def sync(self, *, whole: bool = False, resync: bool = False) -> SyncResult:
         """Bring the kernel up to date. Never raises KernelError: a refusal is a result, and the last ruleset stays.
@@ -210,7 +205,7 @@ class Reconciler:
             self._local_chain.look_again()
         try:
             whole = whole or resync or self._whole
-            result = self._sync_whole(self._spec, resync=resync) if whole else self._sync_part(changed)
+            result = self._sync_whole(self._spec, resync=resync) if whole else self._sync_changed(self._spec, changed)
         except (KernelError, LinkError) as fault:
             failed = self._failed(fault)
             result = self._sync_without_new_local_chain(self._spec) or failed
@@ -245,6 +240,7 @@ class Reconciler:
                 self._spec = self._nft.spec
         if self._spec is not None:
             sinces.extend(self._take_pools(self._spec, whole=whole))
+        self._whole |= not services.objects.keys().isdisjoint(self._quarantined)
         changed: set[str] = set()
         if self._spec is None or not (whole or self._whole):
             for name, service in services.objects.items():
@@ -287,6 +283,12 @@ class Reconciler:
         settings = Settings.of(spec, public_nic=self._config.public_nic, attached=False, local_chain=body)
         self._kernel.check(render(Ruleset(tables(replace(settings, enable_rateshape=False))), name="nftsync-rehearsal"))
 
+    def _sync_changed(self, spec: NftSpec, changed: set[str]) -> SyncResult:
+        try:
+            return self._sync_part(changed)
+        except KernelError:  # our tables are not what they were, or one of these Services asks for what the kernel does not take
+            return self._sync_whole(spec, resync=False)
+
     def _sync_part(self, changed: set[str]) -> SyncResult:
         """Only these pinholes may differ: compare and send just their elements."""
         standing, settings = self._applied.tables, self._applied.settings
@@ -301,10 +303,7 @@ class Reconciler:
         )
         if text:
             self._kernel.apply(text)
-        for key in before:
-            del self._applied.pinholes[key]
-        self._applied.pinholes.update(after)
-        self._applied.fingerprint += fingerprint(after.values()) - fingerprint(before.values())
+        self._applied.replace(before, after)
         changes = changes_between(before, after)
         return SyncResult(Outcome.APPLIED if text else Outcome.UNCHANGED, changes=changes)
 
@@ -316,39 +315,35 @@ class Reconciler:
         standing = found.ruleset
         if self._applied.tables is not None and found.listing == self._applied.listing:
             standing = Ruleset(self._applied.tables, found.ruleset.elements)
-        drift = resync and settings == self._applied.settings and self._drifted(standing)
+        drift = resync and settings == self._applied.settings and self._applied.drifted(standing)
         wanted = ruleset(self._desired.pinholes.values(), settings)
         text = transaction(standing, wanted)
-        if text:
-            self._kernel.apply(text)
-            listing = self._kernel.listing()
-        else:
-            listing = found.listing
-        changes = changes_between(self._held(standing), self._desired.pinholes)
+        held = self._applied.held(standing, self._desired.pinholes)
+        pinholes = self._apply(text, standing, wanted, held)
+        listing = self._kernel.listing() if text else found.listing
+        changes = changes_between(held, pinholes)
         message = summary(changes)
         if drift:
             message = f"somebody else had changed our tables: repaired; {message}"
         elif standing.tables != wanted.tables:
             message = f"rules renewed; {message}"
-        pinholes = dict(self._desired.pinholes)
-        self._applied = _Applied(wanted.tables, pinholes, settings, listing, fingerprint(pinholes.values()))
+        self._applied = Applied.of(wanted.tables, pinholes, settings, listing)
         self._whole = False
         self._local_chain.accepted()
         self._ingress.settle(settings.device)
         store = self._ingress.store
         store.save(replace(store.state, local_chain=settings.local_chain))
-        return SyncResult(Outcome.APPLIED if text else Outcome.UNCHANGED, message, changes, drift=drift)
+        refused_again = self._quarantined and not (changes or drift or standing.tables != wanted.tables)
+        outcome = Outcome.APPLIED if text and not refused_again else Outcome.UNCHANGED
+        return SyncResult(outcome, message, changes, drift=drift)
 
-    def _held(self, standing: Ruleset) -> Mapping[str, Pinhole]:
-        """The pinholes that were open before; after a start, those of the desired ones that the kernel has."""
-        if self._applied.settings is not None:
-            return self._applied.pinholes
-        keys = open_keys(standing)
-        return {key: pinhole for key, pinhole in self._desired.pinholes.items() if key in keys}
-
-    def _drifted(self, standing: Ruleset) -> bool:
-        """Whether the kernel holds something other than what it accepted from us."""
-        if self._applied.tables is None or self._applied.settings is None:
-            return False
-        applied = ruleset(self._applied.pinholes.values(), self._applied.settings)
-        return transaction(standing, applied) != ""
+    def _apply(self, text: str, standing: Ruleset, wanted: Ruleset, held: Mapping[str, Pinhole]) -> dict[str, Pinhole]:
+        """The pinholes that are open then: all that are desired, but of a Service that the kernel refuses those that were."""
+        desired, self._quarantined = self._desired.pinholes, {}
+        try:
+            if text:
+                self._kernel.apply(text)
+        except KernelError:
+            self._quarantined = apply_the_rest(standing, wanted, held, desired, self._kernel)
+        stay = {key: hole for key, hole in held.items() if hole.service in self._quarantined}
+        return stay | {key: hole for key, hole in desired.items() if hole.service not in self._quarantined}

@@ -249,8 +249,18 @@ def _elements(pinholes: Iterable[Pinhole], settings: Settings) -> Iterator[tuple
 def open_keys(shown: Ruleset) -> set[str]:
     """The keys of the pinholes that are open in a ruleset."""
     sets = shown.elements.get(FILTER, {})
-    closed_to_some = (" . ".join(key.split(" . ")[:3]) for version in (4, 6) for key in sets.get(f"sources{version}", ()))
-    return {*sets.get("services4", ()), *sets.get("services6", ()), *closed_to_some}
+    names = [f"{stem}{version}" for stem in ("services", "sources") for version in (4, 6)]
+    return {key for name in names for element in sets.get(name, ()) if (key := pinhole_key(name, element))}
+
+
+def pinhole_key(name: str, element: str) -> str | None:
+    """The key of the pinhole that a set's element belongs to; None if it belongs to none."""
+    return None if name.startswith("pools") else " . ".join(element.split(" . ")[:3])
+
+
+def empty_tables(shown: Mapping[str, Table]) -> str:
+    """The commands that make tables of ours which are not there, and change none that are."""
+    return "".join(f"add table {family} {NAME}\n" for family in shown)
 
 
 def _source_text(network: Network) -> str:

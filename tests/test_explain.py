@@ -19,7 +19,7 @@ from nftsync.explain import Cause, Explanation, PacketQuery, Verdict, View, expl
 from nftsync.guard import Boundary, Guard
 from nftsync.metallb import Configuration, Pool
 from nftsync.netlink import DumpError
-from nftsync.objects import Address, Name, Protocol, parse_service
+from nftsync.objects import Address, Name, ObjectRef, Protocol, Reason, Rejection, parse_service
 from nftsync.ranges import parse_range
 from nftsync.ruleset import Settings, render, ruleset
 from nftsync.traffic import Count, Reading
@@ -53,8 +53,10 @@ def view(*services: Raw, **fields: Any) -> View:
         own=frozenset({OWN}),
         routed=lambda _: None,
         drops=lambda _: None,
+        opened={},
     )
-    return replace(found, **names)
+    found = replace(found, **names)
+    return found if "opened" in names else replace(found, opened=found.desired.pinholes)
 
 
 def ask(shown: View, *words: str) -> Explanation:
@@ -247,8 +249,17 @@ def test_of_several_services_that_ask_those_that_count_are_told_of_first() -> No
     assert found.lines[1].startswith("Service alpha/a asks for 203.0.113.9 tcp 80, but namespaces and exclude_namespaces")
 
 
+def test_a_service_that_the_kernel_does_not_take_is_in_quarantine() -> None:
+    name = Name("default", "web")
+    told = Rejection(ObjectRef("Service", str(name)), Reason.QUARANTINED, "the kernel does not take what it asks for: no")
+    shown = view(WEB, opened={}, quarantined={name: told})
+    line = "Service default/web asks for 172.30.254.1 tcp 80, but the kernel does not take what it asks for: no"
+    assert short(ask(shown, "172.30.254.1:80")) == ("dropped", "quarantined", line)
+    assert ask(shown, "default/web").reason == "quarantined"
+
+
 def test_a_service_that_is_newer_than_what_is_applied_waits_for_the_next_sync() -> None:
-    found = ask(replace(view(WEB), desired=Desired(Filters())), "172.30.254.1:80")
+    found = ask(view(WEB, desired=Desired(Filters())), "172.30.254.1:80")
     line = "Service default/web asks for 172.30.254.1 tcp 80, but it is not applied yet: the next sync does it"
     assert short(found) == ("dropped", "waiting", line)
 

@@ -91,8 +91,9 @@ def generated(seed: int) -> World:
     )
     desired = Desired.of(services, filters, guard)
     view = View(
-        {each.name: each for each in services}, desired, guard, filters, boundary, settings, "", OWN, _routed, lambda _: None
-    )
+        {each.name: each for each in services}, desired, guard, filters, boundary, settings, "", OWN, _routed, lambda _: None,
+        desired.pinholes,
+    )  # fmt: skip
     return World(view, settings, [*_probes(draw), *_at_claims(draw, services)])
 
 
@@ -237,7 +238,8 @@ def test_a_limited_packet_passes_up_to_its_limit(router: tuple[Lab, Firewall]) -
     desired = Desired.of([parsed], Filters())
     settings = Settings(PUBLIC_NIC, enable_rateshape=True, device=PUBLIC_NIC)
     dropped: Callable[[str], int | None] = lambda _: 5  # noqa: E731
-    view = View({parsed.name: parsed}, desired, Guard(), Filters(), Boundary(), settings, "", OWN, _routed, dropped)
+    services = {parsed.name: parsed}
+    view = View(services, desired, Guard(), Filters(), Boundary(), settings, "", OWN, _routed, dropped, desired.pinholes)
     world = World(view, settings, [Probe("tcp", ADDRESSES[0], 80, source=SOURCES[0])] * 8)
     world.load(lab, firewall)
     assert len(lab.deliver(world.probes)) == 3

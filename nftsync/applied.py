@@ -1,0 +1,49 @@
+"""What the kernel accepted last: to compare with, and to go back to what a Service had."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from nftsync.changes import fingerprint
+from nftsync.desired import Pinhole
+from nftsync.ruleset import Ruleset, Settings, Table, open_keys, ruleset
+from nftsync.transaction import transaction
+
+
+@dataclass(slots=True)
+class Applied:
+    """tables is None while that is not known. settings: None before the first time.  listing: how nft lists those tables.
+
+    fingerprint: of the pinholes.
+    """
+
+    tables: Mapping[str, Table] | None = None
+    pinholes: dict[str, Pinhole] = field(default_factory=dict)
+    settings: Settings | None = None
+    listing: str = ""
+    fingerprint: int = 0
+
+    @classmethod
+    def of(cls, tables: Mapping[str, Table], pinholes: dict[str, Pinhole], settings: Settings, listing: str) -> Applied:
+        return cls(tables, pinholes, settings, listing, fingerprint(pinholes.values()))
+
+    def replace(self, before: Mapping[str, Pinhole], after: Mapping[str, Pinhole]) -> None:
+        """These pinholes were accepted in the place of those."""
+        for key in before:
+            del self.pinholes[key]
+        self.pinholes.update(after)
+        self.fingerprint += fingerprint(after.values()) - fingerprint(before.values())
+
+    def held(self, standing: Ruleset, wanted: Mapping[str, Pinhole]) -> Mapping[str, Pinhole]:
+        """The pinholes that were open before; after a start, those of the wanted ones that the kernel has."""
+        if self.settings is not None:
+            return self.pinholes
+        keys = open_keys(standing)
+        return {key: pinhole for key, pinhole in wanted.items() if key in keys}
+
+    def drifted(self, standing: Ruleset) -> bool:
+        """Whether the kernel holds something other than what it accepted."""
+        if self.tables is None or self.settings is None:
+            return False
+        return transaction(standing, ruleset(self.pinholes.values(), self.settings)) != ""
