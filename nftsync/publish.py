@@ -11,7 +11,7 @@ from itertools import islice
 from nftsync import __version__
 from nftsync.config import Config
 from nftsync.events import utc_now
-from nftsync.guard import Enforcement
+from nftsync.guard import Enforcement, Guard
 from nftsync.metrics import Metrics
 from nftsync.news import News, Topic, of_changes, of_rejections
 from nftsync.objects import ObjectRef, Reason, Rejection
@@ -36,7 +36,7 @@ class Publisher:
         self._utc = utc
         self._rejections: tuple[Rejection, ...] = ()
         self._rejected = 0  # objects of which something is refused
-        self._guarded: bool | None = None
+        self._guarding = ""  # what was said last of who decides about addresses
         self._waiting = ""
         self._hash, self._changed = "", ""
         self.recent: deque[tuple[str, News]] = deque(maxlen=RECENT)  # what was told last, and when
@@ -51,7 +51,7 @@ class Publisher:
         metrics.show_settings(reconciler.settings)
         self._tell_result(result)
         if result.outcome is not Outcome.WAITING:
-            self._tell_guard(reconciler.guard.guarded)
+            self._tell_guard(reconciler.guard)
         news = [*self._news(reconciler, result), *self._news_of_rejections(reconciler.rejections())]
         self._log(news, config.router_name)
         self.recent.extend((self._now(), each) for each in news)
@@ -70,15 +70,18 @@ class Publisher:
             if result.message != waiting:
                 log.info("waiting: %s", result.message)
 
-    def _tell_guard(self, guarded: bool) -> None:  # noqa: FBT001  # it is all that is told
-        """One line when the pools begin to decide, or don't decide yet, what may be opened."""
-        if guarded != self._guarded:
-            self._guarded = guarded
-            self._metrics.pools_guarded.set(guarded)
-            if guarded:
-                log.info("addresses are checked against MetalLB's pools")
-            else:
-                log.warning("addresses are not checked: no MetalLB configuration counts, so a Service may have any address")
+    def _tell_guard(self, guard: Guard) -> None:
+        """One line when it changes what decides which addresses may be opened: pools, none of them, or nothing."""
+        self._metrics.pools_guarded.set(guard.guarded)
+        level, said = logging.INFO, "addresses are checked against MetalLB's pools"
+        if not guard.guarded:
+            level = logging.WARNING
+            said = "addresses are not checked: no MetalLB configuration counts, so a Service may have any address"
+        elif not guard.pools:
+            level, said = logging.WARNING, "no address is opened: there is no pool of MetalLB's that counts"
+        if said != self._guarding:
+            self._guarding = said
+            log.log(level, "%s", said)
 
     def _news(self, reconciler: Reconciler, result: SyncResult) -> Iterable[News]:
         yield from of_changes(result.changes)
@@ -132,16 +135,22 @@ class Publisher:
         return found
 
     def _standing(self, config: Config, reconciler: Reconciler, source: Source, result: SyncResult) -> Standing:
-        enforcement = config.boundary.enforcement
-        unguarded = f'pools = "{enforcement}"' if enforcement is Enforcement.IGNORED else "no MetalLB configuration was seen"
         return Standing(
             not_ready=result.message if result.outcome in (Outcome.WAITING, Outcome.FAILED) else "",
-            unguarded="" if reconciler.guard.guarded else unguarded,
+            unguarded=_unguarded(reconciler, config.boundary.enforcement),
             no_pools=reconciler.guard.pools == (),
             unshaped=_unshaped(reconciler),
             local_chain=next((each.message for each in self._rejections if each.reason is Reason.INVALID_LOCAL_CHAIN), ""),
             stale=tuple(sorted(self.stale(source).items())),
         )
+
+
+def _unguarded(reconciler: Reconciler, enforcement: Enforcement) -> str:
+    if reconciler.guard.guarded:
+        return ""
+    if enforcement is Enforcement.IGNORED:
+        return f'pools = "{enforcement}"'
+    return "no MetalLB configuration was seen" if reconciler.settings else "nothing is applied yet"
 
 
 def _unshaped(reconciler: Reconciler) -> str:
