@@ -13,7 +13,8 @@ from nftsync.control import Answer, Question
 from nftsync.explain import View, explain
 from nftsync.netlink import DumpError
 from nftsync.publish import Publisher
-from nftsync.reconcile import Reconciler, SyncResult
+from nftsync.reconcile import Reconciler
+from nftsync.result import SyncResult
 from nftsync.ruleset import Ruleset, render, ruleset
 from nftsync.sources import Source
 

@@ -26,7 +26,8 @@ from nftsync.lock import locked
 from nftsync.manifests import ManifestError
 from nftsync.metrics import Endpoint, EndpointError, KernelCollector, Metrics
 from nftsync.publish import Publisher
-from nftsync.reconcile import Outcome, Reconciler, SyncResult
+from nftsync.reconcile import Reconciler
+from nftsync.result import Outcome, SyncResult
 from nftsync.routes import reachability
 from nftsync.ruleset import Ruleset
 from nftsync.sources import Clock, ClusterSource, ManifestSource, Source

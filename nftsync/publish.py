@@ -15,7 +15,8 @@ from nftsync.guard import Enforcement, Guard
 from nftsync.metrics import Metrics
 from nftsync.news import News, Topic, of_changes, of_rejections
 from nftsync.objects import ObjectRef, Reason, Rejection
-from nftsync.reconcile import Outcome, Reconciler, SyncResult
+from nftsync.reconcile import Reconciler
+from nftsync.result import Outcome, SyncResult
 from nftsync.sources import Source
 from nftsync.status import RouterStatus, Standing
 

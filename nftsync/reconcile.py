@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
-from enum import StrEnum
+from dataclasses import replace
 from hashlib import blake2b
 
 from nftsync.applied import Applied
-from nftsync.changes import Change, changes_between, summary
+from nftsync.changes import changes_between, summary
 from nftsync.config import Config
 from nftsync.desired import Desired, Pinhole
 from nftsync.guard import Enforcement, Guard
@@ -27,37 +26,12 @@ from nftsync.localchainfile import LocalChainFile
 from nftsync.nftresource import Nft, NftSpec
 from nftsync.objects import Address, Name, ObjectRef, Reason, Rejection
 from nftsync.quarantine import apply_the_rest
+from nftsync.result import Outcome, SyncResult
 from nftsync.ruleset import Ruleset, Settings, elements, open_keys, render, ruleset, tables
 from nftsync.store import Store
 from nftsync.transaction import transaction
 
 log = logging.getLogger(__name__)
-
-
-class Outcome(StrEnum):
-    """How a sync ended."""
-
-    WAITING = "waiting"  # a list is not complete yet, or there are no settings: the kernel was not touched
-    UNCHANGED = "unchanged"
-    APPLIED = "applied"
-    FAILED = "failed"
-
-
-@dataclass(frozen=True, slots=True)
-class SyncResult:
-    """What one sync did.
-
-    message: for people, "" if there is nothing to say.  changes: what it was for each Service.  since: when the earliest of
-    its events was received (monotonic seconds), None if it was not started by one.  drift: whether the kernel had been changed by
-    somebody else.  listed: whether every list that it needs was complete.
-    """
-
-    outcome: Outcome
-    message: str = ""
-    changes: tuple[Change, ...] = ()
-    since: float | None = None
-    drift: bool = False
-    listed: bool = True
 
 
 class Reconciler:

@@ -15,7 +15,7 @@ from nftsync.desired import Pinhole
 from nftsync.metrics import Endpoint, EndpointError, KernelCollector, Metrics
 from nftsync.netlink import DumpError
 from nftsync.objects import Name, ObjectRef, Reason, Rejection
-from nftsync.reconcile import Outcome
+from nftsync.result import Outcome
 from nftsync.routes import Reachability
 from nftsync.ruleset import Settings
 from nftsync.traffic import Count, Reading

@@ -27,7 +27,8 @@ from nftsync.nftresource import Nft, parse_nft
 from nftsync.objects import Service, parse_service
 from nftsync.pools import DOUBT, MetalLB
 from nftsync.probe import _checksum, packet
-from nftsync.reconcile import Outcome, Reconciler
+from nftsync.reconcile import Reconciler
+from nftsync.result import Outcome
 from nftsync.store import Store
 from tests.labtools import SERVICE4, SERVICE6, Daemon, Raw, elements, eventually, needs_root, nft, rules, service, tables
 

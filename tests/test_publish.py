@@ -25,7 +25,8 @@ from nftsync.nftresource import parse_nft
 from nftsync.objects import parse_service
 from nftsync.pools import MetalLB
 from nftsync.publish import LINES, RECENT, Publisher
-from nftsync.reconcile import Outcome, Reconciler, SyncResult
+from nftsync.reconcile import Reconciler
+from nftsync.result import Outcome, SyncResult
 from nftsync.status import Condition, RouterStatus
 from nftsync.store import Store
 from tests.labtools import PUBLIC_NIC, SERVICE4, Raw, needs_root, nft, service

@@ -19,7 +19,8 @@ from nftsync.links import Links
 from nftsync.nftresource import Nft, parse_nft
 from nftsync.objects import Name, Reason, Service, parse_service
 from nftsync.ratelimit import RateLimit, parse_ratelimit
-from nftsync.reconcile import Outcome, Reconciler, SyncResult
+from nftsync.reconcile import Reconciler
+from nftsync.result import Outcome, SyncResult
 from nftsync.store import Store
 from tests.labtools import Raw, elements, needs_root, nft, no_metallb, service
 

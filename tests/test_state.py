@@ -24,7 +24,8 @@ from nftsync.lab import CLIENT, PUBLIC, Lab, Probe
 from nftsync.links import Links
 from nftsync.nftresource import Nft, parse_nft
 from nftsync.objects import Service, parse_service
-from nftsync.reconcile import Outcome, Reconciler, SyncResult
+from nftsync.reconcile import Reconciler
+from nftsync.result import Outcome, SyncResult
 from nftsync.ruleset import FILTER, render
 from nftsync.store import Store
 from tests.labtools import (

@@ -22,7 +22,8 @@ from nftsync.links import Links
 from nftsync.namespace import Namespace
 from nftsync.nftresource import Nft, parse_nft
 from nftsync.objects import Service, parse_service
-from nftsync.reconcile import Outcome, Reconciler, SyncResult
+from nftsync.reconcile import Reconciler
+from nftsync.result import Outcome, SyncResult
 from nftsync.store import Store
 from tests.bench.measure import NIC, Goal, Samples, address_of, in_turns, nft_resource, service, spread, table
 from tests.labtools import no_metallb
