@@ -38,7 +38,7 @@ def answer(daemon: Daemon, question: Question) -> Answer:
     """Raises ValueError with a sentence if the question makes no sense."""
     command = question.get("command")
     known: Mapping[object, Callable[[Daemon, Question], Answer]] = {
-        "status": _status, "ruleset": _ruleset, "owners": _owners, "explain": _explain,
+        "status": _status, "ruleset": _ruleset, "owners": _owners, "explain": _explain, "confirm": _confirm,
     }  # fmt: skip
     if not isinstance(command, str) or command not in known:
         raise ValueError(f"this nftsync ({__version__}) knows no such question: restart the daemon after an upgrade")
@@ -65,6 +65,7 @@ def _status(daemon: Daemon, _: Question) -> Answer:
             "attached": bool(settings and settings.device),
             "rate_shaping": bool(settings and settings.enable_rateshape),
         },
+        "settings": {"confirmation": reconciler.confirming.state, "message": str(reconciler.confirming)},
         "pools": {"guarded": reconciler.guard.guarded, "names": [pool.name for pool in pools or ()]},
         "services": len(reconciler.desired.services),
         "pinholes": len(reconciler.desired.pinholes),
@@ -85,6 +86,11 @@ def _ruleset(daemon: Daemon, _: Question) -> Answer:
     settings = daemon.reconciler.settings
     shown = ruleset(daemon.reconciler.desired.pinholes.values(), settings) if settings else Ruleset()
     return {"text": render(shown)}
+
+
+def _confirm(daemon: Daemon, _: Question) -> Answer:
+    confirmed = daemon.reconciler.confirm()
+    return {"confirmed": confirmed, "text": str(daemon.reconciler.confirming)}
 
 
 def _owners(daemon: Daemon, _: Question) -> Answer:

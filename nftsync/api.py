@@ -77,7 +77,7 @@ class Api:
         *,
         count: Callable[[str, int | None], None] = lambda _verb, _status: None,
         connect_timeout: float = 5.0,
-        read_timeout: float = 120.0,
+        read_timeout: float = 20.0,
         longest_answer: int = 64 << 20,
         longest_line: int = 8 << 20,
     ) -> None:

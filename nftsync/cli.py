@@ -115,6 +115,7 @@ def _add_questions(add: Callable[..., argparse.ArgumentParser], manifests: argpa
     why = add("explain", _explain, "Say why a packet passes or does not, or what came of a Service.", manifests)
     why.add_argument("words", metavar="WORD", nargs="*", help="[SOURCE] ADDRESS:PORT[/tcp|udp|sctp], or NAMESPACE/NAME")
     why.add_argument("--json", action="store_true", help="for programs")
+    add("confirm", _confirm, "Keep settings of the Nft resource that would be taken back (confirm_seconds).")
     top = add("top", _top, "Show the Services with the most traffic, and the most that their limits drop.")
     top.add_argument("--drops", action="store_true", help="those first whose limits drop the most")
     top.add_argument("--seconds", type=float, default=WATCH, metavar="N", help="measure for so long (default: %(default)s)")
@@ -252,6 +253,19 @@ def _preview_here(chosen: Config, paths: Sequence[Path]) -> tuple[Preview, list[
         local = Local()
     shown = preview(chosen, paths, local_chain, local.addresses, local.networks)
     return shown, [*rejections, *shown.rejections]
+
+
+def _confirm(options: argparse.Namespace) -> int:
+    from nftsync.control import ControlError, ask
+
+    try:
+        answer = ask(config.load(options.config).runtime, {"command": "confirm"})
+    except ControlError as fault:
+        return _fail(FAILED, str(fault))
+    if not answer["confirmed"]:
+        return _fail(FAILED, f"nothing waits for a confirmation: {answer['text']}")
+    print(answer["text"])
+    return 0
 
 
 def _top(options: argparse.Namespace) -> int:

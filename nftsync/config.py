@@ -35,11 +35,12 @@ class ConfigError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """The local configuration of one router. resync_interval: seconds, at least 1."""
+    """The local configuration of one router. resync_interval, confirm_seconds: seconds."""
 
     kubeconfig: Path = Path("/etc/nftsync/kubeconfig")
     router_name: str = field(default_factory=socket.gethostname)
     resync_interval: float = 60.0
+    confirm_seconds: float = 0.0  # 0: settings that cut off whoever administers the router need no confirmation
     nft: Name = _NFT
     public_nic: str | None = None  # overrides the Nft resource's
     local_chain: Path = Path("/etc/nftables.d/local-chain.nft")
@@ -118,6 +119,7 @@ def _config(top: _Section) -> Config:
         kubeconfig=top.take("kubeconfig", _path, default.kubeconfig),
         router_name=router_name,
         resync_interval=top.take("resync_interval", _seconds, default.resync_interval),
+        confirm_seconds=top.take("confirm_seconds", _seconds_or_none, default.confirm_seconds),
         nft=Name(
             nft.take("namespace", _kubernetes_name, default.nft.namespace),
             nft.take("name", _kubernetes_name, default.nft.name),
@@ -182,6 +184,12 @@ def _path(value: Any) -> Path:
 def _seconds(value: Any) -> float:
     if type(value) not in (int, float) or not 1 <= value <= 86400:
         raise ValueError("this is not a number of seconds from 1 to 86400")
+    return float(value)
+
+
+def _seconds_or_none(value: Any) -> float:
+    if type(value) not in (int, float) or not (value == 0 or 1 <= value <= 86400):
+        raise ValueError("this is neither 0 nor a number of seconds from 1 to 86400")
     return float(value)
 
 

@@ -20,7 +20,9 @@ from typing import Any
 SOCKET = "control.sock"
 PATIENCE = 10.0  # seconds until somebody who does not speak, or does not answer, is given up
 _LONGEST_QUESTION = 64 * 1024  # bytes
+_BACKLOG = 128  # connections that wait to be accepted
 _AT_ONCE = 32  # conversations
+_WAIT = 2.0  # seconds for a place among them
 _PAUSE = 0.1  # seconds after a connection that could not be accepted
 
 log = logging.getLogger(__name__)
@@ -99,7 +101,7 @@ class Server:
     def _converse(self, connection: socket.socket) -> None:
         with connection, suppress(OSError):
             connection.settimeout(PATIENCE)
-            if not self._places.acquire(blocking=False):
+            if not self._places.acquire(timeout=_WAIT):
                 connection.sendall(b'{"error": "too many ask at once: ask again"}\n')
                 return
             try:
@@ -133,6 +135,8 @@ def ask(folder: Path, question: Question) -> Answer:
         raise ControlError(f"{path}: no nftsync runs here: systemctl start nftsync") from None
     except PermissionError:
         raise ControlError(f"{path}: only root may ask") from None
+    except BlockingIOError:
+        raise ControlError(f"{path}: too many ask at once: ask again") from None
     except (OSError, ValueError) as fault:
         raise ControlError(f"{path}: {fault}") from fault
     if not isinstance(answer, dict) or "error" in answer:
@@ -161,7 +165,7 @@ def _listener(path: Path) -> socket.socket:
     try:
         os.fchmod(listener.fileno(), 0o600)  # bind() gives the file this mode: there is no moment with another one
         listener.bind(str(path))
-        listener.listen(_AT_ONCE)
+        listener.listen(_BACKLOG)
     except BaseException:
         listener.close()
         raise

@@ -65,7 +65,7 @@ class Metrics:
         self.events = counter("events", "Kubernetes Events by what became of them.", "result")
         self.nic_attached = gauge("nic_attached", "1 while the rate limits are attached to the public NIC.")
         self.rateshape_wanted = gauge("rateshape_wanted", "1 if the settings in force ask for rate limits (enable_rateshape).")
-        self.stale = gauge("stale", "1 while the last good ones are used because the present ones can't be had.", "source")
+        self.stale = gauge("config_stale", "1 while the last good ones are used because the present ones can't be had.", "source")
         self.api_requests = counter(
             "api_requests", 'Requests to the API server by the answer\'s code; "error" if there was no answer.', "verb", "code"
         )

@@ -9,6 +9,7 @@ from enum import StrEnum
 from nftsync.changes import Change
 from nftsync.desired import Pinhole
 from nftsync.objects import ObjectRef, Reason, Rejection
+from nftsync.status import Confirmation
 
 _NAMED = 8  # addresses, and ports of each, that a sentence names
 
@@ -26,6 +27,10 @@ class Topic(StrEnum):
     LOCAL_CHAIN_REFUSED = "LocalChainRefused"
     POOLS_REFUSED = "PoolsRefused"
     DRIFT_REPAIRED = "DriftRepaired"
+    MANAGEMENT_CUT = "ManagementCut"
+    CONFIRMATION_AWAITED = "ConfirmationAwaited"
+    SETTINGS_CONFIRMED = "SettingsConfirmed"
+    SETTINGS_ROLLED_BACK = "SettingsRolledBack"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +49,19 @@ _TOPICS = {
     Reason.INVALID_LOCAL_CHAIN: Topic.LOCAL_CHAIN_REFUSED,
     Reason.INVALID_POOLS: Topic.POOLS_REFUSED,
 }
+
+
+_CONFIRMATIONS = {
+    Confirmation.NOT_NEEDED: Topic.MANAGEMENT_CUT,
+    Confirmation.WAITING: Topic.CONFIRMATION_AWAITED,
+    Confirmation.CONFIRMED: Topic.SETTINGS_CONFIRMED,
+    Confirmation.ROLLED_BACK: Topic.SETTINGS_ROLLED_BACK,
+}
+
+
+def of_confirmation(nft: ObjectRef | None, state: Confirmation, message: str) -> News:
+    """That settings cut off whoever administers the router, and what becomes of them."""
+    return News(nft, _CONFIRMATIONS[state], message, warning=state is not Confirmation.CONFIRMED)
 
 
 def of_changes(changes: Iterable[Change]) -> Iterator[News]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from dataclasses import fields as dataclass_fields
 
 from nftsync.objects import NAME, Malformed, Name, ObjectRef, Reason, Rejection, identify, mapping, quote
 from nftsync.status import NftStatus, parse_status
@@ -56,14 +57,16 @@ def parse_nft(raw: object, before: Nft | None) -> Nft:
     status = parse_status(resource.get("status"))
     nft = Nft(name, uid, generation if type(generation) is int else 0, None, status=status)
     try:
-        return replace(nft, spec=_parse_spec(mapping(resource.get("spec"), "spec")))
+        return replace(nft, spec=parse_spec(resource.get("spec")))
     except Malformed as fault:
         last_good = before.spec if before else None
         stays = "the last good settings stay" if last_good else "there are no earlier settings to keep"
         return replace(nft, spec=last_good, rejections=(Rejection(nft.ref, Reason.INVALID_SETTINGS, f"{fault}; {stays}"),))
 
 
-def _parse_spec(spec: Mapping[str, object]) -> NftSpec:
+def parse_spec(raw: object) -> NftSpec:
+    """The spec as the API has it. Raises Malformed."""
+    spec = mapping(raw, "spec")
     metallb_namespace = spec.get("metallb-namespace")
     if metallb_namespace is None:
         metallb_namespace = METALLB_NAMESPACE
@@ -77,6 +80,12 @@ def _parse_spec(spec: Mapping[str, object]) -> NftSpec:
         enable_ssh=_switch(spec, "enable_ssh"),
         metallb_namespace=metallb_namespace,
     )
+
+
+def describe_spec(spec: NftSpec) -> dict[str, object]:
+    """As the API has it: what parse_spec() reads."""
+    fields = {each.name: getattr(spec, each.name) for each in dataclass_fields(spec)}
+    return {**fields, "metallb-namespace": fields.pop("metallb_namespace")}
 
 
 def parse_nic(value: object) -> str:

@@ -13,12 +13,12 @@ from nftsync.config import Config
 from nftsync.events import utc_now
 from nftsync.guard import Enforcement, Guard
 from nftsync.metrics import Metrics
-from nftsync.news import News, Topic, of_changes, of_rejections
+from nftsync.news import News, Topic, of_changes, of_confirmation, of_rejections
 from nftsync.objects import ObjectRef, Reason, Rejection
 from nftsync.reconcile import Reconciler
 from nftsync.result import Outcome, SyncResult
 from nftsync.sources import Source
-from nftsync.status import RouterStatus, Standing
+from nftsync.status import Confirmation, RouterStatus, Standing
 
 RECENT = 20  # pieces of news that are remembered
 LINES = 200  # of one sync in the log; the rest of them is counted
@@ -39,6 +39,7 @@ class Publisher:
         self._rejected = 0  # objects of which something is refused
         self._guarding = ""  # what was said last of who decides about addresses
         self._waiting = ""
+        self._confirmation: tuple[Confirmation, str] | None = None
         self._hash, self._changed = "", ""
         self.recent: deque[tuple[str, News]] = deque(maxlen=RECENT)  # what was told last, and when
 
@@ -53,7 +54,8 @@ class Publisher:
         self._tell_result(result)
         if result.outcome is not Outcome.WAITING:
             self._tell_guard(reconciler.guard)
-        news = [*self._news(reconciler, result), *self._news_of_rejections(reconciler.rejections())]
+        news = [*self._news(reconciler, result), *self._news_of_settings(reconciler)]
+        news.extend(self._news_of_rejections(reconciler.rejections()))
         self._log(news, config.router_name)
         self.recent.extend((self._now(), each) for each in news)
         source.tell(news)
@@ -88,6 +90,13 @@ class Publisher:
         yield from of_changes(result.changes)
         if result.drift and reconciler.nft is not None:
             yield News(reconciler.nft.ref, Topic.DRIFT_REPAIRED, result.message, warning=True)
+
+    def _news_of_settings(self, reconciler: Reconciler) -> Iterable[News]:
+        """When they cut off whoever administers the router, and when that is settled."""
+        told = reconciler.confirming.state, str(reconciler.confirming)
+        if told != self._confirmation and reconciler.confirming.cut:
+            yield of_confirmation(reconciler.nft.ref if reconciler.nft else None, *told)
+        self._confirmation = told
 
     def _news_of_rejections(self, rejections: tuple[Rejection, ...]) -> Iterable[News]:
         if rejections is not self._rejections:
@@ -140,6 +149,7 @@ class Publisher:
             not_ready=result.message if result.outcome in (Outcome.WAITING, Outcome.FAILED) else "",
             unguarded=_unguarded(reconciler, config.boundary.enforcement),
             no_pools=reconciler.guard.pools == (),
+            confirmation=(reconciler.confirming.state, str(reconciler.confirming)),
             unshaped=_unshaped(reconciler),
             local_chain=next((each.message for each in self._rejections if each.reason is Reason.INVALID_LOCAL_CHAIN), ""),
             stale=tuple(sorted(self.stale(source).items())),

@@ -15,6 +15,7 @@ from hashlib import blake2b
 from nftsync.applied import Applied
 from nftsync.changes import changes_between, summary
 from nftsync.config import Config
+from nftsync.confirm import Confirming
 from nftsync.desired import Desired, Pinhole
 from nftsync.guard import Enforcement, Guard
 from nftsync.guarding import Guarding
@@ -44,7 +45,10 @@ class Reconciler:
         self._applied = Applied()
         self._quarantined: Mapping[Name, Rejection] = {}  # what the kernel does not take
         self._nft: Nft | None = None
-        self._spec: NftSpec | None = None  # the last good one: it stays when the resource is refused or deleted
+        self._asked = store.state.spec  # the last good settings: they stay when the resource is refused or deleted
+        self._spec: NftSpec | None = None  # those in force
+        self.confirming = Confirming(store.state.spec)
+        self._confirmed = False  # since the last sync
         self._guarding = Guarding(links, store.state)
         self._local_chain = LocalChainFile(config.local_chain, store.state.local_chain)
         self._config = config
@@ -116,7 +120,12 @@ class Reconciler:
     @property
     def wakes_in(self) -> float:
         """Seconds until a sync is worth it though nothing has changed."""
-        return self._guarding.pools.doubted
+        return 0.0 if self._confirmed else min(self._guarding.pools.doubted, self.confirming.waits)
+
+    def confirm(self) -> bool:
+        """Let settings that wait for it hold for good; returns whether any did."""
+        self._confirmed = self.confirming.confirm()
+        return self._confirmed
 
     def local_chain_changed(self) -> bool:
         """Whether the local chain's file has a version that no sync has looked at."""
@@ -210,8 +219,8 @@ class Reconciler:
         if nfts.objects:
             self._nft = nfts.objects.get(self._config.nft)
             if self._nft is not None and self._nft.spec is not None:
-                self._whole |= self._spec != self._nft.spec
-                self._spec = self._nft.spec
+                self._asked = self._nft.spec
+        self._take_settings()
         if self._spec is not None:
             sinces.extend(self._take_pools(self._spec, whole=whole))
         self._whole |= not services.objects.keys().isdisjoint(self._quarantined)
@@ -220,6 +229,17 @@ class Reconciler:
             for name, service in services.objects.items():
                 changed.update(self._desired.put(name, service))
         return changed, min(sinces, default=None)
+
+    def _take_settings(self) -> None:
+        self._confirmed = False
+        if self._asked is None:
+            return
+        asked = replace(self._asked, public_nic=self._config.public_nic or self._asked.public_nic)
+        spec = self.confirming.take(asked, self._config.confirm_seconds)
+        self._whole |= self._spec != spec
+        self._spec = spec
+        store = self._ingress.store
+        store.save(replace(store.state, spec=self.confirming.settled))
 
     def _take_pools(self, spec: NftSpec, *, whole: bool) -> list[float]:
         """Take MetalLB's changes, and judge addresses by them from now on; returns when they were received."""
@@ -241,11 +261,11 @@ class Reconciler:
 
     def _settings(self, spec: NftSpec) -> Settings:
         self._local_chain.refresh(lambda body: self._rehearse(spec, body))
-        index = self._ingress.look(self._config.public_nic or spec.public_nic)
+        index = self._ingress.look(spec.public_nic)
         attached = spec.enable_rateshape and index is not None
         return Settings.of(
             spec,
-            public_nic=self._config.public_nic,
+            public_nic=spec.public_nic,
             attached=attached,
             local_chain=self._local_chain.body,
             bgp_peers=self._config.bgp_peers,

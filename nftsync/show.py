@@ -26,6 +26,7 @@ def _status(answer: dict[str, Any]) -> Iterator[str]:
         ("sync", f"{sync['result']}, {ago}" + (f": {sync['message']}" if sync["message"] else "")),
         ("watches", ", ".join(f"{kind} {state}" for kind, state in sorted(answer["watches"].items())) or "none yet"),
         ("public NIC", _nic(nic)),
+        ("settings", answer["settings"]["message"]),
         ("pools", ", ".join(map(printable, pools["names"])) if pools["guarded"] else "unguarded: a Service may have any address"),
         ("open", f"{answer['pinholes']} pinholes of {answer['services']} Services"),
         ("refused", f"{answer['rejected']}"),

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from enum import StrEnum
 
 from nftsync.objects import Malformed, mapping, sequence
 
 _LONGEST = 512  # characters of a message
 _MANY = 64  # routers, and conditions of each, that are read
 _AGREE = "RoutersAgree"
-_SUMMED = ("Ready", "Running", "PoolsGuarded", "RateShaping", "LocalChainValid", "Stale")
+_SUMMED = ("Ready", "Running", "PoolsGuarded", "RateShaping", "LocalChainValid", "Confirmed", "Stale")
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,12 +85,22 @@ class NftStatus:
         return agreement is not None and not agreement.holds
 
 
+class Confirmation(StrEnum):
+    """How it stands with the settings that the Nft resource asks for."""
+
+    NOT_NEEDED = "NotNeeded"  # they cut off nobody, or nobody wants to be asked (confirm_seconds = 0)
+    CONFIRMED = "Confirmed"
+    WAITING = "Waiting"
+    ROLLED_BACK = "RolledBack"
+
+
 @dataclass(frozen=True, slots=True)
 class Standing:
     """What conditions are worked out from. Each text is why something does not hold, "" if it does.
 
     stale: by source, why the last good settings, pools or Services hold instead of the present ones.
     no_pools: whether addresses are guarded, and no pool lets any pass.
+    confirmation: how it stands with the settings, also in words.
     """
 
     not_ready: str = ""
@@ -98,6 +109,7 @@ class Standing:
     local_chain: str = ""
     stale: tuple[tuple[str, str], ...] = ()
     no_pools: bool = False
+    confirmation: tuple[Confirmation, str] = (Confirmation.NOT_NEEDED, "the settings cut off nobody")
 
     def conditions(self) -> tuple[Condition, ...]:
         """In the order in which people ask."""
@@ -107,6 +119,7 @@ class Standing:
             self._guarded(),
             _condition("RateShaping", self.unshaped, ("Attached", "NotAttached"), "rate limits are in force"),
             _condition("LocalChainValid", self.local_chain, ("Valid", "Refused"), "the local chain is in force"),
+            self._confirmed(),
             Condition("Stale", bool(self.stale), "LastGoodHolds" if self.stale else "UpToDate", _shorten(self._stale())),
         )
 
@@ -115,6 +128,10 @@ class Standing:
             return Condition("PoolsGuarded", True, "NoPools", "no pool of MetalLB's counts, so no address is opened")
         guarded = "addresses are checked against MetalLB's pools"
         return _condition("PoolsGuarded", self.unguarded, ("Guarded", "Unguarded"), guarded)
+
+    def _confirmed(self) -> Condition:
+        state, message = self.confirmation
+        return Condition("Confirmed", state not in (Confirmation.WAITING, Confirmation.ROLLED_BACK), state, _shorten(message))
 
     def _stale(self) -> str:
         return "; ".join(f"{source}: {why}" for source, why in self.stale) or "everything is as it stands in the cluster"

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from nftsync.metallb import Configuration, Pool, parse_peer_address
+from nftsync.nftresource import NftSpec, describe_spec, parse_spec
 from nftsync.objects import Address
 from nftsync.ranges import parse_range
 
@@ -32,12 +33,14 @@ class State:
     ingress: index of the NIC whose ingress qdisc is ours, or None; it means nothing after a reboot.
     metallb: MetalLB's last good configuration, None if none was ever seen.  former: addresses that had pinholes before they
     left the pools; it means nothing after a reboot, when no connection is left.
+    spec: the last settings that held without waiting for a confirmation, None if there were none.
     """
 
     local_chain: str = ""
     ingress: int | None = None
     metallb: Configuration | None = None
     former: frozenset[Address] = frozenset()
+    spec: NftSpec | None = None
 
 
 class Store:
@@ -71,9 +74,10 @@ class Store:
             if found.pop("format") != FORMAT:
                 raise ValueError("it has the format of another version")
             same_boot = found.pop("boot") == self._boot
-            metallb, former = found.pop("metallb", None), found.pop("former", [])
+            metallb, former, spec = found.pop("metallb", None), found.pop("former", []), found.pop("spec", None)
             state = State(
                 **found,
+                spec=None if spec is None else parse_spec(spec),
                 metallb=None if metallb is None else _configuration(metallb),
                 former=frozenset(parse_peer_address(each, "former") for each in former),
             )
@@ -97,7 +101,8 @@ def _described(state: State) -> dict[str, object]:
         ]
         metallb = {"pools": pools, "peers": sorted(map(str, state.metallb.peers))}
     former = sorted(map(str, state.former))
-    return {"local_chain": state.local_chain, "ingress": state.ingress, "metallb": metallb, "former": former}
+    spec = None if state.spec is None else describe_spec(state.spec)
+    return {"local_chain": state.local_chain, "ingress": state.ingress, "spec": spec, "metallb": metallb, "former": former}
 
 
 def _configuration(described: dict[str, Any]) -> Configuration:

@@ -20,7 +20,7 @@ from tests.support import ROOT
 from tests.test_ratelimit import near_misses
 
 EXAMPLES = str(ROOT / "examples")
-COMMANDS = ("run", "render", "ratelimit", "pools", "status", "explain", "top", "diff", "check", "flush", "demo")
+COMMANDS = ("run", "render", "ratelimit", "pools", "status", "explain", "confirm", "top", "diff", "check", "flush", "demo")
 
 
 @pytest.fixture

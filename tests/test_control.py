@@ -201,7 +201,10 @@ def test_who_says_nothing_is_given_up(folder: Path, monkeypatch: pytest.MonkeyPa
         server.close()
 
 
-def test_more_askers_than_there_are_places_hear_that_and_the_others_are_answered(folder: Path) -> None:
+def test_more_askers_than_there_are_places_hear_that_and_the_others_are_answered(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control, "_WAIT", 0.1)
     go_on, begun = threading.Event(), threading.Semaphore(0)
 
     def slow(question: Question) -> Answer:

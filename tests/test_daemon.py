@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import signal
 import socket
 import time
@@ -237,6 +238,10 @@ def test_once_syncs_and_ends_and_says_so_by_its_status_where_there_are_no_settin
     assert daemon.once().returncode == 0
     assert rules(daemon.lab) == good
     daemon.remove(nft())
+    done = daemon.once()
+    assert done.returncode == 0
+    assert "there is no such resource; the last good settings stay" in done.stderr
+    shutil.rmtree(daemon.state)
     done = daemon.once()
     assert done.returncode == 1
     assert "there is no usable Nft resource arbf-operators/nft" in done.stderr

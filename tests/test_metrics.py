@@ -193,7 +193,7 @@ def test_what_is_stale_is_said_by_source_and_what_is_not_named_is_not() -> None:
 
     def stale() -> list[float | None]:
         sources = ("settings", "pools", "services")
-        return [metrics.registry.get_sample_value("nftsync_stale", {"source": each}) for each in sources]
+        return [metrics.registry.get_sample_value("nftsync_config_stale", {"source": each}) for each in sources]
 
     assert stale() == [0, 0, 0]
     metrics.show_stale({"pools": True, "services": False})

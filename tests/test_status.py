@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from nftsync.status import (
     Condition,
+    Confirmation,
     Figures,
     NftStatus,
     RouterStatus,
@@ -45,6 +46,7 @@ def test_a_router_in_order_has_these_conditions() -> None:
         "PoolsGuarded": True,
         "RateShaping": True,
         "LocalChainValid": True,
+        "Confirmed": True,
         "Stale": False,
     }
     assert all(each.reason.isalpha() and each.message for each in GOOD)
@@ -62,8 +64,15 @@ def test_what_is_wrong_stands_in_the_message_and_the_reason_is_one_word() -> Non
     assert found["LocalChainValid"].message == "line 3: syntax error"
     assert found["Stale"].message == "pools: x; settings: y"
     assert {each.reason for each in found.values()} == {
-        "NotSynced", "Running", "Unguarded", "NotAttached", "Refused", "LastGoodHolds",
+        "NotSynced", "Running", "Unguarded", "NotAttached", "Refused", "NotNeeded", "LastGoodHolds",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("state", Confirmation)
+def test_settings_that_wait_or_were_taken_back_are_not_confirmed(state: Confirmation) -> None:
+    found = by_type(Standing(confirmation=(state, "enable_ssh was switched off")).conditions())["Confirmed"]
+    assert found.holds == (state in (Confirmation.NOT_NEEDED, Confirmation.CONFIRMED))
+    assert (found.reason, found.message) == (state, "enable_ssh was switched off")
 
 
 def test_a_router_whose_daemon_was_stopped_is_neither_ready_nor_running_and_its_ruleset_is_as_it_was() -> None:
@@ -91,7 +100,8 @@ def test_to_be_guarded_by_no_pool_is_told_apart_from_being_guarded_and_from_not_
 @pytest.mark.parametrize("long", ["x" * 100_000, "ü" * 10_000])
 def test_messages_are_bounded_however_much_is_wrong(long: str) -> None:
     """Also where sixty-four routers say something long."""
-    standing = Standing(long, long, long, long, tuple((f"source {number}", long) for number in range(100)))
+    stale = tuple((f"source {number}", long) for number in range(100))
+    standing = Standing(long, long, long, long, stale, confirmation=(Confirmation.WAITING, long))
     routers = [router(f"edge{number}", standing, hash=f"{number:032}") for number in range(64)]
     for each in (*standing.conditions(), *summary(routers, disagree=True)):
         assert len(each.message) <= 512

@@ -39,6 +39,7 @@ GOOD = {
     "Running": "True",
     "RateShaping": "True",
     "LocalChainValid": "True",
+    "Confirmed": "True",
     "Stale": "False",
     "RoutersAgree": "True",
 }

@@ -1,0 +1,131 @@
+"""While nothing can be heard of the cluster the last ruleset stays, somebody is told, and what is new counts soon after."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+import tomllib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from nftsync.lab import Lab
+from tests.apiserver.harness import ApiServer, Programs, eventually
+from tests.apiserver.router import Router, fresh_router, running_cluster
+
+OPEN, CLOSED, LATE = "172.30.254.1", "172.30.254.2", "172.30.254.3"
+STALE = 'nftsync_config_stale{source="services"}'
+WATCHING = 'nftsync_watch_state{resource="Service",state="watching"}'
+NOTICED = 60  # seconds at most until it is known that nothing is heard
+RECOVERED = 10  # seconds at most until what is new is in the kernel, once the server answers again
+
+
+@pytest.fixture(scope="module")
+def cluster(programs: Programs) -> Iterator[tuple[Lab, ApiServer]]:
+    with running_cluster(programs) as running:
+        yield running
+
+
+@pytest.fixture
+def router(cluster: tuple[Lab, ApiServer], tmp_path: Path) -> Iterator[Router]:
+    """One that runs, and has a Service."""
+    with fresh_router(*cluster, tmp_path) as running:
+        running.add("web", OPEN)
+        running.start()
+        running.opens(OPEN)
+        yield running
+
+
+def as_before(router: Router) -> None:
+    assert router.lab.arrives("tcp", OPEN, 80)
+    assert not router.lab.arrives("tcp", CLOSED, 80)
+
+
+def stale(router: Router, within: float) -> None:
+    """It is noticed in time, and nothing changes until then and after."""
+    ends = time.monotonic() + within
+    while router.metric(STALE) != 1:
+        assert time.monotonic() < ends, f"nobody noticed within {within} s:\n{router.log.read_text()}"
+        as_before(router)
+    as_before(router)
+
+
+def recovers(router: Router) -> float:
+    """What is new opens in time; returns the seconds."""
+    began = time.monotonic()
+    router.add("late", LATE)
+    router.opens(LATE, seconds=RECOVERED)
+    seconds = time.monotonic() - began
+    eventually(lambda: router.metric(STALE) == 0, "what is known is up to date again", RECOVERED)
+    as_before(router)
+    return seconds
+
+
+def test_a_server_that_hangs_is_noticed_and_followed_again_when_it_goes_on(router: Router) -> None:
+    """Its kernel goes on to acknowledge what it is sent, so nothing but silence tells."""
+    for pid in router.server.pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        stale(router, NOTICED)
+    finally:
+        for pid in router.server.pids:
+            os.kill(pid, signal.SIGCONT)
+    recovers(router)
+
+
+def test_a_server_that_is_away_again_and_again_is_followed_within_seconds_each_time(router: Router) -> None:
+    times = []
+    for _ in range(3):
+        router.server.kill()
+        stale(router, NOTICED)
+        router.server.restart()
+        times.append(recovers(router))
+        router.server.admin.delete("/api/v1/namespaces/default/services/late")
+        router.closes(LATE)
+    print(f"seconds from the server's return until a new Service is open: {sorted(times)}")
+
+
+def without_rights(router: Router) -> Callable[[], None]:
+    path = "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings/nftsync"
+    binding = router.server.admin.get(path)
+    router.server.admin.delete(path)
+    del binding["metadata"]["resourceVersion"], binding["metadata"]["uid"]
+
+    def give_back() -> None:
+        router.server.admin.post(path.rpartition("/")[0], binding)
+
+    return give_back
+
+
+def with_another_ca(router: Router) -> Callable[[], None]:
+    """The kubeconfig trusts a certificate authority that has signed nothing here."""
+    kubeconfig = Path(tomllib.loads(router.configuration.read_text(encoding="utf-8"))["kubeconfig"])
+    before = kubeconfig.read_bytes()
+    authority = router.log.parent / "other-ca.pem"
+    router.server._openssl(
+        "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=other",
+        "-keyout", str(router.log.parent / "other-ca.key"), "-out", str(authority),
+    )  # fmt: skip
+    document = yaml.safe_load(before)
+    document["clusters"][0]["cluster"]["certificate-authority"] = str(authority)
+    kubeconfig.write_text(yaml.safe_dump(document), encoding="utf-8")
+
+    def give_back() -> None:
+        kubeconfig.write_bytes(before)
+
+    return give_back
+
+
+@pytest.mark.parametrize("fault", [without_rights, with_another_ca], ids=["403", "wrong CA"])
+def test_a_refusal_stops_nothing_is_said_and_ends(router: Router, fault: Callable[[Router], Callable[[], None]]) -> None:
+    give_back = fault(router)
+    router.server.restart()  # a watch that was accepted goes on
+    try:
+        stale(router, NOTICED)
+    finally:
+        give_back()
+    recovers(router)
+    assert "Traceback" not in router.log.read_text()
