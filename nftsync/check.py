@@ -20,8 +20,8 @@ from nftsync.localchain import LocalChainError, parse_local_chain
 from nftsync.metallb import CONFIG_MAP
 from nftsync.nftresource import METALLB_NAMESPACE, NftSpec, parse_nft
 from nftsync.objects import Malformed, quote
+from nftsync.resources import nfts
 from nftsync.ruleset import Ruleset, Settings, render, tables
-from nftsync.watch import nfts
 
 # What the daemon can't do without.
 _PERMISSIONS = (

@@ -17,8 +17,8 @@ from nftsync.objects import Malformed, ObjectRef, Reason, Rejection, sequence
 from nftsync.pools import MetalLB, judge
 from nftsync.preview import preview
 from nftsync.ranges import AddressSet, Range
+from nftsync.resources import Resource, metallb, nfts
 from nftsync.store import Store
-from nftsync.watch import Resource, metallb, nfts
 
 
 @dataclass(frozen=True, slots=True)

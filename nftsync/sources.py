@@ -19,8 +19,9 @@ from nftsync.nftresource import Nft, parse_nft
 from nftsync.objects import Service, parse_service
 from nftsync.pools import MetalLB
 from nftsync.report import Reporter
+from nftsync.resources import SERVICES, Resource, metallb, nfts
 from nftsync.status import RouterStatus
-from nftsync.watch import SERVICES, Cause, Resource, State, Watcher, metallb, nfts
+from nftsync.watch import Cause, State, Watcher
 
 log = logging.getLogger(__name__)
 

@@ -22,48 +22,14 @@ from typing import Any, Protocol
 
 from nftsync.api import Api, ApiError, KubeconfigError, MalformedAnswerError, TooLargeError, parse_json
 from nftsync.inbox import Inbox, Listing
-from nftsync.metallb import CONFIG_MAP
 from nftsync.objects import Malformed, quote
+from nftsync.resources import Resource
 from nftsync.retry import Pace, attempts
 
 log = logging.getLogger(__name__)
 
 PAGE = 500  # objects, as kubectl and client-go ask for
 SMALL_PAGE = 20  # fits however large objects are: etcd holds none above 1.5 MB
-
-
-@dataclass(frozen=True, slots=True)
-class Resource:
-    """What to watch: an API path that lists objects, narrowed by `query`. kind: for people and metrics.
-
-    optional: that the cluster does not have this kind, or does not let us read it, is a state and no error.
-    """
-
-    kind: str
-    path: str
-    query: tuple[tuple[str, str], ...] = ()
-    optional: bool = False
-
-
-SERVICES = Resource("Service", "/api/v1/services")
-
-
-def nfts(namespace: str, name: str) -> Resource:
-    """The one Nft resource of this name."""
-    path = f"/apis/nft.acnodal.com/v1alpha1/namespaces/{namespace}/nfts"
-    return Resource("Nft", path, (("fieldSelector", f"metadata.name={name}"),))
-
-
-def metallb(namespace: str) -> tuple[Resource, Resource, Resource, Resource]:
-    """MetalLB's pools, advertisements and peers, and the ConfigMap that held all of them up to 0.12."""
-    group, namespaced = "/apis/metallb.io", f"namespaces/{namespace}"
-    config_map = (("fieldSelector", f"metadata.name={CONFIG_MAP}"),)
-    return (
-        Resource("IPAddressPool", f"{group}/v1beta1/{namespaced}/ipaddresspools", optional=True),
-        Resource("BGPAdvertisement", f"{group}/v1beta1/{namespaced}/bgpadvertisements", optional=True),
-        Resource("BGPPeer", f"{group}/v1beta2/{namespaced}/bgppeers", optional=True),
-        Resource("ConfigMap", f"/api/v1/{namespaced}/configmaps", config_map, optional=True),
-    )
 
 
 class State(StrEnum):
@@ -164,9 +130,9 @@ class Watcher:
         while not self._stop.is_set():
             for attempt in attempts(self._stop, self._timing.pace, self._rng):
                 with attempt, self._consequences():
-                    if self._version is None or self._clock() >= self._relist_at:
+                    if self._version is None or self._clock() >= self._relist_at or not self._watch_on():
                         self._list()
-                    self._watch()
+                        self._watch()
 
     @contextmanager
     def _consequences(self) -> Iterator[None]:
@@ -206,6 +172,19 @@ class Watcher:
             else:
                 log.warning("%s: %s", self._resource.kind, fault)
         self._observer.watching(self._resource, State.ABSENT)
+
+    def _watch_on(self) -> bool:
+        """Watch from the last version seen; False if the server no longer has it, which it is not to blame for."""
+        try:
+            self._watch()
+        except ApiError as fault:
+            if not _expired(fault):
+                raise
+            self._watching_since = None
+            self._observer.restarted(self._resource, cause_of(fault))
+            self._complain(str(fault), again=True)
+            return False
+        return True
 
     def _lasted(self) -> bool:
         return self._watching_since is not None and self._clock() - self._watching_since >= self._timing.lasting

@@ -31,8 +31,9 @@ from nftsync.inbox import Inbox
 from nftsync.kubeconfig import Kubeconfig
 from nftsync.nftresource import Nft, parse_nft
 from nftsync.objects import Name, Service, parse_service
+from nftsync.resources import SERVICES, Resource, nfts
 from nftsync.retry import Pace
-from nftsync.watch import SERVICES, Cause, Resource, State, Timing, Watcher, nfts
+from nftsync.watch import Cause, State, Timing, Watcher
 from tests import faultyserver as faulty
 from tests.faultyserver import LIST, OTHER, PAGE, WATCH, Fault, FaultyServer, Object, event_line
 

@@ -30,7 +30,8 @@ from nftsync.api import PIECE, Api
 from nftsync.config import load
 from nftsync.daemon import Daemon, Options
 from nftsync.kernel import Found, Kernel
-from nftsync.watch import PAGE, SERVICES
+from nftsync.resources import SERVICES
+from nftsync.watch import PAGE
 
 _CONTINUE = re.compile(rb'"continue":"([^"]+)"')
 
