@@ -33,7 +33,7 @@ if [ -n "$$missing" ]; then \
 fi
 endef
 
-.PHONY: demo test test-newest lint bench clean
+.PHONY: demo test test-newest lint bench chaos clean
 
 demo: .venv/bin/nftsync
 	.venv/bin/nftsync demo
@@ -51,6 +51,10 @@ lint: .venv/dev
 
 bench: .venv/dev
 	.venv/bin/python -m tests.bench
+
+# A thousand faults, about ten minutes; another seed draws others: make chaos SEED=7
+chaos: .venv/dev
+	.venv/bin/python -m tests.chaos $(if $(SEED),--seed $(SEED)) $(if $(FAULTS),--faults $(FAULTS))
 
 clean:
 	rm -rf .venv .venv-newest build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

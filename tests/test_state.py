@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import socket
-import subprocess
-import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +23,6 @@ from nftsync.result import Outcome, SyncResult
 from nftsync.ruleset import FILTER, render
 from nftsync.store import Store
 from tests.labtools import (
-    PATIENCE,
     SERVICE4,
     SERVICE6,
     Raw,
@@ -43,6 +36,7 @@ from tests.labtools import (
     tables,
     wanted,
 )
+from tests.load import traffic
 
 pytestmark = needs_root
 
@@ -287,60 +281,6 @@ STANDING = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Tally:
-    """What became of the packets to one destination. missing: the first 20 that did not come through."""
-
-    sent: int
-    arrived: int
-    missing: list[int]
-
-
-class Traffic:
-    """Numbered packets to every destination, from a process of its own, until `end`."""
-
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        assert process.stdout
-        self._process = process
-        self._lines: list[str] = []
-        self._reader = threading.Thread(target=self._lines.extend, args=[process.stdout], daemon=True)
-        self._reader.start()
-
-    def through(self, destinations: int) -> bool:
-        """Whether by now something came through to as many destinations."""
-        return len(self._lines) >= destinations
-
-    def end(self) -> list[Tally]:
-        assert self._process.stdin
-        self._process.stdin.close()
-        self._reader.join(PATIENCE)
-        return [Tally(*each) for each in json.loads(self._lines[-1])]
-
-
-@contextmanager
-def traffic(lab: Lab) -> Iterator[Traffic]:
-    """Traffic to ALLOWED and FORBIDDEN. What is forbidden has a listener too: if it gets through, it is heard."""
-    sockets = [_listener(lab, "node", port) for port in (80, 81)] + [_listener(lab, "router", 5000)]
-    numbers = [each.fileno() for each in sockets]
-    argv = [sys.executable, str(Path(__file__).with_name("traffic.py")), *map(str, numbers), *ALLOWED, *FORBIDDEN]
-    process = lab.client.popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=numbers, bufsize=1)
-    try:
-        yield Traffic(process)
-    finally:
-        process.kill()
-        process.wait()
-        for each in sockets:
-            each.close()
-
-
-def _listener(lab: Lab, where: str, port: int) -> socket.socket:
-    listener: socket.socket = getattr(lab, where).socket(socket.AF_INET6, socket.SOCK_DGRAM)
-    listener.setsockopt(socket.SOL_SOCKET, 33, 32 << 20)  # SO_RCVBUFFORCE: whatever comes between two looks has room
-    listener.setblocking(False)
-    listener.bind(("::", port))
-    return listener
-
-
 def step(router: Router, number: int) -> None:
     """One of the changes that a cluster and its operators make; each makes the kernel's ruleset another one."""
     turn, address = number // 8, f"10.9.{number // 8 % 200}.{number % 8}"
@@ -372,7 +312,7 @@ def step(router: Router, number: int) -> None:
 def test_two_thousand_changes_under_load_let_nothing_forbidden_pass_and_lose_nothing_allowed(lab: Lab, router: Router) -> None:
     router.begin(nft(), *STANDING)
     applied = 0
-    with traffic(lab) as running:
+    with traffic(lab, [*ALLOWED, *FORBIDDEN]) as running:
         assert eventually(lambda: running.through(len(ALLOWED)))
         for number in range(CHANGES):
             step(router, number)
@@ -398,7 +338,7 @@ def test_a_table_that_is_deleted_and_added_with_a_policy_alone_is_caught_leaking
     text = render(replace(ruleset, tables={FILTER: table}))
     kernel.apply(text)
     deadline, replaced = time.monotonic() + CONTROL_SECONDS, 0
-    with traffic(lab) as running:
+    with traffic(lab, [*ALLOWED, *FORBIDDEN]) as running:
         assert eventually(lambda: running.through(len(ALLOWED)))
         while not running.through(len(ALLOWED) + 1) and time.monotonic() < deadline:
             kernel.apply(f"delete table inet nftsync\n{text}")

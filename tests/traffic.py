@@ -1,11 +1,11 @@
 """Numbered packets as fast as one process can, and which of them came through: run it as a program in the client's namespace.
 
-    traffic.py LISTENER… DESTINATION…
+    traffic.py PAUSE LISTENER… DESTINATION…
 
-A LISTENER is the number of an inherited UDP socket; a DESTINATION is "address port". Packets go to every destination in turn,
-each with the destination's place in the list and a number of its own, until stdin ends. A line goes to stdout once
-for every destination that something has come through to: "through PLACE". At the end, as JSON, for each destination how many
-packets were sent and the numbers of the packets that are missing, at most 20: [[sent, arrived, [missing, …]], …].
+PAUSE: seconds between two rounds of packets.  A LISTENER is the number of an inherited UDP socket; a DESTINATION is "address port".
+Packets go to every destination in turn, each with the destination's place in the list and a number of its own, until stdin ends. A
+line goes to stdout once for every destination that something has come through to: "through PLACE". At the end, as JSON, for each
+destination how many packets were sent, how many arrived and the numbers of those that are missing, at most 20: [[N, N, [N, …]], …].
 """
 
 from __future__ import annotations
@@ -18,20 +18,22 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 
-_NUMBER = struct.Struct("!IQ")
+_OURS = b"numbered"  # others send something there, too
+_NUMBER = struct.Struct("!8sIQ")
 _ROUND = 32  # packets to each destination between looks at what has come
 
 
 def main(arguments: Sequence[str]) -> None:
+    pause, *arguments = arguments
     listeners = [socket.socket(fileno=int(each)) for each in arguments if " " not in each]
     senders = [_sender(*each.split(" ")) for each in arguments if " " in each]
     arrived: list[set[int]] = [set() for _ in senders]
     sent = 0
-    while not select.select([sys.stdin], [], [], 0)[0]:
+    while not select.select([sys.stdin], [], [], float(pause))[0]:
         for number in range(sent, sent + _ROUND):
             for place, sender in enumerate(senders):
                 with suppress(ConnectionRefusedError):  # an error that an earlier packet brought back
-                    sender.send(_NUMBER.pack(place, number))
+                    sender.send(_NUMBER.pack(_OURS, place, number))
         sent += _ROUND
         for place, number in _received(listeners):
             if not arrived[place]:
@@ -51,7 +53,9 @@ def _received(listeners: Sequence[socket.socket]) -> Iterator[tuple[int, int]]:
     for listener in listeners:
         with suppress(BlockingIOError):
             while True:
-                yield _NUMBER.unpack(listener.recv(64))
+                content = listener.recv(64)
+                if len(content) == _NUMBER.size and content.startswith(_OURS):
+                    yield _NUMBER.unpack(content)[1:]
 
 
 if __name__ == "__main__":

@@ -1,0 +1,319 @@
+"""Faults drawn by a seed, one after the other, while numbered packets flow: nothing forbidden passes, nothing allowed is lost.
+
+    python -m tests.chaos [--seed N] [--faults N]
+
+What should be open is told by an oracle that knows nothing of nft: a dictionary of what was asked for. After each fault the router
+has to come to that; while rules stand, packets to what is open all the time and to what never is are counted, every one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from ipaddress import ip_address, ip_network
+from pathlib import Path
+from statistics import median
+
+from nftsync.lab import CLIENT, Lab, Probe
+from tests.labtools import PUBLIC_NIC, Daemon, Raw, eventually, nft, service, tables, write
+from tests.load import traffic
+
+STEADY = {"steady4": "172.30.254.1", "steady6": "2001:db8:254::1"}
+ALLOWED = [f"{address} 80" for address in STEADY.values()]
+FORBIDDEN = [*(f"{address} 81" for address in STEADY.values()), "172.30.254.200 80", "2001:db8:254::200 80"]
+NAMES = [f"s{number}" for number in range(2, 30)]
+PORTS = (53, 80, 443, 8080)
+RANGES = (["203.0.113.0/24", "2001:db8:113::/48"], ["192.0.2.0/24"], [f"{CLIENT[0]}/32", "2001:db8:100::/64"])
+SOURCES = {4: ("203.0.113.7", "192.0.2.7", str(CLIENT[0])), 6: ("2001:db8:113::7", str(CLIENT[1]))}
+POOL: Raw = {
+    "apiVersion": "metallb.io/v1beta1", "kind": "IPAddressPool",
+    "metadata": {"name": "services", "namespace": "metallb-system"},
+    "spec": {"addresses": ["172.30.254.0/24", "2001:db8:254::/64"]},
+}  # fmt: skip
+EVIL = "}; flush ruleset; #\n\x1b[2J\u202e"
+CONVERGES = 15.0  # seconds until the oracle has to be right
+
+
+class ChaosError(AssertionError):
+    """A promise was not kept."""
+
+
+@dataclass
+class Asked:
+    """What a Service asks for: TCP and UDP ports at its two addresses, to everybody or to some."""
+
+    ports: tuple[tuple[str, int], ...]
+    ranges: list[str]
+
+
+@dataclass
+class Tally:
+    """What was counted. seconds: until the oracle was right, of each fault."""
+
+    faults: Counter[str] = field(default_factory=Counter)
+    seconds: list[float] = field(default_factory=list)
+    allowed: int = 0
+    forbidden: int = 0
+
+    def __str__(self) -> str:
+        slowest = sorted(self.seconds)[-max(1, len(self.seconds) // 100)]
+        return (
+            f"{sum(self.faults.values())} faults of {len(self.faults)} kinds; {self.allowed} packets to what is open, all arrived; "
+            f"{self.forbidden} to what is closed, none did; right again after {median(self.seconds):.2f} s (median), "
+            f"{slowest:.2f} s (99th percentile)"
+        )
+
+
+class Chaos:
+    """A lab's router with a daemon, what is asked of it, and everything that can go wrong with it."""
+
+    def __init__(self, lab: Lab, folder: Path, seed: int) -> None:
+        self.lab = lab
+        self.draw = random.Random(seed)
+        self.daemon = Daemon(lab, folder, interval=1)
+        self.asked: dict[str, Asked] = {}
+        self.torn: set[str] = set()  # Services whose files can't be read
+        self.tally = Tally()
+        self.daemon.put(nft(), POOL)
+        for name, address in STEADY.items():
+            self.daemon.put(service(name, address, ports=[("UDP", 80)]))
+        self.daemon.start()
+
+    # --- the oracle ---------------------------------------------------------------------------------------
+
+    def passes(self, probe: Probe) -> bool:
+        """Whether a packet should, by what was asked for alone."""
+        if probe.destination in STEADY.values():
+            return (probe.protocol, probe.port) == ("udp", 80)
+        number = int(probe.destination.replace("::", ".").rpartition(".")[2].rpartition(":")[2], 10)
+        asked = self.asked.get(f"s{number}")
+        if asked is None or (probe.protocol.upper(), probe.port) not in asked.ports:
+            return False
+        source, ranges = ip_address(probe.source or ""), [ip_network(each) for each in asked.ranges]
+        return not ranges or any(source in each for each in ranges if each.version == source.version)
+
+    def probes(self) -> Iterator[Probe]:
+        yield from (Probe("udp", address, 80) for address in STEADY.values())
+        for _ in range(40):
+            version = self.draw.choice((4, 6))
+            number = int(self.draw.choice([*NAMES, "s99"])[1:])
+            address = f"172.30.254.{number}" if version == 4 else f"2001:db8:254::{number}"
+            source = self.draw.choice(SOURCES[version])
+            yield Probe(self.draw.choice(("tcp", "udp")), address, self.draw.choice(PORTS), source=source)
+
+    def converge(self, fault: str) -> None:
+        """Wait until the router does what the oracle says, for packets drawn anew until all of them are right at once."""
+        began = time.monotonic()
+
+        def wrong() -> list[Probe]:
+            probes = list(self.probes())
+            arrived = {id(each) for each in self.lab.deliver(probes)}
+            return [each for each in probes if (id(each) in arrived) != self.passes(each)]
+
+        while left := wrong():
+            if time.monotonic() - began > CONVERGES:
+                raise ChaosError(f"after {fault}: {left[:3]} went wrong for {CONVERGES} s\n{self.daemon.log()[-3000:]}")
+        self.tally.seconds.append(time.monotonic() - began)
+
+    # --- faults that leave the rules standing -------------------------------------------------------------
+
+    def put_service(self) -> None:
+        name = self.draw.choice(NAMES)
+        ports = tuple({(self.draw.choice(("TCP", "UDP")), self.draw.choice(PORTS)) for _ in range(self.draw.randint(1, 3))})
+        asked = Asked(ports, self.draw.choice([[], [], *RANGES]))
+        limit = self.draw.choice([None, "100 mbytes/second", "no limit at all", EVIL])  # an invalid one leaves the ports open
+        self.asked[name] = asked
+        self.daemon.put(self._service(name, asked, limit=limit))
+
+    def _service(self, name: str, asked: Asked, **options: str | None) -> Raw:
+        addresses = (f"172.30.254.{name[1:]}", f"2001:db8:254::{name[1:]}")
+        return service(name, *addresses, ports=asked.ports, sources=asked.ranges, limit=options.get("limit"))
+
+    def remove_service(self) -> None:
+        if self.asked:
+            name = self.draw.choice(sorted(self.asked))
+            self.daemon.remove(self._service(name, self.asked.pop(name)))
+
+    def poison_services(self) -> None:
+        """They ask for what nobody may have, and harm nobody."""
+        for number in range(5):
+            evil = service(f"evil{number}", self.draw.choice([EVIL, "0.0.0.0", "224.0.0.1", "203.0.113.1", "::1"]), limit=EVIL)
+            evil["spec"]["ports"] = self.draw.choice([[{"port": 70000}], [{"port": "x"}], [{"protocol": EVIL, "port": 80}], 7])
+            self.daemon.put(evil)
+
+    def tear_a_file(self) -> None:
+        """What it held stays, as long as the daemon lives."""
+        if self.asked:
+            name = self.draw.choice(sorted(self.asked))
+            self.torn.add(name)
+            path = self.daemon.path(self._service(name, self.asked[name]))
+            write(path, path.read_text()[: self.draw.randint(1, 80)])
+
+    def lose_the_settings(self) -> None:
+        self.daemon.path(nft()).unlink(missing_ok=True)
+
+    def break_the_settings(self) -> None:
+        broken = nft()
+        broken["spec"]["enable_ssh"] = EVIL
+        self.daemon.put(broken)
+
+    def change_the_settings(self) -> None:
+        self.daemon.put(nft(**{switch: self.draw.random() < 0.5 for switch in ("enable_ssh", "enable_bgp", "enable_rateshape")}))
+
+    def break_the_local_chain(self) -> None:
+        write(self.daemon.local_chain, self.draw.choice(["nonsense", "chain local-chain { no such rule }", "chain local-chain {"]))
+
+    def change_the_local_chain(self) -> None:
+        write(self.daemon.local_chain, f"chain local-chain {{\n\ttcp dport {self.draw.randint(10000, 60000)} drop\n}}\n")
+
+    def kill(self) -> None:
+        time.sleep(self.draw.random() * 0.2)  # at any instant of what goes on
+        self.daemon.signal(signal.SIGKILL)
+        self._started_again()
+
+    def terminate(self) -> None:
+        self.daemon.signal(signal.SIGTERM)
+        self._started_again()
+
+    def kill_and_tear_the_state(self) -> None:
+        self.daemon.signal(signal.SIGKILL)
+        assert self.daemon.process
+        self.daemon.process.wait()
+        for path in self.daemon.state.iterdir():
+            content = path.read_bytes()
+            path.write_bytes(content[: self.draw.randint(0, len(content))])
+        self.daemon.put(nft())
+        self._started_again()
+
+    def _started_again(self) -> None:
+        """Mend what a new process has no other way to know."""
+        assert self.daemon.process
+        self.daemon.process.wait()
+        self.daemon.put(*(self._service(name, self.asked[name]) for name in sorted(self.torn & self.asked.keys())))
+        self.torn.clear()
+        self.daemon.start()
+
+    def freeze(self) -> None:
+        self.daemon.signal(signal.SIGSTOP)
+        self.put_service()
+        time.sleep(self.draw.random())
+        self.daemon.signal(signal.SIGCONT)
+
+    def reload(self) -> None:
+        self.daemon.signal(signal.SIGHUP)
+
+    def start_a_second_daemon(self) -> None:
+        if self.daemon.command("run", "--manifests", str(self.daemon.manifests)).returncode != 1:
+            raise ChaosError("a second daemon ran")
+
+    def add_foreign_elements(self) -> None:
+        self.foreign("add element inet nftsync services4 { 172.30.254.99 . tcp . 80, 172.30.254.99 . udp . 53 }")
+
+    def change_another_table(self) -> None:
+        chain = "add chain inet other c { type filter hook input priority 10; }"
+        self.foreign(f"add table inet other; {chain}; delete table inet other")
+
+    # --- faults that take rules away: nobody can promise anything until they are back -----------------------
+
+    def flush_the_ruleset(self) -> None:
+        self.foreign(self.draw.choice(["flush ruleset", "delete table inet nftsync", "delete table netdev nftsync"]))
+
+    def flush_a_chain(self) -> None:
+        self.foreign(f"flush chain inet nftsync {self.draw.choice(['operator-svc', 'forward', 'input', 'global'])}")
+
+    def flush_a_set(self) -> None:
+        self.foreign(f"flush set inet nftsync {self.draw.choice(['services4', 'services6', 'sources4', 'pools4'])}")
+
+    def lose_the_nic(self) -> None:
+        self.lab.unplug()
+        time.sleep(self.draw.random())
+        self.lab.plug(PUBLIC_NIC)
+
+    def foreign(self, command: str) -> None:
+        self.lab.router.run(["nft", command], check=False)  # there may be nothing to change
+
+    # --- all of it ----------------------------------------------------------------------------------------
+
+    @property
+    def standing(self) -> tuple[Callable[[], None], ...]:
+        return (
+            self.put_service, self.put_service, self.put_service, self.remove_service, self.poison_services, self.tear_a_file,
+            self.lose_the_settings, self.break_the_settings, self.change_the_settings, self.break_the_local_chain,
+            self.change_the_local_chain, self.kill, self.terminate, self.kill_and_tear_the_state, self.freeze, self.reload,
+            self.start_a_second_daemon, self.add_foreign_elements, self.change_another_table,
+        )  # fmt: skip
+
+    @property
+    def destroying(self) -> tuple[Callable[[], None], ...]:
+        return self.flush_the_ruleset, self.flush_a_chain, self.flush_a_set, self.lose_the_nic
+
+    @contextmanager
+    def load(self) -> Iterator[None]:
+        """Numbered packets to what is open all the time and to what never is."""
+        with traffic(self.lab, [*ALLOWED, *FORBIDDEN], pause=0.01) as running:
+            if not eventually(lambda: running.through(len(ALLOWED))):
+                raise ChaosError(f"nothing comes through\n{self.daemon.log()[-3000:]}")
+            yield
+            tallies = running.end()
+        for destination, tally in zip([*ALLOWED, *FORBIDDEN], tallies, strict=True):
+            wanted = tally.sent if destination in ALLOWED else 0
+            if tally.arrived != wanted:
+                raise ChaosError(f"{destination}: of {tally.sent} packets {tally.arrived} arrived; missing {tally.missing}")
+        self.tally.allowed += sum(tally.sent for tally in tallies[: len(ALLOWED)])
+        self.tally.forbidden += sum(tally.sent for tally in tallies[len(ALLOWED) :])
+
+    def run(self, faults: int) -> None:
+        """Draw as many faults. Raises ChaosError at the first promise that is not kept."""
+        left = faults
+        while left > 0:
+            with self.load():
+                for _ in range(min(left, self.draw.randint(3, 12))):
+                    self.suffer(self.draw.choice(self.standing))
+                    left -= 1
+            if left > 0:
+                self.suffer(self.draw.choice(self.destroying))
+                left -= 1
+        if not {"inet nftsync"} <= tables(self.lab):
+            raise ChaosError("the table is gone")
+
+    def suffer(self, fault: Callable[[], None]) -> None:
+        name = fault.__name__
+        self.tally.faults[name] += 1
+        fault()
+        self.converge(f"{name}, which was fault {sum(self.tally.faults.values())}")
+
+
+def chaos(seed: int, faults: int) -> Tally:
+    """Raises ChaosError, with the log's end, at the first promise that is not kept."""
+    with ExitStack() as opened:
+        lab = opened.enter_context(Lab())
+        folder = Path(opened.enter_context(tempfile.TemporaryDirectory()))
+        made = Chaos(lab, folder, seed)
+        opened.enter_context(made.daemon)
+        made.run(faults)
+        return made.tally
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__.partition("\n")[0])
+    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
+    parser.add_argument("--faults", type=int, default=1000)
+    options = parser.parse_args()
+    print(f"seed {options.seed}, {options.faults} faults", flush=True)
+    tally = chaos(options.seed, options.faults)
+    print(tally)
+    print(json.dumps(dict(sorted(tally.faults.items()))))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

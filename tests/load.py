@@ -1,0 +1,73 @@
+"""A load of numbered packets while something happens, and what became of each."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from nftsync.lab import Lab
+from tests.labtools import PATIENCE
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """What became of the packets to one destination. missing: the first 20 that did not come through."""
+
+    sent: int
+    arrived: int
+    missing: list[int]
+
+
+class Traffic:
+    """Numbered packets to every destination, from a process of its own, until `end`."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        assert process.stdout
+        self._process = process
+        self._lines: list[str] = []
+        self._reader = threading.Thread(target=self._lines.extend, args=[process.stdout], daemon=True)
+        self._reader.start()
+
+    def through(self, destinations: int) -> bool:
+        """Whether by now something came through to as many destinations."""
+        return len(self._lines) >= destinations
+
+    def end(self) -> list[Tally]:
+        assert self._process.stdin
+        self._process.stdin.close()
+        self._reader.join(PATIENCE)
+        return [Tally(*each) for each in json.loads(self._lines[-1])]
+
+
+@contextmanager
+def traffic(lab: Lab, destinations: Sequence[str], pause: float = 0) -> Iterator[Traffic]:
+    """Traffic to "address port" each, `pause` seconds between the rounds.
+
+    What is forbidden has a listener too: if it gets through, it is heard. The node listens on UDP 80 and 81, the router on 5000.
+    """
+    sockets = [_listener(lab, "node", port) for port in (80, 81)] + [_listener(lab, "router", 5000)]
+    numbers = [each.fileno() for each in sockets]
+    argv = [sys.executable, str(Path(__file__).with_name("traffic.py")), str(pause), *map(str, numbers), *destinations]
+    process = lab.client.popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=numbers, bufsize=1)
+    try:
+        yield Traffic(process)
+    finally:
+        process.kill()
+        process.wait()
+        for each in sockets:
+            each.close()
+
+
+def _listener(lab: Lab, where: str, port: int) -> socket.socket:
+    listener: socket.socket = getattr(lab, where).socket(socket.AF_INET6, socket.SOCK_DGRAM)
+    listener.setsockopt(socket.SOL_SOCKET, 33, 32 << 20)  # SO_RCVBUFFORCE: whatever comes between two looks has room
+    listener.setblocking(False)
+    listener.bind(("::", port))
+    return listener
