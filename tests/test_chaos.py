@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -43,6 +44,7 @@ def test_a_leak_and_a_loss_are_caught_however_short(made: Chaos, command: str, c
     def meddle() -> None:
         with made.load():
             made.foreign(command)
+            time.sleep(0.5)  # dozens of rounds of packets; it is repaired within a second
             made.converge("that")
 
     with pytest.raises(ChaosError, match=caught):
