@@ -378,14 +378,14 @@ def test_what_can_not_be_watched_is_stale_by_what_it_is_for(router: Router, kind
     router.begin(WEB)
     router.source.old[kind] = "no answer"
     assert router.publisher.stale(router.source) == {source: "no answer"}
-    assert {each: router.metric("stale", source=each) for each in ("services", "settings", "pools")} == {
+    assert {each: router.metric("config_stale", source=each) for each in ("services", "settings", "pools")} == {
         "services": 0, "settings": 0, "pools": 0, source: 1,
     }  # fmt: skip
     router.sync()
     assert (router.condition("Stale").holds, router.condition("Stale").message) == (True, f"{source}: no answer")
     router.source.old.clear()
     assert router.publisher.stale(router.source) == {}
-    assert router.metric("stale", source=source) == 0
+    assert router.metric("config_stale", source=source) == 0
 
 
 def test_what_is_refused_makes_its_last_good_version_stale(router: Router) -> None:
