@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import gc
 import logging
-import signal
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from nftsync import __version__, answers, config, counters, links
+from nftsync import __version__, answers, commits, config, counters, links
 from nftsync.api import ApiError
+from nftsync.commits import Meddling
 from nftsync.config import Config, ConfigError
 from nftsync.control import ControlError, Questions, Server
 from nftsync.kernel import Kernel
@@ -30,6 +29,7 @@ from nftsync.reconcile import Reconciler
 from nftsync.result import Outcome, SyncResult
 from nftsync.routes import reachability
 from nftsync.ruleset import Ruleset
+from nftsync.signals import Signals, process_signals
 from nftsync.sources import Clock, ClusterSource, ManifestSource, Source
 from nftsync.store import Store
 from nftsync.transaction import transaction
@@ -45,72 +45,6 @@ log = logging.getLogger(__name__)
 
 class DaemonError(Exception):
     """The daemon can't go on; started anew it can."""
-
-
-class Signals:
-    """What the loop is asked to do, from any thread. One flag each: a hundred changes are one wake-up."""
-
-    def __init__(self) -> None:
-        self._wake = threading.Event()
-        self.stop = threading.Event()
-        self.inputs = threading.Event()
-        self.links = threading.Event()
-        self.reload = threading.Event()
-
-    def asked(self) -> None:
-        """Somebody waits for an answer, which needs no sync."""
-        self._wake.set()
-
-    def changed(self) -> None:
-        self.inputs.set()
-        self._wake.set()
-
-    def links_changed(self) -> None:
-        self.links.set()
-        self._wake.set()
-
-    def wait(self, timeout: float) -> None:
-        """Until something is asked for, at most `timeout` seconds."""
-        self._wake.wait(max(timeout, 0.0))
-        self._wake.clear()
-
-    def take(self, flag: threading.Event) -> bool:
-        """Whether it was set since the last time."""
-        taken = flag.is_set()
-        flag.clear()
-        return taken
-
-    def receive(self, number: int) -> None:
-        """A process signal: TERM and INT stop, HUP reloads."""
-        (self.reload if number == signal.SIGHUP else self.stop).set()
-        self._wake.set()
-
-
-@contextmanager
-def process_signals(signals: Signals) -> Iterator[None]:
-    """Turn process signals into messages. A thread waits for them, since a handler could interrupt a lock that it needs.
-
-    It waits without a time-out: signal.sigtimedwait() reports signals that were never sent if its time ran out while the
-    process was stopped (SIGSTOP, SIGCONT).
-    """
-    numbers = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
-
-    def listen() -> None:
-        while not signals.stop.is_set():
-            signals.receive(signal.sigwait(numbers))
-
-    thread = threading.Thread(target=listen, name="signals", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        if not signals.stop.is_set():
-            signal.pthread_kill(thread.ident or 0, signal.SIGTERM)
-        thread.join()
-        for number in signal.sigpending() & numbers:  # asked twice: once is enough
-            signal.sigwait({number})
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,8 +63,8 @@ class Daemon:
         self._options = options
         self._clock = clock
         self._signals = Signals()
-        listening = (self._signals.links_changed, self._signals.stop)
-        self._links = threading.Thread(target=links.listen, args=listening, name="links", daemon=True)
+        self._listeners: list[threading.Thread] = []
+        self._meddling = Meddling(self._signals.asked, clock)
         self._metrics = Metrics()
         self._config = config.load(options.config)
         self._endpoint: Endpoint | None = None
@@ -164,7 +98,8 @@ class Daemon:
                 self._collector = self._open_collector(self._config, reconciler)
                 self._endpoint = self._open_endpoint(self._config)
                 self._server = self._open_server(self._config)
-            self._links.start()
+            self._listen("links", links.listen, self._signals.links_changed)
+            self._listen("commits", commits.listen, self._meddling.tell, commits.identity())
             log.info("nftsync %s started as router %s", __version__, self._config.router_name)
             source = self._loop(reconciler, source)
         finally:
@@ -176,6 +111,12 @@ class Daemon:
                 self._endpoint.close()
             if self._server:
                 self._server.close()
+
+    def _listen(self, name: str, listen: Callable[..., None], *arguments: object) -> None:
+        """Listen to the kernel in a thread, until stopped."""
+        thread = threading.Thread(target=listen, args=(*arguments, self._signals.stop), name=name, daemon=True)
+        thread.start()
+        self._listeners.append(thread)
 
     def _open_source(self) -> Source:
         if self._options.manifests:
@@ -227,7 +168,7 @@ class Daemon:
         signals.changed()
         resynced, retry_at, retry_after = self._clock(), float("inf"), RETRY_FIRST
         while True:
-            resync_at = resynced + self._config.resync_interval
+            resync_at = min(resynced + self._config.resync_interval, self._meddling.due)
             waits = (TICK, resync_at - self._clock(), retry_at - self._clock(), reconciler.wakes_in)
             signals.wait(min(waits))
             self._turned = now = self._clock()
@@ -258,13 +199,13 @@ class Daemon:
         """Whether nobody asked to stop. Raises DaemonError if nothing would be heard of the cluster any more."""
         if self._signals.stop.is_set():
             return False
-        if not (source.alive and self._links.is_alive()):
+        if not (source.alive and all(thread.is_alive() for thread in self._listeners)):
             raise DaemonError("an input ended by itself, which is a bug: its traceback stands above; the ruleset stays")
         return True
 
     def _sync(self, reconciler: Reconciler, source: Source, *, whole: bool, resync: bool) -> SyncResult:
         started = self._clock()
-        result = reconciler.sync(whole=whole, resync=resync)
+        result = reconciler.sync(whole=whole, resync=resync, meddler=self._meddling.take() if resync else "")
         ended = self._clock()
         metrics = self._metrics
         metrics.syncs.labels(result.outcome).inc()

@@ -19,7 +19,7 @@ Span = tuple[int, int, int]  # an attribute's type, and from where to where its 
 _HEADER = struct.Struct("=IHHII")  # length, type, flags, sequence, port
 _ATTRIBUTE = struct.Struct("=HH")  # length, type
 _NUMBER = struct.Struct("=i")
-_REQUEST, _DUMP, _INTERRUPTED = 0x1, 0x300, 0x10  # flags
+_REQUEST, _ACK, _DUMP, _INTERRUPTED = 0x1, 0x4, 0x300, 0x10  # flags
 _ERROR, _DONE = 2, 3  # types of messages
 _TYPE = 0x3FFF  # without the flags that an attribute's type carries
 _TIMEOUT = 5.0  # seconds that the kernel may take for a piece of its answer
@@ -45,17 +45,18 @@ def complete(read: Callable[[], T]) -> T:
     return read()
 
 
-def messages(protocol: int, kind: int, body: bytes) -> Iterator[bytes]:
-    """What the kernel answers to a request for everything: each message without its header, as they come. Raises DumpError.
+def messages(protocol: int, kind: int, body: bytes, *, dump: bool = True) -> Iterator[bytes]:
+    """What the kernel answers to a request: each message without its header, as they come. Raises DumpError.
 
-    protocol: such as socket.NETLINK_ROUTE.  kind: the request's type.  body: what comes after its header.
+    protocol: such as socket.NETLINK_ROUTE.  kind: the request's type.  body: what comes after its header.  dump: whether everything
+    is asked for.
     """
     try:
         with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol) as kernel:
             kernel.settimeout(_TIMEOUT)
-            kernel.sendto(_HEADER.pack(_HEADER.size + len(body), kind, _REQUEST | _DUMP, 1, 0) + body, (0, 0))
+            kernel.sendto(_HEADER.pack(_HEADER.size + len(body), kind, _REQUEST | (_DUMP if dump else _ACK), 1, 0) + body, (0, 0))
             while True:
-                for answer, flags, content in _split(kernel.recv(65536)):
+                for answer, flags, content in split(kernel.recv(65536)):
                     if flags & _INTERRUPTED:
                         raise DumpError(errno.EINTR)
                     if answer in (_ERROR, _DONE):
@@ -66,8 +67,8 @@ def messages(protocol: int, kind: int, body: bytes) -> Iterator[bytes]:
         raise DumpError(fault.errno or errno.ETIMEDOUT) from fault
 
 
-def _split(received: bytes) -> Iterator[tuple[int, int, bytes]]:
-    """Type, flags and content of each message."""
+def split(received: bytes) -> Iterator[tuple[int, int, bytes]]:
+    """Type, flags and content of each message in what was received."""
     start = 0
     while start < len(received):
         length, kind, flags, _, _ = _HEADER.unpack_from(received, start)

@@ -168,11 +168,11 @@ class Reconciler:
         yield from self._desired.rejections()
         yield from self._quarantined.values()
 
-    def sync(self, *, whole: bool = False, resync: bool = False) -> SyncResult:
+    def sync(self, *, whole: bool = False, resync: bool = False, meddler: str = "") -> SyncResult:
         """Bring the kernel up to date. Never raises KernelError: a refusal is a result, and the last ruleset stays.
 
         whole: recompute everything and read the kernel back.  resync: that too, and what differs from what was applied
-        counts as drift.
+        counts as drift.  meddler: whose it probably is.
         """
         if not self._inputs.synced:
             return SyncResult(Outcome.WAITING, "the first lists are not complete", listed=False)
@@ -188,7 +188,10 @@ class Reconciler:
             self._local_chain.look_again()
         try:
             whole = whole or resync or self._whole
-            result = self._sync_whole(self._spec, resync=resync) if whole else self._sync_changed(self._spec, changed)
+            if whole:
+                result = self._sync_whole(self._spec, resync=resync, meddler=meddler)
+            else:
+                result = self._sync_changed(self._spec, changed)
         except (KernelError, LinkError) as fault:
             failed = self._failed(fault)
             result = self._sync_without_new_local_chain(self._spec) or failed
@@ -301,7 +304,7 @@ class Reconciler:
         changes = changes_between(before, after)
         return SyncResult(Outcome.APPLIED if text else Outcome.UNCHANGED, changes=changes)
 
-    def _sync_whole(self, spec: NftSpec, *, resync: bool) -> SyncResult:
+    def _sync_whole(self, spec: NftSpec, *, resync: bool, meddler: str = "") -> SyncResult:
         """Compute everything from scratch, compare it with what the kernel really holds, send the difference."""
         settings = self._settings(spec)
         self._desired = Desired.of(self._inputs.services.objects(), self._config.filters, self.guard)
@@ -318,7 +321,7 @@ class Reconciler:
         changes = changes_between(held, pinholes)
         message = summary(changes)
         if drift:
-            message = f"somebody else had changed our tables: repaired; {message}"
+            message = f"{meddler or 'somebody else'} had changed our tables: repaired; {message}"
         elif standing.tables != wanted.tables:
             message = f"rules renewed; {message}"
         self._applied = Applied.of(wanted.tables, pinholes, settings, listing)

@@ -14,7 +14,6 @@ from pathlib import Path
 from statistics import median
 
 from nftsync.config import Config
-from nftsync.daemon import Signals
 from nftsync.inbox import Inbox
 from nftsync.inputs import Inputs
 from nftsync.kernel import Kernel
@@ -24,6 +23,7 @@ from nftsync.nftresource import Nft, parse_nft
 from nftsync.objects import Service, parse_service
 from nftsync.reconcile import Reconciler
 from nftsync.result import Outcome, SyncResult
+from nftsync.signals import Signals
 from nftsync.store import Store
 from tests.bench.measure import NIC, Goal, Samples, address_of, in_turns, nft_resource, service, spread, table
 from tests.labtools import no_metallb
