@@ -76,13 +76,19 @@ class Inbox(Generic[T]):
         self._tell()
 
     @contextmanager
-    def listing(self) -> Iterator[Listing]:
-        """Replace everything by a complete list: what it does not name is gone. An exception leaves the rest untouched."""
+    def listing(self, *, doubts: Callable[[int, int], bool] = lambda _gone, _known: False) -> Iterator[Listing]:
+        """Replace everything by a complete list: what it does not name is gone. An exception leaves the rest untouched.
+
+        doubts: asked with how many would go, and of how many; if it says so, none does.
+        """
         listing = Listing(self._store)
         yield listing
         with self._lock:
-            for name in self._objects.keys() - listing.names:
-                self._drop(name)
+            gone = self._objects.keys() - listing.names
+            listing.doubted = doubts(len(gone), len(self._objects))
+            if not listing.doubted:
+                for name in gone:
+                    self._drop(name)
         self._complete(readable=True)
 
     def unreadable(self) -> None:
@@ -137,11 +143,12 @@ class Inbox(Generic[T]):
 
 
 class Listing:
-    """A list that is coming in, page by page. names: the objects it held so far."""
+    """A list that is coming in, page by page. names: the objects it held so far.  doubted: whether it was, at its end."""
 
     def __init__(self, store: Callable[[Name, object], None]) -> None:
         self._store = store
         self.names: set[Name] = set()
+        self.doubted = False
 
     def put(self, raw: object) -> None:
         """One object of the list. Raises Malformed if not even its name can be read."""

@@ -27,6 +27,7 @@ class Topic(StrEnum):
     LOCAL_CHAIN_REFUSED = "LocalChainRefused"
     POOLS_REFUSED = "PoolsRefused"
     DRIFT_REPAIRED = "DriftRepaired"
+    LIST_DOUBTED = "ListDoubted"
     MANAGEMENT_CUT = "ManagementCut"
     CONFIRMATION_AWAITED = "ConfirmationAwaited"
     SETTINGS_CONFIRMED = "SettingsConfirmed"

@@ -12,15 +12,17 @@ class Resource:
     """What to watch: an API path that lists objects, narrowed by `query`. kind: for people and metrics.
 
     optional: that the cluster does not have this kind, or does not let us read it, is a state and no error.
+    cautious: a list that has suddenly lost most of what was known needs another one that says the same.
     """
 
     kind: str
     path: str
     query: tuple[tuple[str, str], ...] = ()
     optional: bool = False
+    cautious: bool = False
 
 
-SERVICES = Resource("Service", "/api/v1/services")
+SERVICES = Resource("Service", "/api/v1/services", cautious=True)
 
 
 def nfts(namespace: str, name: str) -> Resource:

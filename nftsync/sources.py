@@ -14,14 +14,15 @@ from nftsync.inbox import Inbox
 from nftsync.inputs import Inputs
 from nftsync.manifests import Manifests
 from nftsync.metrics import Metrics
-from nftsync.news import News
+from nftsync.news import News, Topic
 from nftsync.nftresource import Nft, parse_nft
 from nftsync.objects import Service, parse_service
+from nftsync.observer import Cause, Doubt, State
 from nftsync.pools import MetalLB
 from nftsync.report import Reporter
 from nftsync.resources import SERVICES, Resource, metallb, nfts
 from nftsync.status import RouterStatus
-from nftsync.watch import Cause, State, Watcher
+from nftsync.watch import Watcher
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +69,7 @@ class ClusterSource:
     def __init__(self, chosen: Config, metrics: Metrics, wake: Callable[[], None], clock: Clock) -> None:
         self._wake = wake
         self._clock = clock
-        self._report = WatchReport(metrics, clock)
+        self._report = WatchReport(metrics, clock, self._tell_of_doubt)
         self._kubeconfig = chosen.kubeconfig
         self._metrics = metrics
         api = Api(chosen.kubeconfig, count=metrics.count_api_request)
@@ -121,6 +122,10 @@ class ClusterSource:
     def tell(self, news: Sequence[News]) -> None:
         self._reporter.tell(news)
 
+    def _tell_of_doubt(self, doubt: Doubt, message: str) -> None:
+        for resource in self._inputs.nfts.objects():
+            self._reporter.tell([News(resource.ref, Topic.LIST_DOUBTED, message, warning=doubt is not Doubt.REFUTED)])
+
     def report(self, status: RouterStatus) -> None:
         self._reporter.status(status)
 
@@ -171,10 +176,12 @@ class _Watches:
 
 
 class WatchReport:
-    """Tells metrics how the watches are doing, and what was written to the cluster."""
+    """Tells metrics how the watches are doing, and what was written to the cluster. tell: who hears of doubts, with words."""
 
-    def __init__(self, metrics: Metrics, clock: Clock) -> None:
+    def __init__(self, metrics: Metrics, clock: Clock, tell: Callable[[Doubt, str], None]) -> None:
         self._metrics = metrics
+        self._tell = tell
+        self._doubted: dict[str, str] = {}  # why, by kind
         self._clock = clock
         self._waiting: dict[str, float] = {}  # since when, by kind
         self.states: dict[str, State] = {}
@@ -182,7 +189,16 @@ class WatchReport:
     def stale(self, now: float) -> Mapping[str, str]:
         """The kinds that could not be watched for a while."""
         waiting = self._waiting.copy().items()
-        return {kind: "the API server does not answer as it should" for kind, since in waiting if now - since > _STALE}
+        silent = {kind: "the API server does not answer as it should" for kind, since in waiting if now - since > _STALE}
+        return {**self._doubted.copy(), **silent}
+
+    def doubted(self, resource: Resource, doubt: Doubt, message: str) -> None:
+        self._metrics.list_doubts.labels(doubt).inc()
+        if doubt is Doubt.RAISED:
+            self._doubted[resource.kind] = message
+        else:
+            self._doubted.pop(resource.kind, None)
+        self._tell(doubt, message)
 
     def wrote_status(self, result: str) -> None:
         self._metrics.status_writes.labels(result).inc()

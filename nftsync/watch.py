@@ -17,70 +17,33 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from enum import StrEnum
-from typing import Any, Protocol
+from typing import Any
 
 from nftsync.api import Api, ApiError, KubeconfigError, MalformedAnswerError, TooLargeError, parse_json
 from nftsync.inbox import Inbox, Listing
 from nftsync.objects import Malformed, quote
+from nftsync.observer import Cause, Doubt, Observer, State
 from nftsync.resources import Resource
 from nftsync.retry import Pace, attempts
 
 log = logging.getLogger(__name__)
 
 PAGE = 500  # objects, as kubectl and client-go ask for
+_MANY = 10  # objects that may go at once without a second look
 SMALL_PAGE = 20  # fits however large objects are: etcd holds none above 1.5 MB
-
-
-class State(StrEnum):
-    """What a Watcher does at the moment."""
-
-    LISTING = "listing"
-    WATCHING = "watching"
-    WAITING = "waiting"
-    ABSENT = "absent"  # the cluster does not have, or does not show, an optional kind
-
-
-class Cause(StrEnum):
-    """Why a watch began anew. The list is fixed: metrics use it."""
-
-    ENDED = "ended"  # by the server, or nothing came for a while: as it should be
-    RELIST_DUE = "relist_due"
-    ENDED_AT_ONCE = "ended_at_once"
-    EXPIRED = "version_expired"
-    MALFORMED = "malformed_answer"
-    UNREACHABLE = "unreachable"
-    KUBECONFIG = "kubeconfig"
-    UNAUTHORIZED = "unauthorized"
-    FORBIDDEN = "forbidden"
-    NOT_FOUND = "not_found"
-    THROTTLED = "throttled"
-    SERVER_ERROR = "server_error"
-
-
-class Observer(Protocol):
-    """Who wants to know how the watches are doing. Called from every watcher's thread."""
-
-    def watching(self, resource: Resource, state: State) -> None:
-        """The state changed."""
-
-    def restarted(self, resource: Resource, cause: Cause) -> None:
-        """A list or a watch ended."""
-
-    def contact(self, resource: Resource) -> None:
-        """The server gave a sign of life: a page, an accepted watch, or an event."""
-
-    def skipped(self, resource: Resource, message: str) -> None:
-        """An object was passed over because not even its name could be read."""
 
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Seconds. watch, relist: drawn at random between the two.  lasting: a watch that ends earlier counts as a failure."""
+    """Seconds. watch, relist: drawn at random between the two.  lasting: a watch that ends earlier counts as a failure.
+
+    second_look: until a list that is in doubt is followed by another.
+    """
 
     watch: tuple[float, float] = (300.0, 600.0)
     relist: tuple[float, float] = (3000.0, 4200.0)
     lasting: float = 5.0
+    second_look: float = 5.0
     pace: Pace = field(default_factory=Pace)
 
 
@@ -201,13 +164,43 @@ class Watcher:
     def _list(self) -> None:
         self._observer.watching(self._resource, State.LISTING)
         self._version = None
+        version, doubted = self._take_list(doubts=_suddenly_smaller if self._resource.cautious else _never)
+        if doubted:
+            version = self._look_again()
+        self._version = version  # the first page's: what changed since, the watch tells again
+        self._relist_at = self._clock() + self._rng.uniform(*self._timing.relist)
+
+    def _take_list(self, doubts: Callable[[int, int], bool]) -> tuple[str, bool]:
+        """The list's resourceVersion, and whether it is in doubt."""
         query = {**dict(self._resource.query), "limit": str(self._page)}
-        with self._inbox.listing() as listing:
+        with self._inbox.listing(doubts=doubts) as listing:
             version, token = self._take_page(listing, query)
             while token:
                 _, token = self._take_page(listing, {**query, "continue": token})
-        self._version = version  # the first page's: what changed since, the watch tells again
-        self._relist_at = self._clock() + self._rng.uniform(*self._timing.relist)
+        return version, listing.doubted
+
+    def _look_again(self) -> str:
+        """The list of a server that has lost its data looks like any other: only a second one that says the same closes them."""
+        kind, lost = self._resource.kind, 0
+
+        def still(gone: int, known: int) -> bool:
+            nonlocal lost
+            lost = gone if _suddenly_smaller(gone, known) else 0
+            return False
+
+        said = f"most objects of the kind {kind} are missing from the list: nothing is closed before a second list says the same"
+        self._doubt(Doubt.RAISED, said)
+        self._stop.wait(self._timing.second_look)
+        version, _ = self._take_list(still)
+        if lost:
+            self._doubt(Doubt.CONFIRMED, f"a second list says it, too: {lost} objects of the kind {kind} are gone")
+        else:
+            self._doubt(Doubt.REFUTED, f"a second list has the missing objects of the kind {kind} again")
+        return version
+
+    def _doubt(self, doubt: Doubt, message: str) -> None:
+        log.warning("%s", message)
+        self._observer.doubted(self._resource, doubt, message)
 
     def _take_page(self, listing: Listing, query: dict[str, str]) -> tuple[str, str]:
         """resourceVersion, and the token for the next page, "" with the last. Of the page nothing else stays in memory."""
@@ -290,6 +283,15 @@ class Watcher:
             put(item)
         except Malformed as fault:
             self._observer.skipped(self._resource, str(fault))
+
+
+def _suddenly_smaller(gone: int, known: int) -> bool:
+    """Whether a list has lost so much that it is rather the server's fault."""
+    return gone > _MANY and 2 * gone > known
+
+
+def _never(_gone: int, _known: int) -> bool:
+    return False
 
 
 def cause_of(fault: ApiError) -> Cause:

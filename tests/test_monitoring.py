@@ -107,6 +107,7 @@ def filled() -> Metrics:
     metrics.watch_restarts.labels("Service", "ended").inc()
     metrics.last_contact.labels("Service").set_to_current_time()
     metrics.skipped.labels("Service").inc()
+    metrics.list_doubts.labels("raised").inc()
     metrics.status_writes.labels("written").inc()
     metrics.events.labels("sent").inc()
     metrics.count_api_request("GET", 200)

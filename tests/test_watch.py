@@ -31,9 +31,10 @@ from nftsync.inbox import Inbox
 from nftsync.kubeconfig import Kubeconfig
 from nftsync.nftresource import Nft, parse_nft
 from nftsync.objects import Name, Service, parse_service
+from nftsync.observer import Cause, Doubt, State
 from nftsync.resources import SERVICES, Resource, nfts
 from nftsync.retry import Pace
-from nftsync.watch import Cause, State, Timing, Watcher
+from nftsync.watch import Timing, Watcher
 from tests import faultyserver as faulty
 from tests.faultyserver import LIST, OTHER, PAGE, WATCH, Fault, FaultyServer, Object, event_line
 
@@ -60,6 +61,7 @@ class Recorder:
         self.causes: Counter[Cause] = Counter()
         self.contacts = 0
         self.skips: list[str] = []
+        self.doubts: list[Doubt] = []
 
     def watching(self, resource: Resource, state: State) -> None:
         assert resource.kind
@@ -76,6 +78,10 @@ class Recorder:
     def skipped(self, resource: Resource, message: str) -> None:
         assert resource.kind
         self.skips.append(message)
+
+    def doubted(self, resource: Resource, doubt: Doubt, message: str) -> None:
+        assert resource.kind in message
+        self.doubts.append(doubt)
 
 
 def wait_for(condition: Callable[[], object], what: str = "the condition", seconds: float = 8.0) -> None:
@@ -937,3 +943,127 @@ def test_of_a_kind_that_is_needed_no_refusal_takes_an_object_away(lab: Lab, stat
     assert lab.held().keys() == {Name("shop", "one")}
     assert not lab.inbox.take().objects
     lab.converged()
+
+
+# --- lists that are suddenly much smaller -------------------------------------------------------------
+
+CAUTIOUS = replace(TIMING, second_look=0.2)
+
+
+def lacking(names: set[str]) -> Fault:
+    """A complete list that has lost these objects."""
+
+    def fault(handler: faulty.Handler) -> bool:
+        page = handler.world.page(0, "")
+        assert page
+        page["items"] = [each for each in page["items"] if each["metadata"]["name"] not in names]
+        handler.answer(200, json.dumps(page).encode())
+        return faulty.DONE
+
+    return fault
+
+
+def begin_with(lab: Lab, count: int) -> set[str]:
+    """A watcher that knows so many objects; returns their names."""
+    names = {f"s{number}" for number in range(count)}
+    for name in names:
+        lab.server.put(service(name))
+    lab.started(CAUTIOUS)
+    lab.inbox.take()
+    return names
+
+
+def lists(lab: Lab, *faults: Fault) -> None:
+    """Make it list anew, and meet these."""
+    before = lab.server.count(LIST)
+    lab.server.script(LIST, *faults)
+    lab.server.script(WATCH, faulty.error_event(410))
+    lab.server.end_watches()
+    wait_for(lambda: lab.server.count(LIST) > before and not lab.server.scripted(), "new lists")
+
+
+def test_what_one_list_lacks_and_the_next_has_was_never_gone(lab: Lab, caplog: pytest.LogCaptureFixture) -> None:
+    names = begin_with(lab, 40)
+    with caplog.at_level(logging.WARNING):
+        lists(lab, lacking({f"s{number}" for number in range(5, 40)}))
+        wait_for(lambda: lab.observer.doubts == [Doubt.RAISED, Doubt.REFUTED], "a second look")
+    assert {each.name for each in lab.held()} == names
+    assert lab.inbox.take().objects == {}
+    assert "nothing is closed before a second list says the same" in caplog.text
+    lab.converged()
+
+
+def test_what_two_lists_lack_is_gone_and_nothing_before_the_second(lab: Lab) -> None:
+    names = begin_with(lab, 40)
+    gone = {f"s{number}" for number in range(5, 40)}
+    began = time.monotonic()
+    lists(lab, lacking(gone), lacking(gone))
+    assert time.monotonic() - began >= CAUTIOUS.second_look
+    wait_for(lambda: lab.observer.doubts == [Doubt.RAISED, Doubt.CONFIRMED], "a second look")
+    assert {each.name for each in lab.held()} == names - gone
+
+
+@pytest.mark.parametrize(
+    ("known", "lost", "doubted"), [(21, 11, True), (22, 11, False), (19, 10, False), (12, 11, True), (11, 11, True)]
+)
+def test_more_than_half_and_more_than_ten_are_many(lab: Lab, known: int, lost: int, doubted: bool) -> None:  # noqa: FBT001
+    names = begin_with(lab, known)
+    gone = {f"s{number}" for number in range(lost)}
+    lists(lab, lacking(gone), *([lacking(gone)] if doubted else []))
+    wait_for(lambda: {each.name for each in lab.held()} == names - gone, "they are gone")
+    assert lab.observer.doubts == ([Doubt.RAISED, Doubt.CONFIRMED] if doubted else [])
+
+
+def test_what_a_list_in_doubt_does_hold_is_taken_up_at_once(lab: Lab) -> None:
+    begin_with(lab, 40)
+    lab.server.end_watches()
+    lab.server.put(service("s0", "192.0.2.99"))
+    lab.server.put(service("new"))
+    gone = {f"s{number}" for number in range(5, 40)}
+    lists(lab, lacking(gone), lacking(gone))
+    wait_for(lambda: Doubt.RAISED in lab.observer.doubts, "a doubt")
+    assert str(lab.held()[Name("shop", "s0")].addresses[0]) == "192.0.2.99"
+    assert Name("shop", "new") in lab.held()
+
+
+def test_a_second_list_that_fails_keeps_the_doubt(lab: Lab) -> None:
+    names = begin_with(lab, 40)
+    gone = {f"s{number}" for number in range(5, 40)}
+    lists(lab, lacking(gone), faulty.refusal(500), lacking(gone), faulty.resets, lacking(gone), lacking(gone))
+    wait_for(lambda: Doubt.CONFIRMED in lab.observer.doubts, "a second look")
+    assert lab.observer.doubts == [Doubt.RAISED, Doubt.RAISED, Doubt.RAISED, Doubt.CONFIRMED]
+    assert {each.name for each in lab.held()} == names - gone
+
+
+def test_deletions_that_a_watch_tells_of_are_meant(lab: Lab) -> None:
+    begin_with(lab, 40)
+    for number in range(38):
+        lab.server.delete("shop", f"s{number}")
+    lab.converged()
+    assert len(lab.held()) == 2
+    assert lab.observer.doubts == []
+
+
+def test_a_kind_that_is_not_cautious_and_a_first_list_are_believed(lab: Lab) -> None:
+    lab.resource = replace(SERVICES, cautious=False)
+    names = begin_with(lab, 40)
+    gone = {f"s{number}" for number in range(5, 40)}
+    lists(lab, lacking(gone))
+    wait_for(lambda: {each.name for each in lab.held()} == names - gone, "they are gone")
+    assert lab.observer.doubts == []
+
+
+def test_stop_ends_a_doubt_at_once(lab: Lab) -> None:
+    names = {f"s{number}" for number in range(40)}
+    for name in names:
+        lab.server.put(service(name))
+    lab.started(replace(TIMING, second_look=60.0))
+    lists(lab, lacking(names))
+    wait_for(lambda: lab.observer.doubts == [Doubt.RAISED], "a doubt")
+    began = time.monotonic()
+    lab.stop.set()
+    assert lab.thread
+    lab.thread.join(5)
+    assert not lab.thread.is_alive()
+    assert time.monotonic() - began < 5
+    assert len(lab.held()) == 40

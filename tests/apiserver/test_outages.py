@@ -129,3 +129,37 @@ def test_a_refusal_stops_nothing_is_said_and_ends(router: Router, fault: Callabl
         give_back()
     recovers(router)
     assert "Traceback" not in router.log.read_text()
+
+
+def test_services_that_a_list_has_suddenly_lost_stay_open_until_a_second_one_says_the_same(router: Router) -> None:
+    """Most are deleted while the daemon hears nothing, and what the watch would tell of it is compacted away."""
+    many = [f"many{number}" for number in range(12)]
+    for number, name in enumerate(many):
+        router.add(name, f"172.30.254.{100 + number}")
+    router.opens("172.30.254.111")
+    assert router.daemon
+    router.daemon.send_signal(signal.SIGSTOP)
+    router.server.restart()
+    for name in many:
+        router.server.admin.delete(f"/api/v1/namespaces/default/services/{name}")
+    router.server.compact()
+    router.server.restart()
+    router.daemon.send_signal(signal.SIGCONT)
+    raised = 'nftsync_list_doubts_total{doubt="raised"}'
+    eventually(lambda: router.metric(raised) == 1, "the list is doubted")
+    began = time.monotonic()
+    eventually(lambda: router.metric(STALE) == 1, "the status says so", 3)
+    while time.monotonic() - began < 4:
+        assert router.lab.arrives("tcp", "172.30.254.100", 80)
+        as_before(router)
+    router.closes("172.30.254.100")
+    router.closes("172.30.254.111")
+    as_before(router)
+    assert router.metric('nftsync_list_doubts_total{doubt="confirmed"}') == 1
+    eventually(lambda: router.metric(STALE) == 0, "nothing is in doubt any more")
+    assert "nothing is closed before a second list says the same" in router.log.read_text()
+    events = "/apis/events.k8s.io/v1/namespaces/arbf-operators/events"
+    told = eventually(
+        lambda: [each for each in router.server.admin.get(events)["items"] if each["reason"] == "ListDoubted"], "there is no Event"
+    )
+    assert told[0]["regarding"]["name"] == "nft"
