@@ -42,8 +42,12 @@ class Applied:
         keys = open_keys(standing)
         return {key: pinhole for key, pinhole in wanted.items() if key in keys}
 
+    @property
+    def standing(self) -> Ruleset | None:
+        """What was accepted last, whole; None before the first time."""
+        return ruleset(self.pinholes.values(), self.settings) if self.settings else None
+
     def drifted(self, standing: Ruleset) -> bool:
         """Whether the kernel holds something other than what it accepted."""
-        if self.tables is None or self.settings is None:
-            return False
-        return transaction(standing, ruleset(self.pinholes.values(), self.settings)) != ""
+        accepted = self.standing
+        return self.tables is not None and accepted is not None and transaction(standing, accepted) != ""

@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 import argparse
-import io
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nftsync import __version__, config, logs
-from nftsync.config import Config, ConfigError
+from nftsync.config import Config, InputError
 from nftsync.localchain import LocalChainError, parse_local_chain
 from nftsync.logs import LogFormat
-from nftsync.manifests import ManifestError
 from nftsync.objects import ObjectRef, Reason, Rejection
-from nftsync.preview import Preview, preview
+from nftsync.output import FAILED, WRONG, discard_output, fail, open_output
 from nftsync.ratelimit import RateLimitError, parse_ratelimit
 from nftsync.ruleset import render
 
-FAILED, WRONG = 1, 2
+if TYPE_CHECKING:
+    from nftsync.preview import Preview
+
 WATCH = 2.0  # seconds between two looks
 
 Command = Callable[[argparse.Namespace], int]
@@ -31,7 +29,7 @@ Command = Callable[[argparse.Namespace], int]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
-    _open_output()
+    open_output()
     options = _parser().parse_args(arguments)
     logs.configure(options.log_level, LogFormat(options.log_format))
     command: Command = options.command
@@ -39,37 +37,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         status = command(options)
         sys.stdout.flush()
     except BrokenPipeError:  # the reader of our output has seen enough
-        _discard_output()
+        discard_output()
         return FAILED
     except KeyboardInterrupt:
         return 130
-    except (ConfigError, ManifestError) as fault:
-        return _fail(WRONG, str(fault))
+    except InputError as fault:
+        return fail(WRONG, str(fault))
     except OSError as fault:
-        _discard_output()
+        discard_output()
         what = fault.filename or "the output can't be written"
-        return _fail(FAILED, f"{what}: {fault.strerror}")
+        return fail(FAILED, f"{what}: {fault.strerror}")
     else:
         return status
-
-
-def _open_output() -> None:
-    """nft's text is UTF-8 on every terminal; a process that was started without stdout gets one that goes nowhere."""
-    if sys.stdout is None:
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115  # for as long as the process lives
-    elif isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(encoding="utf-8")
-
-
-def _discard_output() -> None:
-    """Nothing is left to be written when Python flushes stdout at the end."""
-    with suppress(OSError), open(os.devnull, "w", encoding="utf-8") as nowhere:  # noqa: PTH123  # the device has no folder
-        os.dup2(nowhere.fileno(), sys.stdout.fileno())
-
-
-def _fail(status: int, message: str) -> int:
-    print(f"nftsync: {message}", file=sys.stderr)
-    return status
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -93,6 +72,7 @@ def _parser() -> argparse.ArgumentParser:
 
     run = add("run", _run, "Keep the kernel's ruleset what the cluster asks for.", manifests)
     run.add_argument("--once", action="store_true", help="stop after the first complete sync")
+    add("boot", _boot, "Load the last good ruleset, as after a reboot; one that stands already stays.")
     shown = add("render", _render, "Print the ruleset that manifests would give; nothing is changed.", manifests)
     shown.add_argument("--strict", action="store_true", help="exit 1 if anything was rejected")
     legal = add("pools", _pools, "Print which addresses are legal: what MetalLB, or manifests, say.", manifests)
@@ -136,12 +116,25 @@ def _run(options: argparse.Namespace) -> int:
     try:
         return Daemon(Options(options.config, tuple(options.manifests or ()), options.once)).run()
     except (ApiError, DaemonError, EndpointError, KernelError, LockedError) as fault:
-        return _fail(FAILED, str(fault))
+        return fail(FAILED, str(fault))
+
+
+def _boot(options: argparse.Namespace) -> int:
+    from nftsync.boot import boot
+    from nftsync.kernel import KernelError
+
+    try:
+        boot(config.load(options.config))
+    except KernelError as fault:
+        return fail(FAILED, f"no ruleset stands: {fault}")
+    return 0
 
 
 def _render(options: argparse.Namespace) -> int:
+    from nftsync.preview import preview
+
     if not options.manifests:
-        return _fail(WRONG, "render needs --manifests PATH…: YAML files, or folders of them")
+        return fail(WRONG, "render needs --manifests PATH…: YAML files, or folders of them")
     chosen = config.load(options.config)
     local_chain, rejections = _local_chain(chosen)
     shown = preview(chosen, options.manifests, local_chain)
@@ -167,7 +160,7 @@ def _ratelimit(options: argparse.Namespace) -> int:
     try:
         print(parse_ratelimit(" ".join(options.text)))
     except RateLimitError as fault:
-        return _fail(WRONG, str(fault))
+        return fail(WRONG, str(fault))
     return 0
 
 
@@ -179,7 +172,7 @@ def _pools(options: argparse.Namespace) -> int:
     try:
         legal = legal_in_manifests(chosen, options.manifests) if options.manifests else legal_in_cluster(chosen)
     except ApiError as fault:
-        return _fail(FAILED, str(fault))
+        return fail(FAILED, str(fault))
     if options.json:
         print(legal.json())
         return 0
@@ -205,7 +198,7 @@ def _status(options: argparse.Namespace) -> int:
                 return 0
             time.sleep(WATCH)
     except ControlError as fault:
-        return _fail(FAILED, str(fault))
+        return fail(FAILED, str(fault))
 
 
 def _explain(options: argparse.Namespace) -> int:
@@ -223,9 +216,9 @@ def _explain(options: argparse.Namespace) -> int:
         else:
             described = ask(chosen.runtime, {"command": "explain", "words": words})
     except ValueError as fault:
-        return _fail(WRONG, str(fault))
+        return fail(WRONG, str(fault))
     except ControlError as fault:
-        return _fail(FAILED, str(fault))
+        return fail(FAILED, str(fault))
     text = described.pop("text")
     print(json.dumps(described) if options.json else text)
     return 0
@@ -245,6 +238,7 @@ def _paths_and_words(options: argparse.Namespace) -> tuple[Sequence[Path], Seque
 def _preview_here(chosen: Config, paths: Sequence[Path]) -> tuple[Preview, list[Rejection]]:
     """What manifests would give on this router, which has addresses; and what would be refused."""
     from nftsync.links import LinkError, Local, local_now
+    from nftsync.preview import preview
 
     local_chain, rejections = _local_chain(chosen)
     try:
@@ -261,9 +255,9 @@ def _confirm(options: argparse.Namespace) -> int:
     try:
         answer = ask(config.load(options.config).runtime, {"command": "confirm"})
     except ControlError as fault:
-        return _fail(FAILED, str(fault))
+        return fail(FAILED, str(fault))
     if not answer["confirmed"]:
-        return _fail(FAILED, f"nothing waits for a confirmation: {answer['text']}")
+        return fail(FAILED, f"nothing waits for a confirmation: {answer['text']}")
     print(answer["text"])
     return 0
 
@@ -275,7 +269,7 @@ def _top(options: argparse.Namespace) -> int:
 
     chosen = config.load(options.config)
     if not 0.1 <= options.seconds <= 3600:
-        return _fail(WRONG, f"--seconds {options.seconds}: this is not a number from 0.1 to 3600")
+        return fail(WRONG, f"--seconds {options.seconds}: this is not a number from 0.1 to 3600")
     try:
         while True:
             owners = ask(chosen.runtime, {"command": "owners"})["owners"]
@@ -289,7 +283,7 @@ def _top(options: argparse.Namespace) -> int:
             if options.once:
                 return 0
     except (ControlError, DumpError) as fault:
-        return _fail(FAILED, str(fault))
+        return fail(FAILED, str(fault))
 
 
 def _diff(options: argparse.Namespace) -> int:
@@ -310,9 +304,9 @@ def _diff(options: argparse.Namespace) -> int:
             wanted = ask(chosen.runtime, {"command": "ruleset"})["text"]
         found = differences(wanted)
     except PermissionError:
-        return _fail(WRONG, "only root may look at the kernel's ruleset")
+        return fail(WRONG, "only root may look at the kernel's ruleset")
     except (ControlError, KernelError, LabError, OSError) as fault:
-        return _fail(WRONG, str(fault))
+        return fail(WRONG, str(fault))
     sys.stdout.write(found)
     return FAILED if found else 0
 
@@ -336,7 +330,7 @@ def _flush(options: argparse.Namespace) -> int:
     try:
         flush(config.load(options.config))
     except (KernelError, LinkError, LockedError) as fault:
-        return _fail(FAILED, str(fault))
+        return fail(FAILED, str(fault))
     return 0
 
 
@@ -346,5 +340,5 @@ def _demo(options: argparse.Namespace) -> int:
     try:
         demo(options.manifests)
     except DemoError as fault:
-        return _fail(FAILED, str(fault))
+        return fail(FAILED, str(fault))
     return 0

@@ -29,7 +29,11 @@ _BOUNDARY = Boundary()
 T = TypeVar("T")
 
 
-class ConfigError(Exception):
+class InputError(Exception):
+    """What a person gave can't be used; the message says what is wrong with it."""
+
+
+class ConfigError(InputError):
     """The configuration can't be used; the message names file, key and value."""
 
 

@@ -20,6 +20,7 @@ from nftsync.commits import Meddling
 from nftsync.config import Config, ConfigError
 from nftsync.control import ControlError, Questions, Server
 from nftsync.kernel import Kernel
+from nftsync.lastgood import LastGood
 from nftsync.links import Links
 from nftsync.lock import locked
 from nftsync.manifests import ManifestError
@@ -64,6 +65,7 @@ class Daemon:
         self._clock = clock
         self._signals = Signals()
         self._listeners: list[threading.Thread] = []
+        self._last_good = LastGood(clock)
         self._meddling = Meddling(self._signals.asked, clock)
         self._metrics = Metrics()
         self._config = config.load(options.config)
@@ -102,6 +104,8 @@ class Daemon:
             self._listen("commits", commits.listen, self._meddling.tell, commits.identity())
             log.info("nftsync %s started as router %s", __version__, self._config.router_name)
             source = self._loop(reconciler, source)
+            if self._last_good.due < float("inf"):
+                self._keep(reconciler)
         finally:
             if not self._options.once:
                 source.farewell()
@@ -175,6 +179,8 @@ class Daemon:
             if not self._goes_on(source):
                 return source
             self._answer(reconciler, source)
+            if now >= self._last_good.due:
+                self._keep(reconciler)
             stale, self._stale = self._stale, self._publisher.stale(source)
             changed = signals.take(signals.inputs) or reconciler.wakes_in == 0
             if signals.take(signals.reload):
@@ -195,6 +201,12 @@ class Daemon:
             if result.listed:
                 signals.stop.wait(SETTLE)
 
+    def _keep(self, reconciler: Reconciler) -> None:
+        """Write down what stands, for the next boot."""
+        if standing := reconciler.standing:
+            self._last_good.write(self._config.state, standing)
+            self._metrics.state_kept.set(self._last_good.kept and reconciler.store.kept)
+
     def _goes_on(self, source: Source) -> bool:
         """Whether nobody asked to stop. Raises DaemonError if nothing would be heard of the cluster any more."""
         if self._signals.stop.is_set():
@@ -212,6 +224,8 @@ class Daemon:
         metrics.sync_duration.observe(ended - started)
         if result.outcome in (Outcome.APPLIED, Outcome.UNCHANGED):
             metrics.last_success.set_to_current_time()
+            if result.outcome is Outcome.APPLIED or not self._synced:
+                self._last_good.changed()
             self._synced = ended
             if result.since is not None:
                 metrics.event_to_kernel.observe(ended - result.since)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nftsync import yamltext
+from nftsync.config import InputError
 from nftsync.metallb import CONFIG_MAP
 from nftsync.nftresource import METALLB_NAMESPACE
 from nftsync.objects import Malformed, Name, ObjectRef, Reason, Rejection, identify
@@ -32,7 +33,7 @@ POLL_INTERVAL = 1.0  # seconds between looks at the files
 log = logging.getLogger(__name__)
 
 
-class ManifestError(Exception):
+class ManifestError(InputError):
     """A path that was asked for is not there."""
 
 

@@ -57,6 +57,7 @@ class Metrics:
         self.last_contact = gauge("last_contact_timestamp_seconds", "When the API server last said something.", "resource")
         self.skipped = counter("objects_skipped", "Objects whose name could not be read.", "resource")
         self.list_doubts = counter("list_doubts", "Lists that had suddenly lost most Services, and what came of it.", "doubt")
+        self.state_kept = gauge("state_kept", "1 if the disk has what a restart and a reboot need, 0 if it could not be written.")
         self.services = gauge("services", "Services that are ours.")
         self.pinholes = gauge("pinholes", "Pinholes that should be open.")
         self.pools_guarded = gauge("pools_guarded", "1 if MetalLB's pools decide which addresses may be opened, 0 if any may.")

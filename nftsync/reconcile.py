@@ -36,14 +36,17 @@ log = logging.getLogger(__name__)
 
 
 class Reconciler:
-    """Brings the kernel from what it has to what it should have. One thread owns it."""
+    """Brings the kernel from what it has to what it should have. One thread owns it.
+
+    quarantined: the Services that the kernel does not take, and what it says.
+    """
 
     def __init__(self, config: Config, inputs: Inputs, kernel: Kernel, links: Links, store: Store) -> None:
         self._kernel = kernel
         self._links = links
         self._ingress = Ingress(links, store)
         self._applied = Applied()
-        self._quarantined: Mapping[Name, Rejection] = {}  # what the kernel does not take
+        self.quarantined: Mapping[Name, Rejection] = {}
         self._nft: Nft | None = None
         self._asked = store.state.spec  # the last good settings: they stay when the resource is refused or deleted
         self._spec: NftSpec | None = None  # those in force
@@ -64,7 +67,7 @@ class Reconciler:
         """Take another configuration, inputs and store; the next sync is a whole one, the last ruleset stays until then."""
         if inputs is not self._inputs:
             self._nft = None  # its settings stay until the new inputs have told of others
-        store.save(self._ingress.store.state)
+        store.save(self.store.state)
         self._config, self._inputs, self._ingress.store = config, inputs, store
         self._local_chain.path = config.local_chain
         self._whole = True
@@ -99,14 +102,19 @@ class Reconciler:
         return self._guarding.guard
 
     @property
-    def quarantined(self) -> Mapping[Name, Rejection]:
-        """The Services that the kernel does not take, and what it says."""
-        return self._quarantined
-
-    @property
     def own(self) -> frozenset[Address]:
         """The router's addresses at the last look."""
         return self._guarding.own
+
+    @property
+    def standing(self) -> Ruleset | None:
+        """What the kernel has accepted last; None before the first time."""
+        return self._applied.standing
+
+    @property
+    def store(self) -> Store:
+        """What outlives the process."""
+        return self._ingress.store
 
     def opened(self) -> Mapping[str, Pinhole]:
         """A copy of the pinholes that the kernel has accepted, for any thread: dict.copy() runs no Python code."""
@@ -146,7 +154,7 @@ class Reconciler:
         """Everything that is refused now: files, settings, local chain, Services. The same tuple while nothing changed."""
         unreadable = tuple(self._inputs.rejections())
         settings = (self._config, self._inputs.synced, self._nft, self._spec, self._local_chain.fault)
-        objects = (self._guarding.pools.rejections, self._desired, self._desired.rejections_changed, self._quarantined)
+        objects = (self._guarding.pools.rejections, self._desired, self._desired.rejections_changed, self.quarantined)
         causes = (unreadable, settings, objects)
         if causes != self._causes:
             self._causes = causes
@@ -166,7 +174,7 @@ class Reconciler:
         if self._config.boundary.enforcement is not Enforcement.IGNORED:
             yield from self._guarding.pools.rejections
         yield from self._desired.rejections()
-        yield from self._quarantined.values()
+        yield from self.quarantined.values()
 
     def sync(self, *, whole: bool = False, resync: bool = False, meddler: str = "") -> SyncResult:
         """Bring the kernel up to date. Never raises KernelError: a refusal is a result, and the last ruleset stays.
@@ -226,7 +234,7 @@ class Reconciler:
         self._take_settings()
         if self._spec is not None:
             sinces.extend(self._take_pools(self._spec, whole=whole))
-        self._whole |= not services.objects.keys().isdisjoint(self._quarantined)
+        self._whole |= not services.objects.keys().isdisjoint(self.quarantined)
         changed: set[str] = set()
         if self._spec is None or not (whole or self._whole):
             for name, service in services.objects.items():
@@ -241,8 +249,7 @@ class Reconciler:
         spec = self.confirming.take(asked, self._config.confirm_seconds)
         self._whole |= self._spec != spec
         self._spec = spec
-        store = self._ingress.store
-        store.save(replace(store.state, spec=self.confirming.settled))
+        self.store.save(replace(self.store.state, spec=self.confirming.settled))
 
     def _take_pools(self, spec: NftSpec, *, whole: bool) -> list[float]:
         """Take MetalLB's changes, and judge addresses by them from now on; returns when they were received."""
@@ -254,8 +261,7 @@ class Reconciler:
             return sinces
         if sinces or whole or self._whole or guarding.pools.known is not known:
             self._whole |= guarding.renew(boundary, self._opened)
-            store = self._ingress.store
-            store.save(replace(store.state, metallb=guarding.pools.known, former=guarding.former))
+            self.store.save(replace(self.store.state, metallb=guarding.pools.known, former=guarding.former))
         return sinces
 
     def _opened(self) -> Iterable[str]:
@@ -328,19 +334,17 @@ class Reconciler:
         self._whole = False
         self._local_chain.accepted()
         self._ingress.settle(settings.device)
-        store = self._ingress.store
-        store.save(replace(store.state, local_chain=settings.local_chain))
-        refused_again = self._quarantined and not (changes or drift or standing.tables != wanted.tables)
-        outcome = Outcome.APPLIED if text and not refused_again else Outcome.UNCHANGED
-        return SyncResult(outcome, message, changes, drift=drift)
+        self.store.save(replace(self.store.state, local_chain=settings.local_chain))
+        refused_again = self.quarantined and not (changes or drift or standing.tables != wanted.tables)
+        return SyncResult(Outcome.APPLIED if text and not refused_again else Outcome.UNCHANGED, message, changes, drift=drift)
 
     def _apply(self, text: str, standing: Ruleset, wanted: Ruleset, held: Mapping[str, Pinhole]) -> dict[str, Pinhole]:
         """The pinholes that are open then: all that are desired, but of a Service that the kernel refuses those that were."""
-        desired, self._quarantined = self._desired.pinholes, {}
+        desired, self.quarantined = self._desired.pinholes, {}
         try:
             if text:
                 self._kernel.apply(text)
         except KernelError:
-            self._quarantined = apply_the_rest(standing, wanted, held, desired, self._kernel)
-        stay = {key: hole for key, hole in held.items() if hole.service in self._quarantined}
-        return stay | {key: hole for key, hole in desired.items() if hole.service not in self._quarantined}
+            self.quarantined = apply_the_rest(standing, wanted, held, desired, self._kernel)
+        stay = {key: hole for key, hole in held.items() if hole.service in self.quarantined}
+        return stay | {key: hole for key, hole in desired.items() if hole.service not in self.quarantined}

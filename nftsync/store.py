@@ -1,15 +1,13 @@
 """What must outlive the process, in one small file of the state directory.
 
-Written by temporary file, fsync and rename, so that a crash leaves the old one or the new one. What can't be read is as good as
-absent: the daemon starts all the same.
+What can't be read is as good as absent: the daemon starts all the same. It is written at once when something of it changes, which
+is rare: nothing of it is a Service's.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import os
-import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,8 +16,9 @@ from nftsync.metallb import Configuration, Pool, parse_peer_address
 from nftsync.nftresource import NftSpec, describe_spec, parse_spec
 from nftsync.objects import Address
 from nftsync.ranges import parse_range
+from nftsync.sealed import read_sealed, replace_sealed
 
-FORMAT = 1
+FORMAT = 2
 
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 
@@ -53,6 +52,11 @@ class Store:
         self._kept = True  # whether the disk has it
 
     @property
+    def kept(self) -> bool:
+        """Whether the disk has it."""
+        return self._kept
+
+    @property
     def state(self) -> State:
         return self._state
 
@@ -62,17 +66,14 @@ class Store:
             return
         self._state, self._kept = state, False
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            _replace(self._path, json.dumps({"format": FORMAT, "boot": self._boot, **_described(state)}))
+            replace_sealed(self._path, json.dumps({"boot": self._boot, **_described(state)}), FORMAT)
             self._kept = True
         except OSError as fault:
             log.warning("%s: %s; after a restart the state is not known", self._path, fault.strerror)
 
     def _load(self) -> State:
         try:
-            found = json.loads(self._path.read_text(encoding="utf-8"))
-            if found.pop("format") != FORMAT:
-                raise ValueError("it has the format of another version")
+            found = json.loads(read_sealed(self._path, FORMAT))
             same_boot = found.pop("boot") == self._boot
             metallb, former, spec = found.pop("metallb", None), found.pop("former", []), found.pop("spec", None)
             state = State(
@@ -112,16 +113,3 @@ def _configuration(described: dict[str, Any]) -> Configuration:
         for pool in described["pools"]
     )
     return Configuration(pools, frozenset(parse_peer_address(peer, "peers") for peer in described["peers"]))
-
-
-def _replace(path: Path, text: str) -> None:
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise

@@ -14,13 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nftsync import __version__
-from nftsync.cli import FAILED, WRONG, main
+from nftsync.cli import main
 from nftsync.links import Local
+from nftsync.output import FAILED, WRONG
 from tests.support import ROOT
 from tests.test_ratelimit import near_misses
 
 EXAMPLES = str(ROOT / "examples")
-COMMANDS = ("run", "render", "ratelimit", "pools", "status", "explain", "confirm", "top", "diff", "check", "flush", "demo")
+COMMANDS = ("run", "boot", "render", "ratelimit", "pools", "status", "explain", "confirm", "top", "diff", "check", "flush", "demo")
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from nftsync.metallb import Configuration, Pool
 from nftsync.objects import Address
 from nftsync.ranges import Range, parse_range
+from nftsync.sealed import read_sealed, seal
 from nftsync.store import FORMAT, State, Store
 from tests.support import ROOT, json_values
 
@@ -65,13 +66,10 @@ def test_after_a_reboot_no_qdisc_is_ours_since_the_index_may_be_another_nics(tmp
     assert Store(tmp_path, boots[1]).state == State(local_chain=FULL.local_chain)
 
 
-GOOD = json.dumps({"format": FORMAT, "boot": "", "local_chain": "", "ingress": None})
+GOOD = json.dumps({"boot": "", "local_chain": "", "ingress": None})
 
 UNUSABLE = {
-    "torn": GOOD[:20],
-    "empty": "",
-    "of another version": GOOD.replace(f'"format": {FORMAT}', f'"format": {FORMAT + 1}'),
-    "without a version": '{"local_chain": ""}',
+    "without the boot": '{"local_chain": ""}',
     "with a key that nobody knows": GOOD.replace('"local_chain"', '"global_chain"'),
     "with a number as chain": GOOD.replace('""', "5"),
     "with a text as index": GOOD.replace("null", '"5"'),
@@ -89,7 +87,7 @@ UNUSABLE = {
 def test_a_file_that_can_not_be_used_is_reported_and_as_good_as_absent(
     tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    file(tmp_path).write_text(UNUSABLE[kind])
+    file(tmp_path).write_text(seal(UNUSABLE[kind], FORMAT))
     store = Store(tmp_path)
     assert store.state == State()
     assert len(caplog.messages) == 1
@@ -191,7 +189,7 @@ def test_any_configuration_of_metallb_is_the_same_after_a_restart(
     with tempfile.TemporaryDirectory() as folder:
         Store(Path(folder)).save(state)
         assert Store(Path(folder)).state == state
-        written = json.loads(file(Path(folder)).read_text(encoding="utf-8"))
+        written = json.loads(read_sealed(file(Path(folder)), FORMAT))
         assert (written["metallb"] is None) == (configuration is None), "nothing seen is not the same as no pools"
 
 
@@ -207,12 +205,12 @@ def test_the_pools_hold_over_a_reboot_and_an_older_version_knew_none(tmp_path: P
         boot.write_text(f"{boot.name}\n", encoding="ascii")
     Store(tmp_path, boots[0]).save(State("x", 7, KNOWN, frozenset({ip_address("192.0.2.9")})))
     assert Store(tmp_path, boots[1]).state == State("x", None, KNOWN), "of connections that are gone nothing is remembered"
-    file(tmp_path).write_text(json.dumps({"format": FORMAT, "boot": "boot1", "local_chain": "x", "ingress": 7}))
+    file(tmp_path).write_text(seal(json.dumps({"boot": "boot1", "local_chain": "x", "ingress": 7}), FORMAT))
     assert Store(tmp_path, boots[0]).state == State("x", 7)
 
 
 def described(metallb: object) -> str:
-    return json.dumps({"format": FORMAT, "boot": "", "local_chain": "x", "ingress": None, "metallb": metallb, "former": []})
+    return json.dumps({"boot": "", "local_chain": "x", "ingress": None, "metallb": metallb, "former": []})
 
 
 def with_pool(**changes: Any) -> dict[str, Any]:
@@ -253,9 +251,9 @@ HOSTILE: dict[str, object] = {
 def test_a_configuration_that_can_not_be_read_makes_the_file_as_good_as_absent(
     tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    file(tmp_path).write_text(described(with_pool()))
+    file(tmp_path).write_text(seal(described(with_pool()), FORMAT))
     assert Store(tmp_path).state.metallb is not None
-    file(tmp_path).write_text(described(HOSTILE[kind]))
+    file(tmp_path).write_text(seal(described(HOSTILE[kind]), FORMAT))
     store = Store(tmp_path)
     assert store.state == State(), "not even the chain is taken from it"
     assert len(caplog.messages) == 1
@@ -289,8 +287,8 @@ hostile = st.recursive(
 @given(hostile, hostile)
 def test_whatever_stands_in_the_file_a_store_opens_and_holds_what_it_says_it_holds(metallb: object, former: object) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        text = json.dumps({"format": FORMAT, "boot": "", "local_chain": "", "ingress": None, "metallb": metallb, "former": former})
-        file(Path(folder)).write_text(text)
+        text = json.dumps({"boot": "", "local_chain": "", "ingress": None, "metallb": metallb, "former": former})
+        file(Path(folder)).write_text(seal(text, FORMAT))
         found = Store(Path(folder)).state.metallb
         for pool in found.pools if found else ():
             assert (type(pool.name), type(pool.source), type(pool.advertised)) == (str, str, bool)
