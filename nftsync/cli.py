@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from nftsync.preview import Preview
 
 WATCH = 2.0  # seconds between two looks
+_PATHS: dict[str, Any] = {"type": Path, "nargs": "+", "action": "extend", "metavar": "PATH"}
+_STATUS = "Exits with 0 if it did what it was asked for, with 1 if that failed, with 2 if it was asked for wrongly."
+_DIFF_STATUS = "Exits with 0 if nothing would change, with 1 if something would, with 2 if that can't be told."
 
 Command = Callable[[argparse.Namespace], int]
 
@@ -33,12 +36,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     logs.configure(options.log_level, LogFormat(options.log_format))
     command: Command = options.command
+    failed = WRONG if command is _diff else FAILED  # whose 1 is an answer
     try:
         status = command(options)
         sys.stdout.flush()
     except BrokenPipeError:  # the reader of our output has seen enough
         discard_output()
-        return FAILED
+        return failed
     except KeyboardInterrupt:
         return 130
     except InputError as fault:
@@ -46,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as fault:
         discard_output()
         what = fault.filename or "the output can't be written"
-        return fail(FAILED, f"{what}: {fault.strerror}")
+        return fail(failed, f"{what}: {fault.strerror}")
     else:
         return status
 
@@ -62,11 +66,12 @@ def _parser() -> argparse.ArgumentParser:
     formats = tuple(LogFormat)
     shared.add_argument("--log-format", choices=formats, default=LogFormat.AUTO, help="auto: the journal if there is one, or text")
     manifests = argparse.ArgumentParser(add_help=False)
-    manifests.add_argument("--manifests", type=Path, nargs="+", metavar="PATH", help="YAML files, or folders of them")
+    manifests.add_argument("--manifests", **_PATHS, help="YAML files, or folders of them")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def add(name: str, command: Command, summary: str, *parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
-        added = commands.add_parser(name, help=summary, description=summary, parents=[shared, *parents])
+        status = _DIFF_STATUS if command is _diff else _STATUS
+        added = commands.add_parser(name, help=summary, description=summary, epilog=status, parents=[shared, *parents])
         added.set_defaults(command=command)
         return added
 
@@ -83,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     add("check", _check, "Check configuration, kubeconfig, permissions, nft, kernel and NIC.")
     add("flush", _flush, "Remove nftsync's tables from the kernel: this opens the firewall.")
     demo = add("demo", _demo, "Build a lab of three network namespaces and show what passes.")
-    demo.add_argument("--manifests", type=Path, nargs="+", metavar="PATH", help="instead of the five example Services")
+    demo.add_argument("--manifests", **_PATHS, help="instead of the five example Services")
     return parser
 
 

@@ -47,11 +47,18 @@ class Questions:
         future: Future[Answer] = Future()
         self._waiting.put((question, future))
         self._wake()
-        return future.result(PATIENCE)
+        try:
+            return future.result(PATIENCE)
+        except TimeoutError:
+            if future.cancel():  # nothing is confirmed later, behind the back of who was told to ask again
+                raise
+            return future.result(PATIENCE)
 
     def answer(self, answer: Callable[[Question], Answer]) -> None:
         """Answer all that wait."""
         for question, future in self._pending():
+            if not future.set_running_or_notify_cancel():
+                continue
             try:
                 future.set_result(answer(question))
             except ValueError as fault:  # what was asked makes no sense
@@ -86,7 +93,8 @@ class Server:
         with suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
-        self._path.unlink(missing_ok=True)
+        with suppress(OSError):
+            self._path.unlink()
         self._thread.join()
 
     def _serve(self) -> None:
@@ -96,7 +104,11 @@ class Server:
             except OSError:  # closed; or there are too many open files, which passes
                 self._closed.wait(_PAUSE)
                 continue
-            threading.Thread(target=self._converse, args=(connection,), daemon=True).start()
+            try:
+                threading.Thread(target=self._converse, args=(connection,), daemon=True).start()
+            except RuntimeError:  # there are too many threads, which passes, too
+                connection.close()
+                self._closed.wait(_PAUSE)
 
     def _converse(self, connection: socket.socket) -> None:
         with connection, suppress(OSError):
@@ -173,11 +185,13 @@ def _listener(path: Path) -> socket.socket:
 
 
 def _alive(path: Path) -> bool:
-    """Whether somebody answers at a socket; one that was left behind by a process that was killed refuses."""
+    """Whether somebody answers at a socket; one that was left behind by a process that was killed refuses. Raises OSError."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.settimeout(1.0)
         try:
             connection.connect(str(path))
-        except OSError:
+        except (FileNotFoundError, ConnectionRefusedError):
             return False
+        except (BlockingIOError, TimeoutError):  # so many ask that we would have to wait
+            return True
         return True

@@ -7,6 +7,7 @@ differ only where the rules do.
 from __future__ import annotations
 
 import difflib
+import os
 import re
 
 from nftables import Nftables
@@ -22,8 +23,10 @@ _DEVICE = re.compile(r'^\s*type filter hook ingress device "([^"]+)"', re.MULTIL
 def differences(wanted: str) -> str:
     """What would change if the kernel of this network namespace came to hold `wanted`: a unified diff, "" if nothing would.
 
-    Raises KernelError, and OSError where a namespace can't be made.
+    Raises PermissionError for who is not root, KernelError, and OSError or LabError where a namespace can't be made.
     """
+    if os.geteuid() != 0:
+        raise PermissionError
     namespace = Namespace()
     try:
         here = _listed()

@@ -23,7 +23,7 @@ _SSH, _BGP = Port(Protocol.TCP, 22), Port(Protocol.TCP, 179)
 _SOURCE = {4: "ip saddr ", 6: "ip6 saddr "}
 _CLOSING = {Reason.MALFORMED, Reason.INVALID_ADDRESS, Reason.INVALID_PORT, Reason.INVALID_PROTOCOL}  # what they refuse is not open
 _NAMED = 5  # of many, so many are named
-_DETAILED = 200  # of a Service's pairs of address and port, so many are explained one by one
+_DETAILED = 200  # of a Service's pairs of address and port, so many are explained one by one, and a few closed ones
 
 
 class Verdict(StrEnum):
@@ -169,14 +169,15 @@ def explain_service(view: View, name: Name) -> Explanation:
         line = f"there is no Service {name} of type LoadBalancer, and no other opens anything"
         return Explanation(Verdict.DROPPED, Cause.NOT_A_SERVICE, (line,))
     asked = [PacketQuery(None, address, *port) for address in service.addresses for port in service.ports]
-    parts = [_through_router(view, settings, query, service) for query in asked[:_DETAILED]]
-    more = asked[_DETAILED:]
+    closed = [query for query in asked[_DETAILED:] if not _opens(view, settings, query, service)]
+    told = [*asked[:_DETAILED], *closed[:_NAMED]]  # whatever is open, what is not has a reason
+    parts = [_through_router(view, settings, query, service) for query in told]
     causes = [each.reason for each in parts if each.verdict is Verdict.DROPPED]
     if not parts:
         cause, line = _why_closed(view, service, None)
         found = Explanation(Verdict.DROPPED, cause, (f"Service {name} opens nothing: {line}",), name)
         return _with_remarks(settings, found, service)
-    opened = len(parts) - len(causes) + sum(_opens(view, settings, query, service) for query in more)
+    opened = len(asked) - len(causes) - len(closed[_NAMED:])
     if not opened:
         verdict = Verdict.DROPPED
     elif opened < len(asked) or any(each.reason in _CLOSING for each in service.rejections):
@@ -185,7 +186,8 @@ def explain_service(view: View, name: Name) -> Explanation:
         verdict = Verdict.LIMITED if service.limit and settings.enable_rateshape and settings.device else Verdict.PASSES
     causes += [Cause.INVALID for _ in service.rejections] + [each.reason for each in parts if each.reason is not Cause.OPEN]
     first = f"Service {name}: {opened} of {len(asked)} pairs of address and port are open"
-    lines = (first, *("; ".join(each.lines) for each in parts), *([f"… and {len(more)} more pairs"] if more else []))
+    more = [f"… and {len(asked) - len(told)} more pairs"] if len(asked) > len(told) else []
+    lines = (first, *("; ".join(each.lines) for each in parts), *more)
     return _with_remarks(settings, Explanation(verdict, (*causes, Cause.OPEN)[0], lines, name), service)
 
 
