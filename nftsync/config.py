@@ -15,6 +15,7 @@ from ipaddress import IPv4Network, IPv6Network, collapse_addresses, ip_address, 
 from pathlib import Path
 from typing import Any, TypeVar
 
+from nftsync.caps import Caps
 from nftsync.desired import Filters
 from nftsync.guard import Boundary, Enforcement
 from nftsync.nftresource import parse_nic
@@ -44,6 +45,7 @@ class Config:
     kubeconfig: Path = Path("/etc/nftsync/kubeconfig")
     router_name: str = field(default_factory=socket.gethostname)
     resync_interval: float = 60.0
+    caps: Caps = field(default_factory=Caps)
     confirm_seconds: float = 0.0  # 0: settings that cut off whoever administers the router need no confirmation
     nft: Name = _NFT
     public_nic: str | None = None  # overrides the Nft resource's
@@ -116,7 +118,7 @@ class _Section:
 
 def _config(top: _Section) -> Config:
     default = Config()
-    nft, paths, metrics, filters = (top.section(key) for key in ("nft", "paths", "metrics", "filters"))
+    nft, paths, metrics, filters, caps = (top.section(key) for key in ("nft", "paths", "metrics", "filters", "caps"))
     router_name = top.take("router_name", _text, "") or default.router_name
     bgp_peers = top.take("bgp_peers", _prefixes, list[Network]())
     config = Config(
@@ -134,6 +136,10 @@ def _config(top: _Section) -> Config:
         runtime=paths.take("runtime", _path, default.runtime),
         metrics=metrics.take("address", _endpoint, default.metrics),
         metrics_services=metrics.take("services", _count, default.metrics_services),
+        caps=Caps(
+            caps.take("pinholes", _cap, default.caps.pinholes),
+            caps.take("pinholes_per_namespace", _cap, default.caps.pinholes_per_namespace),
+        ),
         filters=Filters(
             filters.take("namespaces", _names, frozenset()),
             filters.take("exclude_namespaces", _names, frozenset()),
@@ -200,6 +206,12 @@ def _seconds_or_none(value: Any) -> float:
 def _count(value: Any) -> int:
     if type(value) is not int or not 0 <= value <= 100_000:
         raise ValueError("this is not a whole number from 0 to 100000")
+    return value
+
+
+def _cap(value: Any) -> int:
+    if type(value) is not int or not 0 <= value <= 10_000_000:
+        raise ValueError("this is not a whole number from 0 to 10000000")
     return value
 
 

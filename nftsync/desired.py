@@ -10,6 +10,7 @@ from bisect import insort
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 
+from nftsync.caps import Caps, Room
 from nftsync.guard import UNGUARDED, Guard
 from nftsync.objects import Name, Network, ObjectRef, Reason, Rejection, Service
 from nftsync.ratelimit import RateLimit
@@ -73,15 +74,22 @@ def pinholes_of(service: Service, guard: Guard = UNGUARDED) -> dict[str, Pinhole
     return claimed
 
 
+def _age(service: Service) -> tuple[str, str, Name]:
+    """Sorts older Services first; one of unknown age comes after all of known age, and the order is total."""
+    return (service.created or "~", service.uid or "~", service.name)
+
+
 class Desired:
     """Which Service owns which pinhole, kept up to date one Service at a time.
 
     The cost of `put` follows the Service that changed, not the number of Services.
     """
 
-    def __init__(self, filters: Filters, guard: Guard = UNGUARDED) -> None:
+    def __init__(self, filters: Filters, guard: Guard = UNGUARDED, caps: Caps = Caps()) -> None:  # noqa: B008  # immutable
         self._filters = filters
         self._guard = guard
+        self._room = Room(caps)
+        self.waiting: dict[Name, Service] = {}  # versions of Services for which there is no room
         self._services: dict[Name, Service] = {}
         self._claims: dict[str, list[Name]] = {}  # every Service that claims a key, owner first
         self._rejected: set[Name] = set()  # Services with a rejection of their own or a claim lost
@@ -89,10 +97,22 @@ class Desired:
         self.rejections_changed = 0  # how often: who remembers it need not ask for the rejections again
 
     @classmethod
-    def of(cls, services: Iterable[Service], filters: Filters, guard: Guard = UNGUARDED) -> Desired:
-        """From scratch."""
-        desired = cls(filters, guard)
-        for service in services:
+    def of(
+        cls,
+        services: Iterable[Service],
+        filters: Filters,
+        guard: Guard = UNGUARDED,
+        caps: Caps = Caps(),  # noqa: B008  # immutable
+        before: Desired | None = None,
+    ) -> Desired:
+        """From scratch. before: what was desired until now; who is in it stays in, whoever else there is no room for."""
+        desired = cls(filters, guard, caps)
+        present = {service.name: service for service in services}
+        held = before._services if before else {}  # noqa: SLF001  # one of us
+        waiting = set(before.waiting) if before else set()
+        for name in held.keys() & waiting & present.keys():
+            desired.put(name, held[name])
+        for service in sorted(present.values(), key=lambda each: (each.name in waiting or each.name not in held, *_age(each))):
             desired.put(service.name, service)
         return desired
 
@@ -105,9 +125,16 @@ class Desired:
         """Take a Service's new version, or None when it is gone; returns the keys that may have changed."""
         if service is not None and not self._filters.admit(service):
             service = None
-        before = self._services.pop(name, None)
+        before = self._services.get(name)
         withdrawn = pinholes_of(before, self._guard) if before else {}
         claimed = pinholes_of(service, self._guard) if service else {}
+        self.waiting.pop(name, None)
+        if not self._room.take(name.namespace, len(claimed) - len(withdrawn)):
+            assert service is not None, "who goes needs no room"
+            self.waiting[name] = service
+            self._note_rejections(name, withdrawn)
+            return ()
+        self._services.pop(name, None)
         affected = self._withdraw(withdrawn, name)
         if service is not None:
             self._services[name] = service
@@ -116,7 +143,15 @@ class Desired:
         self._note_rejections(name, claimed)
         for other in affected - {name}:
             self._note_rejections(other, pinholes_of(self._services[other], self._guard))
-        return withdrawn.keys() | claimed.keys()
+        changed = withdrawn.keys() | claimed.keys()
+        return changed | self._let_in() if len(claimed) < len(withdrawn) else changed
+
+    def _let_in(self) -> set[str]:
+        """There is room again: for those who wait, oldest first; returns the keys that may have changed."""
+        changed: set[str] = set()
+        for service in sorted(self.waiting.values(), key=_age):
+            changed.update(self.put(service.name, service))
+        return changed
 
     # The claimants of a key stand in order of seniority; the first one owns it. Only these two methods change who does.
 
@@ -147,17 +182,18 @@ class Desired:
         return set(inherited)
 
     def _seniority(self, name: Name) -> tuple[str, str, Name]:
-        """Sorts older Services first; one of unknown age comes after all of known age, and the order is total."""
-        service = self._services[name]
-        return (service.created or "~", service.uid or "~", name)
+        return _age(self._services[name])
 
     def _note_rejections(self, name: Name, claimed: Iterable[str]) -> None:
         """claimed: the keys of the pinholes that the Service claims."""
         service = self._services.get(name)
-        rejected = service is not None and (
-            bool(service.rejections)
-            or not all(map(self._guard.admits, service.addresses))
-            or any(self._claims[key][0] != name for key in claimed)
+        rejected = name in self.waiting or (
+            service is not None
+            and (
+                bool(service.rejections)
+                or not all(map(self._guard.admits, service.addresses))
+                or any(self._claims[key][0] != name for key in claimed)
+            )
         )
         if rejected or name in self._rejected:
             self.rejections_changed += 1
@@ -174,6 +210,12 @@ class Desired:
                 message = f"{key.replace(' . ', ' ')} belongs to the older Service {owner}; it is inherited when that one goes"
                 yield Rejection(service.ref, Reason.CONFLICT, message)
 
+    def crowded(self, name: Name) -> str:
+        """Why there is no room for a Service that waits."""
+        held = self._services.get(name)
+        more = len(pinholes_of(self.waiting[name], self._guard)) - (len(pinholes_of(held, self._guard)) if held else 0)
+        return f"{self._room.cap_for(name.namespace, more)}, and with this Service there would be more"
+
     def rejections(self) -> Iterator[Rejection]:
         """Everything that was refused, ordered by Service."""
         for name in sorted(self._rejected):
@@ -181,6 +223,9 @@ class Desired:
 
     def rejections_of(self, name: Name) -> Iterator[Rejection]:
         service = self._services.get(name)
+        if name in self.waiting:
+            stays = "what was open of it before stays" if service else "it opens nothing"
+            yield Rejection(self.waiting[name].ref, Reason.OVER_CAP, f"{self.crowded(name)}; {stays} until there is room")
         if service is not None:
             yield from service.rejections
             yield from self._refused(service)

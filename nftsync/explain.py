@@ -49,6 +49,7 @@ class Cause(StrEnum):
     INVALID = "invalid"
     LOST_TO_OLDER = "lost_to_older"
     QUARANTINED = "quarantined"
+    OVER_CAP = "over_cap"
     NO_SUCH_PORT = "no_such_port"
     NOT_A_SERVICE = "not_a_service"
     WAITING = "waiting"
@@ -173,7 +174,7 @@ def explain_service(view: View, name: Name) -> Explanation:
     told = [*asked[:_DETAILED], *closed[:_NAMED]]  # whatever is open, what is not has a reason
     parts = [_through_router(view, settings, query, service) for query in told]
     causes = [each.reason for each in parts if each.verdict is Verdict.DROPPED]
-    if not parts:
+    if not asked:
         cause, line = _why_closed(view, service, None)
         found = Explanation(Verdict.DROPPED, cause, (f"Service {name} opens nothing: {line}",), name)
         return _with_remarks(settings, found, service)
@@ -297,6 +298,8 @@ def _why_closed(view: View, service: Service, query: PacketQuery | None) -> tupl
         unannounced = refusal[0] is Reason.OUTSIDE_POOLS and view.boundary.advertised_only
         return Cause(refusal[0]), refusal[1] + "; only pools announced over BGP count (advertised_pools_only)" * unannounced
     owner = view.desired.pinholes.get(query.key)
+    if service.name in view.desired.waiting:
+        return Cause.OVER_CAP, view.desired.crowded(service.name)
     if service.name in view.quarantined:
         return Cause.QUARANTINED, view.quarantined[service.name].message
     if owner is None or owner.service == service.name:

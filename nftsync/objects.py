@@ -43,6 +43,7 @@ class Reason(StrEnum):
     INVALID_RATELIMIT = "invalid_ratelimit"
     CONFLICT = "conflict"
     QUARANTINED = "quarantined"
+    OVER_CAP = "over_cap"
     OUTSIDE_POOLS = "outside_pools"
     RESERVED_ADDRESS = "reserved_address"
     INVALID_POOLS = "invalid_pools"

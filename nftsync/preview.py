@@ -69,7 +69,7 @@ def preview(
     if chosen.boundary.enforcement is not Enforcement.IGNORED:
         pools.look(metallb)
     guard = Guard.of(chosen.boundary, pools.known, own, attached)
-    desired = Desired.of(services.objects(), chosen.filters, guard)
+    desired = Desired.of(services.objects(), chosen.filters, guard, chosen.caps)
     unread = (*manifests.rejections, *pools.rejections)
     rejections = list(unread)
     spec = None

@@ -7,7 +7,6 @@ read back, and the difference is sent. "Applied" is recorded only after the kern
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from hashlib import blake2b
@@ -32,8 +31,6 @@ from nftsync.ruleset import Ruleset, Settings, elements, open_keys, render, rule
 from nftsync.store import Store
 from nftsync.transaction import transaction
 
-log = logging.getLogger(__name__)
-
 
 class Reconciler:
     """Brings the kernel from what it has to what it should have. One thread owns it.
@@ -56,7 +53,7 @@ class Reconciler:
         self._local_chain = LocalChainFile(config.local_chain, store.state.local_chain)
         self._config = config
         self._inputs = inputs
-        self._desired = Desired(config.filters)
+        self._desired = Desired(config.filters, caps=config.caps)
         self._whole = True
         self._rejections: tuple[Rejection, ...] = ()
         self._causes: tuple[object, ...] = ()  # what they were worked out from
@@ -313,7 +310,8 @@ class Reconciler:
     def _sync_whole(self, spec: NftSpec, *, resync: bool, meddler: str = "") -> SyncResult:
         """Compute everything from scratch, compare it with what the kernel really holds, send the difference."""
         settings = self._settings(spec)
-        self._desired = Desired.of(self._inputs.services.objects(), self._config.filters, self.guard)
+        services, config = self._inputs.services.objects(), self._config
+        self._desired = Desired.of(services, config.filters, self.guard, config.caps, self._desired)
         found = self._kernel.read()
         standing = found.ruleset
         if self._applied.tables is not None and found.listing == self._applied.listing:

@@ -15,8 +15,10 @@ from hypothesis import strategies as st
 
 from nftsync import __version__
 from nftsync.cli import main
-from nftsync.links import Local
+from nftsync.control import Server
+from nftsync.links import LinkError, Local
 from nftsync.output import FAILED, WRONG
+from nftsync.traffic import Reading
 from tests.support import ROOT
 from tests.test_ratelimit import near_misses
 
@@ -57,7 +59,10 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_a_help_of_its_own(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert status(command, "--help") == 0
-    assert capsys.readouterr().out.startswith(f"usage: nftsync {command}")
+    shown = capsys.readouterr().out
+    assert shown.startswith(f"usage: nftsync {command}")
+    said = "Exits with 0 if nothing would change, with 1" if command == "diff" else "Exits with 0 if it did what it was asked for"
+    assert said in " ".join(shown.split())
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -91,10 +96,12 @@ def test_render_prints_the_ruleset_of_the_examples_and_nothing_else(plain: str, 
 
 def test_render_takes_several_paths(plain: str, capsys: pytest.CaptureFixture[str]) -> None:
     paths = [f"{EXAMPLES}/{name}.yaml" for name in ("metallb", "nft", "services")]
-    assert status("render", "--config", plain, "--manifests", *paths) == 0
-    shown = capsys.readouterr().out
     status("render", "--config", plain, "--manifests", EXAMPLES)
+    shown = capsys.readouterr().out
+    assert status("render", "--config", plain, "--manifests", *paths) == 0
     assert capsys.readouterr().out == shown
+    assert status("render", "--config", plain, "--manifests", *paths[:2], "--manifests", paths[2]) == 0
+    assert capsys.readouterr().out == shown, "the option may come twice"
 
 
 def test_render_needs_no_kernel_no_cluster_and_no_root(plain: str) -> None:
@@ -423,6 +430,7 @@ TARGET = "172.30.254.1:80"
         ("198.51.100.9", TARGET, "--manifests", "examples"),
         (TARGET, "--manifests", "examples", "examples"),
         ("--manifests", "examples", "--", TARGET),
+        ("--manifests", "examples/services.yaml", "--manifests", "examples/metallb.yaml", "examples/nft.yaml", TARGET),
     ],
 )
 def test_what_is_to_be_explained_may_stand_before_the_paths_or_after_them(
@@ -446,6 +454,17 @@ def test_explain_knows_the_addresses_of_the_machine_that_it_runs_on(
     assert f"{own} is the router's own address" in capsys.readouterr().out
 
 
+def test_explain_does_without_the_addresses_that_the_kernel_does_not_tell(
+    plain: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse() -> Local:
+        raise LinkError("the kernel refused to list addresses: no")
+
+    monkeypatch.setattr("nftsync.links.local_now", refuse)
+    assert status("explain", TARGET, "--manifests", "examples", "--config", plain) == 0
+    assert capsys.readouterr().out.startswith("passes: ")
+
+
 def test_diff_that_can_not_be_told_is_trouble_and_no_difference(
     plain: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -458,3 +477,67 @@ def test_diff_that_can_not_be_told_is_trouble_and_no_difference(
     monkeypatch.setattr("nftsync.differ.differences", full)
     assert status("diff", "--manifests", "examples", "--config", plain) == WRONG
     assert capsys.readouterr().err.splitlines()[-1] == "nftsync: [Errno 24] Too many open files"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+def test_diff_needs_root_and_says_so(plain: str, tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    code = f"import os\nfrom nftsync.cli import main\nos.setuid(65534)\nraise SystemExit(main({['diff', '--manifests', EXAMPLES]}))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (WRONG, "")
+    assert done.stderr.splitlines()[-1] == "nftsync: only root may look at the kernel's ruleset"
+
+
+@pytest.mark.parametrize("reader", ["a full disk", "nobody"])
+def test_a_difference_that_can_not_be_printed_is_trouble_and_not_the_answer_1(plain: str, reader: str) -> None:
+    code = (
+        "import sys\nimport nftsync.differ\nfrom nftsync.cli import main\n"
+        "nftsync.differ.differences = lambda _: '-a\\n'\n"
+        f"sys.exit(main(['diff', '--config', {plain!r}, '--manifests', {EXAMPLES!r}]))"
+    )
+    reading, writing = os.pipe()
+    os.close(reading)
+    with Path("/dev/full").open("w") as full, os.fdopen(writing, "w") as pipe:
+        out = full if reader == "a full disk" else pipe
+        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=out, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == WRONG
+    assert "Traceback" not in done.stderr
+
+
+# --- top ----------------------------------------------------------------------------------------------
+
+
+def test_top_ends_with_a_sentence_when_the_daemon_goes_away(
+    plain: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server, readings = Server(tmp_path / "run", lambda _: {"owners": {}}), []
+
+    def read() -> Reading:
+        readings.append(Reading({}, {}, {}))
+        if len(readings) == 2:
+            server.close()
+        return readings[-1]
+
+    monkeypatch.setattr("nftsync.counters.read", read)
+    try:
+        assert status("top", "--seconds", "0.1", "--config", plain) == FAILED
+    finally:
+        server.close()
+    shown = capsys.readouterr()
+    assert shown.out.startswith("KBYTES/S"), "what was measured before is shown"
+    assert shown.err == f"nftsync: {tmp_path}/run/control.sock: no nftsync runs here: systemctl start nftsync\n"
+
+
+def test_top_that_is_interrupted_ends_with_130_and_without_a_word(
+    plain: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt() -> Reading:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("nftsync.counters.read", interrupt)
+    server = Server(tmp_path / "run", lambda _: {"owners": {}})
+    try:
+        assert status("top", "--config", plain) == 130
+    finally:
+        server.close()
+    assert capsys.readouterr() == ("", "")

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nftsync import config
+from nftsync.caps import Caps
 from nftsync.config import Config, ConfigError, load
 from nftsync.desired import Filters
 from nftsync.guard import Boundary, Enforcement
@@ -56,6 +57,8 @@ KEYS: dict[str, tuple[str, Any]] = {
     'metrics.address = "127.0.0.1:0"': ("metrics", ("127.0.0.1", 0)),
     'metrics.address = ""': ("metrics", None),
     "metrics.services = 0": ("metrics_services", 0),
+    "caps.pinholes = 7": ("caps", Caps(pinholes=7)),
+    "caps.pinholes_per_namespace = 0": ("caps", Caps(pinholes_per_namespace=0)),
     'filters.namespaces = ["a", "b"]': ("filters", Filters(namespaces=frozenset({"a", "b"}))),
     'filters.exclude_namespaces = ["a"]': ("filters", Filters(exclude_namespaces=frozenset({"a"}))),
     'filters.load_balancer_classes = ["", "example.com/lb"]': (
@@ -135,6 +138,8 @@ MISTAKES = {
     'kubeconfig = "/x\\n"': r"kubeconfig = '/x\n': this is not a printable text in quotes",
     "router_name = true": "router_name = True: this is not a printable text in quotes",
     "resync_interval = 0": "resync_interval = 0: this is not a number of seconds from 1 to 86400",
+    "caps.pinholes = -1": "caps.pinholes = -1: this is not a whole number from 0 to 10000000",
+    "caps.pinholes = 1.5": "this is not a whole number",
     "confirm_seconds = 0.5": "confirm_seconds = 0.5: this is neither 0 nor a number of seconds from 1 to 86400",
     "confirm_seconds = -1": "this is neither 0 nor a number of seconds",
     "resync_interval = 0.9": "resync_interval = 0.9: this is not a number of seconds",

@@ -11,7 +11,8 @@ import stat
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ import pytest
 
 from nftsync import control
 from nftsync.control import SOCKET, Answer, ControlError, Question, Questions, Server, ask
-from tests.labtools import eventually
+from nftsync.lab import Lab
+from tests.labtools import Daemon, elements, eventually, needs_root, nft, service
 
 NOBODY = 65534
 
@@ -145,6 +147,26 @@ def test_a_second_daemon_is_refused_and_the_first_goes_on_answering(folder: Path
     assert eventually(lambda: len(os.listdir("/proc/self/fd")) <= files), "nothing stays open"
 
 
+def test_a_daemon_whom_too_many_ask_keeps_its_socket(folder: Path) -> None:
+    folder.mkdir()
+    with ExitStack() as stack:
+        listener = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+        listener.bind(str(folder / SOCKET))
+        listener.listen(0)
+        found = 0
+        while not found:  # until no more may wait
+            asker = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+            asker.setblocking(False)
+            found = asker.connect_ex(str(folder / SOCKET))
+        assert found == errno.EAGAIN
+        before = (folder / SOCKET).stat().st_ino
+        with pytest.raises(ControlError, match="too many ask at once: ask again"):
+            ask(folder, {})
+        with pytest.raises(ControlError, match="another nftsync answers there"):
+            Server(folder, echo)
+        assert (folder / SOCKET).stat().st_ino == before
+
+
 def test_a_folder_that_can_not_be_made_is_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ControlError, match="file"):
@@ -244,6 +266,24 @@ def test_too_many_open_files_do_not_end_it(folder: Path, monkeypatch: pytest.Mon
         server.close()
 
 
+def test_too_many_threads_do_not_end_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    server, real, faults = Server(folder, echo), threading.Thread.start, [RuntimeError("can't start new thread")]
+
+    def start(thread: threading.Thread) -> None:
+        if faults:
+            raise faults.pop()
+        real(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    try:
+        with suppress(ConnectionResetError, BrokenPipeError):  # a hang-up is no silence
+            assert say(folder, b"{}\n") == b""
+        assert not faults
+        assert ask(folder, {}) == {"asked": {}}
+    finally:
+        server.close()
+
+
 def test_closing_ends_its_thread_and_removes_the_socket(folder: Path) -> None:
     server = Server(folder, echo)
     server.close()
@@ -299,6 +339,53 @@ def test_a_loop_that_does_not_turn_is_busy(folder: Path, monkeypatch: pytest.Mon
         server.close()
 
 
+def test_what_was_given_up_is_not_done_later_behind_the_back_of_who_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(control, "PATIENCE", 0.1)
+    done: list[Question] = []
+    questions = Questions(lambda: None)
+    with pytest.raises(TimeoutError):
+        questions.ask({"command": "confirm"})
+
+    def answer(question: Question) -> Answer:
+        done.append(question)
+        return echo(question)
+
+    def turn() -> bool:
+        questions.answer(answer)
+        return bool(done)
+
+    with ThreadPoolExecutor(1) as pool:
+        monkeypatch.setattr(control, "PATIENCE", 5.0)
+        asked = pool.submit(questions.ask, {"command": "status"})
+        assert eventually(turn)
+        assert asked.result(5) == {"asked": {"command": "status"}}
+    assert done == [{"command": "status"}]
+
+
+def test_an_answer_that_has_begun_in_time_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, woken = threading.Event(), threading.Event()
+    real = Future.result
+
+    def result(future: Future[Answer], timeout: float | None = None) -> Answer:
+        if not begun.is_set():  # the time is up just after the answer has begun
+            assert begun.wait(5)
+            raise TimeoutError
+        return real(future, timeout)
+
+    def answer(question: Question) -> Answer:
+        begun.set()
+        return echo(question)
+
+    monkeypatch.setattr(Future, "result", result)
+    questions, heard = Questions(woken.set), list[Answer]()
+    thread = threading.Thread(target=lambda: heard.append(questions.ask({"n": 1})))
+    thread.start()
+    assert woken.wait(5)
+    questions.answer(answer)
+    thread.join(5)
+    assert heard == [{"asked": {"n": 1}}]
+
+
 def test_an_answer_that_fails_is_an_error_for_who_asked_and_for_nobody_else(
     folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -345,3 +432,35 @@ def test_an_answer_that_is_none_is_a_sentence(folder: Path, said: bytes) -> None
         with pytest.raises(ControlError):
             ask(folder, {})
         thread.join()
+
+
+# --- the daemon itself --------------------------------------------------------------------------------
+
+NONSENSE: tuple[Question, ...] = (
+    {}, {"command": []}, {"command": {}}, {"command": None}, {"command": 1}, {"command": "x" * 60_000}, {"command": "explain"},
+    {"command": "explain", "words": [1]}, {"command": "explain", "words": "default/web"}, {"command": "explain", "words": []},
+    {"command": "explain", "words": ["a" * 60_000]}, {"command": "explain", "words": ["a/" + "b" * 60_000]},
+    {"command": "explain", "words": ["1" * 60_000 + ":80"]}, {"command": "explain", "words": ["x"] * 10_000},
+    {"command": "explain", "words": ["\ud800\0"]},
+)  # fmt: skip
+
+
+@needs_root
+def test_no_question_ends_the_daemon_or_its_work(tmp_path: Path) -> None:
+    with Lab() as lab, Daemon(lab, tmp_path) as daemon:
+        daemon.put(nft(), service("web", "172.30.254.1"))
+        daemon.start()
+        folder = tmp_path / "run"
+        for question in NONSENSE:
+            with pytest.raises(ControlError) as raised:
+                ask(folder, question)
+            assert str(raised.value).isprintable()
+            assert len(str(raised.value)) < 1000
+            assert "bug" not in str(raised.value)
+        for pieces in HOSTILE.values():
+            with suppress(ConnectionResetError, BrokenPipeError):
+                error(say(folder, *pieces))
+        daemon.put(service("late", "172.30.254.2", ports=[("TCP", 81)]))
+        assert eventually(lambda: "172.30.254.2 . tcp . 81" in elements(lab, "services4"))
+        assert ask(folder, {"command": "status"})["sync"]["result"] in ("applied", "unchanged")
+        assert "Traceback" not in daemon.log()
