@@ -110,8 +110,7 @@ class Service:
     """A Service of type LoadBalancer, as far as it could be understood.
 
     created: RFC 3339 UTC in seconds, or "" if unknown.  load_balancer_class: "" for none.
-    addresses: status.loadBalancer.ingress[].ip.  sources: None for everybody; otherwise only these ranges,
-    collapsed per family; an empty tuple lets nobody in.
+    addresses: status.loadBalancer.ingress[].ip.  sources: None for everybody; otherwise only these, collapsed; () for nobody.
     """
 
     name: Name
