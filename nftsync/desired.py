@@ -225,7 +225,8 @@ class Desired:
         service = self._services.get(name)
         if name in self.waiting:
             stays = "what was open of it before stays" if service else "it opens nothing"
-            yield Rejection(self.waiting[name].ref, Reason.OVER_CAP, f"{self.crowded(name)}; {stays} until there is room", part="cap")
+            message = f"{self.crowded(name)}; {stays} until there is room"
+            yield Rejection(self.waiting[name].ref, Reason.OVER_CAP, message, part="cap")
         if service is not None:
             yield from service.rejections
             yield from self._refused(service)
