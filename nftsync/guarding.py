@@ -50,7 +50,8 @@ class Guarding:
             if local is None:
                 raise
             log.warning("%s; what was known before holds", fault)
-        return Guard.of(boundary, self.pools.known, local.addresses | self._peers, local.networks)
+        reserved = local.addresses | self._peers | self.pools.speakers
+        return Guard.of(boundary, self.pools.known, reserved, local.networks)
 
     def _meet(self, peers: frozenset[Address]) -> None:
         """A peer whose session is down is one all the same."""

@@ -24,7 +24,7 @@ from nftsync.metallb import (
     parse_pool,
 )
 from nftsync.metallbconfigmap import parse_config_map
-from nftsync.objects import Rejection
+from nftsync.objects import Address, Rejection
 
 DOUBT = 0.3  # seconds without another change until pools that are gone are gone
 LONGEST_DOUBT = 0.6  # seconds until they are, whatever else changes
@@ -62,6 +62,11 @@ class MetalLB:
         """When the changes since the last take were received, the earliest of each kind (monotonic seconds)."""
         changes = (inbox.take() for inbox in self.inboxes)
         return [each.since for each in changes if each.objects]
+
+    @property
+    def speakers(self) -> frozenset[Address]:
+        """The addresses of the BGPPeers, also while there is no pool."""
+        return frozenset(peer.address for peer in self.peers.objects() if peer.address is not None)
 
     @property
     def readable(self) -> tuple[bool, ...]:
@@ -106,8 +111,8 @@ def judge(metallb: MetalLB, known: Configuration | None) -> tuple[Configuration 
 class Pools:
     """Remembers the last good configuration.
 
-    clock: monotonic seconds.  known: None if none was ever seen.  rejections: what is wrong with the present one; a new tuple
-    whenever it was looked at.
+    clock: monotonic seconds.  known: None if none was ever seen.  speakers: the present BGPPeers' addresses.
+    rejections: what is wrong with the present one; a new tuple whenever it was looked at.
     """
 
     def __init__(self, known: Configuration | None, clock: Callable[[], float] = time.monotonic) -> None:
@@ -116,6 +121,7 @@ class Pools:
         self._doubted_since: float | None = None
         self._doubted_until = float("inf")
         self.rejections: tuple[Rejection, ...] = ()
+        self.speakers: frozenset[Address] = frozenset()
         self._looked: tuple[MetalLB, tuple[bool, ...]] | None = None
 
     def look(self, metallb: MetalLB) -> list[float]:
@@ -125,6 +131,7 @@ class Pools:
         sinces, looked = metallb.take(), (metallb, metallb.readable)
         if sinces or self._looked != looked or self._doubted_since is not None:
             self._looked = looked
+            self.speakers = metallb.speakers
             found, self.rejections = judge(metallb, self.known)
             if not self._doubted(found, new=bool(sinces)):
                 self.known = found or self.known

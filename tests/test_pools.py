@@ -719,10 +719,14 @@ address-pools:
     [
         ([], [config_map(LEGACY)]),
         ([], [CLUSTER_POOL, metallb("BGPPeer", "router", "v1beta2", peerAddress=SERVICE4, peerASN=64512, myASN=64513)]),
+        ([], [metallb("BGPPeer", "router", "v1beta2", peerAddress=SERVICE4, peerASN=64512, myASN=64513)]),
         ([f'bgp_peers = ["{SERVICE4}/32", "2001:db8:254::/64"]'], [CLUSTER_POOL]),
         ([f'bgp_peers = ["{SERVICE4}/32"]', 'pools = "ignored"'], []),
     ],
-    ids=["the ConfigMap's peers", "a BGPPeer", "one address in bgp_peers", "one address in bgp_peers without pools"],
+    ids=[
+        "the ConfigMap's peers", "a BGPPeer", "a BGPPeer without pools",
+        "one address in bgp_peers", "one address in bgp_peers without pools",
+    ],
 )
 def test_the_address_of_a_bgp_peer_is_never_opened(lab: Lab, tmp_path: Path, lines: list[str], objects: list[Raw]) -> None:
     router = Router(lab, tmp_path, *lines)

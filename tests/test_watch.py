@@ -1011,7 +1011,8 @@ def test_more_than_half_and_more_than_ten_are_many(lab: Lab, known: int, lost: i
     gone = {f"s{number}" for number in range(lost)}
     lists(lab, lacking(gone), *([lacking(gone)] if doubted else []))
     wait_for(lambda: {each.name for each in lab.held()} == names - gone, "they are gone")
-    assert lab.observer.doubts == ([Doubt.RAISED, Doubt.CONFIRMED] if doubted else [])
+    wanted = [Doubt.RAISED, Doubt.CONFIRMED] if doubted else []
+    wait_for(lambda: lab.observer.doubts == wanted, f"{wanted}")
 
 
 def test_what_a_list_in_doubt_does_hold_is_taken_up_at_once(lab: Lab) -> None:
