@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from hashlib import sha256
 
 from nftsync.changes import fingerprint
 from nftsync.desired import Pinhole
-from nftsync.ruleset import Ruleset, Settings, Table, open_keys, ruleset
+from nftsync.ruleset import Ruleset, Settings, Table, open_keys, render, ruleset
 from nftsync.transaction import transaction
 
 
@@ -42,12 +44,17 @@ class Applied:
         keys = open_keys(standing)
         return {key: pinhole for key, pinhole in wanted.items() if key in keys}
 
-    @property
-    def standing(self) -> Ruleset | None:
-        """What was accepted last, whole; None before the first time."""
-        return ruleset(self.pinholes.values(), self.settings) if self.settings else None
-
     def drifted(self, standing: Ruleset) -> bool:
         """Whether the kernel holds something other than what it accepted."""
-        accepted = self.standing
-        return self.tables is not None and accepted is not None and transaction(standing, accepted) != ""
+        if self.tables is None or self.settings is None:
+            return False
+        return transaction(standing, ruleset(self.pinholes.values(), self.settings)) != ""
+
+
+def digest(listing: str, shown: Mapping[str, Table]) -> str:
+    """What tells after a restart, or a reboot, whether the kernel's rules are still those that these tables gave.
+
+    listing: the tables as nft lists them, whose sets and chains stand in the order in which they were made.
+    """
+    blocks = sorted(filter(None, re.split(r"^(?:(table .*)|\t?}|)\n", listing, flags=re.MULTILINE)))
+    return sha256("\0".join([render(Ruleset(shown)), *blocks]).encode()).hexdigest()

@@ -1,59 +1,91 @@
 """`nftsync boot`: the last good ruleset, before there is a network and without a cluster.
 
-What can't be read or loaded is as good as absent: then a base stands that lets nothing in but ssh, if that was open.
+What can't be read or loaded is as good as absent: then a base stands that lets nothing in but ssh, if that was open. Run again, it
+makes up for what could not be loaded the first time: limits of a NIC that came later.
 """
 
 from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from pathlib import Path
 
-from nftsync import lastgood
-from nftsync.config import Config
+from nftsync import config, lastgood
+from nftsync.config import Config, ConfigError
 from nftsync.kernel import Kernel, KernelError
-from nftsync.ruleset import Ruleset, Settings, ruleset
+from nftsync.lock import LockedError, locked
+from nftsync.ruleset import FILTER, NAME, SHAPER, Settings, render, ruleset
 from nftsync.store import State, Store
-from nftsync.transaction import transaction
 
 log = logging.getLogger(__name__)
 
 
-def boot(chosen: Config) -> None:
-    """Load a ruleset unless one stands. Raises KernelError if the kernel takes not even the base."""
-    kernel = Kernel()
-    if kernel.read().ruleset.tables:
-        log.info("a ruleset stands already: it stays")
-        return
+def boot(path: Path | None) -> None:
+    """Load what of the ruleset does not stand. path: of the configuration, None for the default place.
+
+    Raises KernelError if the kernel takes not even the base.
+    """
+    chosen = _configuration(path)
+    try:
+        with locked(chosen.runtime):
+            _boot(Kernel(), chosen)
+    except LockedError:
+        log.info("nftsync runs: the ruleset is in its care")
+
+
+def _configuration(path: Path | None) -> Config:
+    """A mistake in the configuration must not leave the router open."""
+    try:
+        return config.load(path)
+    except ConfigError as fault:
+        log.warning("%s; what is written down in %s is loaded", fault, Config().state)
+        return Config()
+
+
+def _boot(kernel: Kernel, chosen: Config) -> None:
+    listing = kernel.listing()
+    filters = "flags dormant" not in listing and all(f"hook {name} " in listing for name in ("input", "forward"))
     try:
         filtering, shaping = lastgood.load(chosen.state)
-        kernel.apply(filtering)
-    except FileNotFoundError:
-        log.warning("there is no last good ruleset yet: the base is loaded")
-        _load_base(kernel, chosen)
+        if not filters:
+            _load(kernel, FILTER, filtering)
     except (OSError, ValueError, KernelError) as fault:
-        log.warning("the last good ruleset of %s can't be used: %s: the base is loaded", chosen.state, fault)
-        _load_base(kernel, chosen)
+        shaping = ""
+        if not filters:
+            _load_base(kernel, chosen, fault)
     else:
-        log.info("the last good ruleset stands")
+        if not filters:
+            log.info("the last good ruleset stands")
+    if filters:
+        log.info("a ruleset stands already: it stays")
+    if shaping and "hook ingress " not in listing:
         _load_shaper(kernel, shaping)
 
 
+def _load(kernel: Kernel, family: str, text: str) -> None:
+    """Load a table in the place of what there may be of it, in one transaction."""
+    kernel.apply(f"add table {family} {NAME}\ndelete table {family} {NAME}\n{text}")
+
+
 def _load_shaper(kernel: Kernel, shaping: str) -> None:
-    """Limits are attached to a NIC, which may come later: then the daemon attaches them."""
+    """Limits are attached to a NIC, which may come later: then whoever runs this again attaches them, or the daemon."""
     try:
-        if shaping:
-            kernel.apply(shaping)
+        _load(kernel, SHAPER, shaping)
     except KernelError as fault:
         log.warning("no rate limit is in force until nftsync runs: %s", fault)
 
 
-def _load_base(kernel: Kernel, chosen: Config) -> None:
-    state = Store(chosen.state).state
-    base = _base(chosen, state)
+def _load_base(kernel: Kernel, chosen: Config, fault: Exception) -> None:
+    if isinstance(fault, FileNotFoundError):
+        log.warning("there is no last good ruleset yet: the base is loaded")
+    else:
+        log.warning("the last good ruleset of %s can't be used: %s: the base is loaded", chosen.state, fault)
+    base = _base(chosen, Store(chosen.state).state)
     try:
-        kernel.apply(transaction(Ruleset(), ruleset((), base)))
-    except KernelError:  # it can only be the local chain's fault
-        kernel.apply(transaction(Ruleset(), ruleset((), replace(base, local_chain=""))))
+        _load(kernel, FILTER, render(ruleset((), base)))
+    except KernelError as complaint:  # it can only be the local chain's fault
+        log.warning("the base is loaded without your local chain: %s", complaint)
+        _load(kernel, FILTER, render(ruleset((), replace(base, local_chain=""))))
 
 
 def _base(chosen: Config, state: State) -> Settings:

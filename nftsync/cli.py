@@ -129,7 +129,7 @@ def _boot(options: argparse.Namespace) -> int:
     from nftsync.kernel import KernelError
 
     try:
-        boot(config.load(options.config))
+        boot(options.config)
     except KernelError as fault:
         return fail(FAILED, f"no ruleset stands: {fault}")
     return 0

@@ -104,8 +104,7 @@ class Daemon:
             self._listen("commits", commits.listen, self._meddling.tell, commits.identity())
             log.info("nftsync %s started as router %s", __version__, self._config.router_name)
             source = self._loop(reconciler, source)
-            if self._last_good.due < float("inf"):
-                self._keep(reconciler)
+            self._last_good.finish(lambda: self._keep(reconciler))
         finally:
             if not self._options.once:
                 source.farewell()
@@ -179,8 +178,6 @@ class Daemon:
             if not self._goes_on(source):
                 return source
             self._answer(reconciler, source)
-            if now >= self._last_good.due:
-                self._keep(reconciler)
             stale, self._stale = self._stale, self._publisher.stale(source)
             changed = signals.take(signals.inputs) or reconciler.wakes_in == 0
             if signals.take(signals.reload):
@@ -188,6 +185,7 @@ class Daemon:
             resync, retry = now >= resync_at, now >= retry_at
             whole = reconciler.local_chain_changed() or (signals.take(signals.links) and reconciler.links_changed())
             if not (changed or resync or retry or whole or stale != self._stale):
+                self._keep_if_due(reconciler)
                 continue
             result = self._sync(reconciler, source, whole=whole or retry, resync=resync)
             if resync:
@@ -199,13 +197,24 @@ class Daemon:
             if self._options.once and result.listed:
                 return source
             if result.listed:
-                signals.stop.wait(SETTLE)
+                self._settle(reconciler)
+
+    def _settle(self, reconciler: Reconciler) -> None:
+        """Let changes that follow become one transaction; meanwhile there is time to write down what stands."""
+        until = self._clock() + SETTLE
+        self._keep_if_due(reconciler)
+        self._signals.stop.wait(max(0.0, until - self._clock()))
+
+    def _keep_if_due(self, reconciler: Reconciler) -> None:
+        reconciler.store.retry()
+        self._metrics.state_kept.set(self._last_good.kept and reconciler.store.kept)
+        if self._clock() >= self._last_good.due:
+            self._keep(reconciler)
 
     def _keep(self, reconciler: Reconciler) -> None:
-        """Write down what stands, for the next boot."""
-        if standing := reconciler.standing:
-            self._last_good.write(self._config.state, standing)
-            self._metrics.state_kept.set(self._last_good.kept and reconciler.store.kept)
+        """Begin to write down what stands, for the next boot; not settings that a reboot shall undo unless they are confirmed."""
+        if reconciler.settings and reconciler.confirming.waits == float("inf"):
+            self._last_good.write(self._config.state, reconciler.opened().values(), reconciler.settings)
 
     def _goes_on(self, source: Source) -> bool:
         """Whether nobody asked to stop. Raises DaemonError if nothing would be heard of the cluster any more."""
@@ -253,6 +262,8 @@ class Daemon:
                 source.farewell()  # from this Nft, or under this name
             source.stop()
         reconciler.configure(self._config, opened.inputs, Store(self._config.state))
+        if self._config.state != before.state:
+            self._last_good.changed()
         if self._collector:
             self._collector.cap = self._config.metrics_services
         log.info("configuration reloaded")

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 
-from nftsync.ruleset import FILTER, SHAPER, Ruleset, render
+from nftsync.desired import Pinhole
+from nftsync.ruleset import FILTER, SHAPER, Ruleset, Settings, render, ruleset
 from nftsync.sealed import read_sealed, replace_sealed
 
 FORMAT = 1
 INTERVAL = 5.0  # seconds at least between two writes
+PATIENCE = 5.0  # seconds that the end of the process waits for a disk
 _BETWEEN = "# --- what needs the public NIC to be there ---\n"
 
 log = logging.getLogger(__name__)
@@ -32,13 +36,14 @@ def load(folder: Path) -> tuple[str, str]:
 class LastGood:
     """Keeps the file up to date, not with every change: a reboot within seconds of one loads what was right before it.
 
-    kept: whether the disk has what it should.  clock: monotonic seconds.
+    kept: whether the disk has what it should.  clock: monotonic seconds. One thread owns it; a disk is waited for in another.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._changed = False
         self._written = float("-inf")
+        self._writer: threading.Thread | None = None
         self.kept = True
 
     def changed(self) -> None:
@@ -46,19 +51,40 @@ class LastGood:
 
     @property
     def due(self) -> float:
-        """When it is to be written, by the clock; inf if nothing has changed."""
-        return self._written + INTERVAL if self._changed else float("inf")
+        """When it is to be written, by the clock; inf if nothing has changed, or what has is being written."""
+        writing = self._writer is not None and self._writer.is_alive()
+        return self._written + INTERVAL if self._changed and not writing else float("inf")
 
-    def write(self, folder: Path, shown: Ruleset) -> None:
-        """A disk that is full or read-only is reported, tried again, and harms nothing else."""
-        self._changed, self._written, kept = False, self._clock(), self.kept
+    def write(self, folder: Path, pinholes: Iterable[Pinhole], settings: Settings) -> None:
+        """Begin to write what the kernel accepted. A disk that is full or read-only is told, tried again, and harms nothing else.
+
+        The limits are kept for the public NIC even while it is not there: it may be after the next boot.
+        """
+        self._changed, self._written = False, self._clock()
+        text = describe(ruleset(pinholes, replace(settings, device=settings.public_nic)))
+        self._writer = threading.Thread(target=self._write, args=(_file(folder), text), name="last good", daemon=True)
+        self._writer.start()
+
+    def finish(self, write: Callable[[], None]) -> None:
+        """At the end: if something has changed since, let `write` call write() once more, and wait a while for the disk."""
+        self._wait()
+        if self._changed:
+            write()
+            self._wait()
+
+    def _wait(self) -> None:
+        if self._writer:
+            self._writer.join(PATIENCE)
+
+    def _write(self, path: Path, text: str) -> None:
+        kept = self.kept
         try:
-            replace_sealed(_file(folder), describe(shown), FORMAT)
+            replace_sealed(path, text, FORMAT)
             self.kept = True
         except OSError as fault:
             self.kept, self._changed = False, True
             if kept:
-                log.warning("%s: %s; after a reboot an older ruleset is loaded", _file(folder), fault.strerror)
+                log.warning("%s: %s; after a reboot an older ruleset is loaded", path, fault.strerror)
 
 
 def _file(folder: Path) -> Path:

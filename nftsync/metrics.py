@@ -91,6 +91,7 @@ class Metrics:
             self.rejections.labels(reason).set(0)
         for outcome in _OUTCOMES:
             self.syncs.labels(outcome)
+        self.state_kept.set(1)  # nothing was lost yet
         self.show_stale({})
 
     def show_settings(self, settings: Settings | None) -> None:

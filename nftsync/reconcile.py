@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from hashlib import blake2b
 
-from nftsync.applied import Applied
+from nftsync.applied import Applied, digest
 from nftsync.changes import changes_between, summary
 from nftsync.config import Config
 from nftsync.confirm import Confirming
@@ -102,11 +102,6 @@ class Reconciler:
     def own(self) -> frozenset[Address]:
         """The router's addresses at the last look."""
         return self._guarding.own
-
-    @property
-    def standing(self) -> Ruleset | None:
-        """What the kernel has accepted last; None before the first time."""
-        return self._applied.standing
 
     @property
     def store(self) -> Store:
@@ -246,7 +241,8 @@ class Reconciler:
         spec = self.confirming.take(asked, self._config.confirm_seconds)
         self._whole |= self._spec != spec
         self._spec = spec
-        self.store.save(replace(self.store.state, spec=self.confirming.settled))
+        if self.store.state.spec != self.confirming.settled:  # on a full disk, not with every event
+            self.store.save(replace(self.store.state, spec=self.confirming.settled))
 
     def _take_pools(self, spec: NftSpec, *, whole: bool) -> list[float]:
         """Take MetalLB's changes, and judge addresses by them from now on; returns when they were received."""
@@ -316,6 +312,8 @@ class Reconciler:
         standing = found.ruleset
         if self._applied.tables is not None and found.listing == self._applied.listing:
             standing = Ruleset(self._applied.tables, found.ruleset.elements)
+        elif not self._applied.settings and self.store.state.rules == digest(found.listing, tables(settings)):
+            standing = Ruleset(tables(settings), found.ruleset.elements)  # as the process before us left it, or the boot unit
         drift = resync and settings == self._applied.settings and self._applied.drifted(standing)
         wanted = ruleset(self._desired.pinholes.values(), settings)
         text = transaction(standing, wanted)
@@ -332,7 +330,8 @@ class Reconciler:
         self._whole = False
         self._local_chain.accepted()
         self._ingress.settle(settings.device)
-        self.store.save(replace(self.store.state, local_chain=settings.local_chain))
+        rules = digest(listing, wanted.tables)
+        self.store.save(replace(self.store.state, local_chain=settings.local_chain, rules=rules))
         refused_again = self.quarantined and not (changes or drift or standing.tables != wanted.tables)
         return SyncResult(Outcome.APPLIED if text and not refused_again else Outcome.UNCHANGED, message, changes, drift=drift)
 

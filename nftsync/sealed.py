@@ -8,35 +8,54 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
+import stat
 from pathlib import Path
+
+from nftsync import __version__
+
+_BY = " by version "
 
 
 def replace_sealed(path: Path, text: str, form: int) -> None:
     """Write a file whole, for its owner's eyes alone. form: its format's version. Raises OSError; then the old one stays."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = path.with_name(f".{path.name}.new")  # one name: a process that is killed again and again leaves one such file
+    temporary.unlink(missing_ok=True)
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        with os.fdopen(descriptor, "w", encoding="utf-8", newline="") as file:
             file.write(seal(text, form))
             file.flush()
             os.fsync(file.fileno())
-        Path(temporary).replace(path)
+        temporary.replace(path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 
 def read_sealed(path: Path, form: int) -> str:
     """What was written. Raises OSError; ValueError with a sentence if it is not what was written, or of another format."""
-    head, _, text = path.read_text(encoding="utf-8").partition("\n")
-    if head != seal(text, form).partition("\n")[0]:
+    head, _, text = _read(path).partition("\n")
+    if head.partition(_BY)[0] != _head(text, form):
         if head.startswith("# nftsync ") and not head.startswith(f"# nftsync {form} "):
             raise ValueError("it has the format of another version")
         raise ValueError("its checksum is wrong: it was torn or changed")
     return text
 
 
+def _read(path: Path) -> str:
+    """The text of a file that is one: a pipe would be waited for."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    with open(descriptor, encoding="utf-8", newline="") as file:  # noqa: PTH123  # as it is, line ends too
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise ValueError("it is not a file")
+        return file.read()
+
+
 def seal(text: str, form: int) -> str:
     """A text with the line that says what it adds up to."""
-    return f"# nftsync {form} sha256:{hashlib.sha256(text.encode()).hexdigest()}\n{text}"
+    return f"{_head(text, form)}{_BY}{__version__}\n{text}"
+
+
+def _head(text: str, form: int) -> str:
+    return f"# nftsync {form} sha256:{hashlib.sha256(text.encode()).hexdigest()}"

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import logging
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from nftsync.sealed import read_sealed, replace_sealed
 FORMAT = 2
 
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
+_RETRY = 5.0  # seconds until a disk that took nothing is asked again
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +36,7 @@ class State:
     metallb: MetalLB's last good configuration, None if none was ever seen.  former: addresses that had pinholes before they
     left the pools; it means nothing after a reboot, when no connection is left.
     spec: the last settings that held without waiting for a confirmation, None if there were none.
+    rules: what the rules that the kernel took last add up to: see applied.digest().
     """
 
     local_chain: str = ""
@@ -40,20 +44,24 @@ class State:
     metallb: Configuration | None = None
     former: frozenset[Address] = frozenset()
     spec: NftSpec | None = None
+    rules: str = ""
 
 
 class Store:
     """The state file in a directory; it is written only when the state differs from what is there."""
 
-    def __init__(self, directory: Path, boot: Path = _BOOT) -> None:
+    def __init__(self, directory: Path, boot: Path = _BOOT, clock: Callable[[], float] = time.monotonic) -> None:
         self._path = directory / "state.json"
         self._boot = boot.read_text(encoding="ascii").strip()
-        self._state = self._load()
+        self._clock = clock
+        self._tried = float("-inf")
         self._kept = True  # whether the disk has it
+        self._told = False  # of a disk that takes nothing
+        self._state = self._load()
 
     @property
     def kept(self) -> bool:
-        """Whether the disk has it."""
+        """Whether the disk has it; not so, either, before a file that can't be used is replaced."""
         return self._kept
 
     @property
@@ -61,15 +69,22 @@ class Store:
         return self._state
 
     def save(self, state: State) -> None:
-        """Keep `state`. A disk that is full or read-only is reported, and harms nothing else."""
-        if state == self._state and self._kept:
+        """Keep `state`. A disk that is full or read-only is reported once, asked again after a while, and harms nothing else."""
+        if state == self._state and (self._kept or self._clock() - self._tried < _RETRY):
             return
-        self._state, self._kept = state, False
+        self._state, self._kept, self._tried = state, False, self._clock()
         try:
             replace_sealed(self._path, json.dumps({"boot": self._boot, **_described(state)}), FORMAT)
-            self._kept = True
+            self._kept, self._told = True, False
         except OSError as fault:
-            log.warning("%s: %s; after a restart the state is not known", self._path, fault.strerror)
+            if not self._told:
+                log.warning("%s: %s; after a restart the state is not known", self._path, fault.strerror)
+            self._told = True
+
+    def retry(self) -> None:
+        """Ask a disk again that took nothing."""
+        if self._told:
+            self.save(self._state)
 
     def _load(self) -> State:
         try:
@@ -82,12 +97,13 @@ class Store:
                 metallb=None if metallb is None else _configuration(metallb),
                 former=frozenset(parse_peer_address(each, "former") for each in former),
             )
-            if type(state.local_chain) is not str or type(state.ingress) not in (int, type(None)):
+            if {type(state.local_chain), type(state.rules)} != {str} or type(state.ingress) not in (int, type(None)):
                 raise TypeError("a value has the wrong type")
         except FileNotFoundError:
             return State()
         except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as fault:
             log.warning("%s can't be used and is ignored: %s", self._path, fault)
+            self._kept = False
             return State()
         return state if same_boot else replace(state, ingress=None, former=frozenset())
 
@@ -103,7 +119,8 @@ def _described(state: State) -> dict[str, object]:
         metallb = {"pools": pools, "peers": sorted(map(str, state.metallb.peers))}
     former = sorted(map(str, state.former))
     spec = None if state.spec is None else describe_spec(state.spec)
-    return {"local_chain": state.local_chain, "ingress": state.ingress, "spec": spec, "metallb": metallb, "former": former}
+    plain = {"local_chain": state.local_chain, "ingress": state.ingress, "rules": state.rules}
+    return {**plain, "spec": spec, "metallb": metallb, "former": former}
 
 
 def _configuration(described: dict[str, Any]) -> Configuration:

@@ -16,7 +16,7 @@ import pytest
 from nftsync import lastgood
 from nftsync.lab import PUBLIC, Lab, Probe, TcpServer
 from nftsync.lastgood import LastGood
-from nftsync.ruleset import Ruleset, Settings, ruleset
+from nftsync.ruleset import Settings, ruleset
 from nftsync.sealed import read_sealed, seal
 from tests.labtools import PUBLIC_NIC, SERVICE4, SERVICE6, Daemon, eventually, needs_root, nft, rules, service, tables
 from tests.support import ROOT
@@ -238,11 +238,12 @@ def test_a_write_that_failed_is_tried_again_and_said_once(tmp_path: Path, caplog
     kept.changed()
     for _ in range(3):
         now[0] = max(now[0], kept.due)
-        kept.write(tmp_path / "file" / "state", Ruleset())
+        kept.write(tmp_path / "file" / "state", (), Settings("eth0"))
+        assert eventually(lambda: kept.due < float("inf"))
         assert kept.due == now[0] + lastgood.INTERVAL
         assert not kept.kept
     assert len(caplog.records) == 1
-    kept.write(tmp_path / "state", Ruleset())
+    kept.finish(lambda: kept.write(tmp_path / "state", (), Settings("eth0")))
     assert kept.kept
     assert kept.due == float("inf")
 

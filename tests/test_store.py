@@ -92,8 +92,11 @@ def test_a_file_that_can_not_be_used_is_reported_and_as_good_as_absent(
     assert store.state == State()
     assert len(caplog.messages) == 1
     assert "can't be used and is ignored" in caplog.messages[0]
+    assert not store.kept, "and the metric says so"
+    store.save(store.state)
+    assert store.kept, "before it is replaced"
     store.save(FULL)
-    assert Store(tmp_path).state == FULL, "and it is replaced"
+    assert Store(tmp_path).state == FULL
 
 
 def test_bytes_that_are_no_text_and_a_folder_in_its_place_do_no_harm(tmp_path: Path) -> None:
@@ -109,14 +112,22 @@ def test_bytes_that_are_no_text_and_a_folder_in_its_place_do_no_harm(tmp_path: P
 def test_where_it_can_not_be_written_it_is_reported_and_tried_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = tmp_path / "state"
     folder.write_text("a file stands where the folder should")
-    store = Store(folder)
+    now = [0.0]
+    store = Store(folder, clock=lambda: now[0])
     caplog.clear()
     store.save(FULL)
     assert store.state == FULL, "the process itself knows it"
-    assert len(caplog.messages) == 1
+    assert not store.kept
+    now[0] = 5.0
+    store.save(FULL)
+    assert len(caplog.messages) == 1, "said once"
     assert caplog.messages[0].endswith("; after a restart the state is not known")
     folder.unlink()
     store.save(FULL)
+    assert not store.kept, "a disk that takes nothing is not asked with every sync"
+    now[0] = 10.0
+    store.save(FULL)
+    assert store.kept
     assert Store(folder).state == FULL
 
 
