@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Generator, Iterator
 from typing import Any
@@ -44,6 +45,16 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
         report.outcome = "failed"
         report.longrepr = f"under CI nothing is skipped: {report.longrepr}"
     return report
+
+
+@pytest.fixture(autouse=True)
+def no_log_outlives_its_stream() -> Iterator[None]:
+    """A command that a test has run in this process logs to a stderr that is closed by the next test."""
+    yield
+    root = logging.getLogger()
+    for handler in root.handlers[:]:
+        if type(handler) is logging.StreamHandler:
+            root.removeHandler(handler)
 
 
 @pytest.fixture

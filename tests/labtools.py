@@ -244,7 +244,11 @@ class Daemon:
 
     def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Another nftsync command in the router, with this configuration."""
-        return self.lab.router.run([sys.executable, "-m", "nftsync", *arguments, "--config", str(self.config)], check=False)
+        return self.lab.router.run(self.command_line(*arguments), check=False)
+
+    def command_line(self, *arguments: str) -> list[str]:
+        """That of another nftsync command with this configuration."""
+        return [sys.executable, "-m", "nftsync", *arguments, "--config", str(self.config)]
 
     def log(self) -> str:
         return self.logfile.read_text() if self.logfile.exists() else ""

@@ -19,6 +19,7 @@ from nftsync.lastgood import LastGood
 from nftsync.ruleset import Settings, ruleset
 from nftsync.sealed import read_sealed, seal
 from tests.labtools import PUBLIC_NIC, SERVICE4, SERVICE6, Daemon, eventually, needs_root, nft, rules, service, tables
+from tests.reboot import boot, last_good_file, power_off
 from tests.support import ROOT
 
 pytestmark = needs_root
@@ -33,23 +34,6 @@ def daemon(tmp_path: Path) -> Iterator[Daemon]:
     with Lab() as lab, Daemon(lab, tmp_path, interval=600) as made:
         made.put(nft(), service("web", SERVICE4, SERVICE6), SLOW, FRIENDS)
         yield made
-
-
-def file(daemon: Daemon) -> Path:
-    return daemon.state / "ruleset.nft"
-
-
-def power_off(daemon: Daemon) -> None:
-    """Stop the daemon; what it did to the kernel is gone."""
-    assert daemon.stop() == 0
-    daemon.lab.router.nft("flush ruleset")
-
-
-def boot(daemon: Daemon) -> str:
-    """What it said."""
-    done = daemon.command("boot")
-    assert (done.returncode, done.stdout) == (0, ""), done.stderr
-    return done.stderr
 
 
 def ssh(daemon: Daemon) -> bool:
@@ -100,8 +84,8 @@ def test_a_nic_that_is_not_there_at_boot_does_not_keep_the_filter_out(daemon: Da
 def test_limits_that_can_not_be_loaded_do_not_keep_the_filter_out(daemon: Daemon) -> None:
     daemon.start()
     power_off(daemon)
-    whole = read_sealed(file(daemon), lastgood.FORMAT)
-    file(daemon).write_text(seal(whole.replace("hook ingress device", "hook egress_of device"), lastgood.FORMAT))
+    whole = read_sealed(last_good_file(daemon), lastgood.FORMAT)
+    last_good_file(daemon).write_text(seal(whole.replace("hook ingress device", "hook egress_of device"), lastgood.FORMAT))
     assert "no rate limit is in force until nftsync runs: " in boot(daemon)
     assert tables(daemon.lab) == {"inet nftsync"}
     as_asked_for(daemon)
@@ -114,7 +98,7 @@ def test_without_a_last_good_ruleset_nothing_comes_in_but_ssh_if_it_was_open(dae
         daemon.local_chain.write_text(LOCAL)
         daemon.start()
         power_off(daemon)
-        file(daemon).unlink()
+        last_good_file(daemon).unlink()
     assert "there is no last good ruleset yet: the base is loaded" in boot(daemon)
     assert not daemon.lab.arrives("tcp", SERVICE4, 80)
     assert not daemon.lab.arrives("tcp", str(PUBLIC[0]), 179)
@@ -126,26 +110,26 @@ def test_whatever_the_file_holds_all_of_it_stands_or_the_base(daemon: Daemon) ->
     daemon.start()
     good = rules(daemon.lab)
     power_off(daemon)
-    whole = file(daemon).read_text()
+    whole = last_good_file(daemon).read_text()
     broken = [whole[:length] for length in range(0, len(whole), 100)]
     broken += [whole.replace("services4", "services5"), whole.replace("nftsync 1 ", "nftsync 2 "), whole + "\n"]
     broken += ["\0", "flush ruleset\n", seal("table inet nftsync {", lastgood.FORMAT), seal("", 1).replace(" sha256", "")]
     for text in broken:
-        file(daemon).write_text(text)
+        last_good_file(daemon).write_text(text)
         said = boot(daemon)
         assert "the base is loaded" in said, text
         assert said.count("\n") == 1
         assert not daemon.lab.arrives("tcp", SERVICE4, 80)
         daemon.lab.router.nft("flush ruleset")
-    file(daemon).write_bytes(b"\xff\xfe")
+    last_good_file(daemon).write_bytes(b"\xff\xfe")
     boot(daemon)
     daemon.lab.router.nft("flush ruleset")
-    file(daemon).unlink()
-    file(daemon).mkdir()
+    last_good_file(daemon).unlink()
+    last_good_file(daemon).mkdir()
     assert "can't be used" in boot(daemon)
     daemon.lab.router.nft("flush ruleset")
-    file(daemon).rmdir()
-    file(daemon).write_text(whole)
+    last_good_file(daemon).rmdir()
+    last_good_file(daemon).write_text(whole)
     boot(daemon)
     assert rules(daemon.lab) == good
 
@@ -163,21 +147,21 @@ def test_it_imports_nothing_that_it_does_not_need() -> None:
 
 def test_it_is_written_at_most_every_few_seconds_and_at_the_end(daemon: Daemon) -> None:
     daemon.start()
-    assert eventually(lambda: file(daemon).exists())
-    written = {file(daemon).stat().st_mtime_ns}
+    assert eventually(lambda: last_good_file(daemon).exists())
+    written = {last_good_file(daemon).stat().st_mtime_ns}
     began = time.monotonic()
     number = 0
     while time.monotonic() - began < 7:
         number += 1
         daemon.put(service("churn", "172.30.254.50", ports=[("TCP", number)]))
         time.sleep(0.1)
-        written.add(file(daemon).stat().st_mtime_ns)
+        written.add(last_good_file(daemon).stat().st_mtime_ns)
     assert 2 <= len(written) <= 3
     daemon.put(service("last", "172.30.254.60"))
     assert eventually(lambda: daemon.lab.arrives("tcp", "172.30.254.60", 80))
     assert daemon.stop() == 0
-    assert "172.30.254.60 . tcp . 80" in read_sealed(file(daemon), lastgood.FORMAT)
-    assert file(daemon).stat().st_mode & 0o777 == 0o600
+    assert "172.30.254.60 . tcp . 80" in read_sealed(last_good_file(daemon), lastgood.FORMAT)
+    assert last_good_file(daemon).stat().st_mode & 0o777 == 0o600
 
 
 def test_a_disk_that_takes_nothing_is_told_and_rules_still_apply(daemon: Daemon) -> None:
@@ -190,7 +174,7 @@ def test_a_disk_that_takes_nothing_is_told_and_rules_still_apply(daemon: Daemon)
     daemon.state.unlink()
     daemon.put(service("more", "172.30.254.60"))
     assert eventually(lambda: daemon.metric("nftsync_state_kept") == 1, 20)
-    assert file(daemon).exists()
+    assert last_good_file(daemon).exists()
 
 
 def test_whenever_it_is_killed_the_file_is_whole(daemon: Daemon) -> None:
@@ -201,9 +185,9 @@ def test_whenever_it_is_killed_the_file_is_whole(daemon: Daemon) -> None:
         daemon.signal(signal.SIGKILL)
         assert daemon.process
         daemon.process.wait()
-        if file(daemon).exists():
-            assert read_sealed(file(daemon), lastgood.FORMAT)
-    assert file(daemon).exists()
+        if last_good_file(daemon).exists():
+            assert read_sealed(last_good_file(daemon), lastgood.FORMAT)
+    assert last_good_file(daemon).exists()
 
 
 def test_ten_thousand_services_are_written_and_loaded_in_less_than_a_second(daemon: Daemon) -> None:
@@ -213,7 +197,7 @@ def test_ten_thousand_services_are_written_and_loaded_in_less_than_a_second(daem
     (daemon.manifests / "crowd.yaml").write_text(json.dumps(crowd))
     assert daemon.once().returncode == 0
     daemon.start()
-    assert eventually(file(daemon).exists, 20)
+    assert eventually(last_good_file(daemon).exists, 20)
     power_off(daemon)
     times = []
     for _ in range(3):

@@ -21,6 +21,7 @@ from nftsync.lastgood import LastGood
 from nftsync.ruleset import Settings
 from nftsync.sealed import read_sealed, replace_sealed
 from tests.labtools import PUBLIC_NIC, SERVICE4, SERVICE6, Daemon, eventually, needs_root, nft, rules, service, tables
+from tests.reboot import boot, last_good_file, power_off
 from tests.support import ROOT
 
 pytestmark = needs_root
@@ -34,24 +35,6 @@ def daemon(tmp_path: Path) -> Iterator[Daemon]:
     with Lab() as lab, Daemon(lab, tmp_path, interval=600) as made:
         made.put(nft(), service("web", SERVICE4, SERVICE6), SLOW)
         yield made
-
-
-def file(daemon: Daemon) -> Path:
-    return daemon.state / "ruleset.nft"
-
-
-def power_off(daemon: Daemon) -> None:
-    """Stop the daemon; what it did to the kernel is gone."""
-    assert daemon.stop() == 0
-    daemon.lab.router.nft("flush ruleset")
-
-
-def boot(daemon: Daemon) -> str:
-    """What it said; it never takes long."""
-    argv = [sys.executable, "-m", "nftsync", "boot", "--config", str(daemon.config)]
-    done = daemon.lab.router.run(argv, check=False, timeout=10)
-    assert (done.returncode, done.stdout) == (0, ""), done.stderr
-    return done.stderr
 
 
 def as_limited(daemon: Daemon) -> bool:
@@ -204,14 +187,14 @@ def fill(path: Path) -> None:
 def test_a_full_disk_keeps_the_old_files_says_so_and_rules_apply(daemon: Daemon) -> None:
     with small_disk(daemon.state) as filler:
         daemon.start()
-        assert eventually(file(daemon).exists)
-        old = file(daemon).read_bytes()
+        assert eventually(last_good_file(daemon).exists)
+        old = last_good_file(daemon).read_bytes()
         fill(filler)
         daemon.put(service("more", "172.30.254.60"))
         assert eventually(lambda: daemon.metric("nftsync_state_kept") == 0, 20), daemon.log()
         assert daemon.lab.arrives("tcp", "172.30.254.60", 80)
         assert not daemon.lab.arrives("tcp", "172.30.254.60", 81)
-        assert file(daemon).read_bytes() == old
+        assert last_good_file(daemon).read_bytes() == old
         assert sorted(os.listdir(daemon.state)) == ["filler", "ruleset.nft", "state.json"]
         filler.unlink()
         assert eventually(lambda: daemon.metric("nftsync_state_kept") == 1, 20), daemon.log()

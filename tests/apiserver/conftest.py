@@ -11,7 +11,9 @@ from contextlib import ExitStack
 
 import pytest
 
+from nftsync.lab import Lab
 from tests.apiserver.harness import MANIFESTS, ApiServer, Programs, build_programs, find_programs
+from tests.apiserver.router import running_cluster
 
 Start = Callable[..., ApiServer]
 
@@ -34,6 +36,13 @@ def apiserver(programs: Programs) -> Iterator[ApiServer]:
     with ApiServer(programs=programs) as server:
         server.apply(MANIFESTS / "crd.yaml", MANIFESTS / "rbac.yaml")
         yield server
+
+
+@pytest.fixture(scope="module")
+def cluster(programs: Programs) -> Iterator[tuple[Lab, ApiServer]]:
+    """The tests of a module that asks for it live in the network namespace of the lab's router."""
+    with running_cluster(programs) as running:
+        yield running
 
 
 @pytest.fixture

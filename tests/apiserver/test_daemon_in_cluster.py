@@ -11,15 +11,8 @@ from pathlib import Path
 import pytest
 
 from nftsync.lab import Lab
-from tests.apiserver.harness import NAMESPACE, NFTS, ApiServer, Programs, eventually
-from tests.apiserver.router import NFT, SERVICES, SPEC, Router, fresh_router, running_cluster
-
-
-@pytest.fixture(scope="module")
-def cluster(programs: Programs) -> Iterator[tuple[Lab, ApiServer]]:
-    """The tests of this module live in the network namespace of the lab's router."""
-    with running_cluster(programs) as running:
-        yield running
+from tests.apiserver.harness import NAMESPACE, NFTS, ApiServer, eventually
+from tests.apiserver.router import NFT, SERVICES, SPEC, Router, fresh_router
 
 
 @pytest.fixture

@@ -13,20 +13,14 @@ import pytest
 import yaml
 
 from nftsync.lab import Lab
-from tests.apiserver.harness import ApiServer, Programs, eventually
-from tests.apiserver.router import Router, fresh_router, running_cluster
+from tests.apiserver.harness import ApiServer, eventually
+from tests.apiserver.router import Router, fresh_router
 
 OPEN, CLOSED, LATE = "172.30.254.1", "172.30.254.2", "172.30.254.3"
 STALE = 'nftsync_config_stale{source="services"}'
 WATCHING = 'nftsync_watch_state{resource="Service",state="watching"}'
 NOTICED = 60  # seconds at most until it is known that nothing is heard
 RECOVERED = 10  # seconds at most until what is new is in the kernel, once the server answers again
-
-
-@pytest.fixture(scope="module")
-def cluster(programs: Programs) -> Iterator[tuple[Lab, ApiServer]]:
-    with running_cluster(programs) as running:
-        yield running
 
 
 @pytest.fixture

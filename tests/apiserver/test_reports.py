@@ -25,8 +25,8 @@ from nftsync.news import News, Topic
 from nftsync.objects import ObjectRef
 from nftsync.sources import ClusterSource
 from nftsync.status import RouterStatus, parse_status
-from tests.apiserver.harness import MANIFESTS, NAMESPACE, NFTS, ApiServer, Programs, eventually, refusal_of
-from tests.apiserver.router import NFT, SERVICES, SPEC, Router, fresh_router, running_cluster
+from tests.apiserver.harness import MANIFESTS, NAMESPACE, NFTS, ApiServer, eventually, refusal_of
+from tests.apiserver.router import NFT, SERVICES, SPEC, Router, fresh_router
 
 EVENTS = "/apis/events.k8s.io/v1/namespaces/{}/events"
 STATUS = f"{NFTS}/nft/status"
@@ -43,12 +43,6 @@ GOOD = {
     "Stale": "False",
     "RoutersAgree": "True",
 }
-
-
-@pytest.fixture(scope="module")
-def cluster(programs: Programs) -> Iterator[tuple[Lab, ApiServer]]:
-    with running_cluster(programs) as running:
-        yield running
 
 
 @pytest.fixture
