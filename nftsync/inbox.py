@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
@@ -76,18 +77,19 @@ class Inbox(Generic[T]):
         self._tell()
 
     @contextmanager
-    def listing(self, *, doubts: Callable[[int, int], bool] = lambda _gone, _known: False) -> Iterator[Listing]:
+    def listing(self, *, doubts: Callable[[AbstractSet[Name], int], bool] = lambda _gone, _known: False) -> Iterator[Listing]:
         """Replace everything by a complete list: what it does not name is gone. An exception leaves the rest untouched.
 
-        doubts: asked with how many would go, and of how many; if it says so, none does.
+        doubts: asked what would go, and how many were known before the list; if it says so, nothing does.
         """
-        listing = Listing(self._store)
+        with self._lock:
+            listing = Listing(self._store, len(self._objects))
         yield listing
         with self._lock:
-            gone = self._objects.keys() - listing.names
-            listing.doubted = doubts(len(gone), len(self._objects))
+            listing.gone = self._objects.keys() - listing.names
+            listing.doubted = doubts(listing.gone, listing.known)
             if not listing.doubted:
-                for name in gone:
+                for name in listing.gone:
                     self._drop(name)
         self._complete(readable=True)
 
@@ -143,11 +145,16 @@ class Inbox(Generic[T]):
 
 
 class Listing:
-    """A list that is coming in, page by page. names: the objects it held so far.  doubted: whether it was, at its end."""
+    """A list that is coming in, page by page. known: how many objects were, before it.  names: the objects it held so far.
 
-    def __init__(self, store: Callable[[Name, object], None]) -> None:
+    gone, doubted: what it lacked at its end, and whether that was doubted.
+    """
+
+    def __init__(self, store: Callable[[Name, object], None], known: int) -> None:
         self._store = store
+        self.known = known
         self.names: set[Name] = set()
+        self.gone: AbstractSet[Name] = frozenset()
         self.doubted = False
 
     def put(self, raw: object) -> None:

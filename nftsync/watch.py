@@ -15,13 +15,14 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator
+from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from nftsync.api import Api, ApiError, KubeconfigError, MalformedAnswerError, TooLargeError, parse_json
 from nftsync.inbox import Inbox, Listing
-from nftsync.objects import Malformed, quote
+from nftsync.objects import Malformed, Name, quote
 from nftsync.observer import Cause, Doubt, Observer, State
 from nftsync.resources import Resource
 from nftsync.retry import Pace, attempts
@@ -87,6 +88,7 @@ class Watcher:
         self._page = PAGE
         self._complaint = ""
         self._recovering = False
+        self._missing: AbstractSet[Name] = frozenset()  # from the last list, while that is in doubt
 
     def run(self) -> None:
         """List and watch until `stop` is set. For a thread of its own."""
@@ -164,43 +166,46 @@ class Watcher:
     def _list(self) -> None:
         self._observer.watching(self._resource, State.LISTING)
         self._version = None
-        version, doubted = self._take_list(doubts=_suddenly_smaller if self._resource.cautious else _never)
-        if doubted:
-            version = self._look_again()
+        version, listing = self._take_list()
+        while listing.doubted:  # the list of a server that has lost its data looks like any other
+            self._stop.wait(self._timing.second_look)
+            version, listing = self._take_list(lacked=listing.gone)
         self._version = version  # the first page's: what changed since, the watch tells again
         self._relist_at = self._clock() + self._rng.uniform(*self._timing.relist)
 
-    def _take_list(self, doubts: Callable[[int, int], bool]) -> tuple[str, bool]:
-        """The list's resourceVersion, and whether it is in doubt."""
+    def _take_list(self, lacked: AbstractSet[Name] = frozenset()) -> tuple[str, Listing]:
+        """The list, and its resourceVersion. It is in doubt if it lacks most of what was known, unless the one before did, too.
+
+        lacked: by the list before.
+        """
+
+        def doubts(gone: AbstractSet[Name], known: int) -> bool:
+            return self._resource.cautious and _most(len(gone), known) and _most(len(gone - lacked), len(gone))
+
         query = {**dict(self._resource.query), "limit": str(self._page)}
         with self._inbox.listing(doubts=doubts) as listing:
             version, token = self._take_page(listing, query)
             while token:
                 _, token = self._take_page(listing, {**query, "continue": token})
-        return version, listing.doubted
+        self._tell_of_doubt(listing)
+        return version, listing
 
-    def _look_again(self) -> str:
-        """The list of a server that has lost its data looks like any other: only a second one that says the same closes them."""
-        kind, lost = self._resource.kind, 0
-
-        def still(gone: int, known: int) -> bool:
-            nonlocal lost
-            lost = gone if _suddenly_smaller(gone, known) else 0
-            return False
-
-        said = f"most objects of the kind {kind} are missing from the list: nothing is closed before a second list says the same"
-        self._doubt(Doubt.RAISED, said)
-        self._stop.wait(self._timing.second_look)
-        version, _ = self._take_list(still)
-        if lost:
-            self._doubt(Doubt.CONFIRMED, f"a second list says it, too: {lost} objects of the kind {kind} are gone")
+    def _tell_of_doubt(self, listing: Listing) -> None:
+        """When it begins, and what came of it, whatever happened in between."""
+        what, missing = f"objects of the kind {self._resource.kind}", self._missing
+        self._missing = listing.gone if listing.doubted else frozenset()
+        again = len(missing - listing.gone)
+        if listing.doubted:
+            doubt, said = Doubt.RAISED, f"{len(listing.gone)} of {listing.known} {what} are missing from the list: "
+            said += "nothing is closed before a second list says the same"
+        elif not missing:
+            return
+        elif 2 * again < len(missing):
+            doubt, said = Doubt.CONFIRMED, f"a second list lacks {len(missing) - again} of the {len(missing)} missing {what}, too"
         else:
-            self._doubt(Doubt.REFUTED, f"a second list has the missing objects of the kind {kind} again")
-        return version
-
-    def _doubt(self, doubt: Doubt, message: str) -> None:
-        log.warning("%s", message)
-        self._observer.doubted(self._resource, doubt, message)
+            doubt, said = Doubt.REFUTED, f"a second list has {again} of the {len(missing)} missing {what} again"
+        log.warning("%s", said)
+        self._observer.doubted(self._resource, doubt, said)
 
     def _take_page(self, listing: Listing, query: dict[str, str]) -> tuple[str, str]:
         """resourceVersion, and the token for the next page, "" with the last. Of the page nothing else stays in memory."""
@@ -285,13 +290,9 @@ class Watcher:
             self._observer.skipped(self._resource, str(fault))
 
 
-def _suddenly_smaller(gone: int, known: int) -> bool:
-    """Whether a list has lost so much that it is rather the server's fault."""
+def _most(gone: int, known: int) -> bool:
+    """Whether it is so much that it is rather the server's fault than meant."""
     return gone > _MANY and 2 * gone > known
-
-
-def _never(_gone: int, _known: int) -> bool:
-    return False
 
 
 def cause_of(fault: ApiError) -> Cause:

@@ -1036,6 +1036,66 @@ def test_a_second_list_that_fails_keeps_the_doubt(lab: Lab) -> None:
     assert {each.name for each in lab.held()} == names - gone
 
 
+def test_a_doubt_whose_second_list_fails_ends_with_a_list_that_has_them_again(lab: Lab) -> None:
+    names = begin_with(lab, 40)
+    lists(lab, lacking({f"s{number}" for number in range(5, 40)}), faulty.refusal(500))
+    wait_for(lambda: lab.observer.doubts == [Doubt.RAISED, Doubt.REFUTED], "the end of the doubt")
+    assert {each.name for each in lab.held()} == names
+
+
+def test_a_second_list_that_lacks_others_confirms_nothing(lab: Lab) -> None:
+    names = begin_with(lab, 60)
+    some, others = {f"s{number}" for number in range(35)}, {f"s{number}" for number in range(25, 60)}
+    seen = []
+
+    def notes(handler: faulty.Handler) -> bool | None:
+        seen.append({each.name for each in lab.held()})
+        return lacking(others)(handler)
+
+    lists(lab, lacking(some), lacking(others), notes)
+    wait_for(lambda: Doubt.CONFIRMED in lab.observer.doubts, "a list that says the same")
+    assert seen == [names], "what one list alone lacked is still there"
+    assert {each.name for each in lab.held()} == names - others
+    assert lab.observer.doubts == [Doubt.RAISED, Doubt.RAISED, Doubt.CONFIRMED]
+
+
+def test_others_in_the_place_of_most_are_no_less_doubtful(lab: Lab) -> None:
+    """As after a backup of another cluster was restored: the list has grown, and has lost all that was known."""
+    names = begin_with(lab, 20)
+    lab.server.end_watches()
+    for number in range(60):
+        lab.server.put(service(f"other{number}"))
+    lists(lab, lacking(names), lacking(names))
+    wait_for(lambda: lab.observer.doubts == [Doubt.RAISED, Doubt.CONFIRMED], "a second look")
+
+
+def test_what_comes_between_two_lists_does_not_refute_what_both_lack(lab: Lab, caplog: pytest.LogCaptureFixture) -> None:
+    names = begin_with(lab, 21)
+    gone = {f"s{number}" for number in range(11)}
+
+    def meanwhile(handler: faulty.Handler) -> bool | None:
+        for number in range(10):
+            handler.world.put(service(f"new{number}"))
+        return lacking(gone)(handler)
+
+    with caplog.at_level(logging.WARNING):
+        lists(lab, lacking(gone), meanwhile)
+        wait_for(lambda: lab.observer.doubts == [Doubt.RAISED, Doubt.CONFIRMED], "a second look")
+    assert {each.name for each in lab.held()} == names - gone | {f"new{number}" for number in range(10)}
+    assert "11 of 21 objects of the kind Service are missing from the list" in caplog.text
+    assert "a second list lacks 11 of the 11 missing objects of the kind Service, too" in caplog.text
+
+
+def test_those_that_a_second_list_has_again_stay(lab: Lab, caplog: pytest.LogCaptureFixture) -> None:
+    names = begin_with(lab, 40)
+    gone, back = {f"s{number}" for number in range(30)}, {f"s{number}" for number in range(20)}
+    with caplog.at_level(logging.WARNING):
+        lists(lab, lacking(gone), lacking(gone - back))
+        wait_for(lambda: lab.observer.doubts == [Doubt.RAISED, Doubt.REFUTED], "a second look")
+    assert {each.name for each in lab.held()} == names - (gone - back)
+    assert "a second list has 20 of the 30 missing objects of the kind Service again" in caplog.text
+
+
 def test_deletions_that_a_watch_tells_of_are_meant(lab: Lab) -> None:
     begin_with(lab, 40)
     for number in range(38):
