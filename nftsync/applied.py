@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 
+from nftsync.caps import Caps, seniority
 from nftsync.changes import fingerprint
 from nftsync.desired import Pinhole
+from nftsync.guard import Guard
+from nftsync.objects import Name, Port, Service
 from nftsync.ruleset import Ruleset, Settings, Table, open_keys, render, ruleset
 from nftsync.transaction import transaction
 
@@ -58,3 +62,37 @@ def digest(listing: str, shown: Mapping[str, Table]) -> str:
     """
     blocks = sorted(filter(None, re.split(r"^(?:(table .*)|\t?}|)\n", listing, flags=re.MULTILINE)))
     return sha256("\0".join([render(Ruleset(shown)), *blocks]).encode()).hexdigest()
+
+
+def adopted(
+    services: Collection[Service], guard: Guard, caps: Caps, opened: Callable[[], Iterable[str]]
+) -> Mapping[Name, Service]:
+    """After a start: who is in, which only matters over a cap. Of each Service it is the part that the kernel has open.
+
+    opened: gives the keys of the pinholes that are open. Each speaks for the oldest that asks for it.
+    """
+    if caps.hold(services):
+        return {}
+    opened_at = defaultdict[str, set[str]](set)
+    for key in opened():
+        at, _, port = key.partition(" . ")
+        opened_at[at].add(port)
+    unclaimed = defaultdict[str, set[str]](set, {at: set(ports) for at, ports in opened_at.items()})
+    found = {}
+    for service in sorted(services, key=seniority):
+        part, ports = service, set(map(_port, service.ports))
+        legal = [address for address in service.addresses if guard.admits(address)]
+        if any(ports - opened_at[str(address)] for address in legal):  # not all of it is open
+            speaking = tuple(address for address in legal if unclaimed[str(address)] & ports)
+            ports = ports.intersection(*(opened_at[str(address)] for address in speaking))
+            part = replace(service, addresses=speaking, ports=tuple(each for each in service.ports if _port(each) in ports))
+        if any(unclaimed[str(address)] & ports for address in part.addresses):
+            found[service.name] = part
+            for address in part.addresses:
+                unclaimed[str(address)] -= ports
+    return found
+
+
+def _port(port: Port) -> str:
+    """As in a pinhole's key."""
+    return f"{port.protocol} . {port.number}"

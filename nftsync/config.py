@@ -153,7 +153,7 @@ def _config(top: _Section) -> Config:
         ),
         bgp_peers=_collapsed(bgp_peers),
     )
-    for section in (nft, paths, metrics, filters, top):
+    for section in (nft, paths, metrics, caps, filters, top):
         section.end()
     return config
 

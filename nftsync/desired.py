@@ -1,16 +1,17 @@
 """From Services to pinholes: what may pass, and who owns an address and port that several claim.
 
 There is one way to compute, `Desired.of(services)`, and one shortcut, `put`, for the Services that changed. A property
-test holds the two equal for any sequence of changes.
+test holds the two equal for any sequence of changes. What came before counts only over a cap: whoever is in stays in.
 """
 
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
-from nftsync.caps import Caps, Room
+from nftsync.caps import UNCAPPED, Admission, Caps, Seniority, Version, seniority
 from nftsync.guard import UNGUARDED, Guard
 from nftsync.objects import Name, Network, ObjectRef, Reason, Rejection, Service
 from nftsync.ratelimit import RateLimit
@@ -74,27 +75,34 @@ def pinholes_of(service: Service, guard: Guard = UNGUARDED) -> dict[str, Pinhole
     return claimed
 
 
-def _age(service: Service) -> tuple[str, str, Name]:
-    """Sorts older Services first; one of unknown age comes after all of known age, and the order is total."""
-    return (service.created or "~", service.uid or "~", service.name)
-
-
 class Desired:
     """Which Service owns which pinhole, kept up to date one Service at a time.
 
     The cost of `put` follows the Service that changed, not the number of Services.
     """
 
-    def __init__(self, filters: Filters, guard: Guard = UNGUARDED, caps: Caps = Caps()) -> None:  # noqa: B008  # immutable
+    def __init__(
+        self,
+        filters: Filters,
+        guard: Guard = UNGUARDED,
+        caps: Caps = UNCAPPED,
+        services: Iterable[Service] = (),
+        admitted: Mapping[Name, Service] = MappingProxyType({}),
+    ) -> None:
+        """See `of`."""
         self._filters = filters
         self._guard = guard
-        self._room = Room(caps)
-        self.waiting: dict[Name, Service] = {}  # versions of Services for which there is no room
-        self._services: dict[Name, Service] = {}
+        ours = {service.name: service for service in services if filters.admit(service)}
+        self._admission = Admission(caps, ours.values(), admitted)
+        self._services: dict[Name, Service] = {}  # the version of each that counts
         self._claims: dict[str, list[Name]] = {}  # every Service that claims a key, owner first
         self._rejected: set[Name] = set()  # Services with a rejection of their own or a claim lost
         self.pinholes: dict[str, Pinhole] = {}
         self.rejections_changed = 0  # how often: who remembers it need not ask for the rejections again
+        for service in self._admission.admitted.values():
+            self._replace(service.name, service)
+        for name in self._admission.waiting:
+            self._note_rejections(name, ())
 
     @classmethod
     def of(
@@ -102,39 +110,42 @@ class Desired:
         services: Iterable[Service],
         filters: Filters,
         guard: Guard = UNGUARDED,
-        caps: Caps = Caps(),  # noqa: B008  # immutable
-        before: Desired | None = None,
+        caps: Caps = UNCAPPED,
+        admitted: Mapping[Name, Service] = MappingProxyType({}),
     ) -> Desired:
-        """From scratch. before: what was desired until now; who is in it stays in, whoever else there is no room for."""
-        desired = cls(filters, guard, caps)
-        present = {service.name: service for service in services}
-        held = before._services if before else {}  # noqa: SLF001  # one of us
-        waiting = set(before.waiting) if before else set()
-        for name in held.keys() & waiting & present.keys():
-            desired.put(name, held[name])
-        for service in sorted(present.values(), key=lambda each: (each.name in waiting or each.name not in held, *_age(each))):
-            desired.put(service.name, service)
-        return desired
+        """From scratch. admitted: who is in already, and with which version; over a cap these stay, and the oldest come first."""
+        return cls(filters, guard, caps, services, admitted)
 
     @property
     def services(self) -> Collection[Service]:
         """The Services that are ours: of type LoadBalancer and admitted by the filters."""
-        return self._services.values()
+        waiting = self._admission.waiting
+        return (self._services | waiting).values() if waiting else self._services.values()
+
+    @property
+    def admitted(self) -> Mapping[Name, Service]:
+        """Who is in, and with which version: an older one where there is no room for the newest."""
+        return self._admission.admitted
+
+    def over_cap(self, name: Name) -> str | None:
+        """Why a Service's newest version waits for room; None if it does not."""
+        return self._admission.refusal(name)
 
     def put(self, name: Name, service: Service | None) -> Iterable[str]:
         """Take a Service's new version, or None when it is gone; returns the keys that may have changed."""
         if service is not None and not self._filters.admit(service):
             service = None
-        before = self._services.get(name)
+        versions = self._admission.put(name, service)
+        changed = [self._replace(each, version) for each, version in versions.items()]
+        if name not in versions:  # it waits, or never was there
+            self._note_rejections(name, ())
+        return changed[0] if len(changed) == 1 else set().union(*changed)
+
+    def _replace(self, name: Name, service: Version) -> set[str]:
+        """Let another version of a Service count; returns the keys that may have changed."""
+        before = self._services.pop(name, None)
         withdrawn = pinholes_of(before, self._guard) if before else {}
         claimed = pinholes_of(service, self._guard) if service else {}
-        self.waiting.pop(name, None)
-        if not self._room.take(name.namespace, len(claimed) - len(withdrawn)):
-            assert service is not None, "who goes needs no room"
-            self.waiting[name] = service
-            self._note_rejections(name, withdrawn)
-            return ()
-        self._services.pop(name, None)
         affected = self._withdraw(withdrawn, name)
         if service is not None:
             self._services[name] = service
@@ -143,15 +154,7 @@ class Desired:
         self._note_rejections(name, claimed)
         for other in affected - {name}:
             self._note_rejections(other, pinholes_of(self._services[other], self._guard))
-        changed = withdrawn.keys() | claimed.keys()
-        return changed | self._let_in() if len(claimed) < len(withdrawn) else changed
-
-    def _let_in(self) -> set[str]:
-        """There is room again: for those who wait, oldest first; returns the keys that may have changed."""
-        changed: set[str] = set()
-        for service in sorted(self.waiting.values(), key=_age):
-            changed.update(self.put(service.name, service))
-        return changed
+        return withdrawn.keys() | claimed.keys()
 
     # The claimants of a key stand in order of seniority; the first one owns it. Only these two methods change who does.
 
@@ -181,20 +184,17 @@ class Desired:
             self.pinholes.update((key, claimed[key]) for key in held)
         return set(inherited)
 
-    def _seniority(self, name: Name) -> tuple[str, str, Name]:
-        return _age(self._services[name])
+    def _seniority(self, name: Name) -> Seniority:
+        return seniority(self._services[name])
 
     def _note_rejections(self, name: Name, claimed: Iterable[str]) -> None:
-        """claimed: the keys of the pinholes that the Service claims."""
+        """claimed: the keys of the pinholes that the Service claims; they do not matter while it waits for room."""
         service = self._services.get(name)
-        rejected = name in self.waiting or (
-            service is not None
-            and (
-                bool(service.rejections)
-                or not all(map(self._guard.admits, service.addresses))
-                or any(self._claims[key][0] != name for key in claimed)
-            )
-        )
+        rejected = name in self._admission.waiting or (service is not None and (
+            bool(service.rejections)
+            or not all(map(self._guard.admits, service.addresses))
+            or any(self._claims[key][0] != name for key in claimed)
+        ))
         if rejected or name in self._rejected:
             self.rejections_changed += 1
         if rejected:
@@ -210,27 +210,21 @@ class Desired:
                 message = f"{key.replace(' . ', ' ')} belongs to the older Service {owner}; it is inherited when that one goes"
                 yield Rejection(service.ref, Reason.CONFLICT, message)
 
-    def crowded(self, name: Name) -> str:
-        """Why there is no room for a Service that waits."""
-        held = self._services.get(name)
-        more = len(pinholes_of(self.waiting[name], self._guard)) - (len(pinholes_of(held, self._guard)) if held else 0)
-        return f"{self._room.cap_for(name.namespace, more)}, and with this Service there would be more"
-
     def rejections(self) -> Iterator[Rejection]:
         """Everything that was refused, ordered by Service."""
         for name in sorted(self._rejected):
             yield from self.rejections_of(name)
 
     def rejections_of(self, name: Name) -> Iterator[Rejection]:
-        service = self._services.get(name)
-        if name in self.waiting:
-            stays = "what was open of it before stays" if service else "it opens nothing"
-            message = f"{self.crowded(name)}; {stays} until there is room"
-            yield Rejection(self.waiting[name].ref, Reason.OVER_CAP, message, part="cap")
+        held = self._services.get(name)
+        service = self._admission.waiting.get(name, held)
         if service is not None:
             yield from service.rejections
             yield from self._refused(service)
-            yield from self._lost(service)
+            if message := self.over_cap(name):
+                yield Rejection(service.ref, Reason.OVER_CAP, message, part="caps")  # which of them may change
+        if held is not None:
+            yield from self._lost(held)
 
     def _refused(self, service: Service) -> Iterator[Rejection]:
         """The addresses of a Service that the guard refuses."""

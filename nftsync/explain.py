@@ -298,8 +298,8 @@ def _why_closed(view: View, service: Service, query: PacketQuery | None) -> tupl
         unannounced = refusal[0] is Reason.OUTSIDE_POOLS and view.boundary.advertised_only
         return Cause(refusal[0]), refusal[1] + "; only pools announced over BGP count (advertised_pools_only)" * unannounced
     owner = view.desired.pinholes.get(query.key)
-    if service.name in view.desired.waiting:
-        return Cause.OVER_CAP, view.desired.crowded(service.name)
+    if refused := view.desired.over_cap(service.name):
+        return Cause.OVER_CAP, refused
     if service.name in view.quarantined:
         return Cause.QUARANTINED, view.quarantined[service.name].message
     if owner is None or owner.service == service.name:

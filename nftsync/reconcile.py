@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from hashlib import blake2b
 
-from nftsync.applied import Applied, digest
+from nftsync.applied import Applied, adopted, digest
 from nftsync.changes import changes_between, summary
 from nftsync.config import Config
 from nftsync.confirm import Confirming
@@ -35,7 +35,7 @@ from nftsync.transaction import transaction
 class Reconciler:
     """Brings the kernel from what it has to what it should have. One thread owns it.
 
-    quarantined: the Services that the kernel does not take, and what it says.
+    desired: what the Services that were taken so far ask for.  quarantined: those that the kernel does not take, and what it says.
     """
 
     def __init__(self, config: Config, inputs: Inputs, kernel: Kernel, links: Links, store: Store) -> None:
@@ -53,7 +53,7 @@ class Reconciler:
         self._local_chain = LocalChainFile(config.local_chain, store.state.local_chain)
         self._config = config
         self._inputs = inputs
-        self._desired = Desired(config.filters, caps=config.caps)
+        self.desired = Desired(config.filters, caps=config.caps)
         self._whole = True
         self._rejections: tuple[Rejection, ...] = ()
         self._causes: tuple[object, ...] = ()  # what they were worked out from
@@ -68,10 +68,6 @@ class Reconciler:
         self._config, self._inputs, self._ingress.store = config, inputs, store
         self._local_chain.path = config.local_chain
         self._whole = True
-
-    @property
-    def desired(self) -> Desired:
-        return self._desired
 
     @property
     def settings(self) -> Settings | None:
@@ -146,7 +142,7 @@ class Reconciler:
         """Everything that is refused now: files, settings, local chain, Services. The same tuple while nothing changed."""
         unreadable = tuple(self._inputs.rejections())
         settings = (self._config, self._inputs.synced, self._nft, self._spec, self._local_chain.fault)
-        objects = (self._guarding.pools.rejections, self._desired, self._desired.rejections_changed, self.quarantined)
+        objects = (self._guarding.pools.rejections, self.desired, self.desired.rejections_changed, self.quarantined)
         causes = (unreadable, settings, objects)
         if causes != self._causes:
             self._causes = causes
@@ -165,7 +161,7 @@ class Reconciler:
             yield Rejection(ref, Reason.INVALID_LOCAL_CHAIN, f"{self._local_chain.fault}; the last good chain stays")
         if self._config.boundary.enforcement is not Enforcement.IGNORED:
             yield from self._guarding.pools.rejections
-        yield from self._desired.rejections()
+        yield from self.desired.rejections()
         yield from self.quarantined.values()
 
     def sync(self, *, whole: bool = False, resync: bool = False, meddler: str = "") -> SyncResult:
@@ -230,7 +226,7 @@ class Reconciler:
         changed: set[str] = set()
         if self._spec is None or not (whole or self._whole):
             for name, service in services.objects.items():
-                changed.update(self._desired.put(name, service))
+                changed.update(self.desired.put(name, service))
         return changed, min(sinces, default=None)
 
     def _take_settings(self) -> None:
@@ -290,7 +286,7 @@ class Reconciler:
         standing, settings = self._applied.tables, self._applied.settings
         assert standing is not None, "the first sync is a whole one"
         assert settings is not None
-        wanted = self._desired.pinholes
+        wanted = self.desired.pinholes
         before = {key: self._applied.pinholes[key] for key in changed if key in self._applied.pinholes}
         after = {key: wanted[key] for key in changed if key in wanted}
         text = transaction(
@@ -306,8 +302,7 @@ class Reconciler:
     def _sync_whole(self, spec: NftSpec, *, resync: bool, meddler: str = "") -> SyncResult:
         """Compute everything from scratch, compare it with what the kernel really holds, send the difference."""
         settings = self._settings(spec)
-        services, config = self._inputs.services.objects(), self._config
-        self._desired = Desired.of(services, config.filters, self.guard, config.caps, self._desired)
+        self.desired = self._from_scratch()
         found = self._kernel.read()
         standing = found.ruleset
         if self._applied.tables is not None and found.listing == self._applied.listing:
@@ -315,9 +310,9 @@ class Reconciler:
         elif not self._applied.settings and self.store.state.rules == digest(found.listing, tables(settings)):
             standing = Ruleset(tables(settings), found.ruleset.elements)  # as the process before us left it, or the boot unit
         drift = resync and settings == self._applied.settings and self._applied.drifted(standing)
-        wanted = ruleset(self._desired.pinholes.values(), settings)
+        wanted = ruleset(self.desired.pinholes.values(), settings)
         text = transaction(standing, wanted)
-        held = self._applied.held(standing, self._desired.pinholes)
+        held = self._applied.held(standing, self.desired.pinholes)
         pinholes = self._apply(text, standing, wanted, held)
         listing = self._kernel.listing() if text else found.listing
         changes = changes_between(held, pinholes)
@@ -335,9 +330,16 @@ class Reconciler:
         refused_again = self.quarantined and not (changes or drift or standing.tables != wanted.tables)
         return SyncResult(Outcome.APPLIED if text and not refused_again else Outcome.UNCHANGED, message, changes, drift=drift)
 
+    def _from_scratch(self) -> Desired:
+        """Whoever is in stays in; after a start, that is whom the daemon before us has let in. Raises KernelError."""
+        filters, caps = self._config.filters, self._config.caps
+        services = list(filter(filters.admit, self._inputs.services.objects()))
+        admitted = self.desired.admitted if self._applied.settings else adopted(services, self.guard, caps, self._opened)
+        return Desired.of(services, filters, self.guard, caps, admitted)
+
     def _apply(self, text: str, standing: Ruleset, wanted: Ruleset, held: Mapping[str, Pinhole]) -> dict[str, Pinhole]:
         """The pinholes that are open then: all that are desired, but of a Service that the kernel refuses those that were."""
-        desired, self.quarantined = self._desired.pinholes, {}
+        desired, self.quarantined = self.desired.pinholes, {}
         try:
             if text:
                 self._kernel.apply(text)
