@@ -129,9 +129,10 @@ def _run(context: Nftables, text: str) -> None:
 
 
 def _sentence(error: str) -> str:
-    """The first complaint of nft, on one line, without its position in a text that nobody sees."""
+    """The first complaint of nft, on one printable line, without its position in a text that nobody sees."""
     first = next((line for line in error.splitlines() if "Error:" in line), error)
-    return first.partition("Error:")[2].strip() or first.strip() or "nft failed without saying why"
+    said = first.partition("Error:")[2].strip() or first.strip() or "nft failed without saying why"
+    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in said)  # it quotes the local chain, for one
 
 
 # --- libnftables' JSON to our types -------------------------------------------------------------------
