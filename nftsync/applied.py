@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -19,7 +18,7 @@ from nftsync.transaction import transaction
 
 @dataclass(slots=True)
 class Applied:
-    """tables is None while that is not known. settings: None before the first time.  listing: how nft lists those tables.
+    """tables is None while that is not known. settings: None before the first time.  rules: as they were read back.
 
     fingerprint: of the pinholes.
     """
@@ -27,12 +26,12 @@ class Applied:
     tables: Mapping[str, Table] | None = None
     pinholes: dict[str, Pinhole] = field(default_factory=dict)
     settings: Settings | None = None
-    listing: str = ""
+    rules: str = ""
     fingerprint: int = 0
 
     @classmethod
-    def of(cls, tables: Mapping[str, Table], pinholes: dict[str, Pinhole], settings: Settings, listing: str) -> Applied:
-        return cls(tables, pinholes, settings, listing, fingerprint(pinholes.values()))
+    def of(cls, tables: Mapping[str, Table], pinholes: dict[str, Pinhole], settings: Settings, rules: str) -> Applied:
+        return cls(tables, pinholes, settings, rules, fingerprint(pinholes.values()))
 
     def replace(self, before: Mapping[str, Pinhole], after: Mapping[str, Pinhole]) -> None:
         """These pinholes were accepted in the place of those."""
@@ -48,6 +47,16 @@ class Applied:
         keys = open_keys(standing)
         return {key: pinhole for key, pinhole in wanted.items() if key in keys}
 
+    def standing(self, found: Ruleset, rules: str, *, meddled: bool) -> Ruleset:
+        """What was found, with our own rules if they are those that the kernel accepted.
+
+        meddled: somebody has changed our tables. If nothing shows, it may have been just before `rules` were read back as ours.
+        """
+        if self.tables is None or rules != self.rules:
+            return found
+        ours = Ruleset(self.tables, found.elements)
+        return found if meddled and not self.drifted(ours) else ours
+
     def drifted(self, standing: Ruleset) -> bool:
         """Whether the kernel holds something other than what it accepted."""
         if self.tables is None or self.settings is None:
@@ -55,13 +64,9 @@ class Applied:
         return transaction(standing, ruleset(self.pinholes.values(), self.settings)) != ""
 
 
-def digest(listing: str, shown: Mapping[str, Table]) -> str:
-    """What tells after a restart, or a reboot, whether the kernel's rules are still those that these tables gave.
-
-    listing: the tables as nft lists them, whose sets and chains stand in the order in which they were made.
-    """
-    blocks = sorted(filter(None, re.split(r"^(?:(table .*)|\t?}|)\n", listing, flags=re.MULTILINE)))
-    return sha256("\0".join([render(Ruleset(shown)), *blocks]).encode()).hexdigest()
+def digest(rules: str, shown: Mapping[str, Table]) -> str:
+    """What tells, after a restart or a reboot too, whether the rules that the kernel has are still those of these tables."""
+    return sha256(f"{rules}\n{render(Ruleset(shown))}".encode()).hexdigest()
 
 
 def adopted(

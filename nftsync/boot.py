@@ -14,7 +14,7 @@ from nftsync import config, lastgood
 from nftsync.config import Config, ConfigError
 from nftsync.kernel import Kernel, KernelError
 from nftsync.lock import LockedError, locked
-from nftsync.ruleset import FILTER, NAME, SHAPER, Settings, render, ruleset
+from nftsync.ruleset import FILTER, NAME, SHAPER, Settings, Table, render, ruleset
 from nftsync.store import State, Store
 
 log = logging.getLogger(__name__)
@@ -43,8 +43,8 @@ def _configuration(path: Path | None) -> Config:
 
 
 def _boot(kernel: Kernel, chosen: Config) -> None:
-    listing = kernel.listing()
-    filters = "flags dormant" not in listing and all(f"hook {name} " in listing for name in ("input", "forward"))
+    standing = kernel.read().ruleset.tables
+    filters = _filters(standing.get(FILTER, Table()))
     try:
         filtering, shaping = lastgood.load(chosen.state)
         if not filters:
@@ -58,8 +58,14 @@ def _boot(kernel: Kernel, chosen: Config) -> None:
             log.info("the last good ruleset stands")
     if filters:
         log.info("a ruleset stands already: it stays")
-    if shaping and "hook ingress " not in listing:
+    if shaping and not any(chain.hook for chain in standing.get(SHAPER, Table()).chains.values()):
         _load_shaper(kernel, shaping)
+
+
+def _filters(table: Table) -> bool:
+    """Whether a table keeps the door shut, whatever its rules say."""
+    hooks = [chain.hook for chain in table.chains.values()]
+    return not table.dormant and all(any(f"hook {name} " in hook for hook in hooks) for name in ("input", "forward"))
 
 
 def _load(kernel: Kernel, family: str, text: str) -> None:

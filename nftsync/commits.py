@@ -14,18 +14,13 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from nftsync.netlink import DumpError, attribute, attributes, messages, split
-from nftsync.ruleset import NAME
+from nftsync.netlink import DumpError, attributes, messages, split
+from nftsync.nf_tables import FAMILIES, GET_GENERATION, HEADER, NEW_GENERATION, OURS, PROTOCOL, text
 
-_NETLINK_NETFILTER = 12
 _GROUP = 7  # NFNLGRP_NFTABLES
 _SOL_NETLINK, _ADD_MEMBERSHIP, _SO_RCVBUFFORCE = 270, 1, 33
 _BUFFER = 8 << 20  # bytes: a transaction of 50,000 elements
-_NFTABLES = 10 << 8  # NFNL_SUBSYS_NFTABLES
-_NEW_GENERATION, _GET_GENERATION = _NFTABLES | 15, _NFTABLES | 16
-_HEADER = 4  # bytes of struct nfgenmsg; the first is the family
-_FAMILIES = (1, 5)  # NFPROTO_INET, NFPROTO_NETDEV
-_OUR_TABLE = attribute(1, NAME.encode() + b"\0")  # what every message about something in it begins with
+_OUR_FAMILIES = frozenset(FAMILIES.values())
 _PID, _PROGRAM = 2, 3  # attributes of a generation
 _U32 = struct.Struct(">I")
 _CHECK = 1000  # milliseconds until a stopped listener notices
@@ -43,13 +38,13 @@ class Commit:
     program: str
 
     def __str__(self) -> str:
-        return f"{ascii(self.program)[1:-1]} (pid {self.pid})"
+        return f"{ascii(self.program)} (pid {self.pid})"
 
 
 def identity() -> int | None:
     """What the kernel calls this thread in what it tells of commits; None where it does not tell."""
     try:
-        answers = list(messages(_NETLINK_NETFILTER, _GET_GENERATION, bytes(_HEADER), dump=False))
+        answers = list(messages(PROTOCOL, GET_GENERATION, bytes(HEADER), dump=False))
     except DumpError:
         return None
     return next((commit.pid for each in answers if (commit := _commit(each))), None)
@@ -61,7 +56,7 @@ def listen(told: Callable[[Commit | None], None], own: int | None, stop: threadi
     Blocks until `stop`: for a thread of its own.
     """
     try:
-        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER) as kernel:
+        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, PROTOCOL) as kernel:
             kernel.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER)
             kernel.bind((0, 0))
             kernel.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, _GROUP)
@@ -85,9 +80,9 @@ def _listen(kernel: socket.socket, told: Callable[[Commit | None], None], own: i
                 raise
             told(None)
             continue
-        for kind, _, content in split(received):
-            if kind != _NEW_GENERATION:
-                ours = ours or (content.startswith(_OUR_TABLE, _HEADER) and content[0] in _FAMILIES)
+        for kind, _, _, content in split(received):
+            if kind != NEW_GENERATION:
+                ours = ours or (content.startswith(OURS, HEADER) and content[0] in _OUR_FAMILIES)
                 continue
             commit = _commit(content)
             if ours and (commit is None or commit.pid != own):
@@ -97,11 +92,10 @@ def _listen(kernel: socket.socket, told: Callable[[Commit | None], None], own: i
 
 def _commit(content: bytes) -> Commit | None:
     """Who committed, from a message about a generation."""
-    found = {kind: content[start:end] for kind, start, end in attributes(content, _HEADER, len(content))}
+    found = {kind: content[start:end] for kind, start, end in attributes(content, HEADER, len(content))}
     if _PID not in found:
         return None
-    program = found.get(_PROGRAM, b"").rstrip(b"\0").decode("utf-8", "backslashreplace")
-    return Commit(_U32.unpack(found[_PID])[0], program)
+    return Commit(_U32.unpack(found[_PID])[0], text(found.get(_PROGRAM, b"")))
 
 
 class Meddling:

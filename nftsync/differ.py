@@ -12,7 +12,7 @@ import re
 
 from nftables import Nftables
 
-from nftsync.kernel import KernelError
+from nftsync.kernel import KernelError, sentence
 from nftsync.namespace import Namespace
 from nftsync.ruleset import FILTER, NAME, SHAPER
 
@@ -43,7 +43,7 @@ def _loaded(text: str) -> str:
     commands = Nftables()
     code, _, error = commands.cmd(text)
     if code:
-        raise KernelError(error.strip() or "nft refused the ruleset without saying why")
+        raise KernelError(sentence(error))
     return _listed()
 
 
@@ -55,7 +55,7 @@ def _listed() -> str:
     for family in (FILTER, SHAPER):
         code, output, error = commands.cmd(f"list table {family} {NAME}")
         if code and "No such file" not in error:
-            raise KernelError(error.strip())
+            raise KernelError(sentence(error))
         shown.append(_ELEMENTS.sub(_sorted, str(output)))
     return "".join(sorted_blocks(each) for each in shown)
 

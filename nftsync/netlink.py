@@ -11,7 +11,7 @@ import os
 import socket
 import struct
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from typing import Self, TypeVar
 
 T = TypeVar("T")
 Span = tuple[int, int, int]  # an attribute's type, and from where to where its value goes
@@ -23,7 +23,6 @@ _REQUEST, _ACK, _DUMP, _INTERRUPTED = 0x1, 0x4, 0x300, 0x10  # flags
 _ERROR, _DONE = 2, 3  # types of messages
 _TYPE = 0x3FFF  # without the flags that an attribute's type carries
 _TIMEOUT = 5.0  # seconds that the kernel may take for a piece of its answer
-_ATTEMPTS = 20
 
 
 class DumpError(Exception):
@@ -34,9 +33,9 @@ class DumpError(Exception):
         self.number = number
 
 
-def complete(read: Callable[[], T]) -> T:
+def complete(read: Callable[[], T], attempts: int = 20) -> T:
     """Call `read` again while it finds that what it reads was changed meanwhile (DumpError with EINTR), so many times."""
-    for _ in range(_ATTEMPTS - 1):
+    for _ in range(attempts - 1):
         try:
             return read()
         except DumpError as fault:
@@ -45,34 +44,65 @@ def complete(read: Callable[[], T]) -> T:
     return read()
 
 
-def messages(protocol: int, kind: int, body: bytes, *, dump: bool = True) -> Iterator[bytes]:
-    """What the kernel answers to a request: each message without its header, as they come. Raises DumpError.
+class Netlink:
+    """A socket of the network namespace in which it was opened, for one thread at a time. Raises DumpError."""
 
-    protocol: such as socket.NETLINK_ROUTE.  kind: the request's type.  body: what comes after its header.  dump: whether everything
-    is asked for.
-    """
-    try:
-        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol) as kernel:
-            kernel.settimeout(_TIMEOUT)
-            kernel.sendto(_HEADER.pack(_HEADER.size + len(body), kind, _REQUEST | (_DUMP if dump else _ACK), 1, 0) + body, (0, 0))
+    def __init__(self, protocol: int) -> None:
+        """protocol: such as socket.NETLINK_ROUTE."""
+        try:
+            self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
+        except OSError as fault:
+            raise _dump_error(fault) from fault
+        self._socket.settimeout(_TIMEOUT)
+        self._sequence = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._socket.close()
+
+    def messages(self, kind: int, body: bytes, *, dump: bool = True) -> Iterator[bytes]:
+        """What the kernel answers to a request: each message without its header, as they come. Raises DumpError.
+
+        kind: the request's type.  body: what comes after its header.  dump: whether everything is asked for.
+        """
+        self._sequence += 1
+        flags = _REQUEST | (_DUMP if dump else _ACK)
+        interrupted = False
+        try:
+            self._socket.sendto(_HEADER.pack(_HEADER.size + len(body), kind, flags, self._sequence, 0) + body, (0, 0))
             while True:
-                for answer, flags, content in split(kernel.recv(65536)):
-                    if flags & _INTERRUPTED:
-                        raise DumpError(errno.EINTR)
+                for answer, marks, sequence, content in split(self._socket.recv(65536)):
+                    if sequence != self._sequence:  # of a request before, which was given up
+                        continue
+                    interrupted = interrupted or bool(marks & _INTERRUPTED)
                     if answer in (_ERROR, _DONE):
                         _check(content)
+                        if interrupted:
+                            raise DumpError(errno.EINTR)
                         return
                     yield content
-    except OSError as fault:
-        raise DumpError(fault.errno or errno.ETIMEDOUT) from fault
+        except OSError as fault:
+            raise _dump_error(fault) from fault
 
 
-def split(received: bytes) -> Iterator[tuple[int, int, bytes]]:
-    """Type, flags and content of each message in what was received."""
+def messages(protocol: int, kind: int, body: bytes, *, dump: bool = True) -> Iterator[bytes]:
+    """One request on a socket of its own, in this thread's network namespace: see Netlink."""
+    with Netlink(protocol) as kernel:
+        yield from kernel.messages(kind, body, dump=dump)
+
+
+def _dump_error(fault: OSError) -> DumpError:
+    return DumpError(fault.errno or errno.ETIMEDOUT)
+
+
+def split(received: bytes) -> Iterator[tuple[int, int, int, bytes]]:
+    """Type, flags, sequence number and content of each message in what was received."""
     start = 0
     while start < len(received):
-        length, kind, flags, _, _ = _HEADER.unpack_from(received, start)
-        yield kind, flags, received[start + _HEADER.size : start + length]
+        length, kind, flags, sequence, _ = _HEADER.unpack_from(received, start)
+        yield kind, flags, sequence, received[start + _HEADER.size : start + length]
         start += length + 3 & ~3
 
 

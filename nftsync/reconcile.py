@@ -304,29 +304,26 @@ class Reconciler:
         settings = self._settings(spec)
         self.desired = self._from_scratch()
         found = self._kernel.read()
-        standing = found.ruleset
-        if self._applied.tables is not None and found.listing == self._applied.listing:
-            standing = Ruleset(self._applied.tables, found.ruleset.elements)
-        elif not self._applied.settings and self.store.state.rules == digest(found.listing, tables(settings)):
+        standing = self._applied.standing(found.ruleset, found.rules, meddled=bool(meddler))
+        if not self._applied.settings and self.store.state.rules == digest(found.rules, tables(settings)):
             standing = Ruleset(tables(settings), found.ruleset.elements)  # as the process before us left it, or the boot unit
         drift = resync and settings == self._applied.settings and self._applied.drifted(standing)
         wanted = ruleset(self.desired.pinholes.values(), settings)
         text = transaction(standing, wanted)
         held = self._applied.held(standing, self.desired.pinholes)
         pinholes = self._apply(text, standing, wanted, held)
-        listing = self._kernel.listing() if text else found.listing
+        rules = self._kernel.rules() if text else found.rules
         changes = changes_between(held, pinholes)
         message = summary(changes)
         if drift:
             message = f"{meddler or 'somebody else'} had changed our tables: repaired; {message}"
         elif standing.tables != wanted.tables:
             message = f"rules renewed; {message}"
-        self._applied = Applied.of(wanted.tables, pinholes, settings, listing)
+        self._applied = Applied.of(wanted.tables, pinholes, settings, rules)
         self._whole = False
         self._local_chain.accepted()
         self._ingress.settle(settings.device)
-        rules = digest(listing, wanted.tables)
-        self.store.save(replace(self.store.state, local_chain=settings.local_chain, rules=rules))
+        self.store.save(replace(self.store.state, local_chain=settings.local_chain, rules=digest(rules, wanted.tables)))
         refused_again = self.quarantined and not (changes or drift or standing.tables != wanted.tables)
         return SyncResult(Outcome.APPLIED if text and not refused_again else Outcome.UNCHANGED, message, changes, drift=drift)
 

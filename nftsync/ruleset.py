@@ -66,11 +66,15 @@ class Chain:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A table without its elements. strangers: kind and name of what we never make, such as ("map", "x")."""
+    """A table without its elements. Others can do to it what we never do.
+
+    strangers: kind and name of what they put into it, such as ("map", "x").  dormant: switched off.
+    """
 
     sets: Mapping[str, Set] = field(default_factory=dict)
     chains: Mapping[str, Chain] = field(default_factory=dict)
     strangers: tuple[tuple[str, str], ...] = ()
+    dormant: bool = False
 
 
 Elements = dict[str, dict[str, str]]  # set name → element key → the element's own statement ("" for none)

@@ -8,17 +8,19 @@ import re
 import subprocess
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, ip_address
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from hypothesis import strategies as st
+from nftables import Nftables
 
 from nftsync.desired import Desired, Filters
-from nftsync.kernel import Found, Kernel
+from nftsync.kernel import Kernel
 from nftsync.objects import Name, Network, Port, Protocol, Service
 from nftsync.ratelimit import RateLimit
-from nftsync.ruleset import Elements, Ruleset, Settings, ruleset
+from nftsync.ruleset import FILTER, NAME, SHAPER, Elements, Ruleset, Settings, ruleset
 
 ROOT = Path(__file__).parent.parent
 
@@ -38,6 +40,9 @@ class Netns:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="netns")
         self._thread.submit(_unshare).result()
         self.kernel = self.run(Kernel)
+        self._nft = self.run(Nftables)
+        self._nft.set_stateless_output(True)
+        self._nft.set_terse_output(True)
 
     def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call `function` inside."""
@@ -54,12 +59,17 @@ class Netns:
         """Run nft commands, whole or not at all."""
         return self.command("nft", "-f", "-", text=text)
 
+    def listing(self) -> str:
+        """Our tables as nft lists them, without elements and counters."""
+        listed = [self._nft.cmd(f"list table {family} {NAME}") for family in (FILTER, SHAPER)]
+        return "\n".join(output for code, output, _ in listed if code == 0)
+
     def add_nics(self, first: str, second: str) -> None:
         """Two NICs, tied to each other."""
         self.command("ip", "link", "add", first, "type", "veth", "peer", "name", second)
 
     def close(self) -> None:
-        del self.kernel
+        del self.kernel, self._nft
         self._thread.shutdown()
 
 
@@ -176,14 +186,28 @@ def blocks(listing: str) -> list[str]:
     return sorted(re.findall(r"^table [^\n]*|^\t\w+ [^{]*\{.*?^\t}", listing, re.MULTILINE | re.DOTALL))
 
 
-def same(found: Found, wanted: Ruleset, listing: str) -> None:
-    """Assert that the kernel holds exactly this; `listing` is what nft lists where it was loaded afresh."""
+@dataclass(frozen=True)
+class Fresh:
+    """How a ruleset's rules show where it was loaded afresh: to nft, and read back."""
+
+    listing: str
+    rules: str
+
+    @classmethod
+    def of(cls, netns: Netns) -> Fresh:
+        return cls(netns.listing(), netns.run(netns.kernel.rules))
+
+
+def same(netns: Netns, wanted: Ruleset, fresh: Fresh) -> None:
+    """Assert that the kernel holds exactly this."""
+    found = netns.run(netns.kernel.read)
     assert filled(found.ruleset.elements) == filled(wanted.elements)
     assert found.ruleset.tables.keys() == wanted.tables.keys()
     for family, table in wanted.tables.items():
         standing = found.ruleset.tables[family]
-        assert standing.sets == table.sets
+        assert (standing.sets, standing.strangers, standing.dormant) == (table.sets, (), False)
         assert {name: chain.hook for name, chain in standing.chains.items()} == {
             name: chain.hook for name, chain in table.chains.items()
         }
-    assert blocks(found.listing) == blocks(listing)
+    assert blocks(netns.listing()) == blocks(fresh.listing)
+    assert found.rules == fresh.rules, "it does not matter in which order things were made"

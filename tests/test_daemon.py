@@ -196,7 +196,7 @@ def test_what_somebody_else_does_to_our_tables_is_repaired_and_counted_and_other
     for times, change in enumerate(changes, start=1):
         daemon.lab.router.nft(change)
         assert eventually(partial(repaired, times)), f"{change}\n{daemon.log()}"
-    assert len(re.findall(r"nft \(pid \d+\) had changed our tables: repaired", daemon.log())) == len(changes)
+    assert len(re.findall(r"'nft' \(pid \d+\) had changed our tables: repaired", daemon.log())) == len(changes)
 
 
 def test_resyncs_without_drift_change_nothing_and_count_no_repair(daemon: Daemon) -> None:

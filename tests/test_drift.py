@@ -16,7 +16,8 @@ from nftsync.commits import Commit, Meddling
 from nftsync.kernel import Kernel
 from nftsync.lab import Lab
 from nftsync.namespace import Namespace
-from tests.labtools import SERVICE4, SERVICE6, Daemon, eventually, needs_root, nft, rules, service
+from tests.labtools import SERVICE4, SERVICE6, Daemon, elements, eventually, needs_root, nft, rules, service
+from tests.storm import storm
 
 pytestmark = needs_root
 
@@ -60,7 +61,7 @@ def test_it_is_repaired_within_a_second_and_the_culprit_is_named(daemon: Daemon,
     assert median(times) < 1.5, "a second, and what it takes to start nft and to look"
     assert eventually(lambda: daemon.metric(REPAIRS) == 3)
     told = re.findall(r"^nftsync: WARNING: (\S+) \(pid \d+\) had changed our tables: repaired; .*$", daemon.log(), re.MULTILINE)
-    assert told == ["nft"] * 3
+    assert told == ["'nft'"] * 3
 
 
 def syncs(daemon: Daemon) -> float:
@@ -95,6 +96,28 @@ def test_somebody_who_goes_on_and_on_costs_ever_fewer_looks_and_is_repaired_in_t
     daemon.lab.router.run(["sh", "-c", shell], script)
     assert eventually(lambda: rules(daemon.lab) == good), daemon.log()
     assert syncs(daemon) - before <= 12, "of two hundred"
+
+
+@pytest.mark.parametrize("rate", [50, 0])
+def test_somebody_who_goes_on_and_on_in_another_table_holds_up_neither_services_nor_repairs(tmp_path: Path, rate: int) -> None:
+    ports = [("TCP", port) for port in range(100, 125)]
+    with Lab() as lab, Daemon(lab, tmp_path, interval=600) as daemon:
+        daemon.put(nft(), *(service(f"s{n}", f"172.30.{254 - n // 200}.{n % 200 + 1}", ports=ports) for n in range(400)))
+        daemon.start()
+        good, late = elements(lab, "services4").keys(), service("late", "172.30.254.250", ports=[("TCP", 80)])
+        with storm(lab.router, rate):
+            began = time.monotonic()
+            meddle(daemon, "add element inet nftsync services4 { 172.30.254.251 . tcp . 80 }")
+            assert eventually(lambda: daemon.metric(REPAIRS) == 1), daemon.log()
+            repaired = time.monotonic() - began
+            daemon.put(late)
+            assert eventually(lambda: lab.arrives("tcp", "172.30.254.250", 80)), daemon.log()
+            opened = time.monotonic() - began - repaired
+            assert not lab.arrives("tcp", "172.30.254.251", 80)
+            assert daemon.get("/healthz").status == 200
+        assert (repaired < 3, opened < 3) == (True, True), (repaired, opened)
+        daemon.remove(late)
+        assert eventually(lambda: elements(lab, "services4").keys() == good)
 
 
 # --- on its own ---------------------------------------------------------------------------------------
@@ -161,8 +184,8 @@ def test_after_more_than_the_socket_holds_it_is_said_that_something_was_missed(m
         namespace.close()
 
 
-def test_the_name_that_a_program_gives_itself_is_printable() -> None:
-    assert str(Commit(7, "\x1b[2J\nä")) == r"\x1b[2J\n\xe4 (pid 7)"
+def test_the_name_that_a_program_gives_itself_is_printable_and_in_quotes() -> None:
+    assert str(Commit(7, "\x1b[2J\nä")) == r"'\x1b[2J\n\xe4' (pid 7)"
 
 
 def test_repairs_of_what_goes_on_come_ever_more_slowly_and_after_a_quiet_time_at_once_again() -> None:
@@ -174,7 +197,7 @@ def test_repairs_of_what_goes_on_come_ever_more_slowly_and_after_a_quiet_time_at
         meddling.tell(Commit(1, "nft"))
         waits.append(max(0.0, meddling.due - now[0]))
         now[0] = max(now[0], meddling.due)
-        assert meddling.take() == "nft (pid 1)"
+        assert meddling.take() == "'nft' (pid 1)"
         assert meddling.due == float("inf")
     assert waits == [0, 0.25, 0.5, 1, 2, 4, 5, 5]
     now[0] += 11

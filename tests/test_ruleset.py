@@ -13,7 +13,7 @@ from nftsync.nftresource import NftSpec
 from nftsync.objects import Name, Port, Protocol, Service
 from nftsync.ratelimit import RateLimit, parse_ratelimit
 from nftsync.ruleset import FILTER, SHAPER, Chain, Ruleset, Set, Settings, Table, elements, render, ruleset, tables
-from tests.support import NICS, Netns, filled, rulesets, same
+from tests.support import NICS, Fresh, Netns, filled, rulesets, same
 
 WEB = Name("shop", "web")
 BYTES = RateLimit(1024, "second", 0, packets=False)
@@ -180,8 +180,7 @@ def test_what_is_rendered_is_what_the_kernel_holds_after_nft_loaded_it(router: N
     router.nft(
         "add table inet nftsync\nadd table netdev nftsync\ndelete table inet nftsync\ndelete table netdev nftsync\n" + render(shown)
     )
-    found = router.run(router.kernel.read)
-    same(found, shown, found.listing)
+    same(router, shown, Fresh.of(router))
 
 
 def test_every_kind_of_pinhole_survives_the_way_from_the_service_to_the_kernel_and_back(router: Netns) -> None:
@@ -198,6 +197,6 @@ def test_every_kind_of_pinhole_survives_the_way_from_the_service_to_the_kernel_a
     router.nft(
         "add table inet nftsync\nadd table netdev nftsync\ndelete table inet nftsync\ndelete table netdev nftsync\n" + render(shown)
     )
+    same(router, shown, Fresh.of(router))
     found = router.run(router.kernel.read)
-    same(found, shown, found.listing)
     assert sum(len(members) for sets in found.ruleset.elements.values() for members in sets.values()) > 200

@@ -270,6 +270,26 @@ def test_the_next_resync_repairs(lab: Lab, router: Router, change: str) -> None:
     assert (again.outcome, again.drift) == (Outcome.UNCHANGED, False)
 
 
+def test_who_opens_something_just_before_it_is_read_back_as_ours_is_found_out(
+    lab: Lab, router: Router, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = Kernel.rules
+
+    def meddled(kernel: Kernel) -> str:
+        lab.router.nft("insert rule inet nftsync forward accept")
+        return read(kernel)
+
+    router.begin(nft())
+    with monkeypatch.context() as patched:
+        patched.setattr(Kernel, "rules", meddled)
+        router.put(nft(enable_bgp=False))
+        router.sync()
+    assert lab.arrives("tcp", SERVICE4, 80)
+    result = router.reconciler.sync(resync=True, meddler="nft (pid 1)")
+    assert (result.outcome, result.drift) == (Outcome.APPLIED, True)
+    assert not lab.arrives("tcp", SERVICE4, 80)
+
+
 # --- under load ---------------------------------------------------------------------------------------
 
 ALLOWED = (f"{SERVICE4} 80", f"{SERVICE6} 80", "172.30.254.2 80", "2001:db8:254::2 80")

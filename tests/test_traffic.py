@@ -411,14 +411,14 @@ def test_a_reading_is_whole_or_there_is_none_while_elements_come_and_go() -> Non
 def test_a_dump_that_is_always_interrupted_is_one_error(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def interrupted(*arguments: object) -> Iterator[bytes]:
+    def interrupted(*arguments: object, **_: object) -> Iterator[bytes]:
         asked.append(arguments)
         yield from ()
         raise DumpError(errno.EINTR)
 
+    monkeypatch.setattr(netlink.Netlink, "messages", interrupted)
     for module in (counters, routes):
         asked.clear()
-        monkeypatch.setattr(module, "messages", interrupted)
         with pytest.raises(DumpError, match=r"^the kernel's tables can't be read: Interrupted system call$"):
             module.read()
         assert 1 < len(asked) < 50

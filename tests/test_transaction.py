@@ -16,7 +16,7 @@ from nftsync.kernel import KernelError
 from nftsync.ranges import AddressSet, Range
 from nftsync.ruleset import FILTER, SHAPER, Chain, Ruleset, Set, Settings, Table, render, ruleset, tables
 from nftsync.transaction import transaction
-from tests.support import LOCAL_CHAINS, NICS, Netns, rulesets, same
+from tests.support import LOCAL_CHAINS, NICS, Fresh, Netns, rulesets, same
 
 CLEAR = "".join(f"add table {family} nftsync\ndelete table {family} nftsync\n" for family in (FILTER, SHAPER))
 OPEN = "192.0.2.1 . tcp . 80"
@@ -101,41 +101,41 @@ def load(router: Netns, shown: Ruleset) -> None:
     router.run(router.kernel.apply, CLEAR + render(shown))
 
 
-def listing(router: Netns, shown: Ruleset) -> str:
+def afresh(router: Netns, shown: Ruleset) -> Fresh:
     load(router, shown)
-    return router.run(router.kernel.listing)
+    return Fresh.of(router)
 
 
 @settings(max_examples=60)
 @given(rulesets(), rulesets())
 def test_a_transaction_leads_from_any_ruleset_to_exactly_any_other(router: Netns, before: Ruleset, after: Ruleset) -> None:
-    expected = listing(router, after)
+    expected = afresh(router, after)
     load(router, before)
     text = transaction(before, after)
     if text:
         router.run(router.kernel.apply, text)
-    same(router.run(router.kernel.read), after, expected)
+    same(router, after, expected)
 
 
 @settings(max_examples=40)
 @given(rulesets(), rulesets())
 def test_what_is_found_in_the_kernel_is_adopted_and_then_nothing_differs(router: Netns, before: Ruleset, after: Ruleset) -> None:
-    expected = listing(router, after)
+    expected = afresh(router, after)
     load(router, before)
     router.run(router.kernel.apply, transaction(router.run(router.kernel.read).ruleset, after))
     found = router.run(router.kernel.read)
-    same(found, after, expected)
+    same(router, after, expected)
     assert transaction(Ruleset(after.tables, found.ruleset.elements), after) == ""
 
 
 @settings(max_examples=20)
 @given(rulesets())
 def test_a_ruleset_from_nothing_equals_the_rendered_one_and_goes_without_a_trace(router: Netns, after: Ruleset) -> None:
-    expected = listing(router, after)
+    expected = afresh(router, after)
     router.run(router.kernel.apply, CLEAR + transaction(Ruleset(), after))
-    same(router.run(router.kernel.read), after, expected)
+    same(router, after, expected)
     router.run(router.kernel.apply, transaction(router.run(router.kernel.read).ruleset, Ruleset()))
-    assert router.run(router.kernel.listing) == ""
+    assert router.listing() == ""
 
 
 # --- state is kept -------------------------------------------------------------------------------------
@@ -235,6 +235,7 @@ INTRUDERS = {
     "an element": "add element inet nftsync services4 { 192.0.2.66 . tcp . 22 }",
     "an element of another protocol": "add element inet nftsync services4 { 192.0.2.66 . icmp . 22, 192.0.2.66 . 200 . 22 }",
     "an element with a range": "add element inet nftsync sources4 { 192.0.2.0-192.0.2.9 . tcp . 1-1000 . 10.0.0.1-10.0.0.6 }",
+    "an element that stands for all others": "add element inet nftsync services4 { * }",
     "an element gone": f"delete element inet nftsync services4 {{ {OPEN} }}",
     "another limit": (
         f"delete element netdev nftsync limited4 {{ {OPEN} }}; "
@@ -285,14 +286,14 @@ def test_whatever_somebody_else_did_to_our_tables_is_undone_and_seen(router: Net
         SMALL.tables,
         {FILTER: {"services4": {OPEN: ""}}, SHAPER: {"limited4": {OPEN: "limit rate over 1 kbytes/second burst 1 bytes"}}},
     )
-    expected = listing(router, wanted)
+    expected = afresh(router, wanted)
     untouched = router.run(router.kernel.read)
-    same(untouched, wanted, expected)
+    same(router, wanted, expected)
     router.nft(INTRUDERS[intruder].replace("; ", "\n") if "{ type" not in INTRUDERS[intruder] else INTRUDERS[intruder])
     found = router.run(router.kernel.read)
-    assert (found.listing, found.ruleset.elements) != (untouched.listing, untouched.ruleset.elements), "it can be seen"
+    assert (found.rules, found.ruleset.elements) != (untouched.rules, untouched.ruleset.elements), "it can be seen"
     router.run(router.kernel.apply, transaction(found.ruleset, wanted))
-    same(router.run(router.kernel.read), wanted, expected)
+    same(router, wanted, expected)
 
 
 def test_other_tables_are_untouched_even_those_with_our_name_in_another_family(router: Netns) -> None:
@@ -316,7 +317,7 @@ def test_other_tables_are_untouched_even_those_with_our_name_in_another_family(r
 )
 def test_an_element_that_is_refused_leaves_everything_as_it_was(router: Netns, name: str, key: str) -> None:
     before = with_elements(SETTINGS, services4={OPEN: ""}, sources4={f"{OPEN} . 10.0.0.0/8": ""})
-    expected = listing(router, before)
+    expected = afresh(router, before)
     elements: dict[str, Any] = {each: dict(members) for each, members in before.elements[FILTER].items()}
     elements[name][key] = ""
     elements["services4"] = {"192.0.2.3 . tcp . 80": ""} | elements["services4"]
@@ -325,18 +326,18 @@ def test_an_element_that_is_refused_leaves_everything_as_it_was(router: Netns, n
         router.run(router.kernel.apply, transaction(before, bad))
     assert str(refused.value)
     assert "\n" not in str(refused.value)
-    same(router.run(router.kernel.read), before, expected)
+    same(router, before, expected)
 
 
 def test_a_set_that_is_declared_differently_is_replaced_while_rules_refer_to_it(router: Netns) -> None:
     table = tables(SETTINGS)[FILTER]
     plain = Table({**table.sets, "services4": Set("ipv4_addr . inet_proto . inet_service")}, table.chains)
     wanted = ruleset([], SETTINGS)
-    expected = listing(router, wanted)
+    expected = afresh(router, wanted)
     before = Ruleset({**tables(SETTINGS), FILTER: plain})
     load(router, before)
     router.run(router.kernel.apply, transaction(before, wanted))
-    same(router.run(router.kernel.read), wanted, expected)
+    same(router, wanted, expected)
 
 
 def test_a_table_of_another_version_is_changed_in_place(router: Netns) -> None:
@@ -346,10 +347,10 @@ def test_a_table_of_another_version_is_changed_in_place(router: Netns) -> None:
     )
     before = Ruleset({FILTER: old}, {FILTER: {"services4": {"192.0.2.1 . 80": ""}}})
     wanted = ruleset([], SETTINGS)
-    expected = listing(router, wanted)
+    expected = afresh(router, wanted)
     load(router, before)
     router.run(router.kernel.apply, transaction(before, wanted))
-    same(router.run(router.kernel.read), wanted, expected)
+    same(router, wanted, expected)
 
 
 # --- the cluster's addresses ---------------------------------------------------------------------------

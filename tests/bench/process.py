@@ -29,7 +29,8 @@ import tenacity  # noqa: F401
 from nftsync.api import PIECE, Api
 from nftsync.config import load
 from nftsync.daemon import Daemon, Options
-from nftsync.kernel import Found, Kernel
+from nftsync.kernel import Kernel
+from nftsync.readback import Found
 from nftsync.resources import SERVICES
 from nftsync.watch import PAGE
 
