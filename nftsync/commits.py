@@ -38,7 +38,7 @@ class Commit:
     program: str
 
     def __str__(self) -> str:
-        return f"{ascii(self.program)} (pid {self.pid})"
+        return f"{self.program!a} (pid {self.pid})"
 
 
 def identity() -> int | None:

@@ -104,12 +104,11 @@ class Namespace:
 @contextmanager
 def home() -> Iterator[None]:
     """Bring the calling thread back, afterwards, to the network namespace it is in."""
-    home = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
-    try:
-        yield
-    finally:
-        system("setns", home, _CLONE_NEWNET)
-        os.close(home)
+    with open("/proc/thread-self/ns/net", "rb") as home:  # noqa: PTH123
+        try:
+            yield
+        finally:
+            system("setns", home.fileno(), _CLONE_NEWNET)
 
 
 def system(call: str, *arguments: int) -> None:

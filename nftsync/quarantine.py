@@ -12,10 +12,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from nftsync.desired import Pinhole
-from nftsync.kernel import Kernel
+from nftsync.kernel import Kernel, KernelError
 from nftsync.objects import Name, Reason, Rejection
-from nftsync.ruleset import Elements, Ruleset, empty_tables, pinhole_key
+from nftsync.ruleset import FILTER, SHAPER, Elements, Ruleset, empty_tables, pinhole_key
 from nftsync.transaction import transaction
+
+
+class LimitsRefusedError(KernelError):
+    """What may pass is applied, limits could not be changed."""
 
 
 @dataclass(slots=True)
@@ -31,8 +35,26 @@ def apply_the_rest(
 ) -> dict[Name, Rejection]:
     """Apply all that the kernel takes; returns what it refuses, of which everything stays as it was.
 
-    held, pinholes: those of `standing`, as far as they are known, and of `wanted`. Raises KernelError if it is no Service's fault.
+    held, pinholes: those of `standing`, as far as they are known, and of `wanted`. Raises KernelError if it is no Service's fault;
+    LimitsRefusedError if it is only the limits, whose NIC may have gone in this moment: then all else is applied.
     """
+    try:
+        return _apply_the_rest(standing, wanted, held, pinholes, kernel)
+    except KernelError as fault:
+        if SHAPER not in wanted.tables:
+            raise
+        _apply_the_rest(_filter_of(standing), _filter_of(wanted), held, pinholes, kernel)
+        raise LimitsRefusedError(f"what may pass is up to date, limits are not: {fault}") from fault
+
+
+def _filter_of(shown: Ruleset) -> Ruleset:
+    tables = {family: table for family, table in shown.tables.items() if family == FILTER}
+    return Ruleset(tables, {family: shown.elements.get(family, {}) for family in tables})
+
+
+def _apply_the_rest(
+    standing: Ruleset, wanted: Ruleset, held: Mapping[str, Pinhole], pinholes: Mapping[str, Pinhole], kernel: Kernel
+) -> dict[Name, Rejection]:
     common, parts = _taken_apart(standing, wanted, held, pinholes)
     kernel.apply(empty_tables(wanted.tables) + transaction(standing, Ruleset(wanted.tables, common)))
     commands = {name: _commands(wanted, parts[name]) for name in sorted(parts)}

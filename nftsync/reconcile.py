@@ -25,7 +25,7 @@ from nftsync.links import LinkError, Links
 from nftsync.localchainfile import LocalChainFile
 from nftsync.nftresource import Nft, NftSpec
 from nftsync.objects import Address, Name, ObjectRef, Reason, Rejection
-from nftsync.quarantine import apply_the_rest
+from nftsync.quarantine import LimitsRefusedError, apply_the_rest
 from nftsync.result import Outcome, SyncResult
 from nftsync.ruleset import Ruleset, Settings, elements, open_keys, render, ruleset, tables
 from nftsync.store import Store
@@ -196,7 +196,8 @@ class Reconciler:
     def _failed(self, fault: KernelError | LinkError) -> SyncResult:
         self._whole = True
         self._applied.tables = None
-        return SyncResult(Outcome.FAILED, f"the last ruleset stays: {fault}")
+        stays = "" if isinstance(fault, LimitsRefusedError) else "the last ruleset stays: "
+        return SyncResult(Outcome.FAILED, f"{stays}{fault}")
 
     def _sync_without_new_local_chain(self, spec: NftSpec) -> SyncResult | None:
         """After a refusal: whether it was the local chain's fault shows when the last good one is taken. None if it was not."""

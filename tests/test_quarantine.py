@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +23,7 @@ from nftsync.ratelimit import RateLimit, parse_ratelimit
 from nftsync.reconcile import Reconciler
 from nftsync.result import Outcome, SyncResult
 from nftsync.store import Store
-from tests.labtools import Raw, elements, needs_root, nft, no_metallb, service
+from tests.labtools import Raw, elements, eventually, needs_root, nft, no_metallb, service, tables
 
 pytestmark = needs_root
 
@@ -214,3 +215,28 @@ def test_of_a_thousand_good_ones_and_five_hundred_offenders_all_good_ones_are_op
     assert len(router.opened()) == 1000
     assert len(router.refused()) == 500
     assert len(router.reconciler.rejections()) == 500, "each is named once"
+
+
+def test_who_may_pass_does_not_wait_for_limits_that_the_kernel_refuses(router: Router) -> None:
+    """Such as those of a NIC that went after it was looked at; here, because the table is in somebody else's hands."""
+    owner = router.lab.router.popen(["nft", "--interactive"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    assert owner.stdin
+    owner.stdin.write("add table netdev nftsync { flags owner; }\n")
+    owner.stdin.flush()
+    assert eventually(lambda: "netdev nftsync" in tables(router.lab))
+    router.put(service("good", GOOD4, limit="2 mbytes/second"), service("bad", BAD4, limit=POISON))
+    result = router.sync()
+    assert (result.outcome, result.message) == (
+        Outcome.FAILED, "what may pass is up to date, limits are not: Could not process rule: Operation not permitted"
+    )  # fmt: skip
+    assert router.lab.arrives("tcp", GOOD4, 80)
+    assert not router.lab.arrives("tcp", "172.30.254.9", 80)
+    router.put(service("later", BESIDE4))
+    assert router.sync().outcome is Outcome.FAILED
+    assert router.lab.arrives("tcp", BESIDE4, 80)
+    owner.kill()
+    owner.communicate()
+    assert eventually(lambda: "netdev nftsync" not in tables(router.lab))
+    assert router.sync().outcome is Outcome.APPLIED
+    assert set(elements(router.lab, "limited4", "netdev")) == {key(GOOD4)}
+    assert router.refused() == {"Service default/bad"}
