@@ -54,7 +54,7 @@ class Applied:
         """
         if self.tables is None or rules != self.rules:
             return found
-        ours = Ruleset(self.tables, found.elements)
+        ours = ours_as(found, self.tables)
         return found if meddled and not self.drifted(ours) else ours
 
     def drifted(self, standing: Ruleset) -> bool:
@@ -62,6 +62,12 @@ class Applied:
         if self.tables is None or self.settings is None:
             return False
         return transaction(standing, ruleset(self.pinholes.values(), self.settings)) != ""
+
+
+def ours_as(found: Ruleset, known: Mapping[str, Table]) -> Ruleset:
+    """What was found, with the rules that it is known to have."""
+    tables = {family: replace(table, flags=found.tables[family].flags) for family, table in known.items()}
+    return Ruleset(tables, found.elements)
 
 
 def digest(rules: str, shown: Mapping[str, Table]) -> str:

@@ -7,14 +7,16 @@ makes up for what could not be loaded the first time: limits of a NIC that came 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Collection
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from nftsync import config, lastgood
 from nftsync.config import Config, ConfigError
 from nftsync.kernel import Kernel, KernelError
 from nftsync.lock import LockedError, locked
-from nftsync.ruleset import FILTER, NAME, SHAPER, Settings, Table, render, ruleset
+from nftsync.ruleset import FILTER, NAME, SHAPER, Settings, Table, flagged, render, ruleset
 from nftsync.store import State, Store
 
 log = logging.getLogger(__name__)
@@ -45,53 +47,55 @@ def _configuration(path: Path | None) -> Config:
 def _boot(kernel: Kernel, chosen: Config) -> None:
     standing = kernel.read().ruleset.tables
     filters = _filters(standing.get(FILTER, Table()))
+    load = partial(_load, kernel, standing.keys(), kernel.flags if chosen.own_tables else frozenset())
     try:
         filtering, shaping = lastgood.load(chosen.state)
         if not filters:
-            _load(kernel, FILTER, filtering)
+            load(FILTER, filtering)
     except (OSError, ValueError, KernelError) as fault:
         shaping = ""
         if not filters:
-            _load_base(kernel, chosen, fault)
+            _load_base(load, chosen, fault)
     else:
         if not filters:
             log.info("the last good ruleset stands")
     if filters:
         log.info("a ruleset stands already: it stays")
     if shaping and not any(chain.hook for chain in standing.get(SHAPER, Table()).chains.values()):
-        _load_shaper(kernel, shaping)
+        _load_shaper(load, shaping)
 
 
 def _filters(table: Table) -> bool:
     """Whether a table keeps the door shut, whatever its rules say."""
     hooks = [chain.hook for chain in table.chains.values()]
-    return not table.dormant and all(any(f"hook {name} " in hook for hook in hooks) for name in ("input", "forward"))
+    return "dormant" not in table.flags and all(any(f"hook {name} " in hook for hook in hooks) for name in ("input", "forward"))
 
 
-def _load(kernel: Kernel, family: str, text: str) -> None:
+def _load(kernel: Kernel, standing: Collection[str], flags: frozenset[str], family: str, text: str) -> None:
     """Load a table in the place of what there may be of it, in one transaction."""
-    kernel.apply(f"add table {family} {NAME}\ndelete table {family} {NAME}\n{text}")
+    gone = f"delete table {family} {NAME}\n" if family in standing else ""
+    kernel.apply(gone + flagged(text, flags))
 
 
-def _load_shaper(kernel: Kernel, shaping: str) -> None:
+def _load_shaper(load: Callable[[str, str], None], shaping: str) -> None:
     """Limits are attached to a NIC, which may come later: then whoever runs this again attaches them, or the daemon."""
     try:
-        _load(kernel, SHAPER, shaping)
+        load(SHAPER, shaping)
     except KernelError as fault:
         log.warning("no rate limit is in force until nftsync runs: %s", fault)
 
 
-def _load_base(kernel: Kernel, chosen: Config, fault: Exception) -> None:
+def _load_base(load: Callable[[str, str], None], chosen: Config, fault: Exception) -> None:
     if isinstance(fault, FileNotFoundError):
         log.warning("there is no last good ruleset yet: the base is loaded")
     else:
         log.warning("the last good ruleset of %s can't be used: %s: the base is loaded", chosen.state, fault)
     base = _base(chosen, Store(chosen.state).state)
     try:
-        _load(kernel, FILTER, render(ruleset((), base)))
+        load(FILTER, render(ruleset((), base)))
     except KernelError as complaint:  # it can only be the local chain's fault
         log.warning("the base is loaded without your local chain: %s", complaint)
-        _load(kernel, FILTER, render(ruleset((), replace(base, local_chain=""))))
+        load(FILTER, render(ruleset((), replace(base, local_chain=""))))
 
 
 def _base(chosen: Config, state: State) -> Settings:

@@ -54,6 +54,7 @@ class Config:
     runtime: Path = Path("/run/nftsync")
     metrics: tuple[str, int] | None = ("127.0.0.1", 9469)  # address and port; None: no endpoint
     metrics_services: int = 1000  # that have series of their own
+    own_tables: bool = True  # nobody else can change them, where nft and the kernel can see to it
     filters: Filters = _ALL
     boundary: Boundary = _BOUNDARY
     bgp_peers: tuple[Network, ...] = ()  # who may speak BGP on the public side; empty for everybody
@@ -140,6 +141,7 @@ def _config(top: _Section) -> Config:
             caps.take("pinholes", _cap, default.caps.pinholes),
             caps.take("pinholes_per_namespace", _cap, default.caps.pinholes_per_namespace),
         ),
+        own_tables=top.take("own_tables", _flag, default.own_tables),
         filters=Filters(
             filters.take("namespaces", _names, frozenset()),
             filters.take("exclude_namespaces", _names, frozenset()),

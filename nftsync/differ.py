@@ -17,6 +17,7 @@ from nftsync.namespace import Namespace
 from nftsync.ruleset import FILTER, NAME, SHAPER
 
 _ELEMENTS = re.compile(r"^(\s*)elements = \{(.*?)\}", re.MULTILINE | re.DOTALL)
+_KEPT = re.compile(r"^(table .* \{)(?: # progname .*)?\n(?:\tflags (?:owner|persist|owner,persist)\n\n)?", re.MULTILINE)
 _DEVICE = re.compile(r'^\s*type filter hook ingress device "([^"]+)"', re.MULTILINE)
 
 
@@ -56,7 +57,7 @@ def _listed() -> str:
         code, output, error = commands.cmd(f"list table {family} {NAME}")
         if code and "No such file" not in error:
             raise KernelError(sentence(error))
-        shown.append(_ELEMENTS.sub(_sorted, str(output)))
+        shown.append(_ELEMENTS.sub(_sorted, _KEPT.sub(r"\1\n", str(output))))  # in whose hands it is, is no difference
     return "".join(sorted_blocks(each) for each in shown)
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from nftsync.desired import Pinhole
 from nftsync.kernel import Kernel, KernelError
 from nftsync.objects import Name, Reason, Rejection
-from nftsync.ruleset import FILTER, SHAPER, Elements, Ruleset, empty_tables, pinhole_key
+from nftsync.ruleset import FILTER, SHAPER, Elements, Ruleset, pinhole_key
 from nftsync.transaction import transaction
 
 
@@ -56,7 +56,7 @@ def _apply_the_rest(
     standing: Ruleset, wanted: Ruleset, held: Mapping[str, Pinhole], pinholes: Mapping[str, Pinhole], kernel: Kernel
 ) -> dict[Name, Rejection]:
     common, parts = _taken_apart(standing, wanted, held, pinholes)
-    kernel.apply(empty_tables(wanted.tables) + transaction(standing, Ruleset(wanted.tables, common)))
+    kernel.apply(transaction(standing, Ruleset(wanted.tables, common)))
     commands = {name: _commands(wanted, parts[name]) for name in sorted(parts)}
     refused = dict[Name, str]()
     while complaints := _complaints({name: lines for name, lines in commands.items() if name not in refused}, kernel):

@@ -26,7 +26,8 @@ _NAMEABLE = re.compile(r"[A-Za-z][A-Za-z0-9_./-]{0,127}")  # what nft takes as a
 _UNKNOWN = "\t\t# as found in the kernel\n"  # the rules of a chain that was read back: equal to no rules of ours
 
 _U32, _U64 = struct.Struct(">I"), struct.Struct(">Q")
-_TABLE_FLAGS, _DORMANT = 2, 1
+_TABLE_FLAGS = 2
+_FLAGS = {1: "dormant", 2: "owner", 4: "persist"}  # of a table
 _CHAIN_NAME, _CHAIN_HOOK, _CHAIN_POLICY, _CHAIN_TYPE, _CHAIN_FLAGS = 3, 4, 5, 7, 10
 _BINDING = 4  # a chain's flag: it is part of a rule
 _HOOK_NUMBER, _HOOK_PRIORITY, _HOOK_DEVICE = 1, 2, 3
@@ -99,7 +100,8 @@ def _tables(kernel: Netlink) -> tuple[dict[str, Table], str]:
         for described in dump(kernel, nf_tables.GET_TABLES, family):
             sets = _listed(kernel, nf_tables.GET_SETS, family)
             tables[family] = table = _table(kernel, family, _fields(described), sets)
-            for part in (f"{family} {table}".encode(), *_rules(kernel, family, sets)):
+            known = f"{family} {table.sets} {table.chains} {table.strangers} {'dormant' in table.flags}"
+            for part in (known.encode(), *_rules(kernel, family, sets)):
                 digest.update(len(part).to_bytes(4) + part)
     return tables, digest.hexdigest()
 
@@ -139,7 +141,8 @@ def _table(kernel: Netlink, family: str, described: _Fields, declared: Iterable[
             strangers.append((kind, name))
     strangers.extend(("flowtable", name) for name, _ in _named(_listed(kernel, nf_tables.GET_FLOWTABLES, family), _NAME))
     strangers.sort(key=lambda stranger: (_STRANGERS.index(stranger[0]), stranger[1]))
-    return Table(sets, chains, tuple(strangers), dormant=bool(_number(described.get(_TABLE_FLAGS)) & _DORMANT))
+    bits = _number(described.get(_TABLE_FLAGS))
+    return Table(sets, chains, tuple(strangers), frozenset(name for bit, name in _FLAGS.items() if bits & bit))
 
 
 def _named(found: Iterable[_Fields], kind: int) -> list[tuple[str, _Fields]]:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from hashlib import blake2b
 
-from nftsync.applied import Applied, adopted, digest
+from nftsync.applied import Applied, adopted, digest, ours_as
 from nftsync.changes import changes_between, summary
 from nftsync.config import Config
 from nftsync.confirm import Confirming
@@ -27,7 +27,7 @@ from nftsync.nftresource import Nft, NftSpec
 from nftsync.objects import Address, Name, ObjectRef, Reason, Rejection
 from nftsync.quarantine import LimitsRefusedError, apply_the_rest
 from nftsync.result import Outcome, SyncResult
-from nftsync.ruleset import Ruleset, Settings, elements, open_keys, render, ruleset, tables
+from nftsync.ruleset import Ruleset, Settings, Table, elements, flags_for, open_keys, render, ruleset, tables
 from nftsync.store import Store
 from nftsync.transaction import transaction
 
@@ -258,7 +258,7 @@ class Reconciler:
         """Keys of the pinholes that the kernel has, those of the daemon before us too. Raises KernelError."""
         return self._applied.pinholes if self._applied.settings else open_keys(self._kernel.read().ruleset)
 
-    def _settings(self, spec: NftSpec) -> Settings:
+    def _settings(self, spec: NftSpec, standing: Mapping[str, Table]) -> Settings:
         self._local_chain.refresh(lambda body: self._rehearse(spec, body))
         index = self._ingress.look(spec.public_nic)
         attached = spec.enable_rateshape and index is not None
@@ -269,6 +269,7 @@ class Reconciler:
             local_chain=self._local_chain.body,
             bgp_peers=self._config.bgp_peers,
             cluster=self._guarding.cluster,
+            flags=flags_for(standing, self._kernel.flags if self._config.own_tables else frozenset()),
         )
 
     def _rehearse(self, spec: NftSpec, body: str) -> None:
@@ -302,12 +303,12 @@ class Reconciler:
 
     def _sync_whole(self, spec: NftSpec, *, resync: bool, meddler: str = "") -> SyncResult:
         """Compute everything from scratch, compare it with what the kernel really holds, send the difference."""
-        settings = self._settings(spec)
-        self.desired = self._from_scratch()
         found = self._kernel.read()
+        settings = self._settings(spec, found.ruleset.tables)
+        self.desired = self._from_scratch()
         standing = self._applied.standing(found.ruleset, found.rules, meddled=bool(meddler))
         if not self._applied.settings and self.store.state.rules == digest(found.rules, tables(settings)):
-            standing = Ruleset(tables(settings), found.ruleset.elements)  # as the process before us left it, or the boot unit
+            standing = ours_as(found.ruleset, tables(settings))  # as the process before us left it, or the boot unit
         drift = resync and settings == self._applied.settings and self._applied.drifted(standing)
         wanted = ruleset(self.desired.pinholes.values(), settings)
         text = transaction(standing, wanted)

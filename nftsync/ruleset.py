@@ -18,6 +18,7 @@ from nftsync.ranges import AddressSet
 NAME = "nftsync"  # of both tables
 FILTER = "inet"
 SHAPER = "netdev"
+OWNED = frozenset({"owner", "persist"})  # the flags of a table that only who made it changes, and that outlives him
 
 LOCAL_CHAIN = "local-chain"
 OPERATOR_CR = "operator-cr"
@@ -66,15 +67,16 @@ class Chain:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A table without its elements. Others can do to it what we never do.
+    """A table without its elements.
 
-    strangers: kind and name of what they put into it, such as ("map", "x").  dormant: switched off.
+    strangers: kind and name of what others put into it, such as ("map", "x").
+    flags: nft's: who is its "owner" alone can change it, which "persist" when he ends; "dormant" is one that somebody switched off.
     """
 
     sets: Mapping[str, Set] = field(default_factory=dict)
     chains: Mapping[str, Chain] = field(default_factory=dict)
     strangers: tuple[tuple[str, str], ...] = ()
-    dormant: bool = False
+    flags: frozenset[str] = frozenset()
 
 
 Elements = dict[str, dict[str, str]]  # set name → element key → the element's own statement ("" for none)
@@ -97,6 +99,7 @@ class Settings:
     local_chain: the body of the operator's own chain, verbatim.
     bgp_peers: who may speak BGP with the router on its public side; empty for everybody.
     cluster: addresses that are the cluster's alone (see guard.Guard).
+    flags: the tables'.
     """
 
     public_nic: str | None = None
@@ -108,6 +111,7 @@ class Settings:
     local_chain: str = ""
     bgp_peers: tuple[Network, ...] = ()
     cluster: AddressSet = field(default_factory=AddressSet)
+    flags: frozenset[str] = frozenset()
 
     @classmethod
     def of(  # noqa: PLR0913  # each is a setting of its own
@@ -119,6 +123,7 @@ class Settings:
         local_chain: str,
         bgp_peers: tuple[Network, ...] = (),
         cluster: AddressSet = AddressSet(),  # noqa: B008  # immutable
+        flags: frozenset[str] = frozenset(),
     ) -> Settings:
         """From the Nft resource's spec, or without one the strictest settings.
 
@@ -137,6 +142,7 @@ class Settings:
             local_chain=local_chain,
             bgp_peers=bgp_peers,
             cluster=cluster,
+            flags=flags,
         )
 
 
@@ -162,7 +168,7 @@ def _filter_table(settings: Settings) -> Table:
         sets[f"services{version}"] = Set(_KEY[version], statement="counter")
         sets[f"sources{version}"] = Set(f"{_KEY[version]} . {_ADDRESS[version]}", flags="interval", statement="counter")
         sets[f"pools{version}"] = Set(_ADDRESS[version], flags="interval")
-    return Table(sets, _filter_chains(settings))
+    return Table(sets, _filter_chains(settings), flags=settings.flags)
 
 
 def _filter_chains(settings: Settings) -> dict[str, Chain]:
@@ -226,7 +232,7 @@ def _shaper_table(settings: Settings) -> Table:
     if settings.device:
         hook = f'type filter hook ingress device "{settings.device}" priority 0; policy accept;'
         chains[RATELIMIT] = Chain(_lines(f"jump {OPERATOR_TC}"), hook=hook)
-    return Table(sets, chains)
+    return Table(sets, chains, flags=settings.flags)
 
 
 def elements(pinholes: Iterable[Pinhole], settings: Settings) -> dict[str, Elements]:
@@ -262,19 +268,15 @@ def pinhole_key(name: str, element: str) -> str | None:
     return None if name.startswith("pools") else " . ".join(element.split(" . ")[:3])
 
 
-def empty_tables(shown: Mapping[str, Table]) -> str:
-    """The commands that make tables of ours which are not there, and change none that are."""
-    return "".join(f"add table {family} {NAME}\n" for family in shown)
-
-
 def _source_text(network: Network) -> str:
     """As nft lists it: a range of one address without its prefix length."""
     return str(network.network_address if network.prefixlen == network.max_prefixlen else network)
 
 
 def render(shown: Ruleset, name: str = NAME) -> str:
-    """A whole ruleset as text that `nft -f` loads; the same input gives the same text, in sorted order.
+    """A whole ruleset as text that `nft -f` loads, whatever nft's version; the same input gives the same text, in sorted order.
 
+    Without flags, which are for who keeps the tables (see `flagged`).
     name: of the tables; another one than NAME serves to rehearse rules beside those that stand.
     """
     blocks = []
@@ -291,6 +293,20 @@ def render(shown: Ruleset, name: str = NAME) -> str:
         lines.append("\n".join(chain_block(chain_name, chain) for chain_name, chain in table.chains.items()) + "}\n")
         blocks.append("\n".join(lines))
     return "\n".join(blocks)
+
+
+def flags_for(standing: Mapping[str, Table], flags: frozenset[str]) -> frozenset[str]:
+    """Those that tables get, or keep: a table that stands without can't get them, nor lose them, and is not made anew for that."""
+    if not standing:
+        return flags
+    kept = frozenset.intersection(*(table.flags for table in standing.values())) - {"dormant"}
+    return flags or kept if "persist" in kept else frozenset()
+
+
+def flagged(table: str, flags: frozenset[str]) -> str:
+    """A table's block with flags, which have to be repeated in every block, or nft asks to take them off."""
+    head, brace, rest = table.partition("{\n")
+    return f"{head}{brace}\tflags {','.join(sorted(flags))}\n{rest}" if flags else table
 
 
 def chain_block(name: str, chain: Chain) -> str:

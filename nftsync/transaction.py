@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from nftsync.ruleset import NAME, Elements, Ruleset, Set, Table, chain_block
+from nftsync.ruleset import NAME, Elements, Ruleset, Set, Table, chain_block, flagged
 
 
 def transaction(before: Ruleset, after: Ruleset) -> str:
@@ -34,7 +34,7 @@ def _table(table: str, before: Table, after: Table, *, new: bool) -> Iterator[st
         name for name, chain in before.chains.items()
         if name not in after.chains or chain.hook != after.chains[name].hook
     ]
-    yield f"add table {table}"
+    yield f"add table {table}" + (f" {{ flags {','.join(sorted(after.flags))}; }}" if after.flags else "")
     for name in before.chains:
         if name in refilled or name in removed:
             yield f"flush chain {table} {name}"
@@ -49,7 +49,7 @@ def _table(table: str, before: Table, after: Table, *, new: bool) -> Iterator[st
             yield f"add set {table} {name} {{ {declared} }}"
     if refilled:
         blocks = "".join(chain_block(name, chain) for name, chain in refilled.items())
-        yield f"table {table} {{\n{blocks}}}"
+        yield flagged(f"table {table} {{\n{blocks}}}", after.flags)
 
 
 def _differing(before: Mapping[str, Set], after: Mapping[str, Set]) -> list[str]:

@@ -176,6 +176,7 @@ class Daemon:
     lab: Lab
     folder: Path
     interval: float = 60.0  # seconds between resyncs
+    own_tables: bool = False  # so that a test can change them, where nft and the kernel could see to it that nobody does
     extra: str = ""  # lines for the configuration
     process: subprocess.Popen[str] | None = field(default=None, init=False)
 
@@ -199,7 +200,8 @@ class Daemon:
     def configure(self, text: str | None = None) -> None:
         """Write the configuration: `text`, or the one that fits the folder."""
         paths = f'[paths]\nlocal_chain = "{self.local_chain}"\nstate = "{self.state}"\nruntime = "{self.folder}/run"\n'
-        self.config.write_text(f"resync_interval = {self.interval}\n{paths}{self.extra}" if text is None else text)
+        top = f"resync_interval = {self.interval}\nown_tables = {str(self.own_tables).lower()}\n"
+        self.config.write_text(f"{top}{paths}{self.extra}" if text is None else text)
 
     def put(self, *objects: Raw) -> None:
         """Write one manifest file for each object, whole at once."""

@@ -111,7 +111,7 @@ class Router:
         self.lab = lab
         path = folder / "nftsync.toml"
         paths = f'[paths]\nlocal_chain = "{folder / "local-chain.nft"}"\nstate = "{folder / "state"}"\n'
-        path.write_text("\n".join([*lines, paths]))
+        path.write_text("\n".join(["own_tables = false", *lines, paths]))
         self.config = config.load(path)
         self._links: Links = lab.router.call(Links)
         services = Inbox[Service](parse_service, lambda: None, time.monotonic)

@@ -77,7 +77,7 @@ class Router:
 
     def __init__(self, namespace: Namespace, folder: Path, caplog: pytest.LogCaptureFixture) -> None:
         self.namespace = namespace
-        self.config = Config(state=folder, local_chain=folder / "local-chain.nft", router_name="edge1")
+        self.config = Config(state=folder, local_chain=folder / "local-chain.nft", router_name="edge1", own_tables=False)
         self.now = datetime(2026, 1, 1, tzinfo=UTC)
         self.metrics = Metrics()
         self.publisher = Publisher(self.metrics, lambda: self.now)

@@ -54,7 +54,7 @@ class Router:
         self.kernel: Kernel = lab.router.call(Kernel)
         self.links: Links = lab.router.call(Links)
         inputs = Inputs(self._services, nfts, lambda _: metallb)
-        config = Config(state=folder, local_chain=folder / "local-chain.nft")
+        config = Config(state=folder, local_chain=folder / "local-chain.nft", own_tables=False)
         self.reconciler = Reconciler(config, inputs, self.kernel, self.links, Store(folder))
 
     def put(self, *services: Raw) -> None:

@@ -198,7 +198,7 @@ def read_back(limit: dict[str, Any]) -> RateLimit:
 
 CREATE = """
 add table inet trial
-add chain inet trial rules
+add chain inet trial chained
 add set inet trial bytes { type inet_service; limit rate over 1 bytes/second burst 1 bytes; }
 add set inet trial packets { type inet_service; limit rate over 1/second burst 1 packets; }
 """
@@ -206,7 +206,7 @@ add set inet trial packets { type inet_service; limit rate over 1/second burst 1
 
 def load(netns: Netns, texts: dict[str, RateLimit]) -> tuple[dict[str, RateLimit], dict[int, RateLimit]]:
     """The rules made from the annotations' own texts, and the elements made from what was parsed, as the kernel has them."""
-    rules = [f"add rule inet trial rules limit rate over {text} drop" for text in texts]
+    rules = [f"add rule inet trial chained limit rate over {text} drop" for text in texts]
     elements = [
         f"add element inet trial {'packets' if limit.packets else 'bytes'} {{ {port} {limit.statement} }}"
         for port, limit in enumerate(texts.values())
@@ -253,17 +253,17 @@ def test_whatever_is_accepted_means_the_same_to_nft_and_the_kernel(shared_netns:
 ])  # fmt: skip
 def test_what_is_refused_for_its_size_means_something_else_to_the_kernel_or_nothing(netns: Netns, text: str) -> None:
     netns.nft(CREATE)
-    answer = netns.command("nft", f"add rule inet trial rules limit rate over {text} drop", check=False)
-    listed = netns.command("nft", "list", "chain", "inet", "trial", "rules")
+    answer = netns.command("nft", f"add rule inet trial chained limit rate over {text} drop", check=False)
+    listed = netns.command("nft", "list", "chain", "inet", "trial", "chained")
     assert "Error" in answer or f"limit rate over {text}" not in listed
 
 
 def test_the_sizes_that_wrap_in_nft_are_refused_although_nft_says_nothing(netns: Netns) -> None:
     for text in ("1 mbytes/second burst 4096 mbytes", "1000000000/second burst 4294967297 packets"):
         netns.nft(CREATE)
-        netns.nft(f"flush chain inet trial rules\nadd rule inet trial rules limit rate over {text} drop")
+        netns.nft(f"flush chain inet trial chained\nadd rule inet trial chained limit rate over {text} drop")
         assert text not in netns.command(
-            "nft", "list", "chain", "inet", "trial", "rules"
+            "nft", "list", "chain", "inet", "trial", "chained"
         ), "nft took it and it became another limit"
         with pytest.raises(RateLimitError):
             parse_ratelimit(text)

@@ -60,7 +60,7 @@ class Router:
 
     def __init__(self, lab: Lab, folder: Path) -> None:
         self.lab = lab
-        self.config = Config(state=folder, local_chain=folder / "local-chain.nft")
+        self.config = Config(state=folder, local_chain=folder / "local-chain.nft", own_tables=False)
         self._links: Links = lab.router.call(Links)
         self._objects: dict[str, dict[str, Raw]] = {"Service": {}, "Nft": {}}
 
