@@ -1,7 +1,8 @@
 """Events for the Kubernetes API: which pieces of news are sent, and when.
 
-A queue that drops its oldest, a bucket for each object and one for all of them, and one Event that counts where the same thing
-happens again: nothing that a cluster does can make the router a burden to it. Source: events.k8s.io/v1, KEP-383.
+A queue that drops its oldest, and before them what nobody has to mend, a bucket for each object and one for all of them, and one
+Event that counts where the same thing happens again: nothing that a cluster does can make the router a burden to it.
+Source: events.k8s.io/v1, KEP-383.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from operator import itemgetter
 from typing import TypeVar
 
 from nftsync.news import News, Topic
@@ -89,7 +91,9 @@ class EventQueue:
         self._instance = _cut(instance, _INSTANCE)
         self._utc = utc
         self._length = length
-        self._queue: deque[News] = deque()
+        self._warnings: deque[tuple[int, News]] = deque()  # with the number of each
+        self._others: deque[tuple[int, News]] = deque()
+        self._number = 0
         self._sending: News | None = None
         self._all = Bucket(25, 0.2, 25, 0.0)
         self._objects: OrderedDict[str, Bucket] = OrderedDict()
@@ -97,28 +101,31 @@ class EventQueue:
         self.dropped = 0
 
     def __len__(self) -> int:
-        return len(self._queue) + (self._sending is not None)
+        return len(self._warnings) + len(self._others) + (self._sending is not None)
 
     def put(self, news: News) -> None:
         """Take news about an object that an Event can be about; others concern nobody in the cluster."""
         if news.about is None or news.about.kind not in _VERSIONS or not news.about.uid:
             return
-        self._queue.append(news)
-        if len(self._queue) > self._length:
-            self._queue.popleft()
+        self._number += 1
+        (self._warnings if news.warning else self._others).append((self._number, news))
+        if len(self._warnings) + len(self._others) > self._length:
+            (self._others or self._warnings).popleft()
             self.dropped += 1
 
     def next(self, now: float) -> Request | float:
         """The next request; or the seconds until there can be one. It is the same one until sent() or drop()."""
-        while self._sending is None and self._queue:
-            news = self._queue[0]
+        while self._sending is None and (self._warnings or self._others):
+            oldest = min(filter(None, (self._warnings, self._others)), key=itemgetter(0))
+            _, news = oldest[0]
             assert news.about is not None
             bucket = _remembered(self._objects, news.about.uid, lambda: Bucket(25, 300.0, 25, now))
             if not bucket.take(now):  # too much about one object
-                self._queue.popleft()
+                oldest.popleft()
                 self.dropped += 1
             elif self._all.take(now):
-                self._sending = self._queue.popleft()
+                oldest.popleft()
+                self._sending = news
             else:
                 bucket.level += 1
                 return self._all.wait()
@@ -146,7 +153,8 @@ class EventQueue:
     def clear(self) -> None:
         """The server takes none of them."""
         self.dropped += len(self)
-        self._queue.clear()
+        self._warnings.clear()
+        self._others.clear()
         self._sending = None
 
     def _request(self, news: News, now: float) -> Request:

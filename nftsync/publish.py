@@ -56,6 +56,7 @@ class Publisher:
             self._tell_guard(reconciler.guard)
         news = [*self._news(reconciler, result), *self._news_of_settings(reconciler)]
         news.extend(self._news_of_rejections(reconciler.rejections()))
+        news.sort(key=lambda each: not each.warning)  # what somebody has to mend is told first
         self._log(news, config.router_name)
         self.recent.extend((self._now(), each) for each in news)
         source.tell(news)

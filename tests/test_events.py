@@ -111,6 +111,17 @@ def test_the_queue_drops_its_oldest_and_counts_them() -> None:
     assert names == [f"s{number}" for number in range(15, 25)]
 
 
+def test_what_somebody_has_to_mend_is_dropped_last_and_nothing_is_sent_out_of_turn() -> None:
+    events = queue(length=4)
+    for number in range(9):
+        events.put(news(service(f"s{number}"), warning=number in (1, 4)))
+    assert (len(events), events.dropped) == (4, 5)
+    assert [each.body["regarding"]["name"] for each in send(events, 0.0)] == ["s1", "s4", "s7", "s8"]  # type: ignore[index]
+    for number in range(9):
+        events.put(news(service(f"w{number}"), warning=True))
+    assert [each.body["regarding"]["name"] for each in send(events, 1.0)] == ["w5", "w6", "w7", "w8"]  # type: ignore[index]
+
+
 def test_news_that_come_while_one_is_sent_push_out_another_one() -> None:
     """The lock is free while a request is on its way: what was accepted then is what was sent."""
     events = queue(length=3)
