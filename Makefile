@@ -4,7 +4,7 @@ PYTHON := /usr/bin/python3
 RUNTIME := nftables python3-nftables python3-kubernetes python3-pyroute2 python3-tenacity python3-prometheus-client \
 	python3-yaml python3-venv iproute2 netbase
 TESTING := etcd-server openssl prometheus $(BUILDING)
-BUILDING := debhelper dh-python pybuild-plugin-pyproject python3-setuptools lintian bash-completion mandoc zsh
+BUILDING := systemd debhelper dh-python pybuild-plugin-pyproject python3-setuptools lintian bash-completion mandoc zsh
 PARALLEL := --numprocesses 2 --dist loadfile
 
 # The distribution's python3-nftables is the one that matches its libnftables: no other Python, no other copy.

@@ -6,11 +6,12 @@ file, the key and the value: a setting that is silently ignored on a firewall is
 
 from __future__ import annotations
 
+import os
 import re
 import socket
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Network, IPv6Network, collapse_addresses, ip_address, ip_network
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,6 +23,7 @@ from nftsync.nftresource import parse_nic
 from nftsync.objects import Malformed, Name, Network, quote
 
 DEFAULT_PATH = Path("/etc/nftsync/nftsync.toml")
+KUBECONFIG = Path("/etc/nftsync/kubeconfig")
 
 _NFT = Name("arbf-operators", "nft")
 _ALL = Filters()
@@ -42,7 +44,7 @@ class ConfigError(InputError):
 class Config:
     """The local configuration of one router. resync_interval, confirm_seconds: seconds."""
 
-    kubeconfig: Path = Path("/etc/nftsync/kubeconfig")
+    kubeconfig: Path = KUBECONFIG
     router_name: str = field(default_factory=socket.gethostname)
     resync_interval: float = 60.0
     caps: Caps = field(default_factory=Caps)
@@ -70,7 +72,7 @@ def load(path: Path | None) -> Config:
         document = tomllib.loads(chosen.read_text(encoding="utf-8"))
     except FileNotFoundError:
         if path is None:
-            return Config()
+            return _with_credential(Config())
         raise ConfigError(f"{chosen}: there is no such file") from None
     except OSError as fault:
         raise ConfigError(f"{chosen}: {fault.strerror}") from fault
@@ -78,7 +80,13 @@ def load(path: Path | None) -> Config:
         raise ConfigError(f"{chosen}: {fault}") from fault
     except RecursionError:
         raise ConfigError(f"{chosen}: it is nested too deep") from None
-    return _config(_Section(str(chosen), "", document))
+    return _with_credential(_config(_Section(str(chosen), "", document)))
+
+
+def _with_credential(chosen: Config) -> Config:
+    """Root's kubeconfig as systemd hands it to a unit whose user can't read it. Source: systemd.exec(5), LoadCredential=."""
+    handed = Path(os.environ.get("CREDENTIALS_DIRECTORY", "/nonexistent"), "kubeconfig")
+    return replace(chosen, kubeconfig=handed) if chosen.kubeconfig == KUBECONFIG and handed.exists() else chosen
 
 
 class _Section:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -33,6 +34,7 @@ from nftsync.ruleset import Ruleset
 from nftsync.signals import Signals, process_signals
 from nftsync.sources import Clock, ClusterSource, ManifestSource, Source
 from nftsync.store import Store
+from nftsync.systemd import Systemd
 from nftsync.transaction import transaction
 
 SETTLE = 0.05  # seconds: changes that follow a sync within this time become one transaction
@@ -64,6 +66,7 @@ class Daemon:
         self._options = options
         self._clock = clock
         self._signals = Signals()
+        self._systemd = Systemd(os.environ)
         self._listeners: list[threading.Thread] = []
         self._last_good = LastGood(clock)
         self._meddling = Meddling(self._signals.asked, clock)
@@ -106,6 +109,7 @@ class Daemon:
             source = self._loop(reconciler, source)
             self._last_good.finish(lambda: self._keep(reconciler))
         finally:
+            self._systemd.stopping()
             if not self._options.once:
                 source.farewell()
             source.stop()
@@ -175,6 +179,7 @@ class Daemon:
             waits = (TICK, resync_at - self._clock(), retry_at - self._clock(), reconciler.wakes_in)
             signals.wait(min(waits))
             self._turned = now = self._clock()
+            self._systemd.alive()
             if not self._goes_on(source):
                 return source
             self._answer(reconciler, source)
@@ -239,12 +244,14 @@ class Daemon:
             if result.since is not None:
                 metrics.event_to_kernel.observe(ended - result.since)
         self._publisher.publish(self._config, reconciler, source, result)
+        self._systemd.ready(_in_words(result))
         self._last = result
         return result
 
     def _reload(self, reconciler: Reconciler, source: Source) -> Source:
         """Take up the configuration file's new version; a bad one is reported and everything stays as it runs."""
         before, opened = self._config, source
+        self._systemd.reloading()
         try:
             self._config = config.load(self._options.config)
             if not self._reads_the_same(before):
@@ -288,6 +295,13 @@ class Daemon:
         except EndpointError:
             self._endpoint = self._open_endpoint(before)
             raise
+
+
+def _in_words(result: SyncResult) -> str:
+    """For `systemctl status`."""
+    if result.outcome in (Outcome.APPLIED, Outcome.UNCHANGED):
+        return "The kernel holds what the cluster asks for."
+    return f"{result.outcome.capitalize()}: {result.message or 'the ruleset that stands stays'}"
 
 
 def flush(chosen: Config) -> None:

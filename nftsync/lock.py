@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from nftsync.ownership import give_to_owner
+
 LOCK = "lock"
 
 log = logging.getLogger(__name__)
@@ -27,7 +29,7 @@ def locked(folder: Path) -> Iterator[None]:
     path = folder / LOCK
     try:
         folder.mkdir(mode=0o755, parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        descriptor = _open(path)
     except OSError as fault:
         log.warning("%s: %s; a second nftsync would not be noticed", path, fault.strerror)
         yield
@@ -40,3 +42,18 @@ def locked(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def _open(path: Path) -> int:
+    """The lock's file, made if need be; then it belongs to whom the folder does, so that root's lock keeps no daemon out."""
+    flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
+    try:
+        descriptor = os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        return os.open(path, flags)
+    try:
+        give_to_owner(descriptor, path.parent)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor

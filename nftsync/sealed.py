@@ -12,6 +12,7 @@ import stat
 from pathlib import Path
 
 from nftsync import __version__
+from nftsync.ownership import give_to_owner
 
 _BY = " by version "
 
@@ -24,6 +25,7 @@ def replace_sealed(path: Path, text: str, form: int) -> None:
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8", newline="") as file:
+            give_to_owner(file.fileno(), path.parent)
             file.write(seal(text, form))
             file.flush()
             os.fsync(file.fileno())

@@ -37,6 +37,7 @@ FILES = f"""
 /usr/share/doc/nftsync/README.md
 /usr/share/doc/nftsync/changelog
 /usr/share/doc/nftsync/copyright
+/usr/share/doc/nftsync/examples/addresses.conf
 /usr/share/man/man5/nftsync.toml.5
 /usr/share/man/man8/nftsync.8
 /usr/share/nftsync/crd.yaml
