@@ -5,6 +5,7 @@ RUNTIME := nftables python3-nftables python3-kubernetes python3-pyroute2 python3
 	python3-yaml python3-venv iproute2 netbase
 TESTING := etcd-server openssl prometheus $(BUILDING)
 BUILDING := systemd debhelper dh-python pybuild-plugin-pyproject python3-setuptools lintian bash-completion mandoc zsh
+BOOTING := debootstrap systemd-container
 PARALLEL := --numprocesses 2 --dist loadfile
 
 # The distribution's python3-nftables is the one that matches its libnftables: no other Python, no other copy.
@@ -34,7 +35,7 @@ if [ -n "$$missing" ]; then \
 fi
 endef
 
-.PHONY: demo test test-newest lint bench chaos deb clean
+.PHONY: demo test test-newest lint bench chaos deb test-deb clean
 
 demo: .venv/bin/nftsync
 	.venv/bin/nftsync demo
@@ -62,6 +63,12 @@ deb:
 	@packages='$(BUILDING)'; $(install)
 	packaging/build-deb dist
 	lintian --fail-on error,warning dist/nftsync_*_all.deb
+
+# The package on Debian 12 and 13, booted with systemd in containers, with a real API server: half a minute for each, and once a minute
+# more to make its root file system, which is kept in the cache folder of tests/apiserver/build.
+test-deb: .venv/dev deb
+	@packages='$(BOOTING)'; $(install)
+	PYTHON=.venv/bin/python packaging/debian/tests/systems dist/nftsync_*_all.deb
 
 clean:
 	rm -rf .venv .venv-newest build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

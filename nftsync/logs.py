@@ -34,6 +34,7 @@ def configure(level: str, chosen: LogFormat) -> None:
         handler.setFormatter(JsonFormatter())
     elif chosen is LogFormat.AUTO and _stderr_is_the_journal():
         handler = JournalHandler(_JOURNAL)
+        handler.setFormatter(logging.Formatter())  # the message alone: level and the rest are fields
     else:
         handler.setFormatter(TextFormatter())
     logging.basicConfig(handlers=[handler], level=level.upper(), force=True)

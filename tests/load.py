@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nftsync.lab import Lab
+from nftsync.namespace import Namespace
 from tests.labtools import PATIENCE
 
 
@@ -52,10 +53,19 @@ def traffic(lab: Lab, destinations: Sequence[str], pause: float = 0) -> Iterator
 
     What is forbidden has a listener too: if it gets through, it is heard. The node listens on UDP 80 and 81, the router on 5000.
     """
-    sockets = [_listener(lab, "node", port) for port in (80, 81)] + [_listener(lab, "router", 5000)]
+    sockets = [listener(lab.node, port) for port in (80, 81)] + [listener(lab.router, 5000)]
+    with traffic_from(lab.client, sockets, destinations, pause) as flowing:
+        yield flowing
+
+
+@contextmanager
+def traffic_from(
+    client: Namespace, sockets: Sequence[socket.socket], destinations: Sequence[str], pause: float = 0
+) -> Iterator[Traffic]:
+    """Traffic from a namespace; what comes through is heard by the sockets, which are closed afterwards."""
     numbers = [each.fileno() for each in sockets]
     argv = [sys.executable, str(Path(__file__).with_name("traffic.py")), str(pause), *map(str, numbers), *destinations]
-    process = lab.client.popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=numbers, bufsize=1)
+    process = client.popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=numbers, bufsize=1)
     try:
         yield Traffic(process)
     finally:
@@ -65,9 +75,10 @@ def traffic(lab: Lab, destinations: Sequence[str], pause: float = 0) -> Iterator
             each.close()
 
 
-def _listener(lab: Lab, where: str, port: int) -> socket.socket:
-    listener: socket.socket = getattr(lab, where).socket(socket.AF_INET6, socket.SOCK_DGRAM)
-    listener.setsockopt(socket.SOL_SOCKET, 33, 32 << 20)  # SO_RCVBUFFORCE: whatever comes between two looks has room
-    listener.setblocking(False)
-    listener.bind(("::", port))
-    return listener
+def listener(where: Namespace, port: int) -> socket.socket:
+    """Hears what comes to a UDP port of any of a namespace's addresses."""
+    made: socket.socket = where.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+    made.setsockopt(socket.SOL_SOCKET, 33, 32 << 20)  # SO_RCVBUFFORCE: whatever comes between two looks has room
+    made.setblocking(False)
+    made.bind(("::", port))
+    return made

@@ -206,6 +206,13 @@ def test_a_record_that_can_not_be_written_out_stops_nobody(journal: Journal, cap
         assert "--- Logging error ---" in capsys.readouterr().err
 
 
+def test_a_configured_journal_gets_the_message_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nftsync.logs._stderr_is_the_journal", lambda: True)
+    configure("info", LogFormat.AUTO)
+    [handler] = logging.getLogger().handlers
+    assert handler.format(record("opened %s", "192.0.2.1", level=logging.WARNING)) == "opened 192.0.2.1"
+
+
 # --- which of them ------------------------------------------------------------------------------------
 
 PROGRAM = """

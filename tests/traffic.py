@@ -32,7 +32,7 @@ def main(arguments: Sequence[str]) -> None:
     while not select.select([sys.stdin], [], [], float(pause))[0]:
         for number in range(sent, sent + _ROUND):
             for place, sender in enumerate(senders):
-                with suppress(ConnectionRefusedError):  # an error that an earlier packet brought back
+                with suppress(OSError):  # an error that an earlier packet brought back; or there is no way just now
                     sender.send(_NUMBER.pack(_OURS, place, number))
         sent += _ROUND
         for place, number in _received(listeners):

@@ -221,15 +221,16 @@ class ApiServer:
     """etcd and kube-apiserver, from entering the context to leaving it, and never after the process that entered it.
 
     options: further flags of kube-apiserver. With `--watch-cache=false` a watch from a compacted version is a 410;
-    otherwise kube-apiserver remembers what etcd has forgotten until it is restarted.
+    otherwise kube-apiserver remembers what etcd has forgotten until it is restarted.  address: where it listens.
 
     The processes are killed with the *thread* that started them (prctl(2), PR_SET_PDEATHSIG): call start and
     restart() from one that lives on.
     """
 
-    def __init__(self, options: Sequence[str] = (), programs: Programs | None = None) -> None:
+    def __init__(self, options: Sequence[str] = (), programs: Programs | None = None, address: str = "127.0.0.1") -> None:
         self._options = tuple(options)
         self._programs = programs
+        self._address = address
 
     def __enter__(self) -> Self:
         programs = self._programs or build_programs()
@@ -242,7 +243,7 @@ class ApiServer:
         try:
             self._etcd_url = f"http://127.0.0.1:{self._reserve_port()}"
             port = self._reserve_port()
-            self.url = f"https://127.0.0.1:{port}"
+            self.url = f"https://{self._address}:{port}"
             self._make_keys()
             self._command = self._server_command(programs.kube_apiserver, port)
             self.admin = self.client(_ADMIN_TOKEN)
@@ -398,7 +399,7 @@ class ApiServer:
     def _make_keys(self) -> None:
         """kube-apiserver's certificate, the key that signs tokens of ServiceAccounts, and the administrator's token."""
         tls = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj", "/CN=kube-apiserver"]
-        names = ["-addext", "subjectAltName=IP:127.0.0.1", "-days", "2"]
+        names = ["-addext", f"subjectAltName=IP:{self._address}", "-days", "2"]
         self._openssl("req", "-x509", *tls, *names, "-keyout", "tls.key", "-out", "tls.crt")
         self._openssl("genrsa", "-out", "tokens.key", "2048")
         admin = f'{_ADMIN_TOKEN},admin,admin,"system:masters"\n'
@@ -438,7 +439,7 @@ class ApiServer:
         return [
             str(program),
             f"--etcd-servers={self._etcd_url}",
-            "--bind-address=127.0.0.1",
+            f"--bind-address={self._address}",
             "--advertise-address=127.0.0.1",  # otherwise it looks for the machine's address
             "--endpoint-reconciler-type=none",  # which refuses a loopback address
             f"--secure-port={port}",

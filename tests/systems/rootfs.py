@@ -1,0 +1,63 @@
+"""Root file systems of Debian releases, with everything that the package depends on; made once and kept in the cache folder."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+SUITES = {"bookworm": "Debian 12", "trixie": "Debian 13"}
+MIRROR = "http://deb.debian.org/debian"
+# A router's: init, network, and who restarts what. debootstrap's own resolver knows no alternatives, so apt gets the rest.
+_SYSTEM = ("systemd-sysv", "dbus", "ca-certificates", "ifupdown", "iproute2", "procps")
+_DEPENDS = ("netbase", "nftables", "python3", "python3-kubernetes", "python3-nftables", "python3-prometheus-client",
+            "python3-pyroute2", "python3-tenacity", "python3-yaml")  # fmt: skip
+
+
+def root_file_system(suite: str) -> Path:
+    """The folder of a release; nobody writes to it. About a minute the first time."""
+    recipe = hashlib.sha256(repr((suite, _SYSTEM, _DEPENDS)).encode()).hexdigest()[:12]
+    cache = _cache()
+    cache.mkdir(parents=True, exist_ok=True)
+    kept, made = cache / f"{suite}-{recipe}", cache / f".{suite}-{recipe}.new"
+    with (cache / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not kept.exists():
+            shutil.rmtree(made, ignore_errors=True)
+            _run("debootstrap", "--variant=minbase", f"--include={','.join(_SYSTEM)}", suite, str(made), MIRROR)
+            shutil.copy("/etc/resolv.conf", made / "etc" / "resolv.conf")
+            _run("chroot", str(made), "apt-get", "update", "-q")
+            _run("chroot", str(made), "apt-get", "install", "-q", "-y", "--no-install-recommends", *_DEPENDS)
+            made.rename(kept)
+    return kept
+
+
+@contextmanager
+def copied(root: Path, folder: Path) -> Iterator[Path]:
+    """A copy of a root file system that may be changed; what is changed lies in `folder`."""
+    above, work, merged = (folder / name for name in ("above", "work", "merged"))
+    for each in (above, work, merged):
+        each.mkdir()
+    _run("mount", "-t", "overlay", "overlay", "-o", f"lowerdir={root},upperdir={above},workdir={work}", str(merged))
+    try:
+        yield merged
+    finally:
+        _run("umount", str(merged))
+
+
+def _cache() -> Path:
+    if cache := os.environ.get("NFTSYNC_TEST_CACHE"):
+        return Path(cache, "roots")
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "nftsync-tests", "roots")
+
+
+def _run(*command: str) -> None:
+    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)}: {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}")
