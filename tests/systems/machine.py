@@ -74,12 +74,14 @@ class Machine:
     def boot(self) -> None:
         """Return when every unit that is to start has started. After plug()."""
         assert self._network
-        command = ["systemd-nspawn", "--quiet", "--register=no", "--keep-unit", "--boot", "--directory", str(self.root)]
-        # nspawn looks for interfaces to be moved in /sys, which shows those of the machine: the network is made here.
-        command += [f"--network-namespace-path={self._network.path}", "--capability=CAP_NET_ADMIN,CAP_NET_RAW"]
+        # In a process namespace of its own, so that whatever ends us ends all of it. Its network is made here: nspawn looks for
+        # interfaces that it is to move in /sys, which shows those of the machine.
+        command = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc", "systemd-nspawn", "--quiet", "--register=no"]
+        command += ["--keep-unit", "--boot", "--directory", str(self.root), "--network-namespace-path=/proc/self/ns/net"]
+        command.append("--capability=CAP_NET_ADMIN,CAP_NET_RAW")
         with self._console.open("w") as console:
             streams = {"stdin": subprocess.DEVNULL, "stdout": console, "stderr": console}
-            self._container = self._cluster.popen(command, env={"PATH": _PATH}, **streams)
+            self._container = self._network.popen(command, env={"PATH": _PATH}, **streams)
         eventually(self._started, "the container does not start", 30.0)
         eventually(self._booted, "not every unit has started", 60.0)
 
@@ -87,8 +89,8 @@ class Machine:
         assert self._container
         if self._container.poll() is not None:
             raise AssertionError(f"the container has ended: {self._console.read_text()[-_COMPLAINT:]}")
-        children = Path(f"/proc/{self._container.pid}/task/{self._container.pid}/children").read_text().split()
-        self._leader = int(children[0]) if children else 0
+        nspawn = _child(self._container.pid)
+        self._leader = _child(nspawn) if nspawn else 0
         return bool(self._leader) and self.try_run("test", "-S", "/run/systemd/private").returncode == 0
 
     def _booted(self) -> bool:
@@ -107,6 +109,8 @@ class Machine:
         if self._container:
             self._container.kill()
             self._container.wait()
+            remains = Path(f"/proc/{self._leader or 'none'}")
+            eventually(lambda: not remains.exists(), "the container does not end")
         self._container, self._leader = None, 0
         self._unplug()
 
@@ -135,6 +139,12 @@ class Machine:
 
     def journal(self, unit: str) -> str:
         return self.run("journalctl", "--boot", "--output=cat", "--no-pager", "--unit", unit)
+
+
+def _child(pid: int) -> int:
+    """The first child of a process, 0 if it has none."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return int(children[0]) if children else 0
 
 
 @contextmanager
