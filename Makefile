@@ -4,8 +4,9 @@ PYTHON := /usr/bin/python3
 RUNTIME := nftables python3-nftables python3-kubernetes python3-pyroute2 python3-tenacity python3-prometheus-client \
 	python3-yaml python3-venv iproute2 netbase
 TESTING := etcd-server openssl prometheus $(BUILDING)
-BUILDING := systemd debhelper dh-python pybuild-plugin-pyproject python3-setuptools lintian bash-completion mandoc zsh
+BUILDING := systemd debhelper dh-python pybuild-plugin-pyproject python3-setuptools lintian apt-utils gnupg bash-completion mandoc zsh
 BOOTING := debootstrap systemd-container
+DEB = dist/nftsync_$(shell sed -n '1s/.*(\(.*\)).*/\1/p' packaging/debian/changelog)_all.deb
 PARALLEL := --numprocesses 2 --dist loadfile
 
 # The distribution's python3-nftables is the one that matches its libnftables: no other Python, no other copy.
@@ -35,7 +36,7 @@ if [ -n "$$missing" ]; then \
 fi
 endef
 
-.PHONY: demo test test-newest lint bench chaos deb test-deb clean
+.PHONY: demo test test-newest lint bench chaos deb test-deb apt-repo clean
 
 demo: .venv/bin/nftsync
 	.venv/bin/nftsync demo
@@ -62,13 +63,17 @@ chaos: .venv/dev
 deb:
 	@packages='$(BUILDING)'; $(install)
 	packaging/build-deb dist
-	lintian --fail-on error,warning dist/nftsync_*_all.deb
+	lintian --fail-on error,warning $(DEB)
 
 # The package on Debian 12 and 13, booted with systemd in containers, with a real API server: half a minute for each, and once a minute
 # more to make its root file system, which is kept in the cache folder of tests/apiserver/build.
 test-deb: .venv/dev deb
 	@packages='$(BOOTING)'; $(install)
-	PYTHON=.venv/bin/python packaging/debian/tests/systems dist/nftsync_*_all.deb
+	PYTHON=.venv/bin/python packaging/debian/tests/systems $(DEB)
+
+# dist/apt: a folder to copy to a web server, or to a router. Signed by a key of yours: make apt-repo KEY=you@example.org
+apt-repo: deb
+	packaging/build-apt-repo $(DEB) dist/apt $(KEY)
 
 clean:
 	rm -rf .venv .venv-newest build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
