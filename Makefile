@@ -3,8 +3,8 @@
 PYTHON := /usr/bin/python3
 RUNTIME := nftables python3-nftables python3-kubernetes python3-pyroute2 python3-tenacity python3-prometheus-client \
 	python3-yaml python3-venv iproute2 netbase
-TESTING := etcd-server openssl prometheus $(BUILDING)
 BUILDING := systemd debhelper dh-python pybuild-plugin-pyproject python3-setuptools lintian apt-utils gnupg bash-completion mandoc zsh
+TESTING := etcd-server openssl prometheus $(BUILDING)
 BOOTING := debootstrap systemd-container
 DEB = dist/nftsync_$(shell sed -n '1s/.*(\(.*\)).*/\1/p' packaging/debian/changelog)_all.deb
 PARALLEL := --numprocesses 2 --dist loadfile

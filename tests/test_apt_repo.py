@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 CONTROL = """Package: nftsync
 Version: {version}
 Architecture: all
-Maintainer: nftsync maintainers <nftsync@packages.debian.org>
+Maintainer: nftsync maintainers <maintainers@nftsync.example>
 Description: stands for the real one
 """
 

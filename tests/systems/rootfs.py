@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 SUITES = {"bookworm": "Debian 12", "trixie": "Debian 13"}
-MIRROR = "http://deb.debian.org/debian"
 # A router's: init, network, and who restarts what. debootstrap's own resolver knows no alternatives, so apt gets the rest.
 _SYSTEM = ("systemd-sysv", "dbus", "ca-certificates", "ifupdown", "iproute2", "procps")
 _DEPENDS = ("netbase", "nftables", "python3", "python3-kubernetes", "python3-nftables", "python3-prometheus-client",
@@ -29,7 +28,7 @@ def root_file_system(suite: str) -> Path:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not kept.exists():
             shutil.rmtree(made, ignore_errors=True)
-            _run("debootstrap", "--variant=minbase", f"--include={','.join(_SYSTEM)}", suite, str(made), MIRROR)
+            _run("debootstrap", "--variant=minbase", f"--include={','.join(_SYSTEM)}", suite, str(made), _mirror())
             shutil.copy("/etc/resolv.conf", made / "etc" / "resolv.conf")
             _run("chroot", str(made), "apt-get", "update", "-q")
             _run("chroot", str(made), "apt-get", "install", "-q", "-y", "--no-install-recommends", *_DEPENDS)
@@ -48,6 +47,15 @@ def copied(root: Path, folder: Path) -> Iterator[Path]:
         yield merged
     finally:
         _run("umount", str(merged))
+
+
+def _mirror() -> str:
+    """Where this machine gets Debian from."""
+    command = ["apt-get", "indextargets", "--format", "$(REPO_URI)", "Identifier: Packages", "Label: Debian"]
+    found = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    if not found:
+        raise RuntimeError("apt knows no mirror of Debian's: run apt-get update")
+    return min(found)
 
 
 def _cache() -> Path:
