@@ -15,7 +15,7 @@ import nftsync
 ROOT = Path(__file__).parents[1]
 PYTHON = "usr/lib/python3/dist-packages"
 INFO = f"{PYTHON}/nftsync-{nftsync.__version__}.dist-info"
-SCRATCH = (".venv*", ".git-*", "build", "dist", "__pycache__", "*.egg-info", ".*_cache", ".hypothesis", ".cache")
+SCRATCH = (".venv*", ".apt-key", "build", "dist", "__pycache__", "*.egg-info", ".*_cache", ".hypothesis", ".cache")
 
 # Of the distribution, by what PyPI calls it; nftables is nowhere else.
 PACKAGES = {"kubernetes", "pyroute2", "tenacity", "prometheus-client", "yaml"}
@@ -60,9 +60,10 @@ def deb(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build(ROOT, tmp_path_factory.mktemp("dist"))
 
 
-def test_two_folders_give_the_same_bytes(deb: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("without", [(), (".git",)], ids=["a checkout", "unpacked sources"])
+def test_two_folders_give_the_same_bytes(deb: Path, tmp_path: Path, without: tuple[str, ...]) -> None:
     elsewhere = tmp_path / "quite" / "another place"
-    shutil.copytree(ROOT, elsewhere, symlinks=True, ignore=shutil.ignore_patterns(*SCRATCH))
+    shutil.copytree(ROOT, elsewhere, symlinks=True, ignore=shutil.ignore_patterns(*SCRATCH, *without))
     for path in elsewhere.rglob("*.py"):
         path.touch()
     assert build(elsewhere, tmp_path / "dist").read_bytes() == deb.read_bytes()
