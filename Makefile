@@ -55,7 +55,7 @@ lint: .venv/dev
 bench: .venv/dev
 	.venv/bin/python -m tests.bench
 
-# A thousand faults, about ten minutes; another seed draws others: make chaos SEED=7
+# A thousand faults, a few minutes; another seed draws others: make chaos SEED=7
 chaos: .venv/dev
 	.venv/bin/python -m tests.chaos $(if $(SEED),--seed $(SEED)) $(if $(FAULTS),--faults $(FAULTS))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -66,6 +67,7 @@ def test_two_folders_give_the_same_bytes(deb: Path, tmp_path: Path, without: tup
     shutil.copytree(ROOT, elsewhere, symlinks=True, ignore=shutil.ignore_patterns(*SCRATCH, *without))
     for path in elsewhere.rglob("*.py"):
         path.touch()
+    os.utime(elsewhere / "etc" / "nftsync.toml", (0, 0))
     assert build(elsewhere, tmp_path / "dist").read_bytes() == deb.read_bytes()
 
 
