@@ -10,7 +10,7 @@ import json
 import socket
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.client import responses
@@ -67,6 +67,7 @@ class _Session:
 class Api:
     """A connection to one cluster's API server, for any number of threads.
 
+    allowed: what of kubeconfig.UNSAFE the kubeconfig may have.
     count: called with the verb and the status of each answer, None for none.  connect_timeout, read_timeout: seconds.
     longest_answer, longest_line: bytes, after decompression.
     """
@@ -75,6 +76,7 @@ class Api:
         self,
         kubeconfig: Path,
         *,
+        allowed: Collection[str] = (),
         count: Callable[[str, int | None], None] = lambda _verb, _status: None,
         connect_timeout: float = 5.0,
         read_timeout: float = 20.0,
@@ -82,6 +84,7 @@ class Api:
         longest_line: int = 8 << 20,
     ) -> None:
         self._kubeconfig = kubeconfig
+        self._allowed = allowed
         self._count = count
         self._connect_timeout = connect_timeout
         self._read_timeout = read_timeout
@@ -187,7 +190,7 @@ class Api:
         with self._session_lock:
             if self._session is None or self._session.kubeconfig.changed():
                 self._session = None
-                self._session = _Session(kubeconfig := Kubeconfig.read(self._kubeconfig), self._pools(kubeconfig))
+                self._session = _Session(kubeconfig := Kubeconfig.read(self._kubeconfig, self._allowed), self._pools(kubeconfig))
             return self._session
 
     def _pools(self, kubeconfig: Kubeconfig) -> Any:

@@ -81,7 +81,7 @@ def findings(path: Path | None) -> Iterator[Finding]:
     yield _nft()
     yield from _forwarding()
     spec = None
-    api = Api(chosen.kubeconfig)
+    api = Api(chosen.kubeconfig, allowed=chosen.allowed_kubeconfig)
     try:
         api.connect()
         version = _answer(api, "GET", "/version")

@@ -10,7 +10,7 @@ import os
 import re
 import socket
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Network, IPv6Network, collapse_addresses, ip_address, ip_network
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 from nftsync.caps import Caps
 from nftsync.desired import Filters
 from nftsync.guard import Boundary, Enforcement
+from nftsync.kubeconfig import UNSAFE
 from nftsync.nftresource import parse_nic
 from nftsync.objects import Malformed, Name, Network, quote
 
@@ -45,6 +46,7 @@ class Config:
     """The local configuration of one router. resync_interval, confirm_seconds: seconds."""
 
     kubeconfig: Path = KUBECONFIG
+    unsafe_kubeconfig: bool = False
     router_name: str = field(default_factory=socket.gethostname)
     resync_interval: float = 60.0
     caps: Caps = field(default_factory=Caps)
@@ -60,6 +62,11 @@ class Config:
     filters: Filters = _ALL
     boundary: Boundary = _BOUNDARY
     bgp_peers: tuple[Network, ...] = ()  # who may speak BGP on the public side; empty for everybody
+
+    @property
+    def allowed_kubeconfig(self) -> Collection[str]:
+        """What of kubeconfig.UNSAFE the kubeconfig may have."""
+        return UNSAFE if self.unsafe_kubeconfig else ()
 
 
 def load(path: Path | None) -> Config:
@@ -132,6 +139,7 @@ def _config(top: _Section) -> Config:
     bgp_peers = top.take("bgp_peers", _prefixes, list[Network]())
     config = Config(
         kubeconfig=top.take("kubeconfig", _path, default.kubeconfig),
+        unsafe_kubeconfig=top.take("unsafe_kubeconfig", _flag, default.unsafe_kubeconfig),
         router_name=router_name,
         resync_interval=top.take("resync_interval", _seconds, default.resync_interval),
         confirm_seconds=top.take("confirm_seconds", _seconds_or_none, default.confirm_seconds),

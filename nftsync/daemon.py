@@ -278,7 +278,8 @@ class Daemon:
 
     def _reads_the_same(self, before: Config) -> bool:
         """Whether the source that was opened for another configuration serves this one, too."""
-        same_cluster = bool(self._options.manifests) or self._config.kubeconfig == before.kubeconfig
+        read = [(each.kubeconfig, each.unsafe_kubeconfig) for each in (before, self._config)]
+        same_cluster = bool(self._options.manifests) or read[0] == read[1]
         return same_cluster and self._speaks_the_same(before)
 
     def _speaks_the_same(self, before: Config) -> bool:

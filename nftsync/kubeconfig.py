@@ -6,7 +6,7 @@ plug-in fails. To import it costs half a second and 70 MB, so that happens with 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,13 @@ class KubeconfigError(ApiError):
 
 Stamp = tuple[int, int, int] | None
 
+# What of a kubeconfig's cluster or user is taken only if somebody allows it, and what is wrong with it.
+UNSAFE = {
+    "insecure-skip-tls-verify": "whoever is in between could say what the firewall opens",
+    "exec": "it runs a program",
+    "auth-provider": "newer clients do not know it any more",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Kubeconfig:
@@ -34,8 +41,8 @@ class Kubeconfig:
     stamps: Mapping[Path, Stamp]
 
     @classmethod
-    def read(cls, path: Path) -> Kubeconfig:
-        """Raises KubeconfigError."""
+    def read(cls, path: Path, allowed: Collection[str] = ()) -> Kubeconfig:
+        """Raises KubeconfigError. allowed: of UNSAFE."""
         stamps = {path: _stamp(path)}
         document = _read_yaml(path)
         stamps |= {named: _stamp(named) for named in _named_files(document, path.parent)}
@@ -44,6 +51,7 @@ class Kubeconfig:
             urlsplit(kubeconfig.server)
         except ValueError as fault:
             raise KubeconfigError(f"{path}: the server's address is not a URL: {fault}") from fault
+        _refuse_unsafe(path, document, allowed)
         identified = any(user.get("user") for user in _entries(document, "users"))
         if identified and not kubeconfig.configuration.cert_file and not kubeconfig.identification():
             raise KubeconfigError(f"{path}: the user of the current context has no usable token or certificate")
@@ -69,6 +77,18 @@ class Kubeconfig:
             if " " in value:  # an empty token file leaves the word "Bearer" alone
                 headers[setting["key"]] = value
         return headers
+
+
+def _refuse_unsafe(path: Path, document: object, allowed: Collection[str]) -> None:
+    """Raises KubeconfigError if the current context has what is not allowed."""
+    current = document.get("current-context") if isinstance(document, dict) else None
+    context = next((entry.get("context") for entry in _entries(document, "contexts") if entry.get("name") == current), None)
+    for section in ("clusters", "users"):
+        name = context.get(section[:-1]) if isinstance(context, dict) else None
+        for described in (entry.get(section[:-1]) for entry in _entries(document, section) if entry.get("name") == name):
+            for key, reason in UNSAFE.items():
+                if isinstance(described, dict) and described.get(key) and key not in allowed:
+                    raise KubeconfigError(f"{path}: {key} is not taken: {reason}; unsafe_kubeconfig in the configuration allows it")
 
 
 def _load(path: Path) -> Any:

@@ -59,7 +59,7 @@ def legal_in_manifests(chosen: Config, paths: Sequence[Path]) -> Legal:
 
 def legal_in_cluster(chosen: Config) -> Legal:
     """Asks the API once; where it has no good answer, what the daemon of this machine saw last holds. Raises ApiError."""
-    api = Api(chosen.kubeconfig)
+    api = Api(chosen.kubeconfig, allowed=chosen.allowed_kubeconfig)
     try:
         api.connect()
         if chosen.boundary.enforcement is Enforcement.IGNORED:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -70,9 +71,8 @@ class ClusterSource:
         self._wake = wake
         self._clock = clock
         self._report = WatchReport(metrics, clock, self._tell_of_doubt)
-        self._kubeconfig = chosen.kubeconfig
-        self._metrics = metrics
-        api = Api(chosen.kubeconfig, count=metrics.count_api_request)
+        self._api = partial(Api, chosen.kubeconfig, allowed=chosen.allowed_kubeconfig, count=metrics.count_api_request)
+        api = self._api()
         api.connect()
         services = Inbox[Service](parse_service, wake, clock)
         resources = Inbox[Nft](parse_nft, wake, clock, fresh=True)
@@ -80,7 +80,7 @@ class ClusterSource:
         self._watches = _Watches(api, watched, self._report, clock)
         self._metallb: tuple[str, MetalLB, _Watches] | None = None
         self._inputs = Inputs(services, resources, self.metallb)
-        self._reports = Api(chosen.kubeconfig, count=metrics.count_api_request, read_timeout=_REPORT_TIMEOUT)
+        self._reports = self._api(read_timeout=_REPORT_TIMEOUT)
         self._reporter = Reporter(
             self._reports,
             chosen.nft,
@@ -105,8 +105,7 @@ class ClusterSource:
             watches.stop()
         inboxes = MetalLB.empty(self._wake, self._clock)
         kinds = zip(metallb(namespace), inboxes.inboxes, strict=True)
-        api = Api(self._kubeconfig, count=self._metrics.count_api_request)
-        self._metallb = namespace, inboxes, _Watches(api, kinds, self._report, self._clock)
+        self._metallb = namespace, inboxes, _Watches(self._api(), kinds, self._report, self._clock)
         return inboxes
 
     @property

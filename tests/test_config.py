@@ -41,6 +41,7 @@ def fault(folder: Path, text: str | bytes) -> str:
 
 KEYS: dict[str, tuple[str, Any]] = {
     'kubeconfig = "/root/.kube/config"': ("kubeconfig", Path("/root/.kube/config")),
+    "unsafe_kubeconfig = true": ("unsafe_kubeconfig", True),
     'router_name = "edge1"': ("router_name", "edge1"),
     "resync_interval = 5": ("resync_interval", 5.0),
     "resync_interval = 1.5": ("resync_interval", 1.5),

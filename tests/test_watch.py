@@ -28,7 +28,7 @@ from hypothesis import strategies as st
 
 from nftsync.api import SOCKET_OPTIONS, Api, ApiError, KubeconfigError, TooLargeError, split_lines
 from nftsync.inbox import Inbox
-from nftsync.kubeconfig import Kubeconfig
+from nftsync.kubeconfig import UNSAFE, Kubeconfig
 from nftsync.nftresource import Nft, parse_nft
 from nftsync.objects import Name, Service, parse_service
 from nftsync.observer import Cause, Doubt, State
@@ -654,9 +654,28 @@ def test_nobody_goes_on_without_the_credentials_that_the_kubeconfig_promises(
     (tmp_path / "empty").write_text("\n")
     write_kubeconfig(tmp_path / "kubeconfig", {"server": "https://127.0.0.1:1"}, user)
     with pytest.raises(KubeconfigError) as caught:
-        Api(tmp_path / "kubeconfig").connect()
+        Api(tmp_path / "kubeconfig", allowed=UNSAFE).connect()
     assert "\n" not in str(caught.value)
     assert "same" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("cluster", "user"), [
+    ({"insecure-skip-tls-verify": True}, {"token": TOKEN}),
+    ({}, {"token": TOKEN, "exec": {"apiVersion": "client.authentication.k8s.io/v1", "command": "/nonexistent/plugin"}}),
+    ({}, {"token": TOKEN, "auth-provider": {"name": "oidc"}}),
+], ids=["no verification", "exec", "auth-provider"])  # fmt: skip
+def test_what_makes_a_kubeconfig_unsafe_is_taken_only_if_it_is_allowed(
+    tmp_path: Path, cluster: dict[str, object], user: dict[str, object]
+) -> None:
+    [key] = UNSAFE.keys() & {*cluster, *user}
+    path = tmp_path / "kubeconfig"
+    write_kubeconfig(path, {"server": "https://127.0.0.1:1", **cluster}, user)
+    with pytest.raises(KubeconfigError) as caught:
+        Api(path).connect()
+    assert str(caught.value).startswith(f"{path}: {key} is not taken: ")
+    assert "unsafe_kubeconfig" in str(caught.value)
+    Api(path, allowed=[key]).connect()
+    assert TOKEN not in str(caught.value)
 
 
 def test_a_certificate_that_is_none_is_an_error_of_the_request(tmp_path: Path) -> None:
