@@ -14,6 +14,7 @@ from nftsync import config
 from nftsync.api import Api, ApiError
 from nftsync.config import Config, ConfigError
 from nftsync.guard import Enforcement, Guard
+from nftsync.kubeconfig import allowed
 from nftsync.legal import known_of_cluster
 from nftsync.links import LinkError, Links
 from nftsync.localchain import LocalChainError, parse_local_chain
@@ -81,7 +82,7 @@ def findings(path: Path | None) -> Iterator[Finding]:
     yield _nft()
     yield from _forwarding()
     spec = None
-    api = Api(chosen.kubeconfig, allowed=chosen.allowed_kubeconfig)
+    api = Api(chosen.kubeconfig, allowed=allowed(unsafe=chosen.unsafe_kubeconfig))
     try:
         api.connect()
         version = _answer(api, "GET", "/version")

@@ -10,7 +10,7 @@ import os
 import re
 import socket
 import tomllib
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Network, IPv6Network, collapse_addresses, ip_address, ip_network
 from pathlib import Path
@@ -19,7 +19,6 @@ from typing import Any, TypeVar
 from nftsync.caps import Caps
 from nftsync.desired import Filters
 from nftsync.guard import Boundary, Enforcement
-from nftsync.kubeconfig import UNSAFE
 from nftsync.nftresource import parse_nic
 from nftsync.objects import Malformed, Name, Network, quote
 
@@ -46,7 +45,7 @@ class Config:
     """The local configuration of one router. resync_interval, confirm_seconds: seconds."""
 
     kubeconfig: Path = KUBECONFIG
-    unsafe_kubeconfig: bool = False
+    unsafe_kubeconfig: bool = False  # whether one may have what kubeconfig.UNSAFE names
     router_name: str = field(default_factory=socket.gethostname)
     resync_interval: float = 60.0
     caps: Caps = field(default_factory=Caps)
@@ -62,11 +61,6 @@ class Config:
     filters: Filters = _ALL
     boundary: Boundary = _BOUNDARY
     bgp_peers: tuple[Network, ...] = ()  # who may speak BGP on the public side; empty for everybody
-
-    @property
-    def allowed_kubeconfig(self) -> Collection[str]:
-        """What of kubeconfig.UNSAFE the kubeconfig may have."""
-        return UNSAFE if self.unsafe_kubeconfig else ()
 
 
 def load(path: Path | None) -> Config:

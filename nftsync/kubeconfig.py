@@ -30,6 +30,11 @@ UNSAFE = {
 }
 
 
+def allowed(*, unsafe: bool) -> Collection[str]:
+    """What a kubeconfig may have where unsafe ones are taken, or not."""
+    return UNSAFE if unsafe else ()
+
+
 @dataclass(frozen=True, slots=True)
 class Kubeconfig:
     """One reading of a kubeconfig.

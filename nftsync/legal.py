@@ -11,6 +11,7 @@ from pathlib import Path
 from nftsync.api import Api, ApiError
 from nftsync.config import Config
 from nftsync.guard import Enforcement, Guard
+from nftsync.kubeconfig import allowed
 from nftsync.metallb import Configuration, Pool
 from nftsync.nftresource import METALLB_NAMESPACE, parse_nft
 from nftsync.objects import Malformed, ObjectRef, Reason, Rejection, sequence
@@ -59,7 +60,7 @@ def legal_in_manifests(chosen: Config, paths: Sequence[Path]) -> Legal:
 
 def legal_in_cluster(chosen: Config) -> Legal:
     """Asks the API once; where it has no good answer, what the daemon of this machine saw last holds. Raises ApiError."""
-    api = Api(chosen.kubeconfig, allowed=chosen.allowed_kubeconfig)
+    api = Api(chosen.kubeconfig, allowed=allowed(unsafe=chosen.unsafe_kubeconfig))
     try:
         api.connect()
         if chosen.boundary.enforcement is Enforcement.IGNORED:

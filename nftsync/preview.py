@@ -12,6 +12,7 @@ from nftsync.desired import Desired, Pinhole
 from nftsync.explain import View
 from nftsync.guard import Enforcement, Guard
 from nftsync.inbox import Inbox
+from nftsync.localchain import LocalChainError, parse_local_chain
 from nftsync.manifests import Manifests
 from nftsync.nftresource import parse_nft
 from nftsync.objects import Address, Name, Network, ObjectRef, Reason, Rejection, Service, parse_service
@@ -94,3 +95,14 @@ def preview(
 
 def _nobody() -> None:
     """Waits for no change."""
+
+
+def local_chain(chosen: Config) -> tuple[str, list[Rejection]]:
+    """This router's; an unusable one is empty here, and refused."""
+    try:
+        return parse_local_chain(chosen.local_chain.read_text(encoding="utf-8")), []
+    except FileNotFoundError:
+        return "", []
+    except (OSError, UnicodeDecodeError, LocalChainError) as fault:
+        message = f"{fault.strerror if isinstance(fault, OSError) else fault}; the chain is empty"
+        return "", [Rejection(ObjectRef("File", str(chosen.local_chain)), Reason.INVALID_LOCAL_CHAIN, message)]

@@ -13,6 +13,7 @@ from nftsync.api import Api
 from nftsync.config import Config
 from nftsync.inbox import Inbox
 from nftsync.inputs import Inputs
+from nftsync.kubeconfig import allowed
 from nftsync.manifests import Manifests
 from nftsync.metrics import Metrics
 from nftsync.news import News, Topic
@@ -71,7 +72,8 @@ class ClusterSource:
         self._wake = wake
         self._clock = clock
         self._report = WatchReport(metrics, clock, self._tell_of_doubt)
-        self._api = partial(Api, chosen.kubeconfig, allowed=chosen.allowed_kubeconfig, count=metrics.count_api_request)
+        unsafe = allowed(unsafe=chosen.unsafe_kubeconfig)
+        self._api = partial(Api, chosen.kubeconfig, allowed=unsafe, count=metrics.count_api_request)
         api = self._api()
         api.connect()
         services = Inbox[Service](parse_service, wake, clock)
