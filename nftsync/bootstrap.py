@@ -99,6 +99,8 @@ def bootstrap(kubeconfig: Path, told: Callable[[str], None], server: str | None 
     kubeconfig: the administrator's.  told: called with what was done, a line each.  server: where routers find the API server.
     Raises BootstrapError and ApiError.
     """
+    if not kubeconfig.exists():
+        raise BootstrapError(f"{kubeconfig}: there is no such file: name an administrator's kubeconfig with --kubeconfig FILE")
     manifests = [Manifest(raw) for raw in yaml.safe_load_all(text()) if raw]
     allowed = UNSAFE.keys() - {"insecure-skip-tls-verify"}
     api = Api(kubeconfig, allowed=allowed)

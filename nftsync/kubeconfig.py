@@ -93,7 +93,8 @@ def _refuse_unsafe(path: Path, document: object, allowed: Collection[str]) -> No
         for described in (entry.get(section[:-1]) for entry in _entries(document, section) if entry.get("name") == name):
             for key, reason in UNSAFE.items():
                 if isinstance(described, dict) and described.get(key) and key not in allowed:
-                    raise KubeconfigError(f"{path}: {key} is not taken: {reason}; unsafe_kubeconfig in the configuration allows it")
+                    way_out = "" if allowed else "; unsafe_kubeconfig in the configuration allows it"
+                    raise KubeconfigError(f"{path}: {key} is not taken: {reason}{way_out}")
 
 
 def _load(path: Path) -> Any:

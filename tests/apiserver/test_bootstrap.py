@@ -142,12 +142,13 @@ def test_what_it_cannot_do_it_refuses_with_a_reason(server: ApiServer, tmp_path:
     write(tmp_path / "insecure", yaml.safe_dump(document))
     for kubeconfig, reason in (
         (tmp_path / "insecure", "insecure-skip-tls-verify is not taken"),
-        (tmp_path / "absent", "No such file or directory"),
+        (tmp_path / "absent", "there is no such file: name an administrator's kubeconfig"),
         (server.kubeconfig(), "403 Forbidden"),
     ):
         done = run(server, kubeconfig=kubeconfig)
         assert (done.returncode, done.stdout) == (1, "")
         assert reason in done.stderr.splitlines()[-1]
+        assert "unsafe_kubeconfig" not in done.stderr, "that is for routers"
     server.admin.delete(SECRET)
     server.admin.post(SECRET.rpartition("/")[0], {"metadata": {"name": ROUTER_SECRET}, "type": "Opaque"})
     done = run(server)
