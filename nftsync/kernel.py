@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import struct
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -86,6 +87,8 @@ class Kernel:
             return read(self._netlink)
         except DumpError as fault:
             raise KernelError(str(fault)) from fault
+        except (ValueError, LookupError, struct.error) as fault:  # a set whose type is not that of its elements, …
+            raise KernelError(f"our tables hold something that nft does not make, and can't be read: {fault!r}") from fault
 
 
 def _capable() -> bool:

@@ -8,7 +8,8 @@ from ipaddress import ip_address
 
 import pytest
 
-from nftsync.kernel import Kernel
+from nftsync import readback
+from nftsync.kernel import Kernel, KernelError
 from nftsync.namespace import Namespace
 from nftsync.ruleset import FILTER, Ruleset, Settings, render, tables
 from tests.labtools import needs_root
@@ -60,6 +61,15 @@ def test_elements_of_every_shape_are_read_as_they_were_written_and_can_be_taken_
     assert found == dict.fromkeys(elements, "")
     router.nft(f"delete element inet nftsync {name} {{ {', '.join(found)} }}")
     assert not router.run(router.kernel.read).ruleset.elements[FILTER][name]
+
+
+def test_what_only_a_saboteur_can_make_is_one_error(router: Netns, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A type of elements that is not what they are: nft does not let anybody, netlink does."""
+    load(router)
+    router.nft("add element inet nftsync services4 { 192.0.2.1 . tcp . 80 }")
+    monkeypatch.setitem(readback._TYPES, 7, readback._Type("ipv4_addr", 3))
+    with pytest.raises(KernelError, match=r"^our tables hold something that nft does not make"):
+        router.run(router.kernel.read)
 
 
 # --- rules --------------------------------------------------------------------------------------------
