@@ -62,8 +62,11 @@ class StatusWriter:
         self._interval = QUIET
         self.wanted: RouterStatus | None = None
 
-    def next(self, now: float, seen: NftStatus) -> Request | float:
-        """The request that brings the cluster's status up to date; or the seconds until there can be one."""
+    def next(self, now: float, seen: NftStatus, *, anyway: bool = False) -> Request | float:
+        """The request that brings the cluster's status up to date; or the seconds until there can be one.
+
+        anyway: what was seen may be older than what was written since, so it does not matter whether it is up to date.
+        """
         if self.wanted is None:
             return float("inf")
         if now < self._not_before:
@@ -77,7 +80,7 @@ class StatusWriter:
         routers = sorted((*others, router), key=lambda each: each.name)
         disagree = self._disagree(now, routers, said=seen.disagree)
         together, figures = stamped(summary(routers, disagree=disagree), seen.conditions, time), Figures.of(routers)
-        if own == router and set(together) <= set(seen.conditions) and figures == seen.figures:
+        if not anyway and own == router and set(together) <= set(seen.conditions) and figures == seen.figures:
             return float("inf")
         content = (self.wanted, figures, tuple(replace(each, since="") for each in together))
         again = content == self._written and now - self._written_at < 2 * LONGEST
@@ -92,7 +95,7 @@ class StatusWriter:
         if self.wanted is None or not said:
             return None
         self.wanted, self._not_before = stopped(self.wanted), now
-        due = self.next(now, seen)
+        due = self.next(now, seen, anyway=self._written is not None)
         return due if isinstance(due, Request) else None
 
     def postpone(self, until: float) -> None:

@@ -447,6 +447,21 @@ def test_what_was_written_just_before_the_end_is_taken_back_though_no_watch_has_
     assert stands(cluster.router("edge1")["conditions"]) == STOPPED
 
 
+def test_who_is_stopped_again_at_once_says_so_though_what_was_seen_last_says_it_already(cluster: Cluster) -> None:
+    world = World(cluster, "edge1")
+    world.report()
+    world.run(SETTLE + 0.1)
+    world.end()
+    cluster.now += 20.0
+    cluster.lag = 10.0
+    world.join("edge1")
+    world.report()
+    world.run(SETTLE + 0.1)
+    assert stands(cluster.router("edge1")["conditions"]) == RUNS
+    world.end()
+    assert stands(cluster.router("edge1")["conditions"]) == STOPPED
+
+
 def test_who_never_said_that_he_runs_says_nothing_at_the_end(cluster: Cluster) -> None:
     for synced in (False, True):
         world = World(cluster, "edge1")
