@@ -16,11 +16,21 @@ SUITES = {"bookworm": "Debian 12", "trixie": "Debian 13"}
 _SYSTEM = ("systemd-sysv", "dbus", "ca-certificates", "ifupdown", "iproute2", "procps")
 _DEPENDS = ("netbase", "nftables", "python3", "python3-kubernetes", "python3-nftables", "python3-prometheus-client",
             "python3-pyroute2", "python3-tenacity", "python3-yaml")  # fmt: skip
+_TESTING = ("python3-hypothesis", "python3-pytest")
+_PROJECT = Path(__file__).parents[2]
+# In a mount namespace of its own, so that whatever ends it leaves nothing mounted.
+_INSIDE = """set -e
+for each in proc sys dev; do mount --rbind "/$each" "$1/$each"; done
+mount --bind "$2" "$1/mnt"
+mount -o remount,bind,ro "$1/mnt"
+shift 2
+exec "$@"
+"""
 
 
 def root_file_system(suite: str) -> Path:
     """The folder of a release; nobody writes to it. About a minute the first time."""
-    recipe = hashlib.sha256(repr((suite, _SYSTEM, _DEPENDS)).encode()).hexdigest()[:12]
+    recipe = hashlib.sha256(repr((suite, _SYSTEM, _DEPENDS, _TESTING)).encode()).hexdigest()[:12]
     cache = _cache()
     cache.mkdir(parents=True, exist_ok=True)
     kept, made = cache / f"{suite}-{recipe}", cache / f".{suite}-{recipe}.new"
@@ -31,7 +41,7 @@ def root_file_system(suite: str) -> Path:
             _run("debootstrap", "--variant=minbase", f"--include={','.join(_SYSTEM)}", suite, str(made), _mirror())
             shutil.copy("/etc/resolv.conf", made / "etc" / "resolv.conf")
             _run("chroot", str(made), "apt-get", "update", "-q")
-            _run("chroot", str(made), "apt-get", "install", "-q", "-y", "--no-install-recommends", *_DEPENDS)
+            _run("chroot", str(made), "apt-get", "install", "-q", "-y", "--no-install-recommends", *_DEPENDS, *_TESTING)
             made.rename(kept)
     return kept
 
@@ -47,6 +57,19 @@ def copied(root: Path, folder: Path) -> Iterator[Path]:
         yield merged
     finally:
         _run("umount", str(merged))
+
+
+def run_tests(root: Path, path: str) -> str:
+    """Run tests of this project's with the Python, the libraries and the nft of a root file system.
+
+    Returns pytest's last line. Raises AssertionError with all that it printed if one fails.
+    """
+    pytest = ["env", "--chdir=/mnt", "python3", "-B", "-m", "pytest", "-q", "-p", "no:cacheprovider", path]
+    command = ["unshare", "--mount", "sh", "-c", _INSIDE, "sh", str(root), str(_PROJECT), "chroot", str(root), *pytest]
+    environment = {**os.environ, "CI": "true", "LC_ALL": "C.UTF-8"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, f"{done.stdout}{done.stderr}"
+    return done.stdout.splitlines()[-1]
 
 
 def _mirror() -> str:
