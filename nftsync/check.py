@@ -21,7 +21,7 @@ from nftsync.localchain import LocalChainError, parse_local_chain
 from nftsync.metallb import CONFIG_MAP
 from nftsync.nftresource import METALLB_NAMESPACE, NftSpec, parse_nft
 from nftsync.objects import Malformed, quote
-from nftsync.resources import nfts
+from nftsync.resources import MEND, nfts
 from nftsync.ruleset import Ruleset, Settings, render, tables
 
 # What the daemon can't do without.
@@ -155,7 +155,7 @@ def _right(api: Api, attributes: dict[str, str], verbs: tuple[str, ...], otherwi
     """Whether we may do this to a resource; a finding of the level `otherwise` if not."""
     what = "/".join(attributes[key] for key in ("resource", "subresource") if key in attributes)
     if missing := _missing(api, attributes, verbs):
-        return Finding("RBAC", otherwise, f"may not {' or '.join(missing)} {what}: apply packaging/kubernetes/rbac.yaml")
+        return Finding("RBAC", otherwise, f"may not {' or '.join(missing)} {what}: {MEND}")
     return Finding("RBAC", OK, f"may {' and '.join(verbs)} {what}")
 
 
@@ -185,7 +185,8 @@ def _pools(api: Api, chosen: Config, spec: NftSpec | None) -> Iterator[Finding]:
     for attributes in _METALLB:
         if missing := _missing(api, {**attributes, "namespace": namespace}):
             what = f"may not {' or '.join(missing)} {attributes['resource']} in {namespace}"
-            yield Finding("RBAC", WARN, f"{what}: apply packaging/kubernetes/rbac.yaml, its last Role in that namespace")
+            mend = MEND if namespace == METALLB_NAMESPACE else f"it needs there the Role that it has in {METALLB_NAMESPACE}"
+            yield Finding("RBAC", WARN, f"{what}: {mend}")
     known, rejections = known_of_cluster(api, chosen, namespace)
     for rejection in rejections:
         yield Finding(subject, WARN, str(rejection))
@@ -216,10 +217,10 @@ def _resource(api: Api, chosen: Config) -> tuple[NftSpec | None, Finding]:
     except ApiError as fault:
         if fault.status != 404:
             raise
-        return None, Finding(subject, FAIL, "the API server does not know the kind: apply packaging/kubernetes/crd.yaml")
+        return None, Finding(subject, FAIL, f"the API server does not know the kind: {MEND}")
     items = listed.get("items")
     if not isinstance(items, list) or not items:
-        return None, Finding(subject, FAIL, "there is no such resource: apply packaging/kubernetes/nft.yaml with your public_nic")
+        return None, Finding(subject, FAIL, "there is no such resource; nftsync bootstrap --print shows an example")
     try:
         nft = parse_nft(items[0], None)
     except Malformed as fault:

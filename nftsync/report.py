@@ -21,6 +21,7 @@ from nftsync.events import EventQueue, Request, utc_now
 from nftsync.news import News
 from nftsync.nftresource import Nft
 from nftsync.objects import Name
+from nftsync.resources import MEND
 from nftsync.retry import Pace
 from nftsync.status import Figures, NftStatus, RouterStatus, describe, stamped, stopped, summary
 
@@ -223,7 +224,7 @@ class Reporter:
             with self._lock:
                 self._status.postpone(self._clock() + (QUIET if gone else self._pace.wait(self._failures, fault, self._rng)))
             if not gone:
-                old = "the cluster's CustomResourceDefinition is an old one: apply packaging/kubernetes/crd.yaml"
+                old = f"the cluster's CustomResourceDefinition is an old one: {MEND}"
                 self._complain("the Nft's status can't be written", fault, {404: old})
         else:
             self._observer.wrote_status("written")
@@ -286,7 +287,7 @@ class Reporter:
         """Once for each kind of fault, until it succeeds again. Two faults of a kind may name different objects."""
         if (what, fault.status) not in self._complaints and not self._stop.is_set():
             self._complaints.add((what, fault.status))
-            mend = {403: "apply packaging/kubernetes/rbac.yaml", **advice}.get(fault.status)
+            mend = {403: MEND, **advice}.get(fault.status)
             log.warning("%s: %s%s; nothing else suffers", what, fault, f": {mend}" if mend else "")
 
     def _forgive(self, what: str) -> None:

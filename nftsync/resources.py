@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from nftsync.metallb import CONFIG_MAP
 
+# What helps where the cluster lacks a kind or a permission that it should have.
+MEND = "run nftsync bootstrap with an administrator's kubeconfig"
+
 
 @dataclass(frozen=True, slots=True)
 class Resource:

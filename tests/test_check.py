@@ -98,12 +98,12 @@ def test_a_right_that_is_missing_and_a_resource_that_is_not_there_are_findings(t
         seen = list(findings(configuration(tmp_path, server)))
     rights = [finding for finding in seen if finding.subject == "RBAC"]
     assert [finding.level for finding in rights] == [Level.FAIL] * 2 + [Level.WARN] * 6
-    assert all("rbac.yaml" in finding.message for finding in rights)
+    assert all("run nftsync bootstrap" in finding.message for finding in rights)
     told = [finding.message.partition(":")[0] for finding in rights[2:4]]
     assert told == ["may not patch nfts/status", "may not create or patch events"]
     resource = next(finding for finding in seen if finding.subject == "Nft arbf-operators/nft")
     assert resource.level is Level.FAIL
-    assert "nft.yaml" in resource.message
+    assert "nftsync bootstrap --print" in resource.message
 
 
 def test_a_kernel_that_does_not_tell_of_interfaces_is_a_finding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -500,8 +500,8 @@ def test_the_end_is_not_put_off_by_a_server_that_refuses(
 @pytest.mark.parametrize(
     ("fault", "longest", "advice"),
     [
-        (FORBIDDEN, DENIED, "apply packaging/kubernetes/rbac.yaml"),
-        (GONE, DENIED, "apply packaging/kubernetes/crd.yaml"),
+        (FORBIDDEN, DENIED, "run nftsync bootstrap"),
+        (GONE, DENIED, "is an old one: run nftsync bootstrap"),
         (INVALID, 60.0, "Invalid value"),
     ],
     ids=["forbidden", "no subresource", "invalid"],
@@ -557,7 +557,7 @@ def test_events_that_are_forbidden_are_forgotten_and_tried_again_after_minutes(
     assert len(cluster.events) <= 1 + 3600 / (0.8 * DENIED)
     assert len(cluster.writes) == 60, "the status does not suffer"
     assert len(warnings()) == 1
-    assert "rbac.yaml" in warnings()[0]
+    assert "run nftsync bootstrap" in warnings()[0]
     cluster.fails = lambda _method, _path: None
     world.run(DENIED)
     cluster.asked.clear()

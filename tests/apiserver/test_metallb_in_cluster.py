@@ -447,4 +447,13 @@ def test_the_commands_say_which_rights_are_missing(router: Router, metallb: Meta
     assert all(line.startswith("warn") for line in found)
     for resource in (*PLURALS.values(), "configmaps"):
         (line,) = (line for line in found if f"may not list or watch {resource} in {METALLB_NAMESPACE}" in line)
-        assert "packaging/kubernetes/rbac.yaml" in line
+        assert line.endswith(": run nftsync bootstrap with an administrator's kubeconfig")
+
+
+def test_check_says_what_another_namespace_of_metallb_needs(router: Router) -> None:
+    router.server.admin.patch(f"{NFTS}/nft", {"spec": {"metallb-namespace": OTHER_NAMESPACE}})
+    status, found = findings(router)
+    assert status == 0
+    for resource in (*PLURALS.values(), "configmaps"):
+        missing = f"warn  RBAC: may not list or watch {resource} in {OTHER_NAMESPACE}"
+        assert f"{missing}: it needs there the Role that it has in {METALLB_NAMESPACE}" in found

@@ -495,7 +495,7 @@ def test_without_the_right_to_write_the_status_all_else_works_and_it_is_said_onc
     assert len(said) == 1
     assert "nftsync: WARNING: the Nft's status can't be written: " in said[0]
     assert "403 Forbidden" in said[0]
-    assert "apply packaging/kubernetes/rbac.yaml; nothing else suffers" in said[0]
+    assert ": run nftsync bootstrap with an administrator's kubeconfig; nothing else suffers" in said[0]
     assert 'nftsync_status_writes_total{result="failed"} 1.0\n' in metrics(router), "it is tried again after minutes"
     assert status(router) == {}
 
@@ -511,7 +511,7 @@ def test_without_the_right_to_send_events_all_else_works_and_it_is_said_once(rou
     said = [line for line in router.log.read_text().splitlines() if "can't be" in line]
     assert len(said) == 1
     assert "Events can't be sent" in said[0]
-    assert "rbac.yaml" in said[0]
+    assert "run nftsync bootstrap" in said[0]
     assert 'nftsync_events_total{result="failed"} 1.0\n' in metrics(router)
 
 
@@ -528,7 +528,7 @@ def test_with_a_crd_that_has_no_status_subresource_all_else_works_and_it_is_said
         router.closes("172.30.254.1")
         said = [line for line in router.log.read_text().splitlines() if "can't be" in line]
     assert len(said) == 1
-    assert "apply packaging/kubernetes/crd.yaml; nothing else suffers" in said[0]
+    assert "is an old one: run nftsync bootstrap with an administrator's kubeconfig; nothing else suffers" in said[0]
 
 
 # --- the log ------------------------------------------------------------------------------------------
