@@ -39,7 +39,8 @@ class Inbox(Generic[T]):
 
     parse: from an API object and its last parsed version to its new one; None if it is not ours.
     wake: called after every change, from the input's thread.  clock: monotonic seconds.  fresh: keep the newest even of objects
-    that compare equal; they are no change, and what does not compare wakes nobody.
+    that compare equal; they are no change, and what does not compare wakes nobody.  remembered: what there was when the process
+    before this one ended; the first list is held against it.
     """
 
     def __init__(
@@ -49,11 +50,13 @@ class Inbox(Generic[T]):
         clock: Callable[[], float],
         *,
         fresh: bool = False,
+        remembered: AbstractSet[Name] = frozenset(),
     ) -> None:
         self._parse = parse
         self._wake = wake
         self._clock = clock
         self._fresh = fresh
+        self._remembered = remembered
         self._lock = threading.Lock()
         self._objects: dict[Name, T] = {}
         self._dirty: set[Name] = set()
@@ -80,18 +83,21 @@ class Inbox(Generic[T]):
     def listing(self, *, doubts: Callable[[AbstractSet[Name], int], bool] = lambda _gone, _known: False) -> Iterator[Listing]:
         """Replace everything by a complete list: what it does not name is gone. An exception leaves the rest untouched.
 
-        doubts: asked what would go, and how many were known before the list; if it says so, nothing does.
+        doubts: asked what would go, and how many were known before the list; if it says so, nothing does. A first list in doubt is
+        not complete: what it lacks is in the kernel alone.
         """
         with self._lock:
-            listing = Listing(self._store, len(self._objects))
+            listing = Listing(self._store, len(self._objects.keys() | self._remembered))
         yield listing
         with self._lock:
-            listing.gone = self._objects.keys() - listing.names
+            listing.gone = (self._objects.keys() | self._remembered) - listing.names
             listing.doubted = doubts(listing.gone, listing.known)
             if not listing.doubted:
+                self._remembered = frozenset()
                 for name in listing.gone:
                     self._drop(name)
-        self._complete(readable=True)
+        if self.synced.is_set() or not listing.doubted:
+            self._complete(readable=True)
 
     def unreadable(self) -> None:
         """There is nobody to tell what is there: nobody needs to wait for it, and what was there stays."""

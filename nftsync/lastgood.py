@@ -1,15 +1,16 @@
-"""The ruleset that the kernel accepted last, in a file: what a router begins with after a reboot."""
+"""The ruleset that the kernel accepted last, in a file: what a router begins with after a reboot. And whose pinholes it has."""
 
 from __future__ import annotations
 
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from nftsync.desired import Pinhole
+from nftsync.objects import Name
 from nftsync.ruleset import FILTER, SHAPER, Ruleset, Settings, render, ruleset
 from nftsync.sealed import read_sealed, replace_sealed
 
@@ -27,6 +28,18 @@ def describe(shown: Ruleset) -> str:
     return _BETWEEN.join(map(render, parts))
 
 
+def services(folder: Path) -> frozenset[Name]:
+    """The Services that had pinholes; none where that is not known."""
+    try:
+        names = read_sealed(_names(folder), FORMAT).splitlines()
+    except FileNotFoundError:
+        return frozenset()
+    except (OSError, ValueError) as fault:
+        log.warning("%s can't be used and is ignored: %s", _names(folder), fault)
+        return frozenset()
+    return frozenset(Name(*name.partition("/")[::2]) for name in names)
+
+
 def load(folder: Path) -> tuple[str, str]:
     """The text of both tables, "" for one that there was not. Raises OSError; ValueError with a sentence."""
     filtering, _, shaping = read_sealed(_file(folder), FORMAT).partition(_BETWEEN)
@@ -34,7 +47,7 @@ def load(folder: Path) -> tuple[str, str]:
 
 
 class LastGood:
-    """Keeps the file up to date, not with every change: a reboot within seconds of one loads what was right before it.
+    """Keeps the files up to date, not with every change: a reboot within seconds of one loads what was right before it.
 
     kept: whether the disk has what it should.  clock: monotonic seconds. One thread owns it; a disk is waited for in another.
     """
@@ -61,8 +74,12 @@ class LastGood:
         The limits are kept for the public NIC even while it is not there: it may be after the next boot.
         """
         self._changed, self._written = False, self._clock()
-        text = describe(ruleset(pinholes, replace(settings, device=settings.public_nic)))
-        self._writer = threading.Thread(target=self._write, args=(_file(folder), text), name="last good", daemon=True)
+        opened = list(pinholes)
+        texts = {
+            _file(folder): describe(ruleset(opened, replace(settings, device=settings.public_nic))),
+            _names(folder): "\n".join(sorted({str(pinhole.service) for pinhole in opened})),
+        }
+        self._writer = threading.Thread(target=self._write, args=(texts,), name="last good", daemon=True)
         self._writer.start()
 
     def finish(self, write: Callable[[], None]) -> None:
@@ -76,10 +93,11 @@ class LastGood:
         if self._writer:
             self._writer.join(PATIENCE)
 
-    def _write(self, path: Path, text: str) -> None:
+    def _write(self, texts: Mapping[Path, str]) -> None:
         kept = self.kept
         try:
-            replace_sealed(path, text, FORMAT)
+            for path, text in texts.items():
+                replace_sealed(path, text, FORMAT)
             self.kept = True
         except OSError as fault:
             self.kept, self._changed = False, True
@@ -89,3 +107,7 @@ class LastGood:
 
 def _file(folder: Path) -> Path:
     return folder / "ruleset.nft"
+
+
+def _names(folder: Path) -> Path:
+    return folder / "services"

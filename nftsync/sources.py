@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
+from nftsync import lastgood
 from nftsync.api import Api
 from nftsync.config import Config
 from nftsync.inbox import Inbox
@@ -76,7 +77,7 @@ class ClusterSource:
         self._api = partial(Api, chosen.kubeconfig, allowed=unsafe, count=metrics.count_api_request)
         api = self._api()
         api.connect()
-        services = Inbox[Service](parse_service, wake, clock)
+        services = Inbox[Service](parse_service, wake, clock, remembered=lastgood.services(chosen.state))
         resources = Inbox[Nft](parse_nft, wake, clock, fresh=True)
         watched = ((SERVICES, services), (nfts(chosen.nft.namespace, chosen.nft.name), resources))
         self._watches = _Watches(api, watched, self._report, clock)

@@ -14,8 +14,10 @@ from pathlib import Path
 import pytest
 
 from nftsync import lastgood
+from nftsync.desired import Pinhole
 from nftsync.lab import PUBLIC, Lab, Probe, TcpServer
 from nftsync.lastgood import LastGood
+from nftsync.objects import Name
 from nftsync.ruleset import Settings, ruleset
 from nftsync.sealed import read_sealed, seal
 from tests.labtools import PUBLIC_NIC, SERVICE4, SERVICE6, Daemon, eventually, needs_root, nft, rules, service, tables
@@ -230,3 +232,20 @@ def test_a_write_that_failed_is_tried_again_and_said_once(tmp_path: Path, caplog
     kept.finish(lambda: kept.write(tmp_path / "state", (), Settings("eth0")))
     assert kept.kept
     assert kept.due == float("inf")
+
+
+def test_whose_pinholes_they_are_is_kept_beside_them(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert lastgood.services(tmp_path) == frozenset()
+    kept = LastGood()
+    owners = [Name("shop", "web"), Name("shop", "web"), Name("other", "web.v2")]
+    opened = [Pinhole(f"192.0.2.{number} . tcp . 80", 4, None, None, owner) for number, owner in enumerate(owners)]
+    kept.write(tmp_path, opened, Settings("eth0"))
+    assert eventually(lambda: lastgood.services(tmp_path) == set(owners))
+    assert caplog.records == []
+    kept.finish(lambda: None)
+    file = tmp_path / "services"
+    for broken in (file.read_text()[:-1], "", "shop/web\n"):
+        file.write_text(broken)
+        assert lastgood.services(tmp_path) == frozenset()
+        assert "services can't be used and is ignored" in caplog.text
+        caplog.clear()

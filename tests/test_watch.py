@@ -1115,6 +1115,36 @@ def test_those_that_a_second_list_has_again_stay(lab: Lab, caplog: pytest.LogCap
     assert "a second list has 20 of the 30 missing objects of the kind Service again" in caplog.text
 
 
+@pytest.mark.parametrize("second", ["the same", "all again"])
+def test_the_first_list_is_held_against_what_was_open_before_the_restart(lab: Lab, second: str) -> None:
+    names = {f"s{number}" for number in range(40)}
+    gone = {f"s{number}" for number in range(5, 40)}
+    seen = []
+
+    def looks(handler: faulty.Handler) -> bool | None:
+        seen.append(lab.inbox.synced.is_set())
+        return lacking(gone if second == "the same" else set())(handler)
+
+    for name in names:
+        lab.server.put(service(name))
+    lab.inbox = Inbox(parse_service, lambda: None, time.monotonic, remembered={Name("shop", name) for name in names})
+    lab.server.script(LIST, lacking(gone), looks)
+    lab.start(CAUTIOUS)
+    wait_for(lab.inbox.synced.is_set, "a list that counts")
+    assert seen == [False], "nothing may be done before: what is missing is known to the kernel alone"
+    assert {each.name for each in lab.held()} == (names - gone if second == "the same" else names)
+    outcome = Doubt.CONFIRMED if second == "the same" else Doubt.REFUTED
+    wait_for(lambda: lab.observer.doubts == [Doubt.RAISED, outcome], "a second look")
+
+
+def test_a_first_list_that_has_most_of_what_was_open_before_the_restart_counts_at_once(lab: Lab) -> None:
+    lab.inbox = Inbox(parse_service, lambda: None, time.monotonic, remembered={Name("shop", f"s{number}") for number in range(21)})
+    for number in range(11):
+        lab.server.put(service(f"s{number}"))
+    lab.started(CAUTIOUS)
+    assert lab.observer.doubts == []
+
+
 def test_deletions_that_a_watch_tells_of_are_meant(lab: Lab) -> None:
     begin_with(lab, 40)
     for number in range(38):

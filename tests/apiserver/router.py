@@ -43,10 +43,14 @@ class Router:
         self.daemon: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
+        self.launch()
+        eventually(lambda: self.page("/readyz") == "ok\n", f"the daemon is not ready:\n{self.log.read_text()}")
+
+    def launch(self) -> None:
+        """Start it, ready or not."""
         command = [sys.executable, "-m", "nftsync", "run", "--config", str(self.configuration)]
         with self.log.open("wb") as log:
             self.daemon = subprocess.Popen(command, stderr=log)
-        eventually(lambda: self.page("/readyz") == "ok\n", f"the daemon is not ready:\n{self.log.read_text()}")
 
     def stop(self) -> None:
         if self.daemon:

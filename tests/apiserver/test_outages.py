@@ -211,6 +211,25 @@ def test_services_that_a_list_has_suddenly_lost_stay_open_until_a_second_one_say
     assert {(event["type"], event["regarding"]["name"]) for event in told} == {("Warning", "nft")}
 
 
+def test_a_restart_does_not_make_a_suddenly_smaller_list_the_truth(router: Router) -> None:
+    many = [f"many{number}" for number in range(12)]
+    for number, name in enumerate(many):
+        router.add(name, f"172.30.254.{100 + number}")
+    router.opens("172.30.254.111")
+    router.stop()
+    for name in many:
+        router.server.admin.delete(f"/api/v1/namespaces/default/services/{name}")
+    router.launch()
+    eventually(lambda: router.metric('nftsync_list_doubts_total{doubt="raised"}') == 1, "the list is doubted")
+    began = time.monotonic()
+    while time.monotonic() - began < 4:
+        assert router.lab.arrives("tcp", "172.30.254.100", 80)
+        as_before(router)
+    router.closes("172.30.254.100")
+    as_before(router)
+    eventually(lambda: len(doubts_told(router)) == 2, "there are Events of both")
+
+
 def doubts_told(router: Router) -> list[dict[str, Any]]:
     events = router.server.admin.get("/apis/events.k8s.io/v1/namespaces/arbf-operators/events")["items"]
     return [event for event in events if event["reason"] == "ListDoubted"]
