@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
+from nftsync.lab import Lab
 from tests.support import Netns
 
 CI = bool(os.environ.get("CI"))
@@ -76,6 +77,13 @@ def _netns() -> Iterator[Netns]:
         pytest.skip(f"a network namespace needs root: {fault.strerror}")
     yield made
     made.close()
+
+
+@pytest.fixture
+def lab() -> Iterator[Lab]:
+    """A client, a router and a node, in three network namespaces."""
+    with Lab() as made:
+        yield made
 
 
 @pytest.fixture

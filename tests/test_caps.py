@@ -21,20 +21,14 @@ from nftsync.config import Config
 from nftsync.desired import Desired, Filters, pinholes_of
 from nftsync.explain import Cause, Verdict, explain_service
 from nftsync.guard import UNGUARDED, Boundary, Guard
-from nftsync.inbox import Inbox
-from nftsync.inputs import Inputs
-from nftsync.kernel import Kernel
 from nftsync.lab import Lab
-from nftsync.links import Links
 from nftsync.metallb import Configuration, Pool
-from nftsync.nftresource import Nft, parse_nft
-from nftsync.objects import Name, Port, Protocol, Reason, Rejection, Service, parse_service
+from nftsync.objects import Name, Port, Protocol, Reason, Rejection, Service
 from nftsync.preview import preview
 from nftsync.ranges import Range
-from nftsync.reconcile import Reconciler
 from nftsync.result import Outcome, SyncResult
-from nftsync.store import Store
-from tests.labtools import Daemon, Raw, elements, eventually, needs_root, nft, no_metallb, service, write_manifests
+from tests.labtools import Daemon, Raw, elements, eventually, needs_root, nft, service, write_manifests
+from tests.reconciling import Router
 
 ALL = Filters()
 SMALL = Caps(pinholes=6, pinholes_per_namespace=4)
@@ -419,43 +413,11 @@ def test_a_service_of_which_a_newer_version_waits_is_explained_as_open_in_part()
 # --- in a kernel ------------------------------------------------------------------------------------------
 
 
-class Router:
-    """A reconciler in the lab's router and the objects that it is told of; `start` makes another, as after a restart."""
-
-    def __init__(self, lab: Lab, folder: Path, caps: Caps) -> None:
-        self.lab = lab
-        self._folder = folder
-        self._services = Inbox[Service](parse_service, lambda: None, time.monotonic)
-        nfts = Inbox[Nft](parse_nft, lambda: None, time.monotonic)
-        with self._services.listing(), nfts.listing() as listing:
-            listing.put(nft())
-        metallb = no_metallb()
-        self._inputs = Inputs(self._services, nfts, lambda _: metallb)
-        self._kernel: Kernel = lab.router.call(Kernel)
-        self.links: Links = lab.router.call(Links)
-        self.start(caps)
-
-    def _config(self, caps: Caps) -> Config:
-        return Config(state=self._folder, local_chain=self._folder / "local-chain.nft", caps=caps, own_tables=False)
-
-    def start(self, caps: Caps) -> None:
-        for inbox in (self._inputs.services, self._inputs.nfts):
-            inbox._dirty.update(inbox._objects)
-        self.reconciler = Reconciler(self._config(caps), self._inputs, self._kernel, self.links, Store(self._folder))
-
-    def reload(self, caps: Caps) -> None:
-        self.reconciler.configure(self._config(caps), self._inputs, self.reconciler.store)
-
-    def put(self, *services: Raw) -> None:
-        for each in services:
-            self._services.put(each)
-
-    def delete(self, *services: Raw) -> None:
-        for each in services:
-            self._services.delete(each)
+class Capped(Router):
+    """A router whose kernel has, after each sync, what its reconciler believes."""
 
     def sync(self, *, resync: bool = False) -> SyncResult:
-        result: SyncResult = self.lab.router.call(self.reconciler.sync, resync=resync)
+        result = super().sync(resync=resync)
         assert result.outcome in {Outcome.APPLIED, Outcome.UNCHANGED}, result.message
         assert elements(self.lab, "services4").keys() == self.reconciler.opened().keys()
         return result
@@ -464,14 +426,14 @@ class Router:
         """How many pinholes the kernel has at the addresses of each number."""
         return Counter(key.split(" . ")[0] for key in elements(self.lab, "services4"))
 
-    def refused(self) -> set[str]:
-        return {each.object.name for each in self.reconciler.rejections() if each.reason is Reason.OVER_CAP}
+    def waiting(self) -> set[str]:
+        return self.refused(Reason.OVER_CAP)
 
 
 @pytest.fixture
-def router(tmp_path: Path) -> Iterator[Router]:
+def router(tmp_path: Path) -> Iterator[Capped]:
     with Lab(services=SERVED) as lab:
-        made = Router(lab, tmp_path, Caps(0, 50))
+        made = Capped(lab, tmp_path, Caps(0, 50))
         yield made
         made.links.close()
 
@@ -487,13 +449,13 @@ def greedy(number: int, ports: int = 1, year: int = 2024) -> Raw:
 
 
 @needs_root
-def test_of_two_hundred_services_fifty_are_in_and_stay_in_whatever_comes(router: Router) -> None:
+def test_of_two_hundred_services_fifty_are_in_and_stay_in_whatever_comes(router: Capped) -> None:
     lab, modest = router.lab, service("modest", at(900))
     router.put(*map(greedy, range(200)), modest)
     router.sync()
     first = {at(number) for number in range(50)} | {at(900)}
     assert router.opened().keys() == first
-    assert len(router.refused()) == 150
+    assert len(router.waiting()) == 150
     assert lab.arrives("tcp", at(49), 80)
     assert lab.arrives("tcp", at(900), 80)
     assert not lab.arrives("tcp", at(50), 80)
@@ -506,12 +468,12 @@ def test_of_two_hundred_services_fifty_are_in_and_stay_in_whatever_comes(router:
     router.put(greedy(7, ports=2))
     router.sync()
     assert router.opened().keys() == first
-    assert "greedy/s007" in router.refused()
+    assert "greedy/s007" in router.waiting()
 
     router.start(Caps(0, 50))
     assert router.sync().changes == (), "a restart lets nobody else in and nobody out"
     assert router.opened().keys() == first
-    assert "greedy/s007" in router.refused()
+    assert "greedy/s007" in router.waiting()
     router.put(service("late", at(901)))
     router.sync()
     assert lab.arrives("tcp", at(901), 80)
@@ -524,7 +486,7 @@ def test_of_two_hundred_services_fifty_are_in_and_stay_in_whatever_comes(router:
 
 
 @needs_root
-def test_a_reload_with_a_larger_cap_lets_in_the_oldest_and_one_with_a_smaller_cap_closes_nothing(router: Router) -> None:
+def test_a_reload_with_a_larger_cap_lets_in_the_oldest_and_one_with_a_smaller_cap_closes_nothing(router: Capped) -> None:
     router.put(*map(greedy, range(60)))
     router.sync()
     assert len(router.opened()) == 50
@@ -545,11 +507,11 @@ def test_a_reload_with_a_larger_cap_lets_in_the_oldest_and_one_with_a_smaller_ca
     router.reload(Caps(0, 0))
     router.sync()
     assert router.opened().keys() == {at(number) for number in range(1, 60)}
-    assert router.refused() == set()
+    assert router.waiting() == set()
 
 
 @needs_root
-def test_twenty_thousand_services_of_one_namespace_do_not_keep_ten_of_another_out(router: Router) -> None:
+def test_twenty_thousand_services_of_one_namespace_do_not_keep_ten_of_another_out(router: Capped) -> None:
     router.reload(Caps())
     crowd = [
         service(f"g{number}", f"10.{number // 250}.{number % 250}.1", ports=[("TCP", port) for port in range(80, 85)])
@@ -568,7 +530,7 @@ def test_twenty_thousand_services_of_one_namespace_do_not_keep_ten_of_another_ou
     print(f"20,000 Services of one namespace: {seconds:.1f} s; then 10 of another: {time.monotonic() - began:.3f} s")
     assert len(router.reconciler.opened()) == 50_010
     assert all(router.lab.arrives("tcp", at(number), 80) for number in range(10))
-    assert len(router.refused()) == 10_000
+    assert len(router.waiting()) == 10_000
 
 
 @needs_root

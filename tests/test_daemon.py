@@ -43,12 +43,6 @@ EFFECTIVE = ("applied", "unchanged")
 
 
 @pytest.fixture
-def lab() -> Iterator[Lab]:
-    with Lab() as made:
-        yield made
-
-
-@pytest.fixture
 def daemon(lab: Lab, tmp_path: Path) -> Iterator[Daemon]:
     """Not started; it would find the two Services and the settings, and resyncs every second."""
     with Daemon(lab, tmp_path, interval=1) as made:

@@ -28,12 +28,6 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces ne
 
 
 @pytest.fixture
-def lab() -> Iterator[Lab]:
-    with Lab() as made:
-        yield made
-
-
-@pytest.fixture
 def outside() -> Iterator[Namespace]:
     namespace = Namespace()
     yield namespace

@@ -216,12 +216,6 @@ def test_a_listener_is_woken_by_an_address_that_comes_and_by_one_that_goes(names
 # --- BGP sessions -------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def lab() -> Iterator[Lab]:
-    with Lab() as made:
-        yield made
-
-
 def bgp_peers(lab: Lab) -> set[str]:
     network: Links = lab.router.call(Links)
     try:

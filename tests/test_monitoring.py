@@ -186,12 +186,6 @@ class Prometheus:
 
 
 @pytest.fixture
-def lab() -> Iterator[Lab]:
-    with Lab() as made:
-        yield made
-
-
-@pytest.fixture
 def daemon(lab: Lab, tmp_path: Path) -> Iterator[Daemon]:
     """Not started; it would find a Service, one that is limited, and a pool that holds both."""
     folder = tmp_path / "daemon"

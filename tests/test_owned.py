@@ -38,12 +38,6 @@ KEY = f"{SERVICE4} . tcp . 80"
 
 
 @pytest.fixture
-def lab() -> Iterator[Lab]:
-    with Lab() as made:
-        yield made
-
-
-@pytest.fixture
 def daemon(lab: Lab, tmp_path: Path) -> Iterator[Daemon]:
     with Daemon(lab, tmp_path, own_tables=True) as made:
         made.put(nft(), service("web", SERVICE4, limit="400/second"))

@@ -70,12 +70,6 @@ EVERYTHING = pool("services", "0.0.0.0/0", "::/0")
 
 
 @pytest.fixture
-def lab() -> Iterator[Lab]:
-    with Lab() as made:
-        yield made
-
-
-@pytest.fixture
 def daemon(lab: Lab, tmp_path: Path) -> Iterator[Daemon]:
     """Not started; it would find the settings, a Service in the pools to come, and one outside of them."""
     with Daemon(lab, tmp_path, interval=1) as made:

@@ -11,19 +11,13 @@ from typing import Any
 import pytest
 
 from nftsync import objects
-from nftsync.config import Config
-from nftsync.inbox import Inbox
-from nftsync.inputs import Inputs
 from nftsync.kernel import Kernel, KernelError
 from nftsync.lab import Lab
-from nftsync.links import Links
-from nftsync.nftresource import Nft, parse_nft
-from nftsync.objects import Name, Reason, Service, parse_service
+from nftsync.objects import Name, Reason
 from nftsync.ratelimit import RateLimit, parse_ratelimit
-from nftsync.reconcile import Reconciler
-from nftsync.result import Outcome, SyncResult
-from nftsync.store import Store
-from tests.labtools import Raw, elements, eventually, needs_root, nft, no_metallb, service, tables
+from nftsync.result import Outcome
+from tests.labtools import elements, eventually, needs_root, service, tables
+from tests.reconciling import Router
 
 pytestmark = needs_root
 
@@ -41,47 +35,21 @@ def poison(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(objects, "parse_ratelimit", parse)
 
 
-class Router:
-    """A reconciler in the lab's router and the objects that it is told of."""
-
-    def __init__(self, lab: Lab, folder: Path) -> None:
-        self.lab = lab
-        self._services = Inbox[Service](parse_service, lambda: None, time.monotonic)
-        nfts = Inbox[Nft](parse_nft, lambda: None, time.monotonic)
-        with self._services.listing(), nfts.listing() as listing:
-            listing.put(nft())
-        metallb = no_metallb()
-        self.kernel: Kernel = lab.router.call(Kernel)
-        self.links: Links = lab.router.call(Links)
-        inputs = Inputs(self._services, nfts, lambda _: metallb)
-        config = Config(state=folder, local_chain=folder / "local-chain.nft", own_tables=False)
-        self.reconciler = Reconciler(config, inputs, self.kernel, self.links, Store(folder))
-
-    def put(self, *services: Raw) -> None:
-        for each in services:
-            self._services.put(each)
-
-    def delete(self, *services: Raw) -> None:
-        for each in services:
-            self._services.delete(each)
-
-    def sync(self, *, resync: bool = False) -> SyncResult:
-        result: SyncResult = self.lab.router.call(self.reconciler.sync, resync=resync)
-        return result
-
-    def refused(self) -> set[str]:
-        return {str(each.object) for each in self.reconciler.rejections() if each.reason is Reason.QUARANTINED}
-
-    def opened(self) -> set[str]:
-        return set(elements(self.lab, "services4"))
-
-
 @pytest.fixture
 def router(tmp_path: Path) -> Iterator[Router]:
     with Lab() as lab:
         made = Router(lab, tmp_path)
         yield made
         made.links.close()
+
+
+def opened(router: Router) -> set[str]:
+    """The pinholes that the kernel has."""
+    return set(elements(router.lab, "services4"))
+
+
+def quarantined(router: Router) -> set[str]:
+    return router.refused(Reason.QUARANTINED)
 
 
 def key(address: str, port: int = 80) -> str:
@@ -97,10 +65,10 @@ def test_all_but_the_offender_is_applied_in_one_sync_and_it_is_named(router: Rou
     router.put(good, bad)
     result = router.sync()
     assert result.outcome is Outcome.APPLIED
-    assert router.opened() == {key(GOOD4), *([key(BESIDE4)] if started else [])}
+    assert opened(router) == {key(GOOD4), *([key(BESIDE4)] if started else [])}
     assert router.lab.arrives("tcp", GOOD4, 80)
     assert not router.lab.arrives("tcp", BAD4, 80)
-    assert router.refused() == {"Service default/bad"}
+    assert quarantined(router) == {"default/bad"}
     assert {change.service.name for change in result.changes} == {"default/good"}
     (told,) = (each for each in router.reconciler.rejections() if each.reason is Reason.QUARANTINED)
     assert told.message.startswith("the kernel does not take what it asks for: ")
@@ -112,11 +80,11 @@ def test_what_was_open_of_the_offender_stays_and_the_rest_changes(router: Router
     router.sync()
     router.put(service("good", GOOD4, ports=[("TCP", 443)]), service("bad", BAD4, ports=[("TCP", 443)], limit=POISON))
     result = router.sync()
-    assert router.opened() == {key(GOOD4, 443), key(BAD4)}
+    assert opened(router) == {key(GOOD4, 443), key(BAD4)}
     assert router.lab.arrives("tcp", BAD4, 80)
     assert not router.lab.arrives("tcp", BAD4, 443)
     assert {change.service.name for change in result.changes} == {"default/good"}
-    assert router.reconciler.opened().keys() == router.opened()
+    assert router.reconciler.opened().keys() == opened(router)
 
 
 def test_while_one_is_in_quarantine_the_others_change_as_always_and_no_drift_is_seen(router: Router) -> None:
@@ -126,27 +94,27 @@ def test_while_one_is_in_quarantine_the_others_change_as_always_and_no_drift_is_
     router.sync()
     router.put(service("beside", BESIDE4))
     assert router.sync().outcome is Outcome.APPLIED
-    assert router.opened() == {key(GOOD4), key(BAD4), key(BESIDE4)}
+    assert opened(router) == {key(GOOD4), key(BAD4), key(BESIDE4)}
     resynced = router.sync(resync=True)
     assert (resynced.outcome, resynced.drift, resynced.changes) == (Outcome.UNCHANGED, False, ())
-    assert router.refused() == {"Service default/bad"}
+    assert quarantined(router) == {"default/bad"}
     router.delete(service("good", GOOD4))
     router.sync()
-    assert router.opened() == {key(BAD4), key(BESIDE4)}
+    assert opened(router) == {key(BAD4), key(BESIDE4)}
 
 
 def test_an_offender_that_is_mended_or_deleted_is_in_quarantine_no_longer(router: Router) -> None:
     router.put(service("bad", BAD4, limit=POISON), service("worse", GOOD4, limit=POISON), service("beside", BESIDE4))
     router.sync()
-    assert router.refused() == {"Service default/bad", "Service default/worse"}
+    assert quarantined(router) == {"default/bad", "default/worse"}
     router.put(service("bad", BAD4, limit="2 mbytes/second"))
     router.sync()
-    assert router.refused() == {"Service default/worse"}
+    assert quarantined(router) == {"default/worse"}
     assert router.lab.arrives("tcp", BAD4, 80)
     router.delete(service("worse", GOOD4))
     router.sync()
-    assert router.refused() == set()
-    assert router.opened() == {key(BAD4), key(BESIDE4)}
+    assert quarantined(router) == set()
+    assert opened(router) == {key(BAD4), key(BESIDE4)}
 
 
 def test_an_offender_that_was_open_closes_when_it_is_deleted(router: Router) -> None:
@@ -154,10 +122,10 @@ def test_an_offender_that_was_open_closes_when_it_is_deleted(router: Router) -> 
     router.sync()
     router.put(service("bad", BAD4, limit=POISON))
     router.sync()
-    assert router.opened() == {key(BAD4)}
+    assert opened(router) == {key(BAD4)}
     router.delete(service("bad", BAD4))
     router.sync()
-    assert router.opened() == set()
+    assert opened(router) == set()
     assert not router.lab.arrives("tcp", BAD4, 80)
 
 
@@ -175,7 +143,7 @@ def test_who_inherits_a_pinhole_of_an_offender_gets_it(router: Router) -> None:
     router.put(older)
     router.sync()
     assert router.reconciler.opened()[key(BAD4)].service == Name("default", "older")
-    assert router.opened() == {key(BAD4)}
+    assert opened(router) == {key(BAD4)}
 
 
 def test_a_refusal_that_is_nobodys_fault_quarantines_nobody(router: Router, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,10 +163,10 @@ def test_a_refusal_that_is_nobodys_fault_quarantines_nobody(router: Router, monk
     assert result.outcome is Outcome.FAILED
     assert "No buffer space available" in result.message
     assert tries <= 4, "not every Service is tried"
-    assert router.refused() == set()
+    assert quarantined(router) == set()
     assert router.lab.arrives("tcp", GOOD4, 80)
     assert router.sync().outcome is Outcome.APPLIED
-    assert len(router.opened()) == 191
+    assert len(opened(router)) == 191
 
 
 def test_of_a_thousand_good_ones_and_five_hundred_offenders_all_good_ones_are_open_in_seconds(router: Router) -> None:
@@ -212,8 +180,8 @@ def test_of_a_thousand_good_ones_and_five_hundred_offenders_all_good_ones_are_op
     seconds = time.monotonic() - began
     print(f"1,000 good and 500 refused Services: {seconds:.2f} s")
     assert seconds < 5
-    assert len(router.opened()) == 1000
-    assert len(router.refused()) == 500
+    assert len(opened(router)) == 1000
+    assert len(quarantined(router)) == 500
     assert len(router.reconciler.rejections()) == 500, "each is named once"
 
 
@@ -239,4 +207,4 @@ def test_who_may_pass_does_not_wait_for_limits_that_the_kernel_refuses(router: R
     assert eventually(lambda: "netdev nftsync" not in tables(router.lab))
     assert router.sync().outcome is Outcome.APPLIED
     assert set(elements(router.lab, "limited4", "netdev")) == {key(GOOD4)}
-    assert router.refused() == {"Service default/bad"}
+    assert quarantined(router) == {"default/bad"}

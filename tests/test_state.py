@@ -49,12 +49,6 @@ SLOW_PACKETS = service("slow-packets", PACKETS4, limit="1/week burst 4 packets")
 OTHER = service("other", "172.30.254.77", ports=[("TCP", 80), ("UDP", 80)], limit="1/second burst 5 packets")
 
 
-@pytest.fixture
-def lab() -> Iterator[Lab]:
-    with Lab() as made:
-        yield made
-
-
 class Router:
     """A reconciler in the lab's router and the objects that it is told of."""
 

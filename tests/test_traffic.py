@@ -219,12 +219,6 @@ class Counted:
         return self.traffic.totals[Name("default", name)].dropped
 
 
-@pytest.fixture
-def lab() -> Iterator[Lab]:
-    with Lab() as made:
-        yield made
-
-
 @needs_root
 def test_packets_that_pass_and_those_that_the_limit_drops_are_counted_by_service(lab: Lab) -> None:
     counted = Counted(lab, FREE, SLOW_BYTES, SLOW_PACKETS)
