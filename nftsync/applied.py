@@ -12,7 +12,8 @@ from nftsync.changes import fingerprint
 from nftsync.desired import Pinhole
 from nftsync.guard import Guard
 from nftsync.objects import Name, Port, Service
-from nftsync.ruleset import Ruleset, Settings, Table, open_keys, render, ruleset
+from nftsync.ratelimit import RateLimitError, parse_statement
+from nftsync.ruleset import SHAPER, Ruleset, Settings, Table, open_keys, open_limits, render, ruleset
 from nftsync.transaction import transaction
 
 
@@ -41,11 +42,13 @@ class Applied:
         self.fingerprint += fingerprint(after.values()) - fingerprint(before.values())
 
     def held(self, standing: Ruleset, wanted: Mapping[str, Pinhole]) -> Mapping[str, Pinhole]:
-        """The pinholes that were open before; after a start, those of the wanted ones that the kernel has."""
+        """The pinholes that were open before; after a start, those of the wanted ones that the kernel has, with its limits."""
         if self.settings is not None:
             return self.pinholes
-        keys = open_keys(standing)
-        return {key: pinhole for key, pinhole in wanted.items() if key in keys}
+        keys, limits = open_keys(standing), open_limits(standing)
+        shaped = SHAPER in standing.tables
+        held = {key: hole for key, hole in wanted.items() if key in keys}
+        return {key: limited_by(hole, limits.get(key, "")) for key, hole in held.items()} if shaped else held
 
     def standing(self, found: Ruleset, rules: str, *, meddled: bool) -> Ruleset:
         """What was found, with our own rules if they are those that the kernel accepted.
@@ -62,6 +65,16 @@ class Applied:
         if self.tables is None or self.settings is None:
             return False
         return transaction(standing, ruleset(self.pinholes.values(), self.settings)) != ""
+
+
+def limited_by(hole: Pinhole, statement: str) -> Pinhole:
+    """A pinhole with the limit that a statement says, "" for none; one that is not ours says nothing."""
+    if statement == (hole.limit.statement if hole.limit else ""):
+        return hole
+    try:
+        return replace(hole, limit=parse_statement(statement) if statement else None)
+    except RateLimitError:
+        return hole
 
 
 def ours_as(found: Ruleset, known: Mapping[str, Table]) -> Ruleset:

@@ -18,6 +18,7 @@ TIME_UNITS = {"second": 1, "minute": 60, "hour": 3600, "day": 86400, "week": 604
 EXAMPLES = "right is e.g. '2 mbytes/second burst 512 kbytes' or '400/minute burst 10 packets'"
 MAX_LENGTH = 128  # characters; the longest sensible limit has about 60
 
+_OVER = "limit rate over "  # how a statement begins
 _NSEC = 1_000_000_000
 _U64 = 1 << 64
 _U32 = 1 << 32
@@ -70,8 +71,13 @@ class RateLimit:
         nft 1.0.6 refuses an element whose burst is absent or 0, so one byte stands for none.
         """
         if self.packets:
-            return f"limit rate over {self}"
-        return f"limit rate over {_bytes(self.rate)}/{self.per} burst {_bytes(max(self.burst, 1))}"
+            return f"{_OVER}{self}"
+        return f"{_OVER}{_bytes(self.rate)}/{self.per} burst {_bytes(max(self.burst, 1))}"
+
+
+def parse_statement(statement: str) -> RateLimit:
+    """What `RateLimit.statement` was made of. Raises RateLimitError."""
+    return parse_ratelimit(statement.removeprefix(_OVER))
 
 
 def parse_ratelimit(text: str) -> RateLimit:

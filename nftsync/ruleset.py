@@ -263,6 +263,12 @@ def open_keys(shown: Ruleset) -> set[str]:
     return {key for name in names for element in sets.get(name, ()) if (key := pinhole_key(name, element))}
 
 
+def open_limits(shown: Ruleset) -> dict[str, str]:
+    """What limits the pinholes of a ruleset: statements, by key."""
+    sets = shown.elements.get(SHAPER, {})
+    return {key: said for name, members in sets.items() if name.startswith("limited") for key, said in members.items()}
+
+
 def pinhole_key(name: str, element: str) -> str | None:
     """The key of the pinhole that a set's element belongs to; None if it belongs to none."""
     return None if name.startswith("pools") else " . ".join(element.split(" . ")[:3])

@@ -39,7 +39,7 @@ class Router:
     def _config(self, caps: Caps) -> Config:
         return Config(state=self._folder, local_chain=self._folder / "local-chain.nft", caps=caps, own_tables=False)
 
-    def start(self, caps: Caps) -> None:
+    def start(self, caps: Caps = Caps()) -> None:  # noqa: B008 Caps are frozen
         for inbox in (self._inputs.services, self._inputs.nfts):
             inbox._dirty.update(inbox._objects)
         self.reconciler = Reconciler(self._config(caps), self._inputs, self.kernel, self.links, Store(self._folder))

@@ -103,6 +103,31 @@ def test_while_one_is_in_quarantine_the_others_change_as_always_and_no_drift_is_
     assert opened(router) == {key(BAD4), key(BESIDE4)}
 
 
+@pytest.mark.parametrize("limit", ["400/second", "2 mbytes/second burst 512 kbytes", None])
+def test_what_was_open_of_the_offender_stays_as_it_was_limited_over_a_restart(router: Router, limit: str | None) -> None:
+    router.put(service("bad", BAD4, limit=limit), service("good", GOOD4, limit="1 kbytes/second burst 5 kbytes"))
+    router.sync()
+    before = router.reconciler.opened()
+    limits = elements(router.lab, "limited4", "netdev") | elements(router.lab, "limited4-packets", "netdev")
+    router.put(service("bad", BAD4, limit=POISON))
+    router.start()
+    assert router.sync().changes == ()
+    assert quarantined(router) == {"default/bad"}
+    assert router.reconciler.opened() == before, "or the next boot would load what the kernel does not take"
+    assert elements(router.lab, "limited4", "netdev") | elements(router.lab, "limited4-packets", "netdev") == limits
+    resynced = router.sync(resync=True)
+    assert (resynced.outcome, resynced.drift, resynced.changes) == (Outcome.UNCHANGED, False, ())
+
+
+def test_a_limit_that_changed_while_the_daemon_was_down_is_a_change(router: Router) -> None:
+    router.put(service("web", GOOD4, limit="2 mbytes/second"))
+    router.sync()
+    router.put(service("web", GOOD4, limit="1 mbytes/second"))
+    router.start()
+    (change,) = router.sync().changes
+    assert (change.service.name, change.opened, change.closed, change.limit_changed) == ("default/web", (), (), True)
+
+
 def test_an_offender_that_is_mended_or_deleted_is_in_quarantine_no_longer(router: Router) -> None:
     router.put(service("bad", BAD4, limit=POISON), service("worse", GOOD4, limit=POISON), service("beside", BESIDE4))
     router.sync()
