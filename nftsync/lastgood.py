@@ -6,11 +6,12 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from nftsync.desired import Pinhole
-from nftsync.objects import Name
+from nftsync.objects import Limits, Name
+from nftsync.ratelimit import parse_ratelimit
 from nftsync.ruleset import FILTER, SHAPER, Ruleset, Settings, render, ruleset
 from nftsync.sealed import read_sealed, replace_sealed
 
@@ -28,16 +29,30 @@ def describe(shown: Ruleset) -> str:
     return _BETWEEN.join(map(render, parts))
 
 
-def services(folder: Path) -> frozenset[Name]:
-    """The Services that had pinholes; none where that is not known."""
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """The Services that had pinholes, and what they were limited to."""
+
+    names: frozenset[Name]
+    limits: Limits
+
+
+def services(folder: Path) -> Opened:
+    """What is known of Services when the process starts; nothing where there is no file that can be used."""
+    names, limits = set(), {}
     try:
-        names = read_sealed(_names(folder), FORMAT).splitlines()
+        for line in read_sealed(_services(folder), FORMAT).splitlines():
+            name, uid, limit = line.split(" ", 2)
+            service = Name(*name.split("/"))
+            names.add(service)
+            if limit:
+                limits[service, uid] = parse_ratelimit(limit)
     except FileNotFoundError:
-        return frozenset()
-    except (OSError, ValueError) as fault:
-        log.warning("%s can't be used and is ignored: %s", _names(folder), fault)
-        return frozenset()
-    return frozenset(Name(*name.partition("/")[::2]) for name in names)
+        pass
+    except (OSError, ValueError, TypeError) as fault:
+        log.warning("%s can't be used and is ignored: %s", _services(folder), fault)
+        return Opened(frozenset(), {})
+    return Opened(frozenset(names), limits)
 
 
 def load(folder: Path) -> tuple[str, str]:
@@ -77,7 +92,7 @@ class LastGood:
         opened = list(pinholes)
         texts = {
             _file(folder): describe(ruleset(opened, replace(settings, device=settings.public_nic))),
-            _names(folder): "\n".join(sorted({str(pinhole.service) for pinhole in opened})),
+            _services(folder): "\n".join(sorted({f"{hole.service} {hole.uid} {hole.limit or ''}" for hole in opened})),
         }
         self._writer = threading.Thread(target=self._write, args=(texts,), name="last good", daemon=True)
         self._writer.start()
@@ -109,5 +124,5 @@ def _file(folder: Path) -> Path:
     return folder / "ruleset.nft"
 
 
-def _names(folder: Path) -> Path:
+def _services(folder: Path) -> Path:
     return folder / "services"

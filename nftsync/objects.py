@@ -1,8 +1,6 @@
 """Kubernetes objects as frozen types: parsed once, here, and never checked again.
 
-Every input is hostile. A dict that came from the API or a file ends in this module: as a Service or an
-Nft, as "not ours" (None), or as Rejections, each with a reason from a fixed list and a sentence for
-whoever can mend it. No dict travels further.
+Every input is hostile. No dict gets past this: it ends as a Service, as "not ours" (None), or as Rejections, for who can mend it.
 """
 
 from __future__ import annotations
@@ -12,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, collapse_addresses, ip_address
+from types import MappingProxyType
 from typing import NamedTuple
 
 from nftsync.ratelimit import RateLimit, RateLimitError, parse_ratelimit
@@ -162,12 +161,13 @@ def _name(value: object, field: str) -> str:
 
 # --- Service ------------------------------------------------------------------------------------------
 
+Limits = Mapping[tuple[Name, str], RateLimit]  # of Services, by name and UID
 
-def parse_service(raw: object, before: Service | None) -> Service | None:
-    """A Service from its API object; None if it is not of type LoadBalancer.
 
-    `before` is the same Service as it was last parsed: where the new version is refused, its good parts
-    stay (quarantine). Raises Malformed if not even the name can be read.
+def parse_service(raw: object, before: Service | None, limits: Limits = MappingProxyType({})) -> Service | None:
+    """A Service from its API object; None if it is not of type LoadBalancer. Raises Malformed if not even the name can be read.
+
+    before: as it was last parsed; where the new version is refused, its good parts stay.  limits: stand in for it after a start.
     """
     name, uid = identify(raw)
     if before is not None and before.uid != uid:
@@ -177,7 +177,7 @@ def parse_service(raw: object, before: Service | None) -> Service | None:
         spec = mapping(service.get("spec"), "spec")
         if spec.get("type") != "LoadBalancer":
             return None  # whatever its status lists
-        return _parse_service(service, spec, before, name, uid)
+        return _parse_service(service, spec, before.limit if before else limits.get((name, uid)), name, uid)
     except Malformed as fault:
         stays = "its previous version stays" if before else "it opens nothing"
         refused = (Rejection(ObjectRef("Service", str(name), uid), Reason.MALFORMED, f"{fault}; {stays}"),)
@@ -187,7 +187,7 @@ def parse_service(raw: object, before: Service | None) -> Service | None:
 
 
 def _parse_service(
-    service: Mapping[str, object], spec: Mapping[str, object], before: Service | None, name: Name, uid: str
+    service: Mapping[str, object], spec: Mapping[str, object], limited: RateLimit | None, name: Name, uid: str
 ) -> Service:
     metadata = mapping(service.get("metadata"), "metadata")
     annotations = mapping(metadata.get("annotations"), "metadata.annotations")
@@ -201,7 +201,7 @@ def _parse_service(
         addresses=tuple(dict.fromkeys(_addresses(service, refusals))),
         ports=tuple(dict.fromkeys(_ports(spec, refusals))),
         sources=_sources(spec, annotations, refusals),
-        limit=_limit(annotations, before.limit if before else None, refusals),
+        limit=_limit(annotations, limited, refusals),
         rejections=tuple(refusals.refused),
     )
 

@@ -77,7 +77,8 @@ class ClusterSource:
         self._api = partial(Api, chosen.kubeconfig, allowed=unsafe, count=metrics.count_api_request)
         api = self._api()
         api.connect()
-        services = Inbox[Service](parse_service, wake, clock, remembered=lastgood.services(chosen.state))
+        opened = lastgood.services(chosen.state)
+        services = Inbox[Service](partial(parse_service, limits=opened.limits), wake, clock, remembered=opened.names)
         resources = Inbox[Nft](parse_nft, wake, clock, fresh=True)
         watched = ((SERVICES, services), (nfts(chosen.nft.namespace, chosen.nft.name), resources))
         self._watches = _Watches(api, watched, self._report, clock)
@@ -232,7 +233,7 @@ class ManifestSource:
     """Reads files and follows them. Raises ManifestError if a path is not there."""
 
     def __init__(self, chosen: Config, paths: Sequence[Path], wake: Callable[[], None], clock: Clock) -> None:
-        services = Inbox[Service](parse_service, wake, clock)
+        services = Inbox[Service](partial(parse_service, limits=lastgood.services(chosen.state).limits), wake, clock)
         resources = Inbox[Nft](parse_nft, wake, clock)
         inboxes = MetalLB.empty(wake, clock)
         manifests = Manifests(paths, chosen.nft, services, resources, inboxes)

@@ -16,8 +16,9 @@ import pytest
 from nftsync import lastgood
 from nftsync.desired import Pinhole
 from nftsync.lab import PUBLIC, Lab, Probe, TcpServer
-from nftsync.lastgood import LastGood
+from nftsync.lastgood import LastGood, Opened
 from nftsync.objects import Name
+from nftsync.ratelimit import parse_ratelimit
 from nftsync.ruleset import Settings, ruleset
 from nftsync.sealed import read_sealed, seal
 from tests.labtools import PUBLIC_NIC, SERVICE4, SERVICE6, Daemon, eventually, needs_root, nft, rules, service, tables
@@ -234,18 +235,28 @@ def test_a_write_that_failed_is_tried_again_and_said_once(tmp_path: Path, caplog
     assert kept.due == float("inf")
 
 
-def test_whose_pinholes_they_are_is_kept_beside_them(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    assert lastgood.services(tmp_path) == frozenset()
-    kept = LastGood()
-    owners = [Name("shop", "web"), Name("shop", "web"), Name("other", "web.v2")]
-    opened = [Pinhole(f"192.0.2.{number} . tcp . 80", 4, None, None, owner) for number, owner in enumerate(owners)]
+def test_whose_pinholes_they_are_and_how_they_are_limited_is_kept_beside_them(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    nobody = Opened(frozenset(), {})
+    assert lastgood.services(tmp_path) == nobody
+    kept, limit = LastGood(), parse_ratelimit("2 mbytes/second burst 512 kbytes")
+    web, other = Name("shop", "web"), Name("other", "web.v2")
+    opened = [
+        Pinhole("192.0.2.1 . tcp . 80", 4, None, limit, web, "uid-1"),
+        Pinhole("192.0.2.1 . tcp . 443", 4, None, limit, web, "uid-1"),
+        Pinhole("192.0.2.2 . tcp . 80", 4, None, None, other),
+    ]
     kept.write(tmp_path, opened, Settings("eth0"))
-    assert eventually(lambda: lastgood.services(tmp_path) == set(owners))
+    wanted = Opened(frozenset({web, other}), {(web, "uid-1"): limit})
+    assert eventually(lambda: lastgood.services(tmp_path) == wanted)
     assert caplog.records == []
     kept.finish(lambda: None)
     file = tmp_path / "services"
-    for broken in (file.read_text()[:-1], "", "shop/web\n"):
-        file.write_text(broken)
-        assert lastgood.services(tmp_path) == frozenset()
+    broken = [file.read_text()[:-1], "", "shop/web uid \n"]
+    broken += [seal(text, lastgood.FORMAT) for text in ("shop/web", "shop/web uid much", "shop uid ", "a/b/c uid ", "\n")]
+    for text in broken:
+        file.write_text(text)
+        assert lastgood.services(tmp_path) == nobody, text
         assert "services can't be used and is ignored" in caplog.text
         caplog.clear()

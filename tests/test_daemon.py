@@ -431,6 +431,19 @@ def test_the_metrics_are_there_from_the_start_and_move(daemon: Daemon) -> None:
     assert "Service default/refused: rejected: invalid_ratelimit: " in daemon.log()
 
 
+def test_a_limit_stays_over_a_restart_though_the_annotation_is_invalid_by_then(daemon: Daemon) -> None:
+    daemon.start()
+    limited = elements(daemon.lab, "limited4-packets", "netdev")
+    assert limited.keys() == {SLOW_KEY}
+    daemon.stop()
+    daemon.put(service("slow", "172.30.254.2", limit="a lot"))
+    daemon.start()
+    assert elements(daemon.lab, "limited4-packets", "netdev") == limited
+    assert "the previous limit, 1/week burst 4 packets, stays" in daemon.log()
+    daemon.put(service("slow", "172.30.254.2"))
+    assert eventually(lambda: elements(daemon.lab, "limited4-packets", "netdev") == {})
+
+
 @pytest.mark.parametrize("input_", ["nftsync.manifests.Manifests.follow", "nftsync.links.listen"])
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_an_input_that_ends_by_itself_ends_the_daemon_and_the_ruleset_stays(

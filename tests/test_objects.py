@@ -305,6 +305,23 @@ def test_an_invalid_limit_leaves_the_ports_open_and_the_previous_limit_in_force(
     assert rejection.message.endswith("; the previous limit, 400/minute burst 10 packets, stays")
 
 
+def test_after_a_start_the_previous_limit_is_the_one_that_the_last_process_had_given_to_this_very_object() -> None:
+    raw = service(annotations={RATELIMIT_ANNOTATION: "fast"}, uid="u1")
+    name, uid = identify(raw)
+    found = parse_service(raw, None, {(name, uid): LIMIT})
+    assert found is not None
+    assert found.limit == LIMIT
+    assert only_rejection(found).message.endswith("; the previous limit, 400/minute burst 10 packets, stays")
+    other = parse_service(raw, None, {(name, "u2"): LIMIT})
+    assert other is not None
+    assert other.limit is None
+    before = parsed(service(uid="u1"))
+    assert parsed(raw, before).limit is None
+    unlimited = parse_service(raw, before, {(name, uid): LIMIT})
+    assert unlimited is not None
+    assert unlimited.limit is None, "what was parsed since counts"
+
+
 def test_an_invalid_limit_without_a_previous_one_limits_nothing_and_says_so() -> None:
     found = parsed(service(annotations={RATELIMIT_ANNOTATION: "fast"}))
     assert found.limit is None
