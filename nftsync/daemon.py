@@ -25,6 +25,7 @@ from nftsync.lastgood import LastGood
 from nftsync.links import Links
 from nftsync.lock import locked
 from nftsync.manifests import ManifestError
+from nftsync.memory import give_back, settle_in
 from nftsync.metrics import Endpoint, EndpointError, KernelCollector, Metrics
 from nftsync.publish import Publisher
 from nftsync.reconcile import Reconciler
@@ -230,7 +231,7 @@ class Daemon:
         return True
 
     def _sync(self, reconciler: Reconciler, source: Source, *, whole: bool, resync: bool) -> SyncResult:
-        started = self._clock()
+        started, first = self._clock(), not self._synced
         result = reconciler.sync(whole=whole, resync=resync, meddler=self._meddling.take() if resync else "")
         ended = self._clock()
         metrics = self._metrics
@@ -246,6 +247,10 @@ class Daemon:
         self._publisher.publish(self._config, reconciler, source, result)
         self._systemd.ready(_in_words(result))
         self._last = result
+        if resync:
+            give_back()
+        elif first and self._synced:
+            settle_in()
         return result
 
     def _reload(self, reconciler: Reconciler, source: Source) -> Source:

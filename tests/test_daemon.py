@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import shutil
 import signal
@@ -442,6 +444,25 @@ def test_a_limit_stays_over_a_restart_though_the_annotation_is_invalid_by_then(d
     assert "the previous limit, 1/week burst 4 packets, stays" in daemon.log()
     daemon.put(service("slow", "172.30.254.2"))
     assert eventually(lambda: elements(daemon.lab, "limited4-packets", "netdev") == {})
+
+
+def test_a_resync_leaves_no_memory_behind_not_even_without_the_public_nic(daemon: Daemon) -> None:
+    """pyroute2 raises an error for a missing interface that refers to itself, and to all that the sync knew."""
+    many = [service(f"s{number}", f"172.30.{number // 250}.{number % 250 + 1}") for number in range(5000)]
+    write(daemon.manifests / "many.yaml", json.dumps({"apiVersion": "v1", "kind": "List", "items": many}))
+    daemon.put(nft(public_nic="absent0"))
+    daemon.start()
+
+    def after(resyncs: int) -> int:
+        """Bytes resident."""
+        before = syncs(daemon, *EFFECTIVE)
+        assert eventually(lambda: syncs(daemon, *EFFECTIVE) >= before + resyncs)
+        assert daemon.process
+        (pages,) = Path(f"/proc/{daemon.process.pid}/statm").read_text().split()[1:2]
+        return int(pages) * os.sysconf("SC_PAGE_SIZE")
+
+    at_first = after(3)
+    assert after(8) - at_first < 4e6
 
 
 @pytest.mark.parametrize("input_", ["nftsync.manifests.Manifests.follow", "nftsync.links.listen"])
