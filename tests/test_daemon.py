@@ -450,7 +450,7 @@ def test_a_resync_leaves_no_memory_behind_not_even_without_the_public_nic(daemon
     """pyroute2 raises an error for a missing interface that refers to itself, and to all that the sync knew."""
     many = [service(f"s{number}", f"172.30.{number // 250}.{number % 250 + 1}") for number in range(5000)]
     write(daemon.manifests / "many.yaml", json.dumps({"apiVersion": "v1", "kind": "List", "items": many}))
-    daemon.put(nft(public_nic="absent0"))
+    daemon.put(nft("absent0"))
     daemon.start()
 
     def after(resyncs: int) -> int:

@@ -42,10 +42,13 @@ def exposure(unit: Path) -> float:
     return float(found[1])
 
 
-@pytest.mark.parametrize("unit", BOTH)
-def test_no_unit_starts_before_there_is_a_kubeconfig_or_has_more_than_one_capability(unit: str) -> None:
+@pytest.mark.parametrize(("unit", "conditions"), [
+    ("nftsync-boot.service", ["|/etc/nftsync/kubeconfig", "|/var/lib/nftsync/ruleset.nft"]),
+    ("nftsync.service", ["/etc/nftsync/kubeconfig"]),
+])  # fmt: skip
+def test_no_unit_starts_before_there_is_a_kubeconfig_or_has_more_than_one_capability(unit: str, conditions: list[str]) -> None:
     lines = (UNITS / unit).read_text().splitlines()
-    assert "ConditionPathExists=/etc/nftsync/kubeconfig" in lines
+    assert [line for line in lines if line.startswith("Condition")] == [f"ConditionPathExists={each}" for each in conditions]
     assert "User=nftsync" in lines
     capabilities = [line for line in lines if "CAP_" in line]
     assert capabilities == ["AmbientCapabilities=CAP_NET_ADMIN", "CapabilityBoundingSet=CAP_NET_ADMIN"]

@@ -42,6 +42,7 @@ class Proof:
             self.after_a_reboot_with_the_api_down_the_rules_are_there_before_an_interface_is_up,
             self.when_the_api_is_back_the_router_follows,
             self.a_power_cut_harms_nothing,
+            self.a_kubeconfig_that_was_lost_opens_nothing,
             self.removal_keeps_the_configuration_and_the_rules,
             self.purging_leaves_nothing,
         )
@@ -183,6 +184,17 @@ class Proof:
         self.machine.boot()
         assert RULE in self.machine.run("cat", "/run/before-public0")
         self.has(f"{CLOSED} . udp . {PORT}")
+
+    def a_kubeconfig_that_was_lost_opens_nothing(self) -> None:
+        self.machine.run("mv", KUBECONFIG, "/root/kubeconfig")
+        self.machine.power_off()
+        self.machine.plug()
+        self.machine.boot()
+        assert RULE in self.machine.run("cat", "/run/before-public0")
+        assert self.machine.show("nftsync", "ActiveState") == "inactive"
+        self.machine.run("mv", "/root/kubeconfig", KUBECONFIG)
+        self.machine.run("systemctl", "start", "nftsync")
+        assert self.machine.show("nftsync", "ActiveState") == "active"
 
     def removal_keeps_the_configuration_and_the_rules(self) -> None:
         self.machine.run("apt-get", "remove", "--yes", "--quiet", "nftsync")
