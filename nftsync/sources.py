@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 Clock = Callable[[], float]
 _STALE = 10.0  # seconds without a watch after which what is known may be old
 _REPORT_TIMEOUT = 10.0  # seconds that the server may take to answer to a status or an Event
+_INTRODUCTION = 5.0  # seconds that the first list of Services may wait to know of whom it is told, if something is wrong with it
 _JOIN = 2.0  # seconds that a thread gets to end; it is a daemon thread, so the process never hangs on it
 
 
@@ -126,6 +127,7 @@ class ClusterSource:
         self._reporter.tell(news)
 
     def _tell_of_doubt(self, doubt: Doubt, message: str) -> None:
+        self._inputs.nfts.synced.wait(_INTRODUCTION)
         for resource in self._inputs.nfts.objects():
             self._reporter.tell([News(resource.ref, Topic.LIST_DOUBTED, message, warning=doubt is not Doubt.REFUTED)])
 

@@ -187,7 +187,7 @@ def fill(path: Path) -> None:
 def test_a_full_disk_keeps_the_old_files_says_so_and_rules_apply(daemon: Daemon) -> None:
     with small_disk(daemon.state) as filler:
         daemon.start()
-        assert eventually(last_good_file(daemon).exists)
+        assert eventually((daemon.state / "services").exists), "the last one of them"
         old = last_good_file(daemon).read_bytes()
         fill(filler)
         daemon.put(service("more", "172.30.254.60"))
@@ -195,7 +195,7 @@ def test_a_full_disk_keeps_the_old_files_says_so_and_rules_apply(daemon: Daemon)
         assert daemon.lab.arrives("tcp", "172.30.254.60", 80)
         assert not daemon.lab.arrives("tcp", "172.30.254.60", 81)
         assert last_good_file(daemon).read_bytes() == old
-        assert sorted(os.listdir(daemon.state)) == ["filler", "ruleset.nft", "state.json"]
+        assert sorted(os.listdir(daemon.state)) == ["filler", "ruleset.nft", "services", "state.json"]
         filler.unlink()
         assert eventually(lambda: daemon.metric("nftsync_state_kept") == 1, 20), daemon.log()
         power_off(daemon)
@@ -265,5 +265,5 @@ def test_a_disk_that_hangs_keeps_nobody_waiting_and_is_written_to_once_at_a_time
     assert not (tmp_path / "ruleset.nft").exists()
     going_on.set()
     kept.finish(lambda: kept.write(tmp_path, (), Settings("eth1")))
-    assert len(calls) == 2
+    assert [path.name for path in calls] == ["ruleset.nft", "services"] * 2
     assert 'iifname != "eth1"' in lastgood.load(tmp_path)[0]
