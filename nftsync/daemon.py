@@ -247,10 +247,10 @@ class Daemon:
         self._publisher.publish(self._config, reconciler, source, result)
         self._systemd.ready(_in_words(result))
         self._last = result
-        if resync:
-            give_back()
-        elif first and self._synced:
+        if first and self._synced:
             settle_in()
+        elif resync:
+            give_back()
         return result
 
     def _reload(self, reconciler: Reconciler, source: Source) -> Source:
