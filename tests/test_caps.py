@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from nftsync.explain import Cause, Verdict, explain_service
 from nftsync.guard import UNGUARDED, Boundary, Guard
 from nftsync.lab import Lab
 from nftsync.metallb import Configuration, Pool
-from nftsync.objects import Name, Port, Protocol, Reason, Rejection, Service
+from nftsync.objects import Address, Name, Network, Port, Protocol, Reason, Rejection, Service
 from nftsync.preview import preview
 from nftsync.ranges import Range
 from nftsync.result import Outcome, SyncResult
@@ -32,6 +32,7 @@ from tests.reconciling import Router
 
 ALL = Filters()
 SMALL = Caps(pinholes=6, pinholes_per_namespace=4)
+FRIENDS = (ip_network("192.0.2.0/24"), ip_network("198.51.100.0/24"), ip_network("2001:db8:1::/48"))
 SERVED = ("10.0.0.0/8",)
 OLD, NEW = "2024-01-01T00:00:00Z", "2025-01-01T00:00:00Z"
 
@@ -67,7 +68,7 @@ def test_what_would_exceed_the_namespaces_cap_is_refused_as_a_whole_and_is_told_
     refused = told(desired)["shop/b"]
     assert refused.object.uid == "ub"
     assert refused.message == (
-        "with the 2 that it asks for, namespace shop would have more than 4 pinholes (pinholes_per_namespace in [caps] of the "
+        "with the 2 that it counts for, namespace shop would have more than 4 pinholes (pinholes_per_namespace in [caps] of the "
         "router's configuration); it opens nothing; delete what is not needed or raise the cap: "
         "it is let in as soon as there is room"
     )
@@ -180,8 +181,8 @@ def test_a_larger_cap_lets_in_the_oldest_that_wait() -> None:
 
 
 some_services = st.builds(
-    lambda name, namespace, ports, created, uid, addresses: claim(
-        name, ports, created, namespace, uid=uid, addresses=tuple(map(ip_address, addresses))
+    lambda name, namespace, ports, created, uid, addresses, sources: claim(
+        name, ports, created, namespace, uid=uid, addresses=tuple(map(ip_address, addresses)), sources=sources
     ),
     st.sampled_from("abcd"),
     st.sampled_from(["shop", "other", "third"]),
@@ -189,16 +190,22 @@ some_services = st.builds(
     st.sampled_from(["", OLD, NEW]),
     st.sampled_from(["u1", "u1", "u2"]),
     st.lists(st.sampled_from(["192.0.2.1", "192.0.2.2", "2001:db8::1"]), unique=True, max_size=2),
+    st.sampled_from([None, None, None, (), FRIENDS[:1], FRIENDS]),
 )
-some_caps = st.builds(Caps, st.sampled_from([0, 1, 5, 9]), st.sampled_from([0, 2, 4, 6]))
+some_caps = st.builds(Caps, st.sampled_from([0, 1, 5, 9, 15]), st.sampled_from([0, 2, 4, 6, 11]))
 some_filters = st.sampled_from([ALL, Filters(exclude_namespaces=frozenset({"third"}))])
+
+
+def counts(address: Address, sources: tuple[Network, ...] | None) -> int:
+    """What a pair of address and port counts for."""
+    return max(1, 0 if sources is None else 5 * len([each for each in sources if each.version == address.version]))
 
 
 def exceeding(caps: Caps, versions: Mapping[Name, Service]) -> set[str]:
     """The namespaces that have more than they may, or all of them if they have it together."""
     by_namespace = Counter[str]()
     for each in versions.values():
-        by_namespace[each.name.namespace] += len(each.addresses) * len(each.ports)
+        by_namespace[each.name.namespace] += sum(counts(address, each.sources) for address in each.addresses for _ in each.ports)
     if caps.pinholes and by_namespace.total() > caps.pinholes:
         return set(by_namespace)
     return {name for name, count in by_namespace.items() if caps.pinholes_per_namespace and count > caps.pinholes_per_namespace}
@@ -531,6 +538,26 @@ def test_twenty_thousand_services_of_one_namespace_do_not_keep_ten_of_another_ou
     assert len(router.reconciler.opened()) == 50_010
     assert all(router.lab.arrives("tcp", at(number), 80) for number in range(10))
     assert len(router.waiting()) == 10_000
+
+
+@needs_root
+def test_a_service_with_more_source_ranges_than_the_kernel_takes_in_time_holds_nobody_up(router: Capped) -> None:
+    """The kernel needs the square of their number; without a cap, these hold up a processor for the better part of a minute."""
+    router.reload(Caps())
+    ranges = [f"{20 + number // 32768}.{number // 128 % 256}.{number % 128 * 2}.1/32" for number in range(2500)]
+    ports = [("TCP", 1000 + number) for number in range(20)]
+    router.put(service("greedy", at(1), ports=ports, sources=ranges), service("modest", at(2)))
+    began = time.monotonic()
+    router.sync()
+    assert time.monotonic() - began < 2
+    assert router.opened().keys() == {at(2)}
+    assert router.waiting() == {"default/greedy"}
+    router.put(service("greedy", at(1), ports=ports, sources=ranges[:400]))
+    began = time.monotonic()
+    router.lab.router.call(router.reconciler.sync)
+    print(f"8,000 ranges: {time.monotonic() - began:.1f} s")
+    assert router.waiting() == set()
+    assert len(elements(router.lab, "sources4")) == 8000
 
 
 @needs_root
