@@ -63,9 +63,10 @@ def _status(daemon: Daemon, _: Question) -> Answer:
         "public_nic": {
             "name": settings.public_nic if settings else None,
             "attached": bool(settings and settings.device),
+            "missing": bool(settings and settings.nic_missing),
             "rate_shaping": bool(settings and settings.enable_rateshape),
         },
-        "settings": {"confirmation": reconciler.confirming.state, "message": str(reconciler.confirming)},
+        "settings": {"confirmation": reconciler.in_force.confirming.state, "message": str(reconciler.in_force.confirming)},
         "pools": {"guarded": reconciler.guard.guarded, "names": [pool.name for pool in pools or ()]},
         "services": len(reconciler.desired.services),
         "pinholes": len(reconciler.desired.pinholes),
@@ -90,7 +91,7 @@ def _ruleset(daemon: Daemon, _: Question) -> Answer:
 
 def _confirm(daemon: Daemon, _: Question) -> Answer:
     confirmed = daemon.reconciler.confirm()
-    return {"confirmed": confirmed, "text": str(daemon.reconciler.confirming)}
+    return {"confirmed": confirmed, "text": str(daemon.reconciler.in_force.confirming)}
 
 
 def _owners(daemon: Daemon, _: Question) -> Answer:

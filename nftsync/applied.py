@@ -53,12 +53,9 @@ class Applied:
     def standing(self, found: Ruleset, rules: str, *, meddled: bool) -> Ruleset:
         """What was found, with our own rules if they are those that the kernel accepted.
 
-        meddled: somebody has changed our tables. If nothing shows, it may have been just before `rules` were read back as ours.
+        meddled: somebody has changed our tables. It may have been just before `rules` were read back as ours.
         """
-        if self.tables is None or rules != self.rules:
-            return found
-        ours = ours_as(found, self.tables)
-        return found if meddled and not self.drifted(ours) else ours
+        return found if meddled or self.tables is None or rules != self.rules else ours_as(found, self.tables)
 
     def drifted(self, standing: Ruleset) -> bool:
         """Whether the kernel holds something other than what it accepted."""
@@ -78,9 +75,24 @@ def limited_by(hole: Pinhole, statement: str) -> Pinhole:
 
 
 def ours_as(found: Ruleset, known: Mapping[str, Table]) -> Ruleset:
-    """What was found, with the rules that it is known to have."""
+    """What was found, with the rules that it is known to have; as it was found if that can't be."""
+    if found.tables.keys() != known.keys():
+        return found
     tables = {family: replace(table, flags=found.tables[family].flags) for family, table in known.items()}
     return Ruleset(tables, found.elements)
+
+
+def around(found: Ruleset, shown: Mapping[str, Table]) -> Ruleset:
+    """These tables with the elements that were found in those of their sets that are as they should be."""
+    elements = {
+        family: {
+            name: members
+            for name, members in found.elements.get(family, {}).items()
+            if found.tables[family].sets[name] == table.sets.get(name)
+        }
+        for family, table in shown.items()
+    }
+    return Ruleset(shown, elements)
 
 
 def digest(rules: str, shown: Mapping[str, Table]) -> str:

@@ -118,7 +118,7 @@ def _state(chosen: Config) -> Finding:
 
 def _nft() -> Finding:
     """Load everything the rulesets use into a network namespace of its own, where it can harm nothing."""
-    settings = Settings(public_nic="lo", enable_bgp=True, enable_rateshape=True, device="lo")
+    settings = Settings(public_nic="lo", enable_bgp=True, enable_rateshape=True)
     try:
         version = _command("nft", "--version").stdout.strip()
         loaded = _command("unshare", "--net", "nft", "-f", "-", text=render(Ruleset(tables(settings))))

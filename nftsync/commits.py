@@ -24,8 +24,10 @@ _OUR_FAMILIES = frozenset(FAMILIES.values())
 _PID, _PROGRAM = 2, 3  # attributes of a generation
 _U32 = struct.Struct(">I")
 _CHECK = 1000  # milliseconds until a stopped listener notices
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 5.0  # seconds between two repairs, while somebody goes on meddling
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 0.5  # seconds between two repairs, while somebody goes on meddling
 _QUIET = 10.0  # seconds without a commit of others after which it is no longer going on
+
+SOMEBODY = "somebody else"  # where the kernel does not tell who
 
 log = logging.getLogger(__name__)
 
@@ -123,9 +125,9 @@ class Meddling:
         return self._repaired + self._pause if self._told else float("inf")
 
     def take(self) -> str:
-        """Who it was, for people; "" if that is not known. Somebody who goes on and on is repaired after ever more seconds."""
+        """Who it was, for people; "" for nobody. Somebody who goes on and on is repaired a little later each time."""
         now, told = self._clock(), self._told
-        self._told, who, self._who = False, self._who, ""
+        self._told, who, self._who = False, self._who or SOMEBODY if told else "", ""
         if told:
             going_on = now - self._repaired < _QUIET
             self._pause = min(max(2 * self._pause, _FIRST_PAUSE), _LONGEST_PAUSE) if going_on else _FIRST_PAUSE

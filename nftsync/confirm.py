@@ -30,18 +30,24 @@ def _ssh(spec: NftSpec) -> bool:
 class Confirming:
     """Decides which settings are in force.
 
-    settled: the last ones that wait for nothing; None if there never were any.  state: of what the resource asks for.
-    cut: what of the way to the router that cuts, in words; "" for nothing.
+    settled: the last ones that wait for nothing; None if there never were any.  rolled_back: those that nobody confirmed.
+    state: of what the resource asks for.  cut: what of the way to the router that cuts, in words; "" for nothing.
     clock: monotonic seconds.
     """
 
-    def __init__(self, settled: NftSpec | None, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, settled: NftSpec | None, rolled_back: NftSpec | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._clock = clock
         self.settled = settled
-        self.state = Confirmation.NOT_NEEDED
-        self.cut = ""
-        self._asked: NftSpec | None = None  # what waits, or was rolled back
+        self._asked = rolled_back  # what waits, or was rolled back
+        self.state = Confirmation.ROLLED_BACK if rolled_back else Confirmation.NOT_NEEDED
+        self.cut = cut_off(settled, rolled_back) if settled and rolled_back else ""
         self._until = float("inf")
+
+    @property
+    def rolled_back(self) -> NftSpec | None:
+        return self._asked if self.state is Confirmation.ROLLED_BACK else None
 
     def take(self, asked: NftSpec, seconds: float) -> NftSpec:
         """The settings in force now. asked: what the resource says.  seconds: to confirm in; 0 for no confirmation."""

@@ -219,7 +219,7 @@ class Daemon:
 
     def _keep(self, reconciler: Reconciler) -> None:
         """Begin to write down what stands, for the next boot; not settings that a reboot shall undo unless they are confirmed."""
-        if reconciler.settings and reconciler.confirming.waits == float("inf"):
+        if reconciler.settings and reconciler.in_force.confirming.waits == float("inf"):
             self._last_good.write(self._config.state, reconciler.opened().values(), reconciler.settings)
 
     def _goes_on(self, source: Source) -> bool:

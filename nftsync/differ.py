@@ -18,6 +18,7 @@ from nftsync.ruleset import FILTER, NAME, SHAPER
 
 _ELEMENTS = re.compile(r"^(\s*)elements = \{(.*?)\}", re.MULTILINE | re.DOTALL)
 _KEPT = re.compile(r"^(table .* \{)(?: # progname .*)?\n(?:\tflags (?:owner|persist|owner,persist)\n\n)?", re.MULTILINE)
+_INDEX = re.compile(r' iif != (?:"[^"]*"|[0-9]+)(?= ct state new accept$)', re.MULTILINE)  # of the public NIC, which is here alone
 _DEVICE = re.compile(r'^\s*type filter hook ingress device "([^"]+)"', re.MULTILINE)
 
 
@@ -57,7 +58,8 @@ def _listed() -> str:
         code, output, error = commands.cmd(f"list table {family} {NAME}")
         if code and "No such file" not in error:
             raise KernelError(sentence(error))
-        shown.append(_ELEMENTS.sub(_sorted, _KEPT.sub(r"\1\n", str(output))))  # in whose hands it is, is no difference
+        kept = _KEPT.sub(r"\1\n", str(output))  # in whose hands it is, is no difference
+        shown.append(_ELEMENTS.sub(_sorted, _INDEX.sub("", kept)))
     return "".join(sorted_blocks(each) for each in shown)
 
 

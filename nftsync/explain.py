@@ -184,7 +184,7 @@ def explain_service(view: View, name: Name) -> Explanation:
     elif opened < len(asked) or any(each.reason in _CLOSING for each in service.rejections):
         verdict = Verdict.DEPENDS
     else:
-        verdict = Verdict.LIMITED if service.limit and settings.enable_rateshape and settings.device else Verdict.PASSES
+        verdict = Verdict.LIMITED if service.limit and settings.device else Verdict.PASSES
     causes += [Cause.INVALID for _ in service.rejections] + [each.reason for each in parts if each.reason is not Cause.OPEN]
     first = f"Service {name}: {opened} of {len(asked)} pairs of address and port are open"
     more = [f"… and {len(asked) - len(told)} more pairs"] if len(asked) > len(told) else []
@@ -271,7 +271,7 @@ def _limited(view: View, settings: Settings, hole: Pinhole | None, found: Explan
     if found.verdict is Verdict.DROPPED or hole is None or hole.limit is None or hole.sources == ():
         return found
     first, *rest = found.lines
-    if settings.enable_rateshape and settings.device:
+    if settings.device:
         count, verdict = view.drops(hole.key), Verdict.LIMITED if found.verdict is Verdict.PASSES else found.verdict
         line = f"its limit is {hole.limit}" + ("" if count is None else f"; packets dropped over it: {count}")
         return replace(found, verdict=verdict, lines=(first, line, *rest))
@@ -341,7 +341,7 @@ def _with_remarks(settings: Settings, found: Explanation, service: Service | Non
     if any(line.strip() and not line.lstrip().startswith("#") for line in settings.local_chain.splitlines()):
         also.append(Cause.LOCAL_CHAIN)
         lines.append("the local chain comes first and is not empty: a rule of yours may decide otherwise")
-    if settings.enable_rateshape and settings.device is None:
+    if settings.nic_missing:
         also.append(Cause.NIC_MISSING)
-        lines.append(f"the public NIC {settings.public_nic} is not there: no limit is in force; the rules go by its name and hold")
+        lines.append(f"there is no interface {settings.public_nic}: every one counts as public, and no limit is in force")
     return replace(found, lines=tuple(lines), also=tuple(also))

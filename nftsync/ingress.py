@@ -18,10 +18,17 @@ class Ingress:
         self._links = links
         self.store = store
         self.index: int | None = None  # the NIC's at the last look
+        self._missed: str | None = None  # the NIC that was not there
 
     def look(self, name: str | None) -> int | None:
         """The index of the NIC of this name, None if there is none. Raises LinkError."""
         self.index = self._links.index(name) if name else None
+        missed = name if self.index is None else None
+        if missed and missed != self._missed:
+            log.warning("there is no interface %s: until there is, every one counts as public, no rate limit is in force", missed)
+        elif self._missed and not missed:
+            log.info("the interface %s is there: it alone counts as public", name)
+        self._missed = missed
         return self.index
 
     def differs(self, name: str | None) -> bool:

@@ -16,7 +16,7 @@ from typing import TypeVar
 
 from nftables import Nftables
 
-from nftsync import readback
+from nftsync import nf_tables, readback
 from nftsync.netlink import DumpError, Netlink
 from nftsync.nf_tables import PROTOCOL
 from nftsync.readback import Found
@@ -78,9 +78,13 @@ class Kernel:
         """Read our tables back. A table that is not there is simply not in the result. Raises KernelError."""
         return self._read(readback.read)
 
-    def rules(self) -> str:
-        """The `rules` of Found alone. Raises KernelError."""
-        return self._read(readback.rules)
+    def read_tables(self) -> Found:
+        """The same without elements, which costs much less. Raises KernelError."""
+        return self._read(readback.read_tables)
+
+    def generation(self) -> int:
+        """How many transactions there were in this network namespace, of whomever. Raises KernelError."""
+        return self._read(nf_tables.generation)
 
     def _read(self, read: Callable[[Netlink], T]) -> T:
         try:

@@ -86,12 +86,12 @@ class LastGood:
     def write(self, folder: Path, pinholes: Iterable[Pinhole], settings: Settings) -> None:
         """Begin to write what the kernel accepted. A disk that is full or read-only is told, tried again, and harms nothing else.
 
-        The limits are kept for the public NIC even while it is not there: it may be after the next boot.
+        The public NIC is written down as if it was there, by its name alone: after the next boot it may have another index.
         """
         self._changed, self._written = False, self._clock()
         opened = list(pinholes)
         texts = {
-            _file(folder): describe(ruleset(opened, replace(settings, device=settings.public_nic))),
+            _file(folder): describe(ruleset(opened, replace(settings, index=None))),
             _services(folder): "\n".join(sorted({f"{hole.service} {hole.uid} {hole.limit or ''}" for hole in opened})),
         }
         self._writer = threading.Thread(target=self._write, args=(texts,), name="last good", daemon=True)

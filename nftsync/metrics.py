@@ -97,7 +97,7 @@ class Metrics:
     def show_settings(self, settings: Settings | None) -> None:
         """What the settings in force say about rate limits; None while there are none."""
         self.rateshape_wanted.set(settings is not None and settings.enable_rateshape)
-        self.nic_attached.set(settings is not None and settings.enable_rateshape and settings.device is not None)
+        self.nic_attached.set(settings is not None and settings.device is not None)
 
     def show_stale(self, stale: Mapping[str, bool]) -> None:
         """Whether the last good ones are used, by source: "settings", "pools", "services"; what is not named is not stale."""

@@ -33,6 +33,7 @@ PROTOCOLS = {6: "tcp", 17: "udp", 132: "sctp"}
 _NAME, _DATA = 1, 2  # of an expression
 _TABLE = 1  # names the table, in every request and message
 _SET, _ELEMENTS = 2, 3  # of a message about elements
+_GENERATION_NUMBER = 1  # in a message about a generation
 _GENERATION = slice(2, 4)  # of the ruleset, in struct nfgenmsg: every transaction has another one
 _ATTEMPTS = 5  # at elements of one generation, where those of several will do in the end
 
@@ -64,6 +65,13 @@ def dump(kernel: Netlink, kind: int, family: str, inside: bytes = b"") -> list[b
     """
     asked = _asked(family, inside)
     return complete(lambda: _answer(kernel, kind, asked, whole=True))
+
+
+def generation(kernel: Netlink) -> int:
+    """How many transactions of this network namespace, of whomever, there were. Raises DumpError."""
+    (content,) = kernel.messages(GET_GENERATION, bytes(HEADER), dump=False)
+    found = {kind: content[start:end] for kind, start, end in attributes(content, HEADER, len(content))}
+    return int.from_bytes(found[_GENERATION_NUMBER])
 
 
 def elements(kernel: Netlink, family: str, set_name: str, *, whole: bool = True) -> Iterator[tuple[bytes, Span]]:

@@ -127,6 +127,7 @@ class Pools:
     def look(self, metallb: MetalLB) -> list[float]:
         """Take up what MetalLB's objects say now, if it is complete, and new; returns when the news were received."""
         if not metallb.synced:
+            self._doubted_since = None  # what comes is judged anew
             return []
         sinces, looked = metallb.take(), (metallb, metallb.readable)
         if sinces or self._looked != looked or self._doubted_since is not None:

@@ -84,7 +84,6 @@ def preview(
     settings = Settings.of(
         spec,
         public_nic=chosen.public_nic,
-        attached=True,
         local_chain=local_chain,
         bgp_peers=chosen.bgp_peers,
         cluster=guard.cluster,

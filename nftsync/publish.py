@@ -89,14 +89,14 @@ class Publisher:
 
     def _news(self, reconciler: Reconciler, result: SyncResult) -> Iterable[News]:
         yield from of_changes(result.changes)
-        if result.drift and reconciler.nft is not None:
-            yield News(reconciler.nft.ref, Topic.DRIFT_REPAIRED, result.message, warning=True)
+        if result.drift and reconciler.in_force.nft is not None:
+            yield News(reconciler.in_force.nft.ref, Topic.DRIFT_REPAIRED, result.message, warning=True)
 
     def _news_of_settings(self, reconciler: Reconciler) -> Iterable[News]:
         """When they cut off whoever administers the router, and when that is settled."""
-        told = reconciler.confirming.state, str(reconciler.confirming)
-        if told != self._confirmation and reconciler.confirming.cut:
-            yield of_confirmation(reconciler.nft.ref if reconciler.nft else None, *told)
+        told = reconciler.in_force.confirming.state, str(reconciler.in_force.confirming)
+        if told != self._confirmation and reconciler.in_force.confirming.cut:
+            yield of_confirmation(reconciler.in_force.nft.ref if reconciler.in_force.nft else None, *told)
         self._confirmation = told
 
     def _news_of_rejections(self, rejections: tuple[Rejection, ...]) -> Iterable[News]:
@@ -123,7 +123,7 @@ class Publisher:
         digest = reconciler.hash
         if digest != self._hash:
             self._hash, self._changed = digest, self._now()
-        nft = reconciler.nft
+        nft = reconciler.in_force.nft
         return RouterStatus(
             config.router_name,
             __version__,
@@ -150,7 +150,7 @@ class Publisher:
             not_ready=result.message if result.outcome in (Outcome.WAITING, Outcome.FAILED) else "",
             unguarded=_unguarded(reconciler, config.boundary.enforcement),
             no_pools=reconciler.guard.pools == (),
-            confirmation=(reconciler.confirming.state, str(reconciler.confirming)),
+            confirmation=(reconciler.in_force.confirming.state, str(reconciler.in_force.confirming)),
             unshaped=_unshaped(reconciler),
             local_chain=next((each.message for each in self._rejections if each.reason is Reason.INVALID_LOCAL_CHAIN), ""),
             stale=tuple(sorted(self.stale(source).items())),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from ipaddress import ip_address
 from operator import itemgetter
@@ -22,7 +22,7 @@ from nftsync.ranges import Range
 from nftsync.ratelimit import TIME_UNITS, RateLimit
 from nftsync.ruleset import Chain, Ruleset, Set, Table
 
-_NAMEABLE = re.compile(r"[A-Za-z][A-Za-z0-9_./-]{0,127}")  # what nft takes as a name without quotes
+_NAMEABLE = re.compile(r"[A-Za-z_.][A-Za-z0-9_./-]{0,254}")  # what nft takes as a name without quotes
 _UNKNOWN = "\t\t# as found in the kernel\n"  # the rules of a chain that was read back: equal to no rules of ours
 
 _U32, _U64 = struct.Struct(">I"), struct.Struct(">Q")
@@ -80,17 +80,18 @@ class Found:
 
 def read(kernel: Netlink) -> Found:
     """Tables, elements and rules. A table that is not there is simply not in the result. Raises DumpError."""
-    tables, digest = _tables(kernel)
-    found = {
+    found = read_tables(kernel)
+    elements_of = {
         family: {name: _members(kernel, family, name, declared) for name, declared in table.sets.items()}
-        for family, table in tables.items()
+        for family, table in found.ruleset.tables.items()
     }
-    return Found(Ruleset(tables, found), digest)
+    return replace(found, ruleset=replace(found.ruleset, elements=elements_of))
 
 
-def rules(kernel: Netlink) -> str:
-    """The `rules` of Found alone, which cost much less than to read the elements. Raises DumpError."""
-    return _tables(kernel)[1]
+def read_tables(kernel: Netlink) -> Found:
+    """The same without elements, which costs much less. Raises DumpError."""
+    tables, digest = _tables(kernel)
+    return Found(Ruleset(tables), digest)
 
 
 def _tables(kernel: Netlink) -> tuple[dict[str, Table], str]:

@@ -94,8 +94,9 @@ class Ruleset:
 class Settings:
     """What the tables are made from, beside the pinholes.
 
-    public_nic: None while it is not known; then every interface but lo counts as public.
-    device: the NIC that the ingress hook is attached to; None while it does not exist.
+    public_nic: None while it is not known.
+    index: the public NIC's (if_nametoindex(3)), by which it is public under another name, too; 0 while there is none of its name,
+    None where nobody has looked. Where none is known or there, every interface but lo counts as public.
     local_chain: the body of the operator's own chain, verbatim.
     bgp_peers: who may speak BGP with the router on its public side; empty for everybody.
     cluster: addresses that are the cluster's alone (see guard.Guard).
@@ -107,11 +108,26 @@ class Settings:
     enable_dropall: bool = True
     enable_rateshape: bool = False
     enable_ssh: bool = True
-    device: str | None = None
+    index: int | None = None
     local_chain: str = ""
     bgp_peers: tuple[Network, ...] = ()
     cluster: AddressSet = field(default_factory=AddressSet)
     flags: frozenset[str] = frozenset()
+
+    @property
+    def nic_missing(self) -> bool:
+        """Whether a look for the public NIC found none."""
+        return self.index == 0
+
+    @property
+    def public(self) -> str | None:
+        """The NIC that alone counts as public; None while every interface does."""
+        return None if self.nic_missing else self.public_nic
+
+    @property
+    def device(self) -> str | None:
+        """The NIC that the ingress hook is attached to."""
+        return self.public if self.enable_rateshape else None
 
     @classmethod
     def of(  # noqa: PLR0913  # each is a setting of its own
@@ -119,7 +135,7 @@ class Settings:
         spec: NftSpec | None,
         *,
         public_nic: str | None,
-        attached: bool,
+        index: int | None = None,
         local_chain: str,
         bgp_peers: tuple[Network, ...] = (),
         cluster: AddressSet = AddressSet(),  # noqa: B008  # immutable
@@ -127,18 +143,17 @@ class Settings:
     ) -> Settings:
         """From the Nft resource's spec, or without one the strictest settings.
 
-        public_nic: the local configuration's, which overrides the resource's.  attached: whether that NIC is there.
+        public_nic: the local configuration's, which overrides the resource's.
         """
         if spec is None:
             return cls(public_nic=public_nic, local_chain=local_chain, cluster=cluster)
-        nic = public_nic or spec.public_nic
         return cls(
-            public_nic=nic,
+            public_nic=public_nic or spec.public_nic,
             enable_bgp=spec.enable_bgp,
             enable_dropall=spec.enable_dropall,
             enable_rateshape=spec.enable_rateshape,
             enable_ssh=spec.enable_ssh,
-            device=nic if attached else None,
+            index=index,
             local_chain=local_chain,
             bgp_peers=bgp_peers,
             cluster=cluster,
@@ -172,7 +187,7 @@ def _filter_table(settings: Settings) -> Table:
 
 
 def _filter_chains(settings: Settings) -> dict[str, Chain]:
-    public = f'iifname "{settings.public_nic}" ' if settings.public_nic else ""
+    public = f'iifname "{settings.public}" ' if settings.public else ""
     verdict = "drop" if settings.enable_dropall else "accept"
     return {
         LOCAL_CHAIN: Chain(settings.local_chain),
@@ -192,7 +207,7 @@ def _filter_chains(settings: Settings) -> dict[str, Chain]:
         )),
         GLOBAL: Chain(_lines(
             'iifname "lo" accept',
-            f'iifname != "{settings.public_nic}" ct state new accept' if settings.public_nic else "",
+            f"{_not_public(settings)}ct state new accept" if settings.public else "",
             "ct state established,related accept",
             "ct state invalid drop",
             "meta l4proto icmp accept",
@@ -208,6 +223,11 @@ def _filter_chains(settings: Settings) -> dict[str, Chain]:
             hook="type filter hook forward priority 0; policy drop;",
         ),
     }
+
+
+def _not_public(settings: Settings) -> str:
+    """The matches for the other interfaces: while the public NIC gets another name, it is told by its index."""
+    return f'iifname != "{settings.public}" ' + (f"iif != {settings.index} " if settings.index else "")
 
 
 def _bgp_peers(settings: Settings) -> Iterator[str]:

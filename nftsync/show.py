@@ -51,9 +51,9 @@ def _rejections(rejections: Iterable[dict[str, str]]) -> list[tuple[str, str, st
 def _nic(nic: dict[str, Any]) -> str:
     if nic["name"] is None:
         return "not known yet"
-    if not nic["rate_shaping"]:
-        return f"{nic['name']}, without rate limits"
-    return f"{nic['name']}, " + ("rate limits in force" if nic["attached"] else "which is not there: no rate limit is in force")
+    if nic["missing"]:
+        return f"{nic['name']}, which is not there: every interface counts as public, and no rate limit is in force"
+    return f"{nic['name']}, " + ("rate limits in force" if nic["attached"] else "without rate limits")
 
 
 def top(owners: Mapping[str, str], before: Reading, after: Reading, seconds: float, *, drops_first: bool) -> str:

@@ -35,8 +35,9 @@ class State:
     ingress: index of the NIC whose ingress qdisc is ours, or None; it means nothing after a reboot.
     metallb: MetalLB's last good configuration, None if none was ever seen.  former: addresses that had pinholes before they
     left the pools; it means nothing after a reboot, when no connection is left.
-    spec: the last settings that held without waiting for a confirmation, None if there were none.
-    rules: what the rules that the kernel took last add up to: see applied.digest().
+    spec: the last settings that held without waiting for a confirmation, None if there were none.  rolled_back: those that came
+    after them and were not confirmed, None if there are none.
+    rules: what the rules that the kernel took last add up to (see applied.digest()), "" if that is not certain.
     """
 
     local_chain: str = ""
@@ -44,6 +45,7 @@ class State:
     metallb: Configuration | None = None
     former: frozenset[Address] = frozenset()
     spec: NftSpec | None = None
+    rolled_back: NftSpec | None = None
     rules: str = ""
 
 
@@ -90,10 +92,12 @@ class Store:
         try:
             found = json.loads(read_sealed(self._path, FORMAT))
             same_boot = found.pop("boot") == self._boot
-            metallb, former, spec = found.pop("metallb", None), found.pop("former", []), found.pop("spec", None)
+            metallb, former = found.pop("metallb", None), found.pop("former", [])
+            spec, rolled_back = found.pop("spec", None), found.pop("rolled_back", None)
             state = State(
                 **found,
                 spec=None if spec is None else parse_spec(spec),
+                rolled_back=None if rolled_back is None else parse_spec(rolled_back),
                 metallb=None if metallb is None else _configuration(metallb),
                 former=frozenset(parse_peer_address(each, "former") for each in former),
             )
@@ -118,9 +122,10 @@ def _described(state: State) -> dict[str, object]:
         ]
         metallb = {"pools": pools, "peers": sorted(map(str, state.metallb.peers))}
     former = sorted(map(str, state.former))
-    spec = None if state.spec is None else describe_spec(state.spec)
+    specs = {"spec": state.spec, "rolled_back": state.rolled_back}
+    described = {name: None if spec is None else describe_spec(spec) for name, spec in specs.items()}
     plain = {"local_chain": state.local_chain, "ingress": state.ingress, "rules": state.rules}
-    return {**plain, "spec": spec, "metallb": metallb, "former": former}
+    return {**plain, **described, "metallb": metallb, "former": former}
 
 
 def _configuration(described: dict[str, Any]) -> Configuration:

@@ -1,8 +1,9 @@
 """From the ruleset that is to the one that should be: the smallest nft transaction, as text.
 
 Everything in one transaction takes effect at once or not at all (nft(8)). A running table is changed in place: it is never
-deleted and created again, since that leaks packets while it commits. Chains that differ are flushed and refilled,
-elements are added and deleted one by one, so counters and buckets survive every change that does not concern them.
+deleted and created again, since that leaks packets while it commits; only one that somebody has switched off is, which filters
+nothing. Chains that differ are flushed and refilled, elements are added and deleted one by one, so counters and buckets survive
+every change that does not concern them.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ def transaction(before: Ruleset, after: Ruleset) -> str:
     lines = [f"delete table {family} {NAME}" for family in sorted(before.tables.keys() - after.tables.keys())]
     for family, table in after.tables.items():
         standing = before.tables.get(family)
+        if standing and "dormant" in standing.flags:  # the kernel does not wake a table and change its hooks in one transaction
+            lines.append(f"delete table {family} {NAME}")
+            standing = None
         lines.extend(_table(f"{family} {NAME}", standing or Table(), table, new=standing is None))
         held = before.elements.get(family, {}) if standing else {}
         lines.extend(_elements(f"{family} {NAME}", held, after.elements.get(family, {}), standing or Table(), table))

@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_network
@@ -222,6 +222,18 @@ class Chaos:
         chain = "add chain inet other c { type filter hook input priority 10; }"
         self.foreign(f"add table inet other; {chain}; delete table inet other")
 
+    # --- faults that cut the way: nobody can promise that what is allowed arrives until they are over --------
+
+    def lose_the_nic(self) -> None:
+        self.lab.unplug()
+        time.sleep(self.draw.random())
+        self.lab.plug(PUBLIC_NIC)
+
+    def rename_the_nic(self) -> None:
+        self.lab.router.ip(f"link set {PUBLIC_NIC} name renamed0")
+        time.sleep(self.draw.random() * 0.2)
+        self.lab.router.ip(f"link set renamed0 name {PUBLIC_NIC}")
+
     # --- faults that take rules away: nobody can promise anything until they are back -----------------------
 
     def flush_the_ruleset(self) -> None:
@@ -232,11 +244,6 @@ class Chaos:
 
     def flush_a_set(self) -> None:
         self.foreign(f"flush set inet nftsync {self.draw.choice(['services4', 'services6', 'sources4', 'pools4'])}")
-
-    def lose_the_nic(self) -> None:
-        self.lab.unplug()
-        time.sleep(self.draw.random())
-        self.lab.plug(PUBLIC_NIC)
 
     def foreign(self, command: str) -> None:
         self.lab.router.run(["nft", command], check=False)  # there may be nothing to change
@@ -253,23 +260,27 @@ class Chaos:
         )  # fmt: skip
 
     @property
+    def closing(self) -> tuple[Callable[[], None], ...]:
+        return self.lose_the_nic, self.rename_the_nic
+
+    @property
     def destroying(self) -> tuple[Callable[[], None], ...]:
-        return self.flush_the_ruleset, self.flush_a_chain, self.flush_a_set, self.lose_the_nic
+        return self.flush_the_ruleset, self.flush_a_chain, self.flush_a_set
 
     @contextmanager
-    def load(self) -> Iterator[None]:
+    def load(self, allowed: Sequence[str] = ALLOWED) -> Iterator[None]:
         """Numbered packets to what is open all the time and to what never is."""
-        with traffic(self.lab, [*ALLOWED, *FORBIDDEN], pause=0.01) as running:
-            if not eventually(lambda: running.through(len(ALLOWED))):
+        with traffic(self.lab, [*allowed, *FORBIDDEN], pause=0.01) as running:
+            if not eventually(lambda: running.through(len(allowed))):
                 raise ChaosError(f"nothing comes through\n{self.daemon.log()[-3000:]}")
             yield
             tallies = running.end()
-        for destination, tally in zip([*ALLOWED, *FORBIDDEN], tallies, strict=True):
-            wanted = tally.sent if destination in ALLOWED else 0
+        for destination, tally in zip([*allowed, *FORBIDDEN], tallies, strict=True):
+            wanted = tally.sent if destination in allowed else 0
             if tally.arrived != wanted:
                 raise ChaosError(f"{destination}: of {tally.sent} packets {tally.arrived} arrived; missing {tally.missing}")
-        self.tally.allowed += sum(tally.sent for tally in tallies[: len(ALLOWED)])
-        self.tally.forbidden += sum(tally.sent for tally in tallies[len(ALLOWED) :])
+        self.tally.allowed += sum(tally.sent for tally in tallies[: len(allowed)])
+        self.tally.forbidden += sum(tally.sent for tally in tallies[len(allowed) :])
 
     def run(self, faults: int) -> None:
         """Draw as many faults. Raises ChaosError at the first promise that is not kept."""
@@ -279,6 +290,10 @@ class Chaos:
                 for _ in range(min(left, self.draw.randint(3, 12))):
                     self.suffer(self.draw.choice(self.standing))
                     left -= 1
+            if left > 0:
+                with self.load(allowed=()):
+                    self.suffer(self.draw.choice(self.closing))
+                left -= 1
             if left > 0:
                 self.suffer(self.draw.choice(self.destroying))
                 left -= 1

@@ -71,11 +71,11 @@ def nft(public_nic: str = PUBLIC_NIC, /, **switches: bool) -> Raw:
     }
 
 
-def wanted(services: Iterable[Raw], resource: Raw, local_chain: str = "", *, attached: bool = True) -> Ruleset:
+def wanted(services: Iterable[Raw], resource: Raw, local_chain: str = "", *, index: int | None = None) -> Ruleset:
     """The ruleset that these objects ask for, by the same way that the daemon goes."""
     parsed = [parse_service(raw, None) for raw in services]
     desired = Desired.of([each for each in parsed if each], Filters())
-    settings = Settings.of(parse_nft(resource, None).spec, public_nic=None, attached=attached, local_chain=local_chain)
+    settings = Settings.of(parse_nft(resource, None).spec, public_nic=None, index=index, local_chain=local_chain)
     return ruleset(desired.pinholes.values(), settings)
 
 
@@ -149,6 +149,11 @@ def rules(lab: Lab, *options: str) -> str:
         head, *blocks = re.split(r"^\t(?=[a-z]+ [a-z0-9-]+ {$)", table, flags=re.MULTILINE)
         shown.append("\n".join([head.strip(), *sorted(block.strip() for block in blocks)]))
     return "\n".join(sorted(shown))
+
+
+def written(shown: str) -> str:
+    """What of rules() is written down for the next boot: not the public NIC's index."""
+    return re.sub(r' iif != "\w+"(?= ct state new accept\n)', "", shown)
 
 
 def ingress_qdisc(lab: Lab, nic: str | None = None) -> str:

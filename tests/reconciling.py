@@ -7,6 +7,7 @@ from pathlib import Path
 
 from nftsync.caps import Caps
 from nftsync.config import Config
+from nftsync.guard import Boundary
 from nftsync.inbox import Inbox
 from nftsync.inputs import Inputs
 from nftsync.kernel import Kernel
@@ -14,10 +15,18 @@ from nftsync.lab import Lab
 from nftsync.links import Links
 from nftsync.nftresource import Nft, parse_nft
 from nftsync.objects import Reason, Service, parse_service
+from nftsync.pools import MetalLB
 from nftsync.reconcile import Reconciler
 from nftsync.result import SyncResult
 from nftsync.store import Store
 from tests.labtools import Raw, nft, no_metallb
+
+
+def _nothing_listed() -> Inputs:
+    """The inputs of a process that has heard nothing of its cluster yet, which has no MetalLB."""
+    metallb = no_metallb()
+    services = Inbox[Service](parse_service, lambda: None, time.monotonic)
+    return Inputs(services, Inbox[Nft](parse_nft, lambda: None, time.monotonic), lambda _: metallb)
 
 
 class Router:
@@ -26,37 +35,57 @@ class Router:
     def __init__(self, lab: Lab, folder: Path, caps: Caps = Caps()) -> None:  # noqa: B008 Caps are frozen
         self.lab = lab
         self._folder = folder
-        self._services = Inbox[Service](parse_service, lambda: None, time.monotonic)
-        nfts = Inbox[Nft](parse_nft, lambda: None, time.monotonic)
-        with self._services.listing(), nfts.listing() as listing:
+        self._inputs = _nothing_listed()
+        with self._inputs.services.listing(), self._inputs.nfts.listing() as listing:
             listing.put(nft())
-        metallb = no_metallb()
-        self._inputs = Inputs(self._services, nfts, lambda _: metallb)
+        self.confirm_seconds = 0.0
+        self.boundary = Boundary()
         self.kernel: Kernel = lab.router.call(Kernel)
         self.links: Links = lab.router.call(Links)
         self.start(caps)
 
     def _config(self, caps: Caps) -> Config:
-        return Config(state=self._folder, local_chain=self._folder / "local-chain.nft", caps=caps, own_tables=False)
+        return Config(
+            state=self._folder,
+            local_chain=self.local_chain,
+            caps=caps,
+            own_tables=False,
+            boundary=self.boundary,
+            confirm_seconds=self.confirm_seconds,
+        )
 
-    def start(self, caps: Caps = Caps()) -> None:  # noqa: B008 Caps are frozen
+    @property
+    def local_chain(self) -> Path:
+        return self._folder / "local-chain.nft"
+
+    def start(self, caps: Caps = Caps(), *, listed: bool = True) -> None:  # noqa: B008 Caps are frozen
+        """listed: whether the API answers."""
         for inbox in (self._inputs.services, self._inputs.nfts):
             inbox._dirty.update(inbox._objects)
-        self.reconciler = Reconciler(self._config(caps), self._inputs, self.kernel, self.links, Store(self._folder))
+        inputs = self._inputs if listed else _nothing_listed()
+        self.reconciler = Reconciler(self._config(caps), inputs, self.kernel, self.links, Store(self._folder))
 
-    def reload(self, caps: Caps) -> None:
-        self.reconciler.configure(self._config(caps), self._inputs, self.reconciler.store)
+    def reload(self, caps: Caps = Caps(), *, listed: bool = True) -> None:  # noqa: B008 Caps are frozen
+        """listed: whether the API is the same; else it is another one, which does not answer."""
+        inputs = self._inputs if listed else _nothing_listed()
+        self.reconciler.configure(self._config(caps), inputs, self.reconciler.store)
+
+    def settings(self, resource: Raw) -> None:
+        self._inputs.nfts.put(resource)
+
+    def metallb(self) -> MetalLB:
+        return self._inputs.metallb("")
 
     def put(self, *services: Raw) -> None:
         for each in services:
-            self._services.put(each)
+            self._inputs.services.put(each)
 
     def delete(self, *services: Raw) -> None:
         for each in services:
-            self._services.delete(each)
+            self._inputs.services.delete(each)
 
-    def sync(self, *, resync: bool = False) -> SyncResult:
-        result: SyncResult = self.lab.router.call(self.reconciler.sync, resync=resync)
+    def sync(self, *, resync: bool = False, meddler: str = "") -> SyncResult:
+        result: SyncResult = self.lab.router.call(self.reconciler.sync, resync=resync, meddler=meddler)
         return result
 
     def refused(self, reason: Reason) -> set[str]:

@@ -162,7 +162,7 @@ def router_settings(draw: st.DrawFn) -> Settings:
     """Settings for a router that has both NICS."""
     nic = draw(st.none() | st.sampled_from(NICS))
     bgp, dropall, rateshape, ssh = draw(st.tuples(*4 * [st.booleans()]))
-    return Settings(nic, bgp, dropall, rateshape, ssh, draw(st.sampled_from([None, nic])), draw(st.sampled_from(LOCAL_CHAINS)))
+    return Settings(nic, bgp, dropall, rateshape, ssh, draw(st.sampled_from([None, 0, 7])), draw(st.sampled_from(LOCAL_CHAINS)))
 
 
 def rulesets() -> st.SearchStrategy[Ruleset]:
@@ -195,7 +195,7 @@ class Fresh:
 
     @classmethod
     def of(cls, netns: Netns) -> Fresh:
-        return cls(netns.listing(), netns.run(netns.kernel.rules))
+        return cls(netns.listing(), netns.run(netns.kernel.read_tables).rules)
 
 
 def same(netns: Netns, wanted: Ruleset, fresh: Fresh) -> None:

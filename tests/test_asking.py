@@ -112,7 +112,7 @@ def test_status_says_for_programs_how_the_router_is_doing(shared: Asked) -> None
     assert found["sync"]["result"] in ("applied", "unchanged")
     assert 0 <= found["sync"]["last_success_seconds"] <= found["running_seconds"]
     assert re.fullmatch("[0-9a-f]{32}", found["sync"]["hash"])
-    assert found["public_nic"] == {"name": PUBLIC_NIC, "attached": True, "rate_shaping": True}
+    assert found["public_nic"] == {"name": PUBLIC_NIC, "attached": True, "missing": False, "rate_shaping": True}
     assert found["pools"] == {"guarded": True, "names": ["services"]}
     assert (found["services"], found["pinholes"]) == (9, 9)
     refused = {each["object"]: each["reason"] for each in found["rejections"]}
@@ -212,8 +212,9 @@ def test_what_strangers_wrote_is_one_printable_line_each(daemon: Asked) -> None:
 def test_a_nic_that_goes_shows_in_the_status_and_in_what_is_explained(daemon: Asked) -> None:
     daemon.start()
     daemon.lab.unplug()
-    assert eventually(lambda: daemon.status()["public_nic"] == {"name": PUBLIC_NIC, "attached": False, "rate_shaping": True})
-    assert "which is not there: no rate limit is in force" in daemon.command("status").stdout
+    missing = {"name": PUBLIC_NIC, "attached": False, "missing": True, "rate_shaping": True}
+    assert eventually(lambda: daemon.status()["public_nic"] == missing)
+    assert "which is not there: every interface counts as public, and no rate limit is in force" in daemon.command("status").stdout
     found = daemon.explain("172.30.254.3:5000/udp")
     assert found["reason"] == "nic_missing"
     assert "nic_missing" in found["also"]

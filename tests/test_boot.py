@@ -21,7 +21,7 @@ from nftsync.objects import Name
 from nftsync.ratelimit import parse_ratelimit
 from nftsync.ruleset import Settings, ruleset
 from nftsync.sealed import read_sealed, seal
-from tests.labtools import PUBLIC_NIC, SERVICE4, SERVICE6, Daemon, eventually, needs_root, nft, rules, service, tables
+from tests.labtools import PUBLIC_NIC, SERVICE4, SERVICE6, Daemon, eventually, needs_root, nft, rules, service, tables, written
 from tests.reboot import boot, last_good_file, power_off
 from tests.support import ROOT
 
@@ -60,7 +60,7 @@ def test_what_stood_before_a_reboot_stands_after_it_without_a_cluster_and_the_da
     power_off(daemon)
     assert daemon.lab.arrives("tcp", SERVICE4, 81), "without rules everything passes"
     assert "the last good ruleset stands" in boot(daemon)
-    assert rules(daemon.lab) == good
+    assert rules(daemon.lab) == written(good)
     as_asked_for(daemon)
     assert len(daemon.lab.deliver([Probe("udp", "172.30.254.3", 53)] * 9)) == 3, "limits are in force, too"
     shutil.move(daemon.manifests, daemon.folder / "away")  # no cluster: nothing more happens
@@ -134,7 +134,7 @@ def test_whatever_the_file_holds_all_of_it_stands_or_the_base(daemon: Daemon) ->
     last_good_file(daemon).rmdir()
     last_good_file(daemon).write_text(whole)
     boot(daemon)
-    assert rules(daemon.lab) == good
+    assert rules(daemon.lab) == written(good)
 
 
 def test_it_imports_nothing_that_it_does_not_need() -> None:

@@ -423,8 +423,8 @@ def test_a_service_of_which_a_newer_version_waits_is_explained_as_open_in_part()
 class Capped(Router):
     """A router whose kernel has, after each sync, what its reconciler believes."""
 
-    def sync(self, *, resync: bool = False) -> SyncResult:
-        result = super().sync(resync=resync)
+    def sync(self, *, resync: bool = False, meddler: str = "") -> SyncResult:
+        result = super().sync(resync=resync, meddler=meddler)
         assert result.outcome in {Outcome.APPLIED, Outcome.UNCHANGED}, result.message
         assert elements(self.lab, "services4").keys() == self.reconciler.opened().keys()
         return result

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,8 +44,10 @@ def made(tmp_path: Path) -> Iterator[Chaos]:
 def test_a_leak_and_a_loss_are_caught_however_short(made: Chaos, command: str, caught: str) -> None:
     def meddle() -> None:
         with made.load():
+            made.daemon.signal(signal.SIGSTOP)  # or it is repaired before the next packet
             made.foreign(command)
-            time.sleep(0.5)  # dozens of rounds of packets; it is repaired within a second
+            time.sleep(0.1)  # some rounds of packets
+            made.daemon.signal(signal.SIGCONT)
             made.converge("that")
 
     with pytest.raises(ChaosError, match=caught):

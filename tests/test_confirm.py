@@ -50,13 +50,13 @@ def clock() -> Clock:
 
 @pytest.fixture
 def confirming(clock: Clock) -> Confirming:
-    made = Confirming(OPEN, clock)
+    made = Confirming(OPEN, clock=clock)
     assert made.take(OPEN, 60) == OPEN
     return made
 
 
 def test_the_first_settings_ever_wait_for_nobody(clock: Clock) -> None:
-    first = Confirming(None, clock)
+    first = Confirming(None, clock=clock)
     assert first.take(NO_SSH, 60) == NO_SSH
     assert (first.state, first.settled) == (Confirmation.NOT_NEEDED, NO_SSH)
 
@@ -210,7 +210,7 @@ def test_another_public_nic_is_taken_back_too(daemon: Daemon) -> None:
     assert eventually(lambda: confirmation(daemon) == "Waiting")
     assert eventually(lambda: confirmation(daemon) == "RolledBack")
     status = json.loads(daemon.command("status", "--json").stdout)
-    assert status["public_nic"] == {"name": PUBLIC_NIC, "attached": True, "rate_shaping": True}
+    assert status["public_nic"] == {"name": PUBLIC_NIC, "attached": True, "missing": False, "rate_shaping": True}
 
 
 @needs_root

@@ -43,7 +43,7 @@ def view(*services: Raw, **fields: Any) -> View:
     pools = Pool("services", "IPAddressPool metallb-system/services", (parse_range(POOL), parse_range("2001:db8:254::/64")), True)
     guard = Guard.of(boundary, Configuration((pools,), frozenset({PEER})), {OWN})
     parsed = [each for raw in services if (each := parse_service(raw, None))]
-    switches: dict[str, Any] = {"enable_rateshape": True, "device": PUBLIC_NIC, "cluster": guard.cluster} | fields
+    switches: dict[str, Any] = {"enable_rateshape": True, "cluster": guard.cluster} | fields
     found = View(
         services={each.name: each for each in parsed},
         desired=Desired.of(parsed, filters, guard),
@@ -323,11 +323,11 @@ def test_a_limit_is_not_in_force_without_rate_shaping_or_without_the_public_nic(
     off = ask(view(SLOW, enable_rateshape=False), "172.30.254.1:80")
     assert (off.verdict, off.reason, off.also) == (Verdict.PASSES, Cause.OPEN, ())
     assert off.lines[1] == f"its limit, {LIMIT}, is not in force: enable_rateshape is false"
-    missing = ask(view(SLOW, device=None), "172.30.254.1:80")
+    missing = ask(view(SLOW, index=0), "172.30.254.1:80")
     assert (missing.verdict, missing.reason, missing.also) == (Verdict.PASSES, Cause.NIC_MISSING, (Cause.NIC_MISSING,))
     assert missing.lines[1] == f"its limit, {LIMIT}, is not in force: the public NIC is not there"
-    assert missing.lines[2].startswith("the public NIC public0 is not there: no limit is in force")
-    unlimited = ask(view(WEB, device=None), "172.30.254.1:80")
+    assert missing.lines[2] == "there is no interface public0: every one counts as public, and no limit is in force"
+    unlimited = ask(view(WEB, index=0), "172.30.254.1:80")
     assert (unlimited.verdict, unlimited.reason, unlimited.also) == (Verdict.PASSES, Cause.OPEN, (Cause.NIC_MISSING,))
 
 
@@ -531,7 +531,7 @@ CROWD = (
 )
 
 
-@pytest.mark.parametrize("switches", [{}, {"enable_dropall": False}, {"device": None}])
+@pytest.mark.parametrize("switches", [{}, {"enable_dropall": False}, {"index": 0}])
 @pytest.mark.parametrize("unrouted", ["", "172.30.254.2", "172.30.254.4"])
 @pytest.mark.parametrize("name", ["web", "own", "nobody", "late"])
 def test_pairs_that_are_only_counted_are_counted_as_those_that_are_told(

@@ -84,7 +84,7 @@ def generated(seed: int) -> World:
     settings = Settings.of(
         parse_nft(nft(PUBLIC_NIC, **switches, enable_dropall=draw.random() < 0.85), None).spec,
         public_nic=None,
-        attached=draw.random() < 0.8,
+        index=None if draw.random() < 0.8 else 0,
         local_chain=draw.choice(["", "", NEVER_USED]),
         bgp_peers=tuple(peers) if draw.random() < 0.5 else (),
         cluster=guard.cluster,
@@ -236,7 +236,7 @@ def test_a_limited_packet_passes_up_to_its_limit(router: tuple[Lab, Firewall]) -
     parsed = parse_service(service("slow", ADDRESSES[0], limit="1/week burst 3 packets"), None)
     assert parsed
     desired = Desired.of([parsed], Filters())
-    settings = Settings(PUBLIC_NIC, enable_rateshape=True, device=PUBLIC_NIC)
+    settings = Settings(PUBLIC_NIC, enable_rateshape=True)
     dropped: Callable[[str], int | None] = lambda _: 5  # noqa: E731
     services = {parsed.name: parsed}
     view = View(services, desired, Guard(), Filters(), Boundary(), settings, "", OWN, _routed, dropped, desired.pinholes)

@@ -174,9 +174,9 @@ def test_every_outcome_of_a_sync_is_reported_from_the_start() -> None:
     [
         (None, 0, 0),
         (Settings("pub0"), 0, 0),
-        (Settings("pub0", device="pub0"), 0, 0),
-        (Settings("pub0", enable_rateshape=True), 1, 0),
-        (Settings("pub0", enable_rateshape=True, device="pub0"), 1, 1),
+        (Settings("pub0", index=3), 0, 0),
+        (Settings("pub0", enable_rateshape=True, index=0), 1, 0),
+        (Settings("pub0", enable_rateshape=True), 1, 1),
     ],
 )
 def test_the_nic_counts_as_attached_only_if_limits_are_wanted_and_it_is_there(

@@ -137,7 +137,7 @@ def test_who_changes_another_table_all_the_time_holds_up_no_reading(rate: int) -
         kernel = namespace.call(Kernel)
         elements = {f"10.1.{n // 250}.{n % 250 + 1} . tcp . 80": "" for n in range(10_000)}
         kernel.apply(render(Ruleset(tables(Settings("pub0")), {FILTER: {"services4": elements}})))
-        rules, times = kernel.rules(), []
+        rules, times = kernel.read_tables().rules, []
         with storm(namespace, rate):
             for _ in range(10):
                 began = time.monotonic()

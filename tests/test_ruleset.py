@@ -140,28 +140,34 @@ def test_without_a_public_nic_every_interface_but_lo_counts_as_public() -> None:
     assert '\t\tiifname != "enp1s0" ct state new accept\n' in chain(Settings("enp1s0"), "global")
 
 
+def test_the_public_nic_is_told_by_its_index_too_and_while_it_is_missing_there_is_none() -> None:
+    assert '\t\tiifname != "enp1s0" iif != 7 ct state new accept\n' in chain(Settings("enp1s0", index=7), "global")
+    missing = tables(Settings("enp1s0", enable_bgp=True, index=0))[FILTER]
+    assert missing == tables(Settings(enable_bgp=True))[FILTER]
+
+
 def test_no_packet_from_a_source_port_is_let_in_for_that_alone() -> None:
-    assert "sport" not in render(Ruleset(tables(Settings("enp1s0", enable_bgp=True, enable_rateshape=True, device="enp1s0"))))
+    assert "sport" not in render(Ruleset(tables(Settings("enp1s0", enable_bgp=True, enable_rateshape=True))))
 
 
 def test_the_nic_is_hooked_only_while_it_is_there() -> None:
-    shown = tables(Settings("enp1s0", enable_rateshape=True))[SHAPER]
+    shown = tables(Settings("enp1s0", enable_rateshape=True, index=0))[SHAPER]
     assert list(shown.chains) == ["operator-tc"]
-    hooked = tables(Settings("enp1s0", enable_rateshape=True, device="enp1s0"))[SHAPER]
+    hooked = tables(Settings("enp1s0", enable_rateshape=True))[SHAPER]
     assert hooked.chains["ratelimit"].hook == 'type filter hook ingress device "enp1s0" priority 0; policy accept;'
 
 
 def test_settings_follow_the_resource_and_the_local_configuration_overrides_the_nic() -> None:
     spec = NftSpec("enp1s0", enable_bgp=False, enable_ssh=False, enable_dropall=False, enable_rateshape=True)
-    assert Settings.of(spec, public_nic=None, attached=True, local_chain="x") == Settings(
-        "enp1s0", enable_bgp=False, enable_dropall=False, enable_rateshape=True, enable_ssh=False, device="enp1s0", local_chain="x"
+    assert Settings.of(spec, public_nic=None, local_chain="x") == Settings(
+        "enp1s0", enable_bgp=False, enable_dropall=False, enable_rateshape=True, enable_ssh=False, local_chain="x"
     )
-    assert Settings.of(spec, public_nic="enp2s0", attached=True, local_chain="").device == "enp2s0"
-    assert Settings.of(spec, public_nic=None, attached=False, local_chain="").device is None
+    assert Settings.of(spec, public_nic="enp2s0", local_chain="").device == "enp2s0"
+    assert Settings.of(spec, public_nic=None, index=0, local_chain="").device is None
 
 
 def test_without_settings_the_strictest_hold() -> None:
-    strict = Settings.of(None, public_nic="enp2s0", attached=True, local_chain="x")
+    strict = Settings.of(None, public_nic="enp2s0", local_chain="x")
     assert strict == Settings("enp2s0", enable_bgp=False, enable_dropall=True, enable_rateshape=False, local_chain="x")
 
 
@@ -193,7 +199,7 @@ def test_every_kind_of_pinhole_survives_the_way_from_the_service_to_the_kernel_a
         )
         for number, (sources, limit) in enumerate(((s, li) for s in ranges for li in (None, *limited)), start=1)
     ]  # fmt: skip
-    shown = ruleset(Desired.of(services, Filters()).pinholes.values(), Settings("pub0", enable_rateshape=True, device="pub0"))
+    shown = ruleset(Desired.of(services, Filters()).pinholes.values(), Settings("pub0", enable_rateshape=True))
     router.nft(
         "add table inet nftsync\nadd table netdev nftsync\ndelete table inet nftsync\ndelete table netdev nftsync\n" + render(shown)
     )

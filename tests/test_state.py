@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from nftsync.commits import SOMEBODY
 from nftsync.config import Config
 from nftsync.inbox import Inbox
 from nftsync.inputs import Inputs
@@ -18,6 +19,7 @@ from nftsync.lab import CLIENT, PUBLIC, Lab, Probe
 from nftsync.links import Links
 from nftsync.nftresource import Nft, parse_nft
 from nftsync.objects import Service, parse_service
+from nftsync.readback import Found
 from nftsync.reconcile import Reconciler
 from nftsync.result import Outcome, SyncResult
 from nftsync.ruleset import FILTER, render
@@ -264,24 +266,66 @@ def test_the_next_resync_repairs(lab: Lab, router: Router, change: str) -> None:
     assert (again.outcome, again.drift) == (Outcome.UNCHANGED, False)
 
 
-def test_who_opens_something_just_before_it_is_read_back_as_ours_is_found_out(
-    lab: Lab, router: Router, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("change", ["insert rule inet nftsync forward accept", "flush ruleset"])
+@pytest.mark.parametrize("repaired_by", ["this process", "this process, which does not know who it was", "the next process"])
+def test_what_somebody_does_just_before_it_is_read_back_as_ours_is_found_out(
+    lab: Lab, router: Router, monkeypatch: pytest.MonkeyPatch, change: str, repaired_by: str
 ) -> None:
-    read = Kernel.rules
+    read = Kernel.read_tables
 
-    def meddled(kernel: Kernel) -> str:
-        lab.router.nft("insert rule inet nftsync forward accept")
+    def meddled(kernel: Kernel) -> Found:
+        lab.router.nft(change)
         return read(kernel)
 
-    router.begin(nft())
+    router.begin(nft(), COUNTED)
     with monkeypatch.context() as patched:
-        patched.setattr(Kernel, "rules", meddled)
+        patched.setattr(Kernel, "read_tables", meddled)
         router.put(nft(enable_bgp=False))
         router.sync()
+    assert lab.arrives("tcp", SERVICE4, 81)
+    if repaired_by == "the next process":
+        router.restart()
+        assert router.sync().outcome is Outcome.APPLIED
+    else:
+        lab.router.nft("add table inet nftsync; add chain inet nftsync theirs")  # and something else
+        told = "nft (pid 1)" if repaired_by == "this process" else SOMEBODY
+        result = router.reconciler.sync(resync=True, meddler=told)
+        assert (result.outcome, result.drift) == (Outcome.APPLIED, True)
+        assert result.message.startswith(f"{told} had changed our tables: repaired")
+    assert not lab.arrives("tcp", SERVICE4, 81)
     assert lab.arrives("tcp", SERVICE4, 80)
-    result = router.reconciler.sync(resync=True, meddler="nft (pid 1)")
-    assert (result.outcome, result.drift) == (Outcome.APPLIED, True)
-    assert not lab.arrives("tcp", SERVICE4, 80)
+    assert "chain theirs" not in rules(lab)
+
+
+def test_what_others_committed_meanwhile_leaves_nothing_behind_for_the_next_process(
+    lab: Lab, router: Router, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether they touched our tables is not known, so the next process makes sure."""
+    read = Kernel.read_tables
+
+    def busy(kernel: Kernel) -> Found:
+        lab.router.nft("add table inet theirs")
+        return read(kernel)
+
+    router.begin(nft(), COUNTED)
+    assert router.reconciler.store.state.rules
+    with monkeypatch.context() as patched:
+        patched.setattr(Kernel, "read_tables", busy)
+        router.put(nft(enable_bgp=False))
+        router.sync()
+    assert not router.reconciler.store.state.rules
+    good = rules(lab, "--handle")
+    assert router.sync(resync=True).outcome is Outcome.UNCHANGED
+    assert rules(lab, "--handle") == good, "this one knows"
+    assert router.reconciler.store.state.rules
+
+
+def test_a_table_that_comes_back_while_a_service_changes_is_repaired_and_counted(lab: Lab, router: Router) -> None:
+    router.begin(nft(), COUNTED)
+    lab.router.nft("delete table inet nftsync")
+    router.put(OTHER)
+    assert router.sync().outcome is Outcome.APPLIED
+    assert router.reconciler.sync(resync=True, meddler="nft (pid 7)").drift
 
 
 # --- under load ---------------------------------------------------------------------------------------

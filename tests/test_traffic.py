@@ -175,11 +175,10 @@ def test_a_cap_that_is_lowered_or_raised_holds_from_the_next_reading_on() -> Non
 SHAPED = Settings(
     PUBLIC_NIC,
     enable_rateshape=True,
-    device=PUBLIC_NIC,
     cluster=AddressSet.of(parse_range(each) for each in ("172.30.254.0/24", "2001:db8:254::/64")),
 )
-UNHOOKED = replace(SHAPED, device=None)
-UNSHAPED = replace(UNHOOKED, enable_rateshape=False)
+UNHOOKED = replace(SHAPED, index=0)
+UNSHAPED = replace(SHAPED, enable_rateshape=False)
 BYTES4, PACKETS4 = "172.30.254.11", "172.30.254.12"
 SLOW_BYTES = service("slow-bytes", BYTES4, limit="4 kbytes/week burst 1 kbytes")
 SLOW_PACKETS = service("slow-packets", PACKETS4, SERVICE6, limit="1/week burst 4 packets", sources=["0.0.0.0/0", "::/0"])

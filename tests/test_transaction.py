@@ -20,7 +20,7 @@ from tests.support import LOCAL_CHAINS, NICS, Fresh, Netns, rulesets, same
 
 CLEAR = "".join(f"add table {family} nftsync\ndelete table {family} nftsync\n" for family in (FILTER, SHAPER))
 OPEN = "192.0.2.1 . tcp . 80"
-SETTINGS = Settings("pub0", enable_rateshape=True, device="pub0")
+SETTINGS = Settings("pub0", enable_rateshape=True)
 
 
 def with_elements(shown: Settings, family: str = FILTER, **sets: dict[str, str]) -> Ruleset:
@@ -69,8 +69,8 @@ def test_a_chain_that_differs_is_refilled_and_nothing_else_is_touched() -> None:
 
 
 def test_a_chain_whose_nic_went_is_removed_and_made_again_when_another_comes() -> None:
-    gone, other = replace(SETTINGS, device=None), replace(SETTINGS, device="pub1")
-    assert transaction(Ruleset(tables(SETTINGS)), Ruleset(tables(gone))) == (
+    gone, other = replace(SETTINGS, index=0), replace(SETTINGS, public_nic="pub1")
+    assert transaction(Ruleset(tables(SETTINGS)), Ruleset(tables(gone))).endswith(
         "add table netdev nftsync\nflush chain netdev nftsync ratelimit\ndelete chain netdev nftsync ratelimit\n"
     )
     moved = transaction(Ruleset(tables(SETTINGS)), Ruleset(tables(other)))
@@ -151,9 +151,9 @@ CHANGES: dict[str, Settings] = {
     "only elements": SETTINGS,
     "the local chain": replace(SETTINGS, local_chain=LOCAL_CHAINS[2]),
     "the switches": replace(SETTINGS, enable_bgp=True, enable_ssh=False, enable_dropall=False),
-    "the public NIC": Settings("pub1", enable_rateshape=True, device="pub1"),
-    "no NIC": replace(SETTINGS, device=None),
-    "no rate shaping": replace(SETTINGS, enable_rateshape=False, device=None),
+    "the public NIC": Settings("pub1", enable_rateshape=True),
+    "no NIC": replace(SETTINGS, index=0),
+    "no rate shaping": replace(SETTINGS, enable_rateshape=False),
 }
 
 
@@ -194,7 +194,7 @@ def passing(count: int) -> int:
 
 @pytest.mark.parametrize("device", [True, False], ids=["the hook stays", "the hook is made anew"])
 def test_a_bucket_that_is_empty_stays_empty_while_others_come_and_go(router: Netns, device: bool) -> None:  # noqa: FBT001
-    shaped = Settings("lo", enable_rateshape=True, device="lo", enable_dropall=False)
+    shaped = Settings("lo", enable_rateshape=True, enable_dropall=False)
     counted = {"dropped4": {LIMITED: ""}}
     before = with_elements(shaped, SHAPER, limited4_packets={LIMITED: SLOW}, **counted)
     load(router, before)
@@ -202,7 +202,7 @@ def test_a_bucket_that_is_empty_stays_empty_while_others_come_and_go(router: Net
     more = {LIMITED: SLOW, "127.0.0.1 . udp . 9998": SLOW}
     after = with_elements(replace(shaped, local_chain=LOCAL_CHAINS[1]), SHAPER, limited4_packets=more, **counted)
     if not device:
-        unhooked = Ruleset(tables(replace(shaped, device=None)), before.elements)
+        unhooked = Ruleset(tables(replace(shaped, index=0)), before.elements)
         router.run(router.kernel.apply, transaction(before, unhooked))
         assert router.run(passing, 10) == 10, "nothing is limited without the hook"
         before = unhooked

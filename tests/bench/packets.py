@@ -91,8 +91,8 @@ def _rulesets() -> dict[str, str]:
     parsed = [parse_service(service(number, protocol="UDP"), None) for number in range(COUNT)]
     pinholes = Desired.of([each for each in parsed if each], Filters()).pinholes.values()
     spec = NftSpec(public_nic=NIC)
-    limited = Settings.of(spec, public_nic=None, attached=True, local_chain="")
-    plain = Settings.of(replace(spec, enable_rateshape=False), public_nic=None, attached=False, local_chain="")
+    limited = Settings.of(spec, public_nic=None, local_chain="")
+    plain = Settings.of(replace(spec, enable_rateshape=False), public_nic=None, local_chain="")
     ours = ruleset(pinholes, plain)
     line = "".join(f'\t\tiifname "{NIC}" ip daddr {address_of(number)} udp dport 443 accept\n' for number in range(COUNT))
     standing = ours.tables[FILTER]

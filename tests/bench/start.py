@@ -101,7 +101,7 @@ def _bench(namespace: Namespace, kubeconfig: Path, folder: Path, count: int) -> 
 def _rules(count: int) -> str:
     parsed = [parse_service(service(number), None) for number in range(count)]
     desired = Desired.of([each for each in parsed if each], Filters())
-    settings = Settings.of(parse_nft(nft_resource(), None).spec, public_nic=None, attached=False, local_chain="")
+    settings = Settings.of(parse_nft(nft_resource(), None).spec, public_nic=None, index=0, local_chain="")
     return render(ruleset(desired.pinholes.values(), settings))
 
 
