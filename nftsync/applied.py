@@ -82,17 +82,9 @@ def ours_as(found: Ruleset, known: Mapping[str, Table]) -> Ruleset:
     return Ruleset(tables, found.elements)
 
 
-def around(found: Ruleset, shown: Mapping[str, Table]) -> Ruleset:
-    """These tables with the elements that were found in those of their sets that are as they should be."""
-    elements = {
-        family: {
-            name: members
-            for name, members in found.elements.get(family, {}).items()
-            if found.tables[family].sets[name] == table.sets.get(name)
-        }
-        for family, table in shown.items()
-    }
-    return Ruleset(shown, elements)
+def takes(found: Mapping[str, Table], shown: Mapping[str, Table]) -> bool:
+    """Whether tables hold the elements that were found just as they are."""
+    return all(found[family].sets.get(name) == declared for family, table in shown.items() for name, declared in table.sets.items())
 
 
 def digest(rules: str, shown: Mapping[str, Table]) -> str:

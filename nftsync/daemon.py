@@ -212,8 +212,8 @@ class Daemon:
         self._signals.stop.wait(max(0.0, until - self._clock()))
 
     def _keep_if_due(self, reconciler: Reconciler) -> None:
-        reconciler.store.retry()
-        self._metrics.state_kept.set(self._last_good.kept and reconciler.store.kept)
+        reconciler.in_force.store.retry()
+        self._metrics.state_kept.set(self._last_good.kept and reconciler.in_force.store.kept)
         if self._clock() >= self._last_good.due:
             self._keep(reconciler)
 

@@ -72,7 +72,7 @@ class Publisher:
         elif result.outcome is Outcome.WAITING:
             self._waiting = result.message
             if result.message != waiting:
-                log.info("waiting: %s", result.message)
+                log.log(logging.WARNING if result.drift else logging.INFO, "waiting: %s", result.message)
 
     def _tell_guard(self, guard: Guard) -> None:
         """One line when it changes what decides which addresses may be opened: pools, none of them, or nothing."""

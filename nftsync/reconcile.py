@@ -13,7 +13,7 @@ from dataclasses import replace
 from functools import partial
 from hashlib import blake2b
 
-from nftsync.applied import Applied, adopted, around, digest, ours_as
+from nftsync.applied import Applied, adopted, digest, ours_as, takes
 from nftsync.changes import changes_between, summary
 from nftsync.commits import SOMEBODY
 from nftsync.config import Config
@@ -90,11 +90,6 @@ class Reconciler:
     def own(self) -> frozenset[Address]:
         """The router's addresses at the last look."""
         return self._guarding.own
-
-    @property
-    def store(self) -> Store:
-        """What outlives the process."""
-        return self.in_force.store
 
     def opened(self) -> Mapping[str, Pinhole]:
         """A copy of the pinholes that the kernel has accepted, for any thread: dict.copy() runs no Python code."""
@@ -235,7 +230,8 @@ class Reconciler:
             return sinces
         if sinces or whole or self._whole or guarding.pools.known is not known:
             self._whole |= guarding.renew(boundary, self._opened)
-            self.store.save(replace(self.store.state, metallb=guarding.pools.known, former=guarding.former))
+            store = self.in_force.store
+            store.save(replace(store.state, metallb=guarding.pools.known, former=guarding.former))
         return sinces
 
     def _opened(self) -> Iterable[str]:
@@ -246,22 +242,25 @@ class Reconciler:
         """Before everything was listed: the rules of the settings in force, around the elements that are there."""
         waiting = SyncResult(Outcome.WAITING, missing, listed=False)
         spec, before = self.in_force.spec, self._applied
-        there = self._kernel.read_tables()
-        if spec is None or (before.settings is None and FILTER not in there.ruleset.tables):
+        generation, found = self._kernel.generation(), self._kernel.read_tables()
+        there = found.ruleset.tables
+        if spec is None or (before.settings is None and FILTER not in there):
             return waiting
-        settings = self.in_force.settings(spec, there.ruleset.tables, self._guarding)
-        shown = {family: each for family, each in tables(settings).items() if before.settings or family in there.ruleset.tables}
-        if not meddler and self._known(there.rules, shown):
+        settings = self.in_force.settings(spec, there, self._guarding)
+        shown = {family: each for family, each in tables(settings).items() if before.settings or family in there}
+        unknown = not before.settings and not takes(there, shown)  # tables of another version would lose their elements
+        if unknown or (not meddler and self._known(found.rules, shown)):
             return waiting
-        generation, found = self._kernel.generation(), self._kernel.read()
-        wanted = ruleset(before.pinholes.values(), settings) if before.settings else around(found.ruleset, shown)
+        found = self._kernel.read() if before.settings else found
+        wanted = ruleset(before.pinholes.values(), settings) if before.settings else Ruleset(shown)
         text = transaction(self._standing(found, shown, meddler), wanted)
         if text:
             self._kernel.apply(text)
         rules = self._accepted(settings, shown, found.rules, generation, text)
         if before.settings:
             self._applied = Applied.of(wanted.tables, before.pinholes, settings, rules)
-        return replace(waiting, message=f"{missing}; rules renewed" if text else missing, drift=bool(text and meddler))
+        done = f"{meddler} had changed our tables: repaired" if meddler else "rules renewed"
+        return replace(waiting, message=f"{done}; {missing}", drift=bool(meddler)) if text else waiting
 
     def _known(self, rules: str, wanted: Mapping[str, Table]) -> bool:
         """Whether rules are those of tables, as this process left them, or the one before it."""

@@ -68,7 +68,7 @@ class Router:
     def reload(self, caps: Caps = Caps(), *, listed: bool = True) -> None:  # noqa: B008 Caps are frozen
         """listed: whether the API is the same; else it is another one, which does not answer."""
         inputs = self._inputs if listed else _nothing_listed()
-        self.reconciler.configure(self._config(caps), inputs, self.reconciler.store)
+        self.reconciler.configure(self._config(caps), inputs, self.reconciler.in_force.store)
 
     def settings(self, resource: Raw) -> None:
         self._inputs.nfts.put(resource)

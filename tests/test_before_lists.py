@@ -19,6 +19,8 @@ from tests.reconciling import Router
 pytestmark = needs_root
 
 WEB = service("web", SERVICE4, SERVICE6, limit="400/second")
+WAITING = "the first lists are not complete"
+CULPRIT = "'nft' (pid 1)"
 SSH = 'iifname "public0" tcp dport 22 accept'
 
 
@@ -48,14 +50,14 @@ def test_what_stands_as_it_should_is_not_touched(lab: Lab, router: Router) -> No
     before = rules(lab, "--handle")
     router.start(listed=False)
     for _ in range(3):
-        assert waits(router) == "the first lists are not complete"
+        assert waits(router) == WAITING
     assert rules(lab, "--handle") == before
 
 
 def test_where_nothing_stands_nothing_is_applied(lab: Lab, router: Router) -> None:
     lab.router.nft("flush ruleset")
     router.start(listed=False)
-    assert waits(router) == "the first lists are not complete"
+    assert waits(router) == WAITING
     assert not rules(lab)
 
 
@@ -64,9 +66,9 @@ def test_another_cluster_that_says_nothing_keeps_what_stands_and_it_is_put_back_
 ) -> None:
     good = rules(lab)
     router.reload(listed=False)
-    assert waits(router) == "the first lists are not complete"
+    assert waits(router) == WAITING
     lab.router.nft("flush ruleset")
-    assert "rules renewed" in waits(router, meddler="'nft' (pid 1)")
+    assert waits(router, meddler=CULPRIT) == f"{CULPRIT} had changed our tables: repaired; {WAITING}"
     assert rules(lab) == good
     router.reload()
     assert router.sync().outcome is Outcome.UNCHANGED
@@ -82,12 +84,12 @@ def test_a_nic_that_has_another_name_after_a_reboot_opens_nothing_though_nobody_
     lab.router.nft("flush ruleset\n" + render(Ruleset({FILTER: booted.tables[FILTER]}, booted.elements)))
     assert lab.arrives("tcp", SERVICE4, 81)
     router.start(listed=False)
-    assert waits(router) == "the first lists are not complete; rules renewed"
+    assert waits(router) == f"rules renewed; {WAITING}"
     as_asked_for(lab)
     lab.unplug()
     lab.plug("public0")
     assert router.reconciler.links_changed()
-    assert waits(router) == "the first lists are not complete; rules renewed"
+    assert waits(router) == f"rules renewed; {WAITING}"
     as_asked_for(lab)
     router.start()
     router.sync()
@@ -103,9 +105,21 @@ def test_a_rule_that_somebody_adds_meanwhile_is_taken_away(lab: Lab, router: Rou
         router.reload(listed=False)
     waits(router)
     lab.router.nft("insert rule inet nftsync forward accept")
-    assert "rules renewed" in waits(router, meddler="'nft' (pid 1)")
+    assert waits(router, meddler=CULPRIT) == f"{CULPRIT} had changed our tables: repaired; {WAITING}"
     assert rules(lab) == good
     assert set(elements(lab, "services4")) == {f"{SERVICE4} . tcp . 80"}
+
+
+def test_a_table_of_another_version_stays_until_it_is_known_what_belongs_into_it(lab: Lab, router: Router) -> None:
+    lab.router.nft("flush chain inet nftsync operator-svc; delete set inet nftsync sources4; "
+                   "add set inet nftsync sources4 { type ipv4_addr . inet_proto . inet_service; }")  # fmt: skip
+    before = rules(lab, "--handle")
+    router.start(listed=False)
+    assert waits(router) == WAITING
+    assert rules(lab, "--handle") == before
+    router.start()
+    router.sync()
+    as_asked_for(lab)
 
 
 def test_a_new_version_of_the_local_chain_holds_and_one_that_the_kernel_refuses_does_not(lab: Lab, router: Router) -> None:

@@ -308,16 +308,16 @@ def test_what_others_committed_meanwhile_leaves_nothing_behind_for_the_next_proc
         return read(kernel)
 
     router.begin(nft(), COUNTED)
-    assert router.reconciler.store.state.rules
+    assert router.reconciler.in_force.store.state.rules
     with monkeypatch.context() as patched:
         patched.setattr(Kernel, "read_tables", busy)
         router.put(nft(enable_bgp=False))
         router.sync()
-    assert not router.reconciler.store.state.rules
+    assert not router.reconciler.in_force.store.state.rules
     good = rules(lab, "--handle")
     assert router.sync(resync=True).outcome is Outcome.UNCHANGED
     assert rules(lab, "--handle") == good, "this one knows"
-    assert router.reconciler.store.state.rules
+    assert router.reconciler.in_force.store.state.rules
 
 
 def test_a_table_that_comes_back_while_a_service_changes_is_repaired_and_counted(lab: Lab, router: Router) -> None:
