@@ -37,8 +37,8 @@ class Traffic:
         self._reader.start()
 
     def through(self, destinations: int) -> bool:
-        """Whether by now something came through to as many destinations."""
-        return len(self._lines) >= destinations
+        """Whether by now packets flow, and something came through to as many destinations."""
+        return len(self._lines) > destinations
 
     def end(self) -> list[Tally]:
         assert self._process.stdin

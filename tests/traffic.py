@@ -3,9 +3,10 @@
     traffic.py PAUSE LISTENER… DESTINATION…
 
 PAUSE: seconds between two rounds of packets.  A LISTENER is the number of an inherited UDP socket; a DESTINATION is "address port".
-Packets go to every destination in turn, each with the destination's place in the list and a number of its own, until stdin ends. A
-line goes to stdout once for every destination that something has come through to: "through PLACE". At the end, as JSON, for each
-destination how many packets were sent, how many arrived and the numbers of those that are missing, at most 20: [[N, N, [N, …]], …].
+Packets go to every destination in turn, each with the destination's place in the list and a number of its own, until stdin
+ends. A line goes to stdout when that begins, "begun", and once for every destination that something has come through to, "through
+PLACE". At the end, as JSON, for each destination how many packets were sent, how many arrived and the numbers of those that are
+missing, at most 20: [[N, N, [N, …]], …].
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ def main(arguments: Sequence[str]) -> None:
     pause, *arguments = arguments
     listeners = [socket.socket(fileno=int(each)) for each in arguments if " " not in each]
     senders = [_sender(*each.split(" ")) for each in arguments if " " in each]
+    print("begun", flush=True)  # every destination could be reached; from now on that may change
     arrived: list[set[int]] = [set() for _ in senders]
     sent = 0
     while not select.select([sys.stdin], [], [], float(pause))[0]:
