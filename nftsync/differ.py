@@ -18,7 +18,9 @@ from nftsync.ruleset import FILTER, NAME, SHAPER
 
 _ELEMENTS = re.compile(r"^(\s*)elements = \{(.*?)\}", re.MULTILINE | re.DOTALL)
 _KEPT = re.compile(r"^(table .* \{)(?: # progname .*)?\n(?:\tflags (?:owner|persist|owner,persist)\n\n)?", re.MULTILINE)
-_INDEX = re.compile(r' iif != (?:"[^"]*"|[0-9]+)(?= ct state new accept$)', re.MULTILINE)  # of the public NIC, which is here alone
+_NIC = r'(?:"[^"]*"|[0-9]+)'
+# What goes by the public NIC's index, which is this machine's alone.
+_INDEX = re.compile(rf" iif != {_NIC}(?= ct state new accept$)|^\s*iifname != {_NIC} iif {_NIC} jump \S+\n", re.MULTILINE)
 _DEVICE = re.compile(r'^\s*type filter hook ingress device "([^"]+)"', re.MULTILINE)
 
 

@@ -251,8 +251,8 @@ class Reconciler:
         unknown = not before.settings and not takes(there, shown)  # tables of another version would lose their elements
         if unknown or (not meddler and self._known(found.rules, shown)):
             return waiting
-        found = self._kernel.read() if before.settings else found
-        wanted = ruleset(before.pinholes.values(), settings) if before.settings else Ruleset(shown)
+        found = self._kernel.read()
+        wanted = ruleset(before.pinholes.values(), settings) if before.settings else Ruleset(shown, found.ruleset.elements)
         text = transaction(self._standing(found, shown, meddler), wanted)
         if text:
             self._kernel.apply(text)

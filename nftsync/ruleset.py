@@ -188,6 +188,9 @@ def _filter_table(settings: Settings) -> Table:
 
 def _filter_chains(settings: Settings) -> dict[str, Chain]:
     public = f'iifname "{settings.public}" ' if settings.public else ""
+    # While the public NIC gets another name, its index tells it: nothing new comes in for that, and what was cut off stays so.
+    other = f'iifname != "{settings.public}" '
+    inside = f"{other}iif != {settings.index} " if settings.index else other
     verdict = "drop" if settings.enable_dropall else "accept"
     return {
         LOCAL_CHAIN: Chain(settings.local_chain),
@@ -207,7 +210,7 @@ def _filter_chains(settings: Settings) -> dict[str, Chain]:
         )),
         GLOBAL: Chain(_lines(
             'iifname "lo" accept',
-            f"{_not_public(settings)}ct state new accept" if settings.public else "",
+            f"{inside}ct state new accept" if settings.public else "",
             "ct state established,related accept",
             "ct state invalid drop",
             "meta l4proto icmp accept",
@@ -219,15 +222,16 @@ def _filter_chains(settings: Settings) -> dict[str, Chain]:
             hook="type filter hook input priority 0; policy drop;",
         ),
         FORWARD: Chain(
-            _lines(f"jump {LOCAL_CHAIN}", f"{public}jump {OPERATOR_SVC}", f"jump {GLOBAL}", verdict),
+            _lines(
+                f"jump {LOCAL_CHAIN}",
+                f"{public}jump {OPERATOR_SVC}",
+                f"{other}iif {settings.index} jump {OPERATOR_SVC}" if settings.index else "",
+                f"jump {GLOBAL}",
+                verdict,
+            ),
             hook="type filter hook forward priority 0; policy drop;",
         ),
     }
-
-
-def _not_public(settings: Settings) -> str:
-    """The matches for the other interfaces: while the public NIC gets another name, it is told by its index."""
-    return f'iifname != "{settings.public}" ' + (f"iif != {settings.index} " if settings.index else "")
 
 
 def _bgp_peers(settings: Settings) -> Iterator[str]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import re
+import select
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -151,9 +153,16 @@ def rules(lab: Lab, *options: str) -> str:
     return "\n".join(sorted(shown))
 
 
+def answers(connection: socket.socket, seconds: float = 3.0) -> bool:
+    """Whether what is sent now comes back within that time."""
+    text = b"still?%d" % time.monotonic_ns()
+    connection.sendall(text)
+    return bool(select.select([connection], [], [], seconds)[0]) and connection.recv(100).endswith(text)
+
+
 def written(shown: str) -> str:
     """What of rules() is written down for the next boot: not the public NIC's index."""
-    return re.sub(r' iif != "\w+"(?= ct state new accept\n)', "", shown)
+    return re.sub(r' iif != "\w+"(?= ct state new accept\n)|\t\tiifname != "\w+" iif "\w+" jump operator-svc\n', "", shown)
 
 
 def ingress_qdisc(lab: Lab, nic: str | None = None) -> str:

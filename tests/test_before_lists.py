@@ -110,6 +110,21 @@ def test_a_rule_that_somebody_adds_meanwhile_is_taken_away(lab: Lab, router: Rou
     assert set(elements(lab, "services4")) == {f"{SERVICE4} . tcp . 80"}
 
 
+def test_a_table_that_somebody_switched_off_is_made_anew_with_all_that_it_held(lab: Lab, router: Router) -> None:
+    router.metallb().pools.put(pool("a", "172.30.254.0/24"))
+    router.put(service("narrow", "172.30.254.2", sources=["192.0.2.0/24"]))
+    router.sync()
+    good = rules(lab)
+    assert "172.30.254.0/24" in good, "the pool"
+    lab.router.nft("add table inet nftsync { flags dormant; }\nadd table netdev nftsync { flags dormant; }")
+    assert lab.arrives("tcp", SERVICE4, 81)
+    router.start(listed=False)
+    waits(router)
+    assert rules(lab) == good
+    assert lab.arrives("tcp", SERVICE4, 80)
+    assert not lab.arrives("tcp", SERVICE4, 81)
+
+
 def test_a_table_of_another_version_stays_until_it_is_known_what_belongs_into_it(lab: Lab, router: Router) -> None:
     lab.router.nft("flush chain inet nftsync operator-svc; delete set inet nftsync sources4; "
                    "add set inet nftsync sources4 { type ipv4_addr . inet_proto . inet_service; }")  # fmt: skip

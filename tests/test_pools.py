@@ -30,7 +30,7 @@ from nftsync.probe import _checksum, packet
 from nftsync.reconcile import Reconciler
 from nftsync.result import Outcome
 from nftsync.store import Store
-from tests.labtools import SERVICE4, SERVICE6, Daemon, Raw, elements, eventually, needs_root, nft, rules, service, tables
+from tests.labtools import SERVICE4, SERVICE6, Daemon, Raw, answers, elements, eventually, needs_root, nft, rules, service, tables
 
 pytestmark = needs_root
 
@@ -399,13 +399,6 @@ CLOSINGS = pytest.mark.parametrize("close", WAYS, ids=lambda each: each.__name__
 def reopen(router: Router) -> None:
     router.allow()
     router.put(WEB, CLUSTER_POOL)
-
-
-def answers(connection: socket.socket, seconds: float = 3.0) -> bool:
-    """Whether what is sent now comes back within that time."""
-    text = b"still?%d" % time.monotonic_ns()
-    connection.sendall(text)
-    return bool(select.select([connection], [], [], seconds)[0]) and connection.recv(100).endswith(text)
 
 
 @CLOSINGS

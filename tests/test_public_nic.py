@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from nftsync.lab import PUBLIC, Lab, TcpServer
-from tests.labtools import SERVICE4, SERVICE6, Daemon, eventually, needs_root, nft, rules, service
+from tests.labtools import SERVICE4, SERVICE6, Daemon, answers, elements, eventually, needs_root, nft, rules, service
 from tests.load import traffic
 
 pytestmark = needs_root
@@ -16,6 +16,12 @@ pytestmark = needs_root
 WEB = service("web", SERVICE4, SERVICE6, ports=[("TCP", 80), ("UDP", 80)])
 OPEN = [f"{SERVICE4} 80", f"{SERVICE6} 80"]
 CLOSED = [f"{SERVICE4} 81", f"{SERVICE6} 81", "172.30.254.200 80", "2001:db8:254::200 80", *(f"{each} 5000" for each in PUBLIC)]
+POOL = {
+    "apiVersion": "metallb.io/v1beta1",
+    "kind": "IPAddressPool",
+    "metadata": {"namespace": "metallb-system", "name": "services", "uid": "uid-services"},
+    "spec": {"addresses": ["172.30.254.0/24", "2001:db8:254::/64"]},
+}
 HOOKED = 'hook ingress device "public0"'
 MISSING = "there is no interface public0: until there is, every one counts as public, no rate limit is in force"
 
@@ -52,6 +58,24 @@ def test_while_no_daemon_runs_a_nic_that_gets_another_name_lets_nothing_in(daemo
     daemon.lab.public_nic = "wan0"
     assert not daemon.lab.arrives("tcp", SERVICE4, 81)
     assert not daemon.lab.arrives("tcp", str(PUBLIC[0]), 5000)
+
+
+@pytest.mark.parametrize("running", [True, False], ids=["a daemon runs", "no daemon runs"])
+def test_a_connection_that_was_cut_off_stays_so_while_the_nic_has_another_name(daemon: Daemon, running: bool) -> None:  # noqa: FBT001
+    lab, other = daemon.lab, service("other", "172.30.254.2")
+    daemon.put(POOL, other)
+    with (
+        TcpServer(lab.node, 80),
+        lab.tcp_connect(SERVICE4, 80) as connection, lab.tcp_connect("172.30.254.2", 80) as neighbour,
+    ):  # fmt: skip
+        assert answers(connection)
+        daemon.remove(WEB)
+        assert eventually(lambda: f"{SERVICE4} . tcp . 80" not in elements(lab, "services4")), daemon.log()
+        if not running:
+            assert daemon.stop() == 0
+        renamed(lab, "public0", "wan0")
+        assert not answers(connection, 2.0), "TCP has sent it again by then"
+        assert answers(neighbour), "what is open stays open"
 
 
 def test_without_the_nic_what_is_asked_for_is_open_at_every_interface_and_nothing_else(daemon: Daemon) -> None:

@@ -142,6 +142,7 @@ def test_without_a_public_nic_every_interface_but_lo_counts_as_public() -> None:
 
 def test_the_public_nic_is_told_by_its_index_too_and_while_it_is_missing_there_is_none() -> None:
     assert '\t\tiifname != "enp1s0" iif != 7 ct state new accept\n' in chain(Settings("enp1s0", index=7), "global")
+    assert '\t\tiifname != "enp1s0" iif 7 jump operator-svc\n' in chain(Settings("enp1s0", index=7), "forward")
     missing = tables(Settings("enp1s0", enable_bgp=True, index=0))[FILTER]
     assert missing == tables(Settings(enable_bgp=True))[FILTER]
 
