@@ -11,7 +11,7 @@ from nftsync.changes import Change
 class Outcome(StrEnum):
     """How a sync ended."""
 
-    WAITING = "waiting"  # a list is not complete yet, or there are no settings: the kernel was not touched
+    WAITING = "waiting"  # a list is not complete yet, or there are no settings: no pinhole was touched
     UNCHANGED = "unchanged"
     APPLIED = "applied"
     FAILED = "failed"
