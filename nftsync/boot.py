@@ -15,9 +15,11 @@ from pathlib import Path
 from nftsync import config, lastgood
 from nftsync.config import Config, ConfigError
 from nftsync.kernel import Kernel, KernelError
+from nftsync.localchain import by_name
 from nftsync.lock import LockedError, locked
-from nftsync.ruleset import FILTER, NAME, SHAPER, Settings, Table, flagged, render, ruleset
+from nftsync.ruleset import FILTER, NAME, SHAPER, Settings, Table, render, ruleset
 from nftsync.store import State, Store
+from nftsync.transaction import flagged
 
 log = logging.getLogger(__name__)
 
@@ -46,12 +48,12 @@ def _configuration(path: Path | None) -> Config:
 
 def _boot(kernel: Kernel, chosen: Config) -> None:
     standing = kernel.read().ruleset.tables
-    filters = _filters(standing.get(FILTER, Table()))
+    filters = standing.get(FILTER, Table()).filters
     load = partial(_load, kernel, standing.keys(), kernel.flags if chosen.own_tables else frozenset())
     try:
         filtering, shaping = lastgood.load(chosen.state)
         if not filters:
-            load(FILTER, filtering)
+            _load_filter(load, filtering)
     except (OSError, ValueError, KernelError) as fault:
         shaping = ""
         if not filters:
@@ -65,16 +67,22 @@ def _boot(kernel: Kernel, chosen: Config) -> None:
         _load_shaper(load, shaping)
 
 
-def _filters(table: Table) -> bool:
-    """Whether a table keeps the door shut, whatever its rules say."""
-    hooks = [chain.hook for chain in table.chains.values()]
-    return "dormant" not in table.flags and all(any(f"hook {name} " in hook for hook in hooks) for name in ("input", "forward"))
-
-
 def _load(kernel: Kernel, standing: Collection[str], flags: frozenset[str], family: str, text: str) -> None:
     """Load a table in the place of what there may be of it, in one transaction."""
     gone = f"delete table {family} {NAME}\n" if family in standing else ""
     kernel.apply(gone + flagged(text, flags))
+
+
+def _load_filter(load: Callable[[str, str], None], filtering: str) -> None:
+    """A local chain may name interfaces that are not there before there is a network."""
+    try:
+        load(FILTER, filtering)
+    except KernelError as fault:
+        named = by_name(filtering)
+        if named == filtering:
+            raise
+        load(FILTER, named)
+        log.warning("your local chain is loaded with its interfaces by their names: %s", fault)
 
 
 def _load_shaper(load: Callable[[str, str], None], shaping: str) -> None:
@@ -92,7 +100,7 @@ def _load_base(load: Callable[[str, str], None], chosen: Config, fault: Exceptio
         log.warning("the last good ruleset of %s can't be used: %s: the base is loaded", chosen.state, fault)
     base = _base(chosen, Store(chosen.state).state)
     try:
-        load(FILTER, render(ruleset((), base)))
+        _load_filter(load, render(ruleset((), base)))
     except KernelError as complaint:  # it can only be the local chain's fault
         log.warning("the base is loaded without your local chain: %s", complaint)
         load(FILTER, render(ruleset((), replace(base, local_chain=""))))

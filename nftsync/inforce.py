@@ -9,12 +9,12 @@ from nftsync.config import Config
 from nftsync.confirm import Confirming
 from nftsync.guarding import Guarding
 from nftsync.ingress import Ingress
-from nftsync.kernel import Kernel
+from nftsync.kernel import Kernel, KernelError
 from nftsync.links import Links
 from nftsync.localchainfile import LocalChainFile
 from nftsync.nftresource import Nft, NftSpec
 from nftsync.objects import ObjectRef, Reason, Rejection
-from nftsync.ruleset import Ruleset, Settings, Table, flags_for, render, tables
+from nftsync.ruleset import FILTER, Ruleset, Settings, Table, flags_for, render, tables
 from nftsync.store import Store
 
 
@@ -65,7 +65,7 @@ class InForce:
 
     def settings(self, spec: NftSpec, standing: Mapping[str, Table], guarding: Guarding) -> Settings:
         """What tables are made from now. standing: those that are there. Raises LinkError."""
-        self.local_chain.refresh(lambda body: self._rehearse(spec, body))
+        self.local_chain.refresh(self._rehearse)
         return Settings.of(
             spec,
             public_nic=spec.public_nic,
@@ -76,16 +76,24 @@ class InForce:
             flags=flags_for(standing, self._kernel.flags if self._config.own_tables else frozenset()),
         )
 
-    def _rehearse(self, spec: NftSpec, body: str) -> None:
+    def withdraw(self) -> bool:
+        """After a refusal: whether another local chain is in use now, so that it is worth another try."""
+        try:
+            standing = self._kernel.read_tables().ruleset.tables
+        except KernelError:
+            return False
+        return self.local_chain.withdraw(self._rehearse, shut=standing.get(FILTER, Table()).filters)
+
+    def _rehearse(self, body: str) -> None:
         """Let nft judge a local chain inside our tables, without the NIC that may be missing. Raises KernelError."""
-        settings = Settings.of(spec, public_nic=self._config.public_nic, local_chain=body)
+        settings = Settings.of(self.spec, public_nic=self._config.public_nic, local_chain=body)
         self._kernel.check(render(Ruleset(tables(replace(settings, enable_rateshape=False))), name="nftsync-rehearsal"))
 
     def accepted(self, settings: Settings, rules: str) -> None:
         """The kernel has taken them. rules: see State."""
         self.local_chain.accepted()
         self.ingress.settle(settings.device)
-        self.store.save(replace(self.store.state, local_chain=settings.local_chain, rules=rules))
+        self.store.save(replace(self.store.state, local_chain=self.local_chain.last_good, rules=rules))
 
     def refused(self, *, synced: bool) -> Iterator[Rejection]:
         """What is wrong with the resource and the local chain. synced: whether the resource would have been seen."""
@@ -97,4 +105,4 @@ class InForce:
             yield Rejection(ref, Reason.MISSING_SETTINGS, f"there is no such resource; {stays}")
         if self.local_chain.fault:
             ref = ObjectRef("File", str(self._config.local_chain))
-            yield Rejection(ref, Reason.INVALID_LOCAL_CHAIN, f"{self.local_chain.fault}; the last good chain stays")
+            yield Rejection(ref, Reason.INVALID_LOCAL_CHAIN, f"{self.local_chain.fault}; {self.local_chain.instead}")

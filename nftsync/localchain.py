@@ -14,6 +14,11 @@ from nftsync.ruleset import LOCAL_CHAIN
 # What a lexer must not look into (comments, strings), and the braces that it counts.
 _TOKENS = re.compile(r'#[^\n]*|"[^"\n]*"|[{}]|"')
 _HEAD = re.compile(rf"chain\s+{LOCAL_CHAIN}")
+# An interface by its index, but not where that is a number (`iif 1`), which nft takes without one, and not in a look-up of a route.
+_INDEX = re.compile(
+    r'#[^\n]*|"[^"\n]*"|\bfib\s+[a-z]+(?:\s*\.\s*[a-z]+)*(?:\s+oif)?\b|'
+    r"\b([io])if\b(?!\s*(?:[!=<>&|^]+|[a-z]+\s)?\s*(?:\d|\{(?:[^}]*,)?\s*\d+\s*[,}:]))"
+)
 _BASE_CHAIN = re.compile(r"(?:^|[;{\n])\s*(?:type\s+\w+\s+hook|policy)\b")
 
 
@@ -43,6 +48,14 @@ def parse_local_chain(text: str) -> str:
         raise LocalChainError(f"{LOCAL_CHAIN} is jumped to: it can have neither a hook nor a policy of its own")
     body = body.lstrip(" \t").removeprefix("\n").rstrip(" \t")
     return body if not body or body.endswith("\n") else f"{body}\n"
+
+
+def by_name(body: str) -> str:
+    """A body that says the same of interfaces by their names: nft takes an `iif` only while there is that interface.
+
+    What matches one that is not there matches no packet, so nothing more passes, or less, than by the index.
+    """
+    return _INDEX.sub(lambda token: f"{token[1]}ifname" if token[1] else token[0], body)
 
 
 def _blocks(text: str) -> Iterator[tuple[int, int]]:

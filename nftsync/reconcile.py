@@ -131,9 +131,10 @@ class Reconciler:
         """Everything that is refused now: files, settings, local chain, Services. The same tuple while nothing changed."""
         unreadable = tuple(self._inputs.rejections())
         in_force = self.in_force
-        settings = (self._config, self._inputs.synced, in_force.nft, in_force.spec, in_force.local_chain.fault)
+        settings = (self._config, self._inputs.synced, in_force.nft, in_force.spec)
+        local_chain = (in_force.local_chain.fault, in_force.local_chain.instead)
         objects = (self._guarding.pools.rejections, self.desired, self.desired.rejections_changed, self.quarantined)
-        causes = (unreadable, settings, objects)
+        causes = (unreadable, settings, local_chain, objects)
         if causes != self._causes:
             self._causes = causes
             self._rejections = (*unreadable, *self._refused())
@@ -177,18 +178,16 @@ class Reconciler:
         return "MetalLB's configuration is not read yet" if self._guarding.waits(self._config.boundary) else ""
 
     def _attempt(self, sync: Callable[[], SyncResult]) -> SyncResult:
-        """After a refusal: whether it was a new local chain's fault shows when the last good one is taken."""
+        """After a refusal: whether it was the local chain's fault shows when another one is taken."""
         try:
             return sync()
         except (KernelError, LinkError) as fault:
-            failed = self._failed(fault)
-        if not self.in_force.local_chain.withdraw():
-            return failed
-        try:
-            return sync()
-        except (KernelError, LinkError):
-            self.in_force.local_chain.look_again()
-            return failed
+            if self.in_force.withdraw():
+                again = self._attempt(sync)
+                if again.outcome is not Outcome.FAILED:
+                    return again
+                self.in_force.local_chain.look_again()
+            return self._failed(fault)
 
     def _failed(self, fault: KernelError | LinkError) -> SyncResult:
         self._whole = True
@@ -313,7 +312,7 @@ class Reconciler:
         self.desired = self._from_scratch()
         wanted = ruleset(self.desired.pinholes.values(), settings)
         standing = self._standing(found, wanted.tables, meddler)
-        drift = resync and settings == self._applied.settings and self._applied.drifted(standing)
+        drift = resync and (bool(meddler) or settings == self._applied.settings) and self._applied.drifted(standing)
         text = transaction(standing, wanted)
         held = self._applied.held(standing, self.desired.pinholes)
         pinholes = self._apply(text, standing, wanted, held)

@@ -78,6 +78,12 @@ class Table:
     strangers: tuple[tuple[str, str], ...] = ()
     flags: frozenset[str] = frozenset()
 
+    @property
+    def filters(self) -> bool:
+        """Whether it keeps the door shut, whatever its rules say: all our base chains are there, and it is not switched off."""
+        hooks = [chain.hook for chain in self.chains.values()]
+        return "dormant" not in self.flags and all(any(f"hook {name} " in hook for hook in hooks) for name in (INPUT, FORWARD))
+
 
 Elements = dict[str, dict[str, str]]  # set name → element key → the element's own statement ("" for none)
 
@@ -306,7 +312,7 @@ def _source_text(network: Network) -> str:
 def render(shown: Ruleset, name: str = NAME) -> str:
     """A whole ruleset as text that `nft -f` loads, whatever nft's version; the same input gives the same text, in sorted order.
 
-    Without flags, which are for who keeps the tables (see `flagged`).
+    Without flags, which are for who keeps the tables (see transaction.flagged()).
     name: of the tables; another one than NAME serves to rehearse rules beside those that stand.
     """
     blocks = []
@@ -331,12 +337,6 @@ def flags_for(standing: Mapping[str, Table], flags: frozenset[str]) -> frozenset
         return flags
     kept = frozenset.intersection(*(table.flags for table in standing.values())) - {"dormant"}
     return flags or kept if "persist" in kept else frozenset()
-
-
-def flagged(table: str, flags: frozenset[str]) -> str:
-    """A table's block with flags, which have to be repeated in every block, or nft asks to take them off."""
-    head, brace, rest = table.partition("{\n")
-    return f"{head}{brace}\tflags {','.join(sorted(flags))}\n{rest}" if flags else table
 
 
 def chain_block(name: str, chain: Chain) -> str:

@@ -20,6 +20,7 @@ from nftsync.lab import Lab, Probe
 from nftsync.lastgood import LastGood
 from nftsync.ruleset import Settings
 from nftsync.sealed import read_sealed, replace_sealed
+from nftsync.store import FORMAT
 from tests.labtools import PUBLIC_NIC, SERVICE4, SERVICE6, Daemon, eventually, needs_root, nft, rules, service, tables, written
 from tests.reboot import boot, last_good_file, power_off
 from tests.support import ROOT
@@ -73,13 +74,35 @@ def test_what_does_not_filter_is_not_taken_for_a_ruleset(daemon: Daemon, change:
     assert not daemon.lab.arrives("tcp", SERVICE4, 81)
 
 
-def test_a_local_chain_that_can_not_be_loaded_at_boot_is_named_and_the_door_is_shut(daemon: Daemon) -> None:
+@pytest.mark.parametrize("kept", [True, False], ids=["the last good ruleset", "the base"])
+def test_an_interface_of_the_local_chain_that_comes_later_keeps_nothing_out(daemon: Daemon, kept: bool) -> None:  # noqa: FBT001
     daemon.lab.router.ip("link add vpn0 type veth peer name vpn1")
-    daemon.local_chain.write_text('chain local-chain {\n\tiif "vpn0" accept\n}\n')  # by its index: it must be there
+    daemon.local_chain.write_text('chain local-chain {\n\tiif "vpn0" accept\n\ttcp dport 4444 accept\n}\n')
     daemon.start()
-    assert 'iif "vpn0" accept' in rules(daemon.lab), daemon.log()
+    good = rules(daemon.lab)
+    assert 'iif "vpn0" accept' in good, daemon.log()
     power_off(daemon)
     daemon.lab.router.ip("link del vpn0")
+    if not kept:
+        last_good_file(daemon).unlink()
+    assert "your local chain is loaded with its interfaces by their names: Interface does not exist" in boot(daemon)
+    assert daemon.lab.arrives("tcp", SERVICE4, 80) is kept
+    assert not daemon.lab.arrives("tcp", SERVICE4, 81)
+    assert daemon.lab.arrives("tcp", SERVICE4, 4444), "the local chain holds"
+    daemon.start()
+    assert daemon.lab.arrives("tcp", SERVICE4, 80), "what the daemon wants can be loaded, too"
+    daemon.lab.router.ip("link add vpn0 type veth peer name vpn1")
+    assert daemon.stop() == 0
+    daemon.start()
+    assert rules(daemon.lab) == good
+
+
+def test_a_local_chain_that_can_not_be_loaded_at_boot_is_named_and_the_door_is_shut(daemon: Daemon) -> None:
+    daemon.local_chain.write_text("chain local-chain {\n\ttcp dport 4444 accept\n}\n")
+    daemon.start()
+    power_off(daemon)
+    for path, form in ((last_good_file(daemon), lastgood.FORMAT), (daemon.state / "state.json", FORMAT)):
+        replace_sealed(path, read_sealed(path, form).replace("tcp dport 4444 accept", "jump nowhere"), form)
     said = boot(daemon)
     assert "can't be used: " in said
     assert "the base is loaded without your local chain: " in said

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nftsync.localchain import LocalChainError, parse_local_chain
+from nftsync.localchain import LocalChainError, by_name, parse_local_chain
 from nftsync.ruleset import Ruleset, Settings, render, tables
 from tests.support import ROOT, Netns
 
@@ -132,3 +132,35 @@ def test_a_file_that_ends_within_a_comment_still_closes_our_chain(netns: Netns, 
     body = parse_local_chain("chain local-chain { accept # mine\n}")
     netns.nft(render(Ruleset(tables(Settings(local_chain=body)))))
     assert "chain forward" in netns.command("nft", "list", "ruleset")
+
+
+BY_NAME = {
+    'iif "vpn0" accept': 'iifname "vpn0" accept',
+    "iif vpn0 oif != { vpn1, vpn2 } drop": "iifname vpn0 oifname != { vpn1, vpn2 } drop",
+    'meta iif . tcp dport { "vpn0" . 22 } accept': 'meta iifname . tcp dport { "vpn0" . 22 } accept',
+    "iif vmap { vpn0 : accept, vpn1 : drop }": "iifname vmap { vpn0 : accept, vpn1 : drop }",
+    "fib saddr . iif oif missing iif vpn0 drop": "fib saddr . iif oif missing iifname vpn0 drop",
+    "fib daddr . iif type local oif eq vpn0 accept": "fib daddr . iif type local oifname eq vpn0 accept",
+}
+AS_IT_IS = [
+    "iif != 5 drop",
+    'iif != { "lo", 5 } drop',
+    "iif 1-3 accept",
+    "iif & 3 == 1 accept",
+    'iifname "iif" oifname "oif" accept comment "iif vpn0" # iif vpn0',
+    "iiftype ether accept",
+    "fib saddr . iif oif missing drop",
+]
+
+
+@pytest.mark.parametrize("body", [*BY_NAME, *AS_IT_IS])
+def test_interfaces_by_their_names_need_not_be_there(netns: Netns, body: str) -> None:
+    named = by_name(body)
+    assert named == BY_NAME.get(body, body)
+
+    def check(chain: str) -> str:
+        text = render(Ruleset(tables(Settings(local_chain=f"{chain}\n"))))
+        return netns.command("nft", "--check", "--file", "-", text=text, check=False)
+
+    assert check(named) == ""
+    assert ("Interface does not exist" in check(body)) is (body in BY_NAME)
