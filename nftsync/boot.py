@@ -1,25 +1,19 @@
 """`nftsync boot`: the last good ruleset, before there is a network and without a cluster.
 
-What can't be read or loaded is as good as absent: then a base stands that lets nothing in but ssh, if that was open. Run again, it
-makes up for what could not be loaded the first time: limits of a NIC that came later.
+Run again, it makes up for what could not be loaded the first time: limits of a NIC that came later.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
-from nftsync import config, lastgood
+from nftsync import config
 from nftsync.config import Config, ConfigError
-from nftsync.kernel import Kernel, KernelError
-from nftsync.localchain import by_name
+from nftsync.kernel import Kernel
 from nftsync.lock import LockedError, locked
-from nftsync.ruleset import FILTER, NAME, SHAPER, Settings, Table, render, ruleset
-from nftsync.store import State, Store
-from nftsync.transaction import flagged
+from nftsync.restore import restore
+from nftsync.store import Store
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +26,7 @@ def boot(path: Path | None) -> None:
     chosen = _configuration(path)
     try:
         with locked(chosen.runtime):
-            _boot(Kernel(), chosen)
+            restore(Kernel(), chosen, lambda: Store(chosen.state).state)
     except LockedError:
         log.info("nftsync runs: the ruleset is in its care")
 
@@ -44,69 +38,3 @@ def _configuration(path: Path | None) -> Config:
     except ConfigError as fault:
         log.warning("%s; what is written down in %s is loaded", fault, Config().state)
         return Config()
-
-
-def _boot(kernel: Kernel, chosen: Config) -> None:
-    standing = kernel.read().ruleset.tables
-    filters = standing.get(FILTER, Table()).filters
-    load = partial(_load, kernel, standing.keys(), kernel.flags if chosen.own_tables else frozenset())
-    try:
-        filtering, shaping = lastgood.load(chosen.state)
-        if not filters:
-            _load_filter(load, filtering)
-    except (OSError, ValueError, KernelError) as fault:
-        shaping = ""
-        if not filters:
-            _load_base(load, chosen, fault)
-    else:
-        if not filters:
-            log.info("the last good ruleset stands")
-    if filters:
-        log.info("a ruleset stands already: it stays")
-    if shaping and not any(chain.hook for chain in standing.get(SHAPER, Table()).chains.values()):
-        _load_shaper(load, shaping)
-
-
-def _load(kernel: Kernel, standing: Collection[str], flags: frozenset[str], family: str, text: str) -> None:
-    """Load a table in the place of what there may be of it, in one transaction."""
-    gone = f"delete table {family} {NAME}\n" if family in standing else ""
-    kernel.apply(gone + flagged(text, flags))
-
-
-def _load_filter(load: Callable[[str, str], None], filtering: str) -> None:
-    """A local chain may name interfaces that are not there before there is a network."""
-    try:
-        load(FILTER, filtering)
-    except KernelError as fault:
-        named = by_name(filtering)
-        if named == filtering:
-            raise
-        load(FILTER, named)
-        log.warning("your local chain is loaded with its interfaces by their names: %s", fault)
-
-
-def _load_shaper(load: Callable[[str, str], None], shaping: str) -> None:
-    """Limits are attached to a NIC, which may come later: then whoever runs this again attaches them, or the daemon."""
-    try:
-        load(SHAPER, shaping)
-    except KernelError as fault:
-        log.warning("no rate limit is in force until nftsync runs: %s", fault)
-
-
-def _load_base(load: Callable[[str, str], None], chosen: Config, fault: Exception) -> None:
-    if isinstance(fault, FileNotFoundError):
-        log.warning("there is no last good ruleset yet: the base is loaded")
-    else:
-        log.warning("the last good ruleset of %s can't be used: %s: the base is loaded", chosen.state, fault)
-    base = _base(chosen, Store(chosen.state).state)
-    try:
-        _load_filter(load, render(ruleset((), base)))
-    except KernelError as complaint:  # it can only be the local chain's fault
-        log.warning("the base is loaded without your local chain: %s", complaint)
-        load(FILTER, render(ruleset((), replace(base, local_chain=""))))
-
-
-def _base(chosen: Config, state: State) -> Settings:
-    """Nothing in but ssh, if that was open when it was known last, and what the local chain says."""
-    nic = chosen.public_nic or (state.spec.public_nic if state.spec else None)
-    return Settings(public_nic=nic, enable_ssh=state.spec is None or state.spec.enable_ssh, local_chain=state.local_chain)

@@ -28,6 +28,7 @@ from nftsync.nftresource import NftSpec
 from nftsync.objects import Address, Name, Rejection
 from nftsync.quarantine import LimitsRefusedError, apply_the_rest
 from nftsync.readback import Found
+from nftsync.restore import restore
 from nftsync.result import Outcome, SyncResult
 from nftsync.ruleset import FILTER, Ruleset, Settings, Table, elements, open_keys, ruleset, tables
 from nftsync.store import Store
@@ -241,10 +242,12 @@ class Reconciler:
         """Before everything was listed: the rules of the settings in force, around the elements that are there."""
         waiting = SyncResult(Outcome.WAITING, missing, listed=False)
         spec, before = self.in_force.spec, self._applied
+        if spec is None:
+            return waiting
+        if before.settings is None and FILTER not in self._kernel.read_tables().ruleset.tables:
+            restore(self._kernel, self._config, lambda: self.in_force.store.state)
         generation, found = self._kernel.generation(), self._kernel.read_tables()
         there = found.ruleset.tables
-        if spec is None or (before.settings is None and FILTER not in there):
-            return waiting
         settings = self.in_force.settings(spec, there, self._guarding)
         shown = {family: each for family, each in tables(settings).items() if before.settings or family in there}
         unknown = not before.settings and not takes(there, shown)  # tables of another version would lose their elements

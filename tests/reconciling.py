@@ -34,7 +34,7 @@ class Router:
 
     def __init__(self, lab: Lab, folder: Path, caps: Caps = Caps()) -> None:  # noqa: B008 Caps are frozen
         self.lab = lab
-        self._folder = folder
+        self.folder = folder
         self._inputs = _nothing_listed()
         with self._inputs.services.listing(), self._inputs.nfts.listing() as listing:
             listing.put(nft())
@@ -46,7 +46,7 @@ class Router:
 
     def _config(self, caps: Caps) -> Config:
         return Config(
-            state=self._folder,
+            state=self.folder,
             local_chain=self.local_chain,
             caps=caps,
             own_tables=False,
@@ -56,14 +56,14 @@ class Router:
 
     @property
     def local_chain(self) -> Path:
-        return self._folder / "local-chain.nft"
+        return self.folder / "local-chain.nft"
 
     def start(self, caps: Caps = Caps(), *, listed: bool = True) -> None:  # noqa: B008 Caps are frozen
         """listed: whether the API answers."""
         for inbox in (self._inputs.services, self._inputs.nfts):
             inbox._dirty.update(inbox._objects)
         inputs = self._inputs if listed else _nothing_listed()
-        self.reconciler = Reconciler(self._config(caps), inputs, self.kernel, self.links, Store(self._folder))
+        self.reconciler = Reconciler(self._config(caps), inputs, self.kernel, self.links, Store(self.folder))
 
     def reload(self, caps: Caps = Caps(), *, listed: bool = True) -> None:  # noqa: B008 Caps are frozen
         """listed: whether the API is the same; else it is another one, which does not answer."""

@@ -11,6 +11,7 @@ import pytest
 
 from nftsync.guard import Boundary, Enforcement
 from nftsync.lab import PUBLIC, Lab
+from nftsync.lastgood import LastGood
 from nftsync.result import Outcome
 from nftsync.ruleset import FILTER, Ruleset, render, ruleset
 from tests.labtools import SERVICE4, SERVICE6, elements, eventually, needs_root, nft, rules, service
@@ -54,11 +55,31 @@ def test_what_stands_as_it_should_is_not_touched(lab: Lab, router: Router) -> No
     assert rules(lab, "--handle") == before
 
 
-def test_where_nothing_stands_nothing_is_applied(lab: Lab, router: Router) -> None:
-    lab.router.nft("flush ruleset")
+def test_where_the_cluster_never_said_anything_nothing_is_applied(lab: Lab, tmp_path: Path) -> None:
+    router = Router(lab, tmp_path)
     router.start(listed=False)
     assert waits(router) == WAITING
     assert not rules(lab)
+
+
+@pytest.mark.parametrize("kept", [True, False], ids=["the last good ruleset is kept", "it is lost"])
+def test_what_somebody_flushes_before_this_process_has_heard_of_anything_is_put_back(lab: Lab, router: Router, kept: bool) -> None:  # noqa: FBT001
+    good, settings = rules(lab), router.reconciler.settings
+    assert settings
+    if kept:
+        last_good = LastGood()
+        last_good.write(router.folder, router.reconciler.opened().values(), settings)
+        last_good.finish(lambda: None)
+    router.start(listed=False)
+    assert waits(router) == WAITING
+    lab.router.nft("flush ruleset")
+    assert waits(router, meddler=CULPRIT) == f"{CULPRIT} had changed our tables: repaired; {WAITING}"
+    assert not lab.arrives("tcp", SERVICE4, 81)
+    assert lab.arrives("tcp", SERVICE4, 80) is kept
+    assert SSH in rules(lab)
+    router.start()
+    router.sync()
+    assert rules(lab) == good
 
 
 def test_another_cluster_that_says_nothing_keeps_what_stands_and_it_is_put_back_when_it_was_taken_away(
