@@ -239,13 +239,13 @@ class Reconciler:
         return self._applied.pinholes if self._applied.settings else open_keys(self._kernel.read().ruleset)
 
     def _sync_rules(self, missing: str, meddler: str) -> SyncResult:
-        """Before everything was listed: the rules of the settings in force, around the elements that are there."""
+        """Before everything was listed: the rules of the settings in force, around the elements that are there, or stood last."""
         waiting = SyncResult(Outcome.WAITING, missing, listed=False)
         spec, before = self.in_force.spec, self._applied
         if spec is None:
             return waiting
         if before.settings is None and FILTER not in self._kernel.read_tables().ruleset.tables:
-            restore(self._kernel, self._config, lambda: self.in_force.store.state)
+            restore(self._kernel, self._config, lambda: self.in_force.store.state)  # somebody flushed what boot loaded
         generation, found = self._kernel.generation(), self._kernel.read_tables()
         there = found.ruleset.tables
         settings = self.in_force.settings(spec, there, self._guarding)
