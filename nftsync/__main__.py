@@ -2,7 +2,7 @@
 
 import sys
 
-from nftsync.cli import main
+from nftsync.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

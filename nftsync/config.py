@@ -16,11 +16,11 @@ from ipaddress import IPv4Network, IPv6Network, collapse_addresses, ip_address, 
 from pathlib import Path
 from typing import Any, TypeVar
 
-from nftsync.caps import Caps
-from nftsync.desired import Filters
-from nftsync.guard import Boundary, Enforcement
-from nftsync.nftresource import parse_nic
-from nftsync.objects import Malformed, Name, Network, quote
+from nftsync.objects.nft import parse_nic
+from nftsync.objects.service import Malformed, Name, Network, quote
+from nftsync.policy.guard import Boundary, Enforcement
+from nftsync.policy.pinholes import Filters
+from nftsync.policy.quota import Caps
 
 DEFAULT_PATH = Path("/etc/nftsync/nftsync.toml")
 KUBECONFIG = Path("/etc/nftsync/kubeconfig")

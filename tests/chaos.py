@@ -23,7 +23,7 @@ from ipaddress import ip_address, ip_network
 from pathlib import Path
 from statistics import median
 
-from nftsync.lab import CLIENT, Lab, Probe
+from tests.lab.lab import CLIENT, Lab, Probe
 from tests.labtools import PUBLIC_NIC, Daemon, Raw, eventually, nft, service, tables, write
 from tests.load import traffic
 

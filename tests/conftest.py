@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
-from nftsync.lab import Lab
+from tests.lab.lab import Lab
 from tests.support import Netns
 
 CI = bool(os.environ.get("CI"))

@@ -20,14 +20,14 @@ from typing import Any, Self
 
 import pytest
 
-from nftsync.desired import Desired, Filters
-from nftsync.kernel import Kernel
-from nftsync.lab import Lab
-from nftsync.nftresource import parse_nft
-from nftsync.objects import parse_service
-from nftsync.pools import MetalLB
-from nftsync.ruleset import Ruleset, Settings, ruleset
-from nftsync.transaction import transaction
+from nftsync.kernel.nft import Kernel
+from nftsync.objects.nft import parse_nft
+from nftsync.objects.service import parse_service
+from nftsync.policy.pinholes import Desired, Filters
+from nftsync.policy.pools import MetalLB
+from nftsync.ruleset.tables import Ruleset, Settings, ruleset
+from nftsync.ruleset.transaction import transaction
+from tests.lab.lab import Lab
 
 PATIENCE = 15.0  # seconds until something that always happens is taken to have failed
 PUBLIC_NIC = "public0"

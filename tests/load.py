@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from nftsync.lab import Lab
-from nftsync.namespace import Namespace
+from nftsync.kernel.netns import Namespace
+from tests.lab.lab import Lab
 from tests.labtools import PATIENCE
 
 

@@ -5,20 +5,20 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from nftsync.caps import Caps
+from nftsync.cluster.cache import Inbox
+from nftsync.cluster.inputs import Inputs
 from nftsync.config import Config
-from nftsync.guard import Boundary
-from nftsync.inbox import Inbox
-from nftsync.inputs import Inputs
-from nftsync.kernel import Kernel
-from nftsync.lab import Lab
-from nftsync.links import Links
-from nftsync.nftresource import Nft, parse_nft
-from nftsync.objects import Reason, Service, parse_service
-from nftsync.pools import MetalLB
-from nftsync.reconcile import Reconciler
-from nftsync.result import SyncResult
-from nftsync.store import Store
+from nftsync.daemon.reconcile import Reconciler
+from nftsync.files.store import Store
+from nftsync.kernel.interfaces import Links
+from nftsync.kernel.nft import Kernel
+from nftsync.objects.nft import Nft, parse_nft
+from nftsync.objects.service import Reason, Service, parse_service
+from nftsync.plan.result import SyncResult
+from nftsync.policy.guard import Boundary
+from nftsync.policy.pools import MetalLB
+from nftsync.policy.quota import Caps
+from tests.lab.lab import Lab
 from tests.labtools import Raw, nft, no_metallb
 
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 from nftables import Nftables
 
-from nftsync.namespace import Namespace
+from nftsync.kernel.netns import Namespace
 
 
 @contextmanager

@@ -16,11 +16,11 @@ from typing import Any, ParamSpec, TypeVar
 from hypothesis import strategies as st
 from nftables import Nftables
 
-from nftsync.desired import Desired, Filters
-from nftsync.kernel import Kernel
-from nftsync.objects import Name, Network, Port, Protocol, Service
-from nftsync.ratelimit import RateLimit
-from nftsync.ruleset import FILTER, NAME, SHAPER, Elements, Ruleset, Settings, ruleset
+from nftsync.kernel.nft import Kernel
+from nftsync.objects.ratelimit import RateLimit
+from nftsync.objects.service import Name, Network, Port, Protocol, Service
+from nftsync.policy.pinholes import Desired, Filters
+from nftsync.ruleset.tables import FILTER, NAME, SHAPER, Elements, Ruleset, Settings, ruleset
 
 ROOT = Path(__file__).parent.parent
 

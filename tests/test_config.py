@@ -14,11 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nftsync import config
-from nftsync.caps import Caps
 from nftsync.config import Config, ConfigError, load
-from nftsync.desired import Filters
-from nftsync.guard import Boundary, Enforcement
-from nftsync.objects import Name
+from nftsync.objects.service import Name
+from nftsync.policy.guard import Boundary, Enforcement
+from nftsync.policy.pinholes import Filters
+from nftsync.policy.quota import Caps
 from tests.support import ROOT
 
 pytestmark = pytest.mark.usefixtures("no_dns")

@@ -11,9 +11,9 @@ from contextlib import ExitStack
 
 import pytest
 
-from nftsync.lab import Lab
 from tests.apiserver.harness import MANIFESTS, ApiServer, Programs, build_programs, find_programs
 from tests.apiserver.router import running_cluster
+from tests.lab.lab import Lab
 
 Start = Callable[..., ApiServer]
 

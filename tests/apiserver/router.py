@@ -16,8 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from nftsync.lab import Lab
 from tests.apiserver.harness import MANIFESTS, NFTS, ApiServer, Programs, eventually
+from tests.lab.lab import Lab
 
 SERVICES = "/api/v1/namespaces/default/services"
 METRICS = "http://127.0.0.1:9469"

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import yaml
 
-from nftsync import bootstrap
-from nftsync.api import Api, ApiError
-from nftsync.bootstrap import BootstrapError, Manifest
+from nftsync.cli import bootstrap
+from nftsync.cli.bootstrap import BootstrapError, Manifest
+from nftsync.cluster.api import Api, ApiError
 from tests.apiserver.harness import MANIFESTS, NAMESPACE, NFTS, ROUTER_SECRET, ApiServer, RefusedError, eventually
 from tests.labtools import write
 

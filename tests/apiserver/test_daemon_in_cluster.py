@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from nftsync.lab import Lab
 from tests.apiserver.harness import NAMESPACE, NFTS, ApiServer, eventually
 from tests.apiserver.router import NFT, SERVICES, SPEC, Router, fresh_router
+from tests.lab.lab import Lab
 
 
 @pytest.fixture

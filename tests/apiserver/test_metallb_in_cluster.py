@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 import yaml
 
-from nftsync.lab import Lab
-from nftsync.nftresource import METALLB_NAMESPACE
+from nftsync.objects.nft import METALLB_NAMESPACE
 from tests.apiserver.harness import HERE, MANIFESTS, NAMESPACE, NFTS, ApiServer, Client, Programs, eventually, refusal_of
 from tests.apiserver.router import Router, fresh_router, running_cluster
+from tests.lab.lab import Lab
 
 CRDS = HERE / "metallb-crds.yaml"
 CRD_OBJECTS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"

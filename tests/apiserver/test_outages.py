@@ -16,9 +16,9 @@ import pytest
 import yaml
 from nftables import Nftables
 
-from nftsync.lab import Lab
 from tests.apiserver.harness import ApiServer, eventually
 from tests.apiserver.router import Router, fresh_router
+from tests.lab.lab import Lab
 
 OPEN, CLOSED, LATE = "172.30.254.1", "172.30.254.2", "172.30.254.3"
 STALE = 'nftsync_config_stale{source="services"}'

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from nftsync.lab import PUBLIC, Lab
 from tests.apiserver.harness import ApiServer, eventually
 from tests.apiserver.router import SERVICES, Router, fresh_router
+from tests.lab.lab import PUBLIC, Lab
 
 GOOD, BAD = 1000, 500
 OPEN, CLOSED = "172.30.254.1", "172.30.254.2"

@@ -17,16 +17,16 @@ from typing import Any
 import pytest
 import yaml
 
+from nftsync.cluster.source import ClusterSource
 from nftsync.config import Config
-from nftsync.events import EventQueue, Request, utc_now
-from nftsync.lab import Lab
-from nftsync.metrics import Metrics
-from nftsync.news import News, Topic
-from nftsync.objects import ObjectRef
-from nftsync.sources import ClusterSource
-from nftsync.status import RouterStatus, parse_status
+from nftsync.exporter.metrics import Metrics
+from nftsync.objects.service import ObjectRef
+from nftsync.report.conditions import RouterStatus, parse_status
+from nftsync.report.events import EventQueue, Request, utc_now
+from nftsync.report.notices import News, Topic
 from tests.apiserver.harness import MANIFESTS, NAMESPACE, NFTS, ApiServer, eventually, refusal_of
 from tests.apiserver.router import NFT, SERVICES, SPEC, Router, fresh_router
+from tests.lab.lab import Lab
 
 EVENTS = "/apis/events.k8s.io/v1/namespaces/{}/events"
 STATUS = f"{NFTS}/nft/status"

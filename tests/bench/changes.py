@@ -13,18 +13,18 @@ from functools import partial
 from pathlib import Path
 from statistics import median
 
+from nftsync.cluster.cache import Inbox
+from nftsync.cluster.inputs import Inputs
 from nftsync.config import Config
-from nftsync.inbox import Inbox
-from nftsync.inputs import Inputs
-from nftsync.kernel import Kernel
-from nftsync.links import Links
-from nftsync.namespace import Namespace
-from nftsync.nftresource import Nft, parse_nft
-from nftsync.objects import Service, parse_service
-from nftsync.reconcile import Reconciler
-from nftsync.result import Outcome, SyncResult
-from nftsync.signals import Signals
-from nftsync.store import Store
+from nftsync.daemon.reconcile import Reconciler
+from nftsync.daemon.signals import Signals
+from nftsync.files.store import Store
+from nftsync.kernel.interfaces import Links
+from nftsync.kernel.netns import Namespace
+from nftsync.kernel.nft import Kernel
+from nftsync.objects.nft import Nft, parse_nft
+from nftsync.objects.service import Service, parse_service
+from nftsync.plan.result import Outcome, SyncResult
 from tests.bench.measure import NIC, Goal, Samples, address_of, in_turns, nft_resource, service, spread, table
 from tests.labtools import no_metallb
 

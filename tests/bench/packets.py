@@ -16,13 +16,13 @@ from dataclasses import replace
 from functools import partial
 from statistics import median
 
-from nftsync.desired import Desired, Filters
-from nftsync.lab import Lab
-from nftsync.nftresource import NftSpec
-from nftsync.objects import parse_service
-from nftsync.probe import CLIENT, MARK, PEER_MAC, ROUTER_MAC, Probe, packet
-from nftsync.ruleset import FILTER, OPERATOR_SVC, Chain, Ruleset, Settings, render, ruleset
+from nftsync.objects.nft import NftSpec
+from nftsync.objects.service import parse_service
+from nftsync.policy.pinholes import Desired, Filters
+from nftsync.ruleset.tables import FILTER, OPERATOR_SVC, Chain, Ruleset, Settings, render, ruleset
 from tests.bench.measure import NIC, Goal, address_of, in_turns, service, spread, table
+from tests.lab.lab import Lab
+from tests.lab.probe import CLIENT, MARK, PEER_MAC, ROUTER_MAC, Probe, packet
 
 COUNT = 10_000
 BATCH = 64  # packets for one system call

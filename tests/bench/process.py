@@ -26,13 +26,13 @@ import prometheus_client  # noqa: F401
 import pyroute2  # noqa: F401
 import tenacity  # noqa: F401
 
-from nftsync.api import PIECE, Api
+from nftsync.cluster.api import PIECE, Api
+from nftsync.cluster.watch import PAGE
 from nftsync.config import load
-from nftsync.daemon import Daemon, Options
-from nftsync.kernel import Kernel
-from nftsync.readback import Found
-from nftsync.resources import SERVICES
-from nftsync.watch import PAGE
+from nftsync.daemon.loop import Daemon, Options
+from nftsync.kernel.nft import Kernel
+from nftsync.kernel.readback import Found
+from nftsync.objects.kinds import SERVICES
 
 _CONTINUE = re.compile(rb'"continue":"([^"]+)"')
 

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from nftsync.desired import Desired, Filters
-from nftsync.namespace import Namespace
-from nftsync.nftresource import parse_nft
-from nftsync.objects import parse_service
-from nftsync.ruleset import Settings, render, ruleset
+from nftsync.kernel.netns import Namespace
+from nftsync.objects.nft import parse_nft
+from nftsync.objects.service import parse_service
+from nftsync.policy.pinholes import Desired, Filters
+from nftsync.ruleset.tables import Settings, render, ruleset
 from tests.apiserver.harness import Programs, find_programs
 from tests.bench.cluster import cluster
 from tests.bench.measure import Goal, nft_resource, service, spread, table

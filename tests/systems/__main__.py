@@ -16,8 +16,8 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from nftsync.probe import NODE
 from tests.apiserver.harness import MANIFESTS, NFTS, ApiServer, HarnessError, build_programs
+from tests.lab.probe import NODE
 from tests.systems.machine import between
 from tests.systems.proof import OLDER, PACKAGE, Proof
 from tests.systems.rootfs import SUITES, copied, root_file_system, run_tests
@@ -25,7 +25,7 @@ from tests.systems.rootfs import SUITES, copied, root_file_system, run_tests
 _NFT = {"apiVersion": "nft.acnodal.com/v1alpha1", "kind": "Nft", "metadata": {"name": "nft"}, "spec": {"public_nic": "public0"}}
 
 # The tests of what only this release's nft can.
-_TESTS = {"trixie": ("tests/test_owned.py",)}
+_TESTS = {"trixie": ("tests/kernel/test_owned.py",)}
 
 T = TypeVar("T")
 

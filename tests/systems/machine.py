@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from nftsync.namespace import Namespace
-from nftsync.probe import CLIENT, CLUSTER, NODE, PEER_MAC, PUBLIC, ROUTER_MAC
+from nftsync.kernel.netns import Namespace
 from tests.apiserver.harness import eventually
+from tests.lab.probe import CLIENT, CLUSTER, NODE, PEER_MAC, PUBLIC, ROUTER_MAC
 
 SERVICES = "172.30.254.0/24"
 _INTERFACES = f"""auto lo public0 cluster0

@@ -1,0 +1,248 @@
+"""`nftsync check`: whether this router is ready, one line for each thing, with what to do where it is not."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from nftsync import config
+from nftsync.cli.pools import known_of_cluster
+from nftsync.cluster.api import Api, ApiError
+from nftsync.cluster.kubeconfig import allowed
+from nftsync.config import Config, ConfigError
+from nftsync.kernel.interfaces import LinkError, Links
+from nftsync.objects.kinds import MEND, nfts
+from nftsync.objects.metallb import CONFIG_MAP
+from nftsync.objects.nft import METALLB_NAMESPACE, NftSpec, parse_nft
+from nftsync.objects.service import Malformed, quote
+from nftsync.policy.guard import Enforcement, Guard
+from nftsync.ruleset.localchain import LocalChainError, parse_local_chain
+from nftsync.ruleset.tables import Ruleset, Settings, render, tables
+
+# What the daemon can't do without.
+_PERMISSIONS = (
+    {"group": "", "resource": "services"},
+    {"group": "nft.acnodal.com", "resource": "nfts"},
+)
+# What it tells the cluster with, each with its verbs.
+_REPORTS = (
+    ({"group": "nft.acnodal.com", "resource": "nfts", "subresource": "status"}, ("patch",)),
+    ({"group": "events.k8s.io", "resource": "events"}, ("create", "patch")),
+)
+# What it needs to know which addresses are the cluster's.
+_METALLB = (
+    {"group": "metallb.io", "resource": "ipaddresspools"},
+    {"group": "metallb.io", "resource": "bgpadvertisements"},
+    {"group": "metallb.io", "resource": "bgppeers"},
+    {"group": "", "resource": "configmaps", "name": CONFIG_MAP},
+)
+_READ = ("list", "watch")
+_FORWARDING = {"IPv4": Path("/proc/sys/net/ipv4/ip_forward"), "IPv6": Path("/proc/sys/net/ipv6/conf/all/forwarding")}
+
+
+class Level(StrEnum):
+    """How good a finding is. WARN: the router works, but somebody should know."""
+
+    OK = "ok"
+    WARN = "warn"
+    FAIL = "FAIL"
+
+
+OK, WARN, FAIL = Level
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of the check: about what, how good it is, and what was found or is to be done."""
+
+    subject: str
+    level: Level
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.level:4}  {self.subject}: {self.message}"
+
+
+def findings(path: Path | None) -> Iterator[Finding]:
+    """Look at everything the daemon needs, in the order in which it needs it. Nothing is changed."""
+    try:
+        chosen = config.load(path)
+    except ConfigError as fault:
+        yield Finding("configuration", FAIL, str(fault))
+        return
+    given = path or config.DEFAULT_PATH
+    yield Finding("configuration", OK, str(given) if given.exists() else f"{given} is not there, the defaults hold")
+    yield _local_chain(chosen)
+    yield _state(chosen)
+    yield _nft()
+    yield from _forwarding()
+    spec = None
+    api = Api(chosen.kubeconfig, allowed=allowed(unsafe=chosen.unsafe_kubeconfig))
+    try:
+        api.connect()
+        version = _answer(api, "GET", "/version")
+        yield Finding("kubeconfig", OK, f"{chosen.kubeconfig} reaches an API server {version.get('gitVersion', '')}".rstrip())
+        yield from _permissions(api)
+        spec, finding = _resource(api, chosen)
+        yield finding
+        yield from _pools(api, chosen, spec)
+    except ApiError as fault:
+        yield Finding("kubeconfig", FAIL, str(fault))
+    finally:
+        api.close()
+    yield _nic(chosen, spec)
+
+
+def _local_chain(chosen: Config) -> Finding:
+    subject = "local chain"
+    try:
+        parse_local_chain(chosen.local_chain.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return Finding(subject, OK, f"{chosen.local_chain} is not there, the chain is empty")
+    except (OSError, UnicodeDecodeError, LocalChainError) as fault:
+        return Finding(subject, FAIL, f"{chosen.local_chain}: {fault}")
+    return Finding(subject, OK, str(chosen.local_chain))
+
+
+def _state(chosen: Config) -> Finding:
+    folder = next(each for each in (chosen.state, *chosen.state.parents) if each.exists())
+    if folder.is_dir() and os.access(folder, os.W_OK):
+        return Finding("state", OK, str(chosen.state))
+    return Finding("state", FAIL, f"{chosen.state} can't be written: make it a folder that the daemon's user owns")
+
+
+def _nft() -> Finding:
+    """Load everything the rulesets use into a network namespace of its own, where it can harm nothing."""
+    settings = Settings(public_nic="lo", enable_bgp=True, enable_rateshape=True)
+    try:
+        version = _command("nft", "--version").stdout.strip()
+        loaded = _command("unshare", "--net", "nft", "-f", "-", text=render(Ruleset(tables(settings))))
+    except OSError as fault:
+        return Finding("nft", FAIL, f"{fault.filename}: {fault.strerror}; install the packages nftables and util-linux")
+    if loaded.returncode:
+        reason = (loaded.stderr.strip() or "no reason given").splitlines()[0]
+        return Finding("nft", FAIL, f"{version}: {reason}; run this as root, with kernel 5.10 or newer")
+    return Finding("nft", OK, f"{version} and this kernel take the ruleset")
+
+
+def _command(*argv: str, text: str = "") -> subprocess.CompletedProcess[str]:
+    return subprocess.run(argv, input=text, capture_output=True, text=True, check=False)  # noqa: S603  # our own words
+
+
+def _forwarding() -> Iterator[Finding]:
+    for family, switch in _FORWARDING.items():
+        try:
+            on = switch.read_text(encoding="ascii").strip() != "0"
+        except OSError:
+            continue  # a kernel without this family forwards none of it
+        message = "on" if on else f"off: this machine routes nothing; write 1 to {switch}"
+        yield Finding(f"{family} forwarding", OK if on else FAIL, message)
+
+
+def _permissions(api: Api) -> Iterator[Finding]:
+    for attributes in _PERMISSIONS:
+        yield _right(api, attributes, _READ, FAIL)
+    for attributes, verbs in _REPORTS:
+        yield _right(api, attributes, verbs, WARN)
+
+
+def _right(api: Api, attributes: dict[str, str], verbs: tuple[str, ...], otherwise: Level) -> Finding:
+    """Whether we may do this to a resource; a finding of the level `otherwise` if not."""
+    what = "/".join(attributes[key] for key in ("resource", "subresource") if key in attributes)
+    if missing := _missing(api, attributes, verbs):
+        return Finding("RBAC", otherwise, f"may not {' or '.join(missing)} {what}: {MEND}")
+    return Finding("RBAC", OK, f"may {' and '.join(verbs)} {what}")
+
+
+def _missing(api: Api, attributes: dict[str, str], verbs: tuple[str, ...] = _READ) -> list[str]:
+    """The verbs that we may not use."""
+    return [verb for verb in verbs if not _allowed(api, {**attributes, "verb": verb})]
+
+
+def _allowed(api: Api, attributes: dict[str, str]) -> bool:
+    review = {
+        "apiVersion": "authorization.k8s.io/v1",
+        "kind": "SelfSubjectAccessReview",
+        "spec": {"resourceAttributes": attributes},
+    }
+    status = _answer(api, "POST", "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", body=review).get("status")
+    return isinstance(status, dict) and status.get("allowed") is True
+
+
+def _pools(api: Api, chosen: Config, spec: NftSpec | None) -> Iterator[Finding]:
+    """Whether MetalLB's pools say which addresses are legal."""
+    subject = "MetalLB's pools"
+    enforcement = chosen.boundary.enforcement
+    if enforcement is Enforcement.IGNORED:
+        yield Finding(subject, WARN, f'addresses are unguarded: pools = "{enforcement}"; a Service may have any address')
+        return
+    namespace = spec.metallb_namespace if spec else METALLB_NAMESPACE
+    for attributes in _METALLB:
+        if missing := _missing(api, {**attributes, "namespace": namespace}):
+            what = f"may not {' or '.join(missing)} {attributes['resource']} in {namespace}"
+            mend = MEND if namespace == METALLB_NAMESPACE else f"it needs there the Role that it has in {METALLB_NAMESPACE}"
+            yield Finding("RBAC", WARN, f"{what}: {mend}")
+    known, rejections = known_of_cluster(api, chosen, namespace)
+    for rejection in rejections:
+        yield Finding(subject, WARN, str(rejection))
+    guard = Guard.of(chosen.boundary, known)
+    if not guard.guarded:
+        message = f'addresses are unguarded: {namespace} has no MetalLB configuration; pools = "required" would open nothing'
+        yield Finding(subject, WARN, message)
+    elif not guard.pools:
+        yield Finding(subject, WARN, f"no address is legal: there is no pool that counts in {namespace}")
+    else:
+        names = ", ".join(quote(pool.name)[1:-1] for pool in guard.pools[:5])
+        yield Finding(subject, OK, f"{len(guard.pools)} of {namespace} guard the addresses: {names}")
+
+
+def _answer(api: Api, method: str, path: str, **how: Any) -> dict[str, Any]:
+    """A JSON object. Raises ApiError."""
+    answer = api.request(method, path, **how)
+    if not isinstance(answer, dict):
+        raise ApiError(f"{method} {path}: the answer is not a JSON object: this is no Kubernetes API server")
+    return answer
+
+
+def _resource(api: Api, chosen: Config) -> tuple[NftSpec | None, Finding]:
+    resource = nfts(chosen.nft.namespace, chosen.nft.name)
+    subject = f"Nft {chosen.nft}"
+    try:
+        listed = _answer(api, "GET", resource.path, query=dict(resource.query))
+    except ApiError as fault:
+        if fault.status != 404:
+            raise
+        return None, Finding(subject, FAIL, f"the API server does not know the kind: {MEND}")
+    items = listed.get("items")
+    if not isinstance(items, list) or not items:
+        return None, Finding(subject, FAIL, "there is no such resource; nftsync bootstrap --print shows an example")
+    try:
+        nft = parse_nft(items[0], None)
+    except Malformed as fault:
+        return None, Finding(subject, FAIL, str(fault))
+    if nft.spec is None:
+        return None, Finding(subject, FAIL, "; ".join(rejection.message for rejection in nft.rejections))
+    return nft.spec, Finding(subject, OK, f"public_nic {nft.spec.public_nic}")
+
+
+def _nic(chosen: Config, spec: NftSpec | None) -> Finding:
+    subject = "public NIC"
+    name = chosen.public_nic or (spec.public_nic if spec else None)
+    if name is None:
+        return Finding(subject, FAIL, "not known: neither the Nft resource nor [overrides] names it")
+    network = Links()
+    try:
+        present = network.index(name) is not None
+    except LinkError as fault:
+        return Finding(subject, FAIL, str(fault))
+    finally:
+        network.close()
+    if present:
+        return Finding(subject, OK, name)
+    return Finding(subject, FAIL, f"this machine has no interface {name}: mend public_nic in the Nft resource, or override it")
+

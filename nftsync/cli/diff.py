@@ -1,0 +1,80 @@
+"""`nftsync diff`: the kernel's ruleset against another one, as nft lists both.
+
+The other one is loaded into a network namespace of its own, where it can harm nothing, so both texts come from the same nft and
+differ only where the rules do.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+
+from nftables import Nftables
+
+from nftsync.kernel.netns import Namespace
+from nftsync.kernel.nft import KernelError, sentence
+from nftsync.ruleset.tables import FILTER, NAME, SHAPER
+
+_ELEMENTS = re.compile(r"^(\s*)elements = \{(.*?)\}", re.MULTILINE | re.DOTALL)
+_KEPT = re.compile(r"^(table .* \{)(?: # progname .*)?\n(?:\tflags (?:owner|persist|owner,persist)\n\n)?", re.MULTILINE)
+_NIC = r'(?:"[^"]*"|[0-9]+)'
+# What goes by the public NIC's index, which is this machine's alone.
+_INDEX = re.compile(rf" iif != {_NIC}(?= ct state new accept$)|^\s*iifname != {_NIC} iif {_NIC} jump \S+\n", re.MULTILINE)
+_DEVICE = re.compile(r'^\s*type filter hook ingress device "([^"]+)"', re.MULTILINE)
+
+
+def differences(wanted: str) -> str:
+    """What would change if the kernel of this network namespace came to hold `wanted`: a unified diff, "" if nothing would.
+
+    Raises PermissionError for who is not root, KernelError, and OSError or LabError where a namespace can't be made.
+    """
+    if os.geteuid() != 0:
+        raise PermissionError
+    namespace = Namespace()
+    try:
+        here = _listed()
+        for number, device in enumerate(sorted(set(_DEVICE.findall(wanted)))):
+            namespace.ip(f"link add {device} type veth peer name other{number}")
+        there = namespace.call(_loaded, wanted)
+    finally:
+        namespace.close()
+    lines = difflib.unified_diff(here.splitlines(), there.splitlines(), "kernel", "wanted", lineterm="", n=2)
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _loaded(text: str) -> str:
+    commands = Nftables()
+    code, _, error = commands.cmd(text)
+    if code:
+        raise KernelError(sentence(error))
+    return _listed()
+
+
+def _listed() -> str:
+    """Our tables without what counts, one element to a line, sorted."""
+    commands = Nftables()
+    commands.set_stateless_output(True)
+    shown = []
+    for family in (FILTER, SHAPER):
+        code, output, error = commands.cmd(f"list table {family} {NAME}")
+        if code and "No such file" not in error:
+            raise KernelError(sentence(error))
+        kept = _KEPT.sub(r"\1\n", str(output))  # in whose hands it is, is no difference
+        shown.append(_ELEMENTS.sub(_sorted, _INDEX.sub("", kept)))
+    return "".join(sorted_blocks(each) for each in shown)
+
+
+def _sorted(found: re.Match[str]) -> str:
+    indent = found[1]
+    elements = sorted(" ".join(element.split()) for element in found[2].split(",") if element.strip())
+    return f"{indent}elements = {{\n" + "".join(f"{indent}\t{element},\n" for element in elements) + f"{indent}}}"
+
+
+def sorted_blocks(table: str) -> str:
+    """A table's sets and chains by name: the kernel lists them in the order in which they were made."""
+    head, *blocks = re.split(r"^\t(?=\w+ [\w-]+ \{$)", table, flags=re.MULTILINE)
+    if not blocks:
+        return table
+    blocks[-1] = blocks[-1].removesuffix("}\n")
+    return head + "".join(sorted(f"\t{block.rstrip()}\n\n" for block in blocks)) + "}\n"

@@ -1,0 +1,132 @@
+"""`nftsync pools`: which addresses are legal, and which object says so."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from nftsync.cli.preview import preview
+from nftsync.cluster.api import Api, ApiError
+from nftsync.cluster.kubeconfig import allowed
+from nftsync.config import Config
+from nftsync.files.store import Store
+from nftsync.objects.address import AddressSet, Range
+from nftsync.objects.kinds import Resource, metallb, nfts
+from nftsync.objects.metallb import Configuration, Pool
+from nftsync.objects.nft import METALLB_NAMESPACE, parse_nft
+from nftsync.objects.service import Malformed, ObjectRef, Reason, Rejection, sequence
+from nftsync.policy.guard import Enforcement, Guard
+from nftsync.policy.pools import MetalLB, judge
+
+
+@dataclass(frozen=True, slots=True)
+class Legal:
+    """The pools that count, each cut to what is legal of it, and what was refused. guarded: False if every address is legal."""
+
+    enforcement: Enforcement
+    guarded: bool
+    pools: tuple[Pool, ...]
+    rejections: tuple[Rejection, ...]
+
+    def json(self) -> str:
+        pools = [{"name": pool.name, "source": pool.source, "ranges": list(map(str, pool.ranges))} for pool in self.pools]
+        rejections = [
+            {"object": str(each.object), "reason": each.reason, "message": each.message} for each in self.rejections
+        ]
+        return json.dumps({"pools": pools, "rejections": rejections}, indent=2)
+
+    def text(self) -> str:
+        if not self.guarded:
+            return f'every address is legal: no pool counts (pools = "{self.enforcement}")'
+        if not self.pools:
+            return "no address is legal: there is no pool"
+        rows = [("POOL", "SOURCE", "ADDRESSES"), *self._rows()]
+        widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
+        return "\n".join(f"{name:{widths[0]}}  {source:{widths[1]}}  {ranges}" for name, source, ranges in rows)
+
+    def _rows(self) -> Iterator[tuple[str, str, str]]:
+        for pool in self.pools:
+            yield ascii(pool.name)[1:-1], pool.source, ", ".join(each.element for each in pool.ranges) or "none that is allowed"
+
+
+def legal_in_manifests(chosen: Config, paths: Sequence[Path]) -> Legal:
+    """Raises ManifestError if a path is not there."""
+    shown = preview(chosen, paths, "")
+    return _legal(chosen, shown.guard, shown.unread)
+
+
+def legal_in_cluster(chosen: Config) -> Legal:
+    """Asks the API once; where it has no good answer, what the daemon of this machine saw last holds. Raises ApiError."""
+    api = Api(chosen.kubeconfig, allowed=allowed(unsafe=chosen.unsafe_kubeconfig))
+    try:
+        api.connect()
+        if chosen.boundary.enforcement is Enforcement.IGNORED:
+            return _legal(chosen, Guard.of(chosen.boundary, None), ())
+        known, rejections = known_of_cluster(api, chosen, _namespace(api, chosen))
+        return _legal(chosen, Guard.of(chosen.boundary, known), rejections)
+    finally:
+        api.close()
+
+
+def _legal(chosen: Config, guard: Guard, rejections: tuple[Rejection, ...]) -> Legal:
+    legal = guard.legal or AddressSet()
+    if not guard.guarded and guard.legal is not None:
+        allowed = Pool("allowed_prefixes", "the local configuration", legal.ranges, advertised=False)
+        return Legal(chosen.boundary.enforcement, True, (allowed,), rejections)
+    pools = tuple(replace(pool, ranges=_cut(pool.ranges, legal)) for pool in guard.pools or ())
+    return Legal(chosen.boundary.enforcement, guard.guarded, pools, rejections)
+
+
+def _cut(ranges: tuple[Range, ...], legal: AddressSet) -> tuple[Range, ...]:
+    """Each range by itself: what its author wrote is easier to recognise than what neighbours merge into."""
+    return tuple(part for each in ranges for part in (AddressSet((each,)) & legal).ranges)
+
+
+def _namespace(api: Api, chosen: Config) -> str:
+    """The namespace that the Nft resource names."""
+    for raw in _items(api, nfts(chosen.nft.namespace, chosen.nft.name)):
+        try:
+            spec = parse_nft(raw, None).spec
+        except Malformed:
+            continue
+        if spec is not None:
+            return spec.metallb_namespace
+    return METALLB_NAMESPACE
+
+
+def known_of_cluster(api: Api, chosen: Config, namespace: str) -> tuple[Configuration | None, tuple[Rejection, ...]]:
+    """MetalLB's configuration as it is now; where that is none or no good one, what the daemon of this machine saw last."""
+    found, unread = _read_metallb(api, namespace)
+    seen = Store(chosen.state).state.metallb
+    present, rejections = judge(found, seen)
+    return present or seen, (*unread, *rejections)
+
+
+def _read_metallb(api: Api, namespace: str) -> tuple[MetalLB, tuple[Rejection, ...]]:
+    """MetalLB's objects as they are now, and what could not be read of them. Raises ApiError."""
+    found, rejections = MetalLB.empty(lambda: None, time.monotonic), []
+    for resource, inbox in zip(metallb(namespace), found.inboxes, strict=True):
+        try:
+            with inbox.listing() as listing:
+                for raw in _items(api, resource):
+                    listing.put(raw)
+        except ApiError as fault:
+            if fault.status not in (403, 404):
+                raise
+            inbox.unreadable()
+            if fault.status == 403:
+                rejections.append(Rejection(ObjectRef(resource.kind, namespace), Reason.UNREADABLE, str(fault)))
+        except Malformed as fault:
+            inbox.unreadable()
+            rejections.append(Rejection(ObjectRef(resource.kind, namespace), Reason.MALFORMED, str(fault)))
+    return found, tuple(rejections)
+
+
+def _items(api: Api, resource: Resource) -> list[object]:
+    answer = api.request("GET", resource.path, query=dict(resource.query))
+    if not isinstance(answer, dict):
+        raise ApiError(f"GET {resource.path}: the answer is not a JSON object: this is no Kubernetes API server")
+    return sequence(answer.get("items"), "items")

@@ -1,0 +1,305 @@
+"""Requests to the Kubernetes API, through the official client's configuration and connection pool and nothing more of it.
+
+Its typed models, Watch and informers are too slow, or give up or spin on faults that real API servers show. Third-party
+exceptions end here: what comes out is an ApiError.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import weakref
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from http.client import responses
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+from nftsync import __version__
+from nftsync.cluster.backoff import ApiError
+from nftsync.cluster.kubeconfig import Kubeconfig, KubeconfigError
+from nftsync.objects.service import quote
+
+__all__ = ["Api", "ApiError", "KubeconfigError", "MalformedAnswerError", "TooLargeError", "parse_json"]
+
+JSON = "application/json"
+AGENT = f"nftsync/{__version__}"
+PIECE = 65536  # bytes read at once
+LONGEST_COMPLAINT = 65536  # bytes of an error's body that are read
+
+# A dead peer is found after 30 s and three probes 10 s apart of silence, and after
+# 60 s of unacknowledged data (tcp(7)).
+SOCKET_OPTIONS = [
+    (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 30),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
+    (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 60_000),
+]
+
+_ADVICE = {
+    301: "redirects are not followed: name the API server itself in the kubeconfig",
+    401: "the API server does not know these credentials: renew the token or certificate of the kubeconfig",
+    403: "grant it to the router's user in the cluster's RBAC",
+    404: "the cluster does not know this resource: is its CustomResourceDefinition installed?",
+}
+_ADVICE |= dict.fromkeys((302, 303, 307, 308), _ADVICE[301])
+
+
+class MalformedAnswerError(ApiError):
+    """The server answered with something that is not the API's."""
+
+
+class TooLargeError(MalformedAnswerError):
+    """An answer, or one line of a watch, is larger than we are ready to hold."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Session:
+    kubeconfig: Kubeconfig
+    pools: Any  # urllib3.PoolManager
+
+
+class Api:
+    """A connection to one cluster's API server, for any number of threads.
+
+    allowed: what of kubeconfig.UNSAFE the kubeconfig may have.
+    count: called with the verb and the status of each answer, None for none.  connect_timeout, read_timeout: seconds.
+    longest_answer, longest_line: bytes, after decompression.
+    """
+
+    def __init__(  # noqa: PLR0913  # tests set the limits
+        self,
+        kubeconfig: Path,
+        *,
+        allowed: Collection[str] = (),
+        count: Callable[[str, int | None], None] = lambda _verb, _status: None,
+        connect_timeout: float = 5.0,
+        read_timeout: float = 20.0,
+        longest_answer: int = 64 << 20,
+        longest_line: int = 8 << 20,
+    ) -> None:
+        self._kubeconfig = kubeconfig
+        self._allowed = allowed
+        self._count = count
+        self._connect_timeout = connect_timeout
+        self._read_timeout = read_timeout
+        self._longest_answer = longest_answer
+        self._longest_line = longest_line
+        self._session_lock = threading.Lock()
+        self._session: _Session | None = None
+        self._socket_lock = threading.Lock()
+        self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
+        self._closed = False
+
+    def connect(self) -> None:
+        """Read the kubeconfig now, not with the first request. Raises KubeconfigError."""
+        self._current_session()
+
+    def reload(self) -> None:
+        """Read the kubeconfig again with the next request: the server no longer accepts what it said."""
+        with self._session_lock:
+            self._session = None
+
+    def close(self) -> None:
+        """End every request under way, from any thread, and refuse new ones.
+
+        Only a connection that is still being made goes on, at most until its time-out.
+        """
+        with self._socket_lock:
+            self._closed = True
+            for each in self._sockets:
+                _shut(each)
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str] | None = None,
+        body: object = None,
+        content_type: str = JSON,
+    ) -> Any:
+        """The answer's parsed JSON; None if it has no body. `body` is sent as JSON of `content_type`. Raises ApiError."""
+        headers = {"Accept-Encoding": "gzip"}
+        if body is not None:
+            headers["Content-Type"] = content_type
+        with self._exchange(method, path, query or {}, headers, body) as response:
+            content = bytearray()
+            for piece in response.stream(PIECE, decode_content=True):
+                content += piece
+                if len(content) > self._longest_answer:
+                    raise TooLargeError(f"{method} {path}: the answer is larger than {self._longest_answer} bytes")
+            response.release_conn()
+        if not content:
+            return None
+        return parse_json(content, f"{method} {path}: the answer")
+
+    @contextmanager
+    def stream(self, path: str, query: Mapping[str, str]) -> Iterator[Iterator[bytes]]:
+        """The lines of an answer, as they come. Raises ApiError, also while they are read.
+
+        They end when the server ends them, or when nothing came for read_timeout seconds: nobody can tell a quiet server from
+        a connection that is dead, and for both the cure is to ask again. A last line that was cut off is dropped.
+        """
+        with self._exchange("GET", path, query, {"Accept-Encoding": "identity"}, None) as response:
+            # Without chunks a read returns only when it is full, so then each byte is fetched by itself.
+            pieces = response.stream(PIECE if response.chunked else 1, decode_content=False)
+            yield split_lines(_until_timeout(pieces), self._longest_line, f"GET {path}")
+
+    @contextmanager
+    def _exchange(
+        self, method: str, path: str, query: Mapping[str, str], headers: Mapping[str, str], body: object
+    ) -> Iterator[Any]:
+        """The answer to a request, of which only the head has been read. Raises ApiError, also for what the caller reads."""
+        from urllib3 import Timeout
+        from urllib3.exceptions import HTTPError
+
+        session = self._current_session()
+        what, verb = f"{method} {session.kubeconfig.server}{path}", "WATCH" if "watch" in query else method
+        response = None
+        try:
+            response = session.pools.urlopen(
+                method,
+                session.kubeconfig.configuration.host + path + ("?" + urlencode(query) if query else ""),
+                headers={"Accept": JSON, "User-Agent": AGENT, **session.kubeconfig.identification(), **headers},
+                body=None if body is None else json.dumps(body).encode(),
+                timeout=Timeout(connect=self._connect_timeout, read=self._read_timeout),
+                retries=False,
+                redirect=False,
+                preload_content=False,
+            )
+            self._count(verb, int(response.status))
+            if not 200 <= response.status < 300:
+                raise _refusal(what, response)
+            yield response
+        except (HTTPError, OSError) as fault:
+            if response is None:
+                self._count(verb, None)
+            raise ApiError(f"{what}: {'shutting down' if self._closed else _cause(fault)}") from fault
+        finally:
+            if response is not None:
+                response.close()
+
+    def _current_session(self) -> _Session:
+        if self._closed:
+            raise ApiError("shutting down")
+        with self._session_lock:
+            if self._session is None or self._session.kubeconfig.changed():
+                self._session = None
+                self._session = _Session(kubeconfig := Kubeconfig.read(self._kubeconfig, self._allowed), self._pools(kubeconfig))
+            return self._session
+
+    def _pools(self, kubeconfig: Kubeconfig) -> Any:
+        from kubernetes import client
+
+        pools = client.ApiClient(kubeconfig.configuration).rest_client.pool_manager
+        pools.connection_pool_kw["socket_options"] = SOCKET_OPTIONS
+        pools.pool_classes_by_scheme = {
+            scheme: _tracking(pool_class, self._track) for scheme, pool_class in pools.pool_classes_by_scheme.items()
+        }
+        return pools
+
+    def _track(self, connected: socket.socket) -> None:
+        """Remember a socket so that close() can end whoever is blocked in it."""
+        with self._socket_lock:
+            self._sockets.add(connected)
+            if self._closed:
+                _shut(connected)
+
+
+# --- answers ------------------------------------------------------------------------------------------
+
+
+def parse_json(content: bytes | bytearray, what: str) -> Any:
+    """Raises MalformedAnswerError that begins with `what`."""
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError):
+        raise MalformedAnswerError(f"{what} is not JSON: is something between here and the API server?") from None
+
+
+def split_lines(pieces: Iterable[bytes], longest: int, what: str) -> Iterator[bytes]:
+    """Lines without their end, empty ones left out. Bytes are cut before they are decoded: a character may come in two pieces.
+
+    Raises TooLargeError that begins with `what` for a line of more than `longest` bytes.
+    """
+    rest = bytearray()
+    for piece in pieces:
+        rest += piece
+        if b"\n" in piece:
+            *lines, rest = rest.split(b"\n")
+            for line in lines:
+                if line:
+                    yield bytes(line)
+        if len(rest) > longest:
+            raise TooLargeError(f"{what}: a line is longer than {longest} bytes")
+
+
+def _until_timeout(pieces: Iterator[bytes]) -> Iterator[bytes]:
+    from urllib3.exceptions import ReadTimeoutError
+
+    try:
+        yield from pieces
+    except ReadTimeoutError:
+        return
+
+
+def _refusal(what: str, response: Any) -> ApiError:
+    """The error that says what the server refused and what to do about it."""
+    status = int(response.status)
+    parts = [f"{status} {responses.get(status, '')}".strip()]
+    try:
+        message = json.loads(response.read(LONGEST_COMPLAINT, decode_content=True)).get("message")
+    except (ValueError, RecursionError, AttributeError):
+        message = None
+    if message:
+        parts.append(quote(message, 300))
+    advice = _ADVICE.get(status)
+    retry_after = response.headers.get("Retry-After", "")
+    seconds = float(retry_after) if retry_after.isascii() and retry_after.isdigit() else None
+    return ApiError(f"{what}: {': '.join(parts)}{f'; {advice}' if advice else ''}", status, seconds)
+
+
+def _cause(fault: Exception) -> str:
+    """A transport's exception in words. Its own text holds memory addresses, which would make every failure look new."""
+    from urllib3 import exceptions as urllib3
+
+    if isinstance(fault, urllib3.ConnectTimeoutError) and not isinstance(fault, urllib3.NewConnectionError):
+        return "no connection in time: is the address right, and does a firewall let us out?"
+    if isinstance(fault, urllib3.ReadTimeoutError):
+        return "no answer in time"
+    if isinstance(fault, urllib3.SSLError):
+        return f"TLS: {quote(str(fault), 200)}: does the kubeconfig's certificate-authority fit this server?"
+    inner: BaseException | None = fault
+    while inner is not None and not (isinstance(inner, OSError) and inner.strerror):
+        inner = inner.__cause__ or inner.__context__
+    if not isinstance(inner, OSError):
+        return f"the connection broke off ({type(fault).__name__})"
+    return f"{inner.strerror}: {inner.filename}" if inner.filename else str(inner.strerror)
+
+
+# --- sockets ------------------------------------------------------------------------------------------
+
+
+def _tracking(pool_class: Any, track: Any) -> Any:
+    """A urllib3 connection pool that hands each socket to `track` once it is connected."""
+    connection_class = pool_class.ConnectionCls
+
+    def connect(connection: Any) -> None:
+        connection_class.connect(connection)
+        track(connection.sock)
+
+    tracked = type(connection_class.__name__, (connection_class,), {"connect": connect})
+    return type(pool_class.__name__, (pool_class,), {"ConnectionCls": tracked})
+
+
+def _shut(connected: socket.socket) -> None:
+    """Wake whoever is blocked in a socket. An SSLSocket's own shutdown() would pull its state from under the reader."""
+    try:
+        socket.socket.shutdown(connected, socket.SHUT_RDWR)
+    except OSError:
+        return  # it is closed already

@@ -1,0 +1,170 @@
+"""The latest state of one kind of object, and which of them changed: where an input's thread meets the loop.
+
+Not a queue of events: a burst of a thousand changes to one Service is one dirty name. Objects are parsed on the way in, on
+the input's thread, and only what was parsed is kept.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from collections.abc import Set as AbstractSet
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
+
+from nftsync.objects.service import Name, identify
+
+
+class Identified(Protocol):
+    """A parsed object that knows which object of its name it is."""
+
+    @property
+    def uid(self) -> str: ...
+
+
+T = TypeVar("T", bound=Identified)
+
+
+@dataclass(frozen=True, slots=True)
+class Changes(Generic[T]):
+    """What changed since the last take. since: when the earliest of it was received, in the clock's seconds."""
+
+    objects: dict[Name, T | None]
+    since: float
+
+
+class Inbox(Generic[T]):
+    """One kind's objects, thread-safe.
+
+    parse: from an API object and its last parsed version to its new one; None if it is not ours.
+    wake: called after every change, from the input's thread.  clock: monotonic seconds.  fresh: keep the newest even of objects
+    that compare equal; they are no change, and what does not compare wakes nobody.  remembered: what there was when the process
+    before this one ended; the first list is held against it.
+    """
+
+    def __init__(
+        self,
+        parse: Callable[[object, T | None], T | None],
+        wake: Callable[[], None],
+        clock: Callable[[], float],
+        *,
+        fresh: bool = False,
+        remembered: AbstractSet[Name] = frozenset(),
+    ) -> None:
+        self._parse = parse
+        self._wake = wake
+        self._clock = clock
+        self._fresh = fresh
+        self._remembered = remembered
+        self._lock = threading.Lock()
+        self._objects: dict[Name, T] = {}
+        self._dirty: set[Name] = set()
+        self._since = 0.0
+        self.synced = threading.Event()  # set once the first complete list is here, or can't be had
+        self.readable = False  # whether what is here is complete, as far as anybody knows
+
+    def put(self, raw: object) -> None:
+        """An object was added or modified. Raises Malformed if not even its name can be read."""
+        name, _ = identify(raw)
+        self._store(name, raw)
+        self._tell()
+
+    def delete(self, raw: object) -> None:
+        """An object was deleted; a late message about a former bearer of the name changes nothing."""
+        name, uid = identify(raw)
+        with self._lock:
+            held = self._objects.get(name)
+            if held is not None and held.uid == uid:
+                self._drop(name)
+        self._tell()
+
+    @contextmanager
+    def listing(self, *, doubts: Callable[[AbstractSet[Name], int], bool] = lambda _gone, _known: False) -> Iterator[Listing]:
+        """Replace everything by a complete list: what it does not name is gone. An exception leaves the rest untouched.
+
+        doubts: asked what would go, and how many were known before the list; if it says so, nothing does. A first list in doubt is
+        not complete: what it lacks is in the kernel alone.
+        """
+        with self._lock:
+            listing = Listing(self._store, len(self._objects.keys() | self._remembered))
+        yield listing
+        with self._lock:
+            listing.gone = (self._objects.keys() | self._remembered) - listing.names
+            listing.doubted = doubts(listing.gone, listing.known)
+            if not listing.doubted:
+                self._remembered = frozenset()
+                for name in listing.gone:
+                    self._drop(name)
+        if self.synced.is_set() or not listing.doubted:
+            self._complete(readable=True)
+
+    def unreadable(self) -> None:
+        """There is nobody to tell what is there: nobody needs to wait for it, and what was there stays."""
+        self._complete(readable=False)
+
+    def take(self) -> Changes[T]:
+        """What changed since the last take, each name with its latest state."""
+        with self._lock:
+            dirty, self._dirty = self._dirty, set()
+            return Changes({name: self._objects.get(name) for name in dirty}, self._since)
+
+    def objects(self) -> list[T]:
+        """All that are there now."""
+        with self._lock:
+            return list(self._objects.values())
+
+    def _complete(self, *, readable: bool) -> None:
+        news = not self.synced.is_set() or readable != self.readable
+        self.readable = readable
+        self.synced.set()
+        if news:
+            self._wake()
+        else:
+            self._tell()
+
+    def _tell(self) -> None:
+        """Wake whoever takes, if there is something to take."""
+        if self._dirty:
+            self._wake()
+
+    def _store(self, name: Name, raw: object) -> None:
+        with self._lock:
+            before = self._objects.get(name)
+            parsed = self._parse(raw, before)
+            if parsed is None:
+                self._drop(name)
+            elif parsed != before:
+                self._objects[name] = parsed
+                self._mark(name)
+            elif self._fresh:
+                self._objects[name] = parsed
+
+    def _drop(self, name: Name) -> None:
+        if self._objects.pop(name, None) is not None:
+            self._mark(name)
+
+    def _mark(self, name: Name) -> None:
+        if not self._dirty:
+            self._since = self._clock()
+        self._dirty.add(name)
+
+
+class Listing:
+    """A list that is coming in, page by page. known: how many objects were, before it.  names: the objects it held so far.
+
+    gone, doubted: what it lacked at its end, and whether that was doubted.
+    """
+
+    def __init__(self, store: Callable[[Name, object], None], known: int) -> None:
+        self._store = store
+        self.known = known
+        self.names: set[Name] = set()
+        self.gone: AbstractSet[Name] = frozenset()
+        self.doubted = False
+
+    def put(self, raw: object) -> None:
+        """One object of the list. Raises Malformed if not even its name can be read."""
+        name, _ = identify(raw)
+        self.names.add(name)
+        self._store(name, raw)

@@ -1,0 +1,245 @@
+"""Services, the Nft resource and MetalLB's objects from YAML files: for the demo, for previews, for a router without a cluster.
+
+A path is a file or a folder of them; `kubectl get … -o yaml` Lists are understood. A file that can't be read is a Rejection, and
+what it held before stays.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nftsync.config import InputError
+from nftsync.objects import yaml as yamltext
+from nftsync.objects.metallb import CONFIG_MAP
+from nftsync.objects.nft import METALLB_NAMESPACE
+from nftsync.objects.service import Malformed, Name, ObjectRef, Reason, Rejection, identify
+
+if TYPE_CHECKING:
+    from nftsync.cluster.cache import Inbox, Listing
+    from nftsync.objects.nft import Nft
+    from nftsync.objects.service import Service
+    from nftsync.policy.pools import MetalLB
+
+SUFFIXES = (".yaml", ".yml", ".json")
+POLL_INTERVAL = 1.0  # seconds between looks at the files
+
+log = logging.getLogger(__name__)
+
+
+class ManifestError(InputError):
+    """A path that was asked for is not there."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """An object of a kind that is ours, the number of it in its file, and the file."""
+
+    kind: str
+    raw: dict[str, Any]
+    path: Path
+    number: int
+
+    @property
+    def where(self) -> str:
+        return f"{_printable(self.path)} #{self.number}"
+
+
+class Manifests:
+    """Reads files into inboxes and follows their changes.
+
+    nft: the one Nft resource that counts; it says in which namespace MetalLB's objects do. What has no namespace is
+    taken to be where it counts.
+    """
+
+    def __init__(self, paths: Sequence[Path], nft: Name, services: Inbox[Service], nfts: Inbox[Nft], metallb: MetalLB) -> None:
+        self._paths = paths
+        self._nft = nft
+        self._nfts = nfts
+        self._inboxes: dict[str, Inbox[Any]] = {
+            "Nft": nfts,
+            "Service": services,
+            "IPAddressPool": metallb.pools,
+            "BGPAdvertisement": metallb.advertisements,
+            "BGPPeer": metallb.peers,
+            "ConfigMap": metallb.config_maps,
+        }
+        self._held: dict[Path, list[tuple[str, Name]]] = {}  # what each file held when it was last readable
+        self._seen: list[tuple[str, int, int, int]] = []  # the files' signature when they were last read
+        self.rejections: tuple[Rejection, ...] = ()
+
+    def read(self) -> None:
+        """Read all files; afterwards every inbox is synced. Raises ManifestError if a path is not there."""
+        rejections: list[Rejection] = []
+        self._seen = self._signature()  # before they are read: what changes meanwhile is read again
+        with ExitStack() as stack:
+            listings = {kind: stack.enter_context(inbox.listing()) for kind, inbox in self._inboxes.items()}
+            held: dict[Path, list[tuple[str, Name]]] = {}
+            found: list[_Found] = []
+            for path in self._files():
+                held[path] = []
+                try:
+                    found.extend(_objects(path))
+                except (OSError, ValueError) as fault:
+                    reason = fault.strerror if isinstance(fault, OSError) else str(fault)
+                    stays = "; what it held before stays" if self._held.get(path) else ""
+                    rejections.append(Rejection(ObjectRef("File", _printable(path)), Reason.UNREADABLE, f"{reason}{stays}"))
+                    held[path] = self._held.get(path, [])
+                    for kind, name in held[path]:
+                        listings[kind].names.add(name)
+            # The Nft resource first: it says which namespace the others' is.
+            for each in sorted(found, key=lambda each: each.kind != "Nft"):
+                counted = self._put(each, listings[each.kind], rejections)
+                if counted is not None:
+                    held[each.path].append((each.kind, counted))
+        self._held = held
+        self.rejections = tuple(rejections)
+
+    def _put(self, found: _Found, listing: Listing, rejections: list[Rejection]) -> Name | None:
+        """Put an object into its inbox. None if it does not count."""
+        namespace = self._namespace(found.kind)
+        metadata = found.raw.get("metadata")
+        if namespace is not None and isinstance(metadata, dict) and metadata.get("namespace") is None:
+            metadata["namespace"] = namespace
+        try:
+            name, uid = identify(found.raw)
+            if (namespace is not None and name.namespace != namespace) or (found.kind == "Nft" and name != self._nft):
+                return None
+            if found.kind == "ConfigMap" and name.name != CONFIG_MAP:
+                return None
+            if name in listing.names:
+                message = f"{found.where} holds it again: the first one counts"
+                rejections.append(Rejection(ObjectRef(found.kind, str(name), uid), Reason.DUPLICATE, message))
+                return None
+            listing.put(found.raw)
+        except Malformed as fault:
+            rejections.append(Rejection(ObjectRef(found.kind, found.where), Reason.MALFORMED, str(fault)))
+            return None
+        return name
+
+    def _namespace(self, kind: str) -> str | None:
+        """Where objects of a kind have to be; None for anywhere."""
+        if kind == "Service":
+            return None
+        if kind == "Nft":
+            return self._nft.namespace
+        specs = (nft.spec for nft in self._nfts.objects())
+        return next((spec.metallb_namespace for spec in specs if spec is not None), METALLB_NAMESPACE)
+
+    def follow(self, stop: threading.Event, wake: Callable[[], None]) -> None:
+        """Read the files again whenever one of them changes, until `stop`. Blocks: for a thread of its own.
+
+        wake: called after each reading, which may have changed the rejections alone.
+        """
+        while not stop.wait(POLL_INTERVAL):
+            if self._signature() != self._seen:
+                try:
+                    self.read()
+                    wake()
+                except ManifestError as fault:
+                    log.warning("%s; what was read before stays", fault)
+
+    def _signature(self) -> list[tuple[str, int, int, int]]:
+        """Changes when a file does."""
+        signature = []
+        try:
+            for path in self._files():
+                status = path.stat()
+                signature.append((str(path), status.st_mtime_ns, status.st_size, status.st_ino))
+        except (OSError, ManifestError):
+            return []
+        return signature
+
+    def _files(self) -> Iterator[Path]:
+        for path in self._paths:
+            try:
+                if path.is_dir():
+                    yield from sorted(each for each in path.rglob("*") if _is_manifest(each, path))
+                    continue
+                path.stat()
+            except FileNotFoundError:
+                raise ManifestError(f"{path}: there is no such file or folder") from None
+            except OSError as fault:
+                raise ManifestError(f"{path}: {fault.strerror}") from fault
+            yield path
+
+
+def _is_manifest(path: Path, folder: Path) -> bool:
+    """Hidden files and folders are not: editors, git and mounted ConfigMaps keep copies in them."""
+    hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+    return path.suffix in SUFFIXES and not hidden and path.is_file()
+
+
+def _load(path: Path) -> list[object]:
+    """The documents of a file. Raises OSError or ValueError."""
+    with path.open("rb") as file:
+        content = file.read(yamltext.MAX_BYTES + 1)
+    text = content.decode("utf-8")
+    if path.suffix == ".json":
+        try:
+            return [json.loads(text, object_pairs_hook=_object)]
+        except RecursionError:
+            raise ValueError("it is nested too deep") from None
+    return yamltext.documents(text)
+
+
+def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """A JSON object of which no key stands twice: readers differ in which one counts."""
+    found: dict[str, object] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"the key {key[:60]!a} stands twice in one object")
+        found[key] = value
+    return found
+
+
+def _flatten(loaded: list[object]) -> Iterator[object]:
+    """The objects of documents, those inside Lists too; items of a ServiceList say nothing of their own kind."""
+    for document in loaded:
+        items, kind = (document.get("items"), document.get("kind")) if isinstance(document, dict) else (None, None)
+        if not isinstance(document, dict) or not isinstance(items, list) or not isinstance(kind, str) or not kind.endswith("List"):
+            yield document
+            continue
+        kind = kind.removesuffix("List")
+        for item in items:
+            yield {"apiVersion": document.get("apiVersion"), "kind": kind, **item} if kind and isinstance(item, dict) else item
+
+
+def _objects(path: Path) -> Iterator[_Found]:
+    """A file's objects. Raises OSError or ValueError."""
+    for number, raw in enumerate(_flatten(_load(path)), start=1):
+        kind = _kind(raw)
+        if kind is not None:
+            assert isinstance(raw, dict)
+            yield _Found(kind, raw, path, number)
+
+
+def _kind(raw: object) -> str | None:
+    """The kind; None for everything that is not ours."""
+    if not isinstance(raw, dict):
+        return None
+    version, kind = raw.get("apiVersion"), raw.get("kind")
+    if not isinstance(version, str) or not isinstance(kind, str):
+        return None
+    group = _GROUPS.get(kind)
+    return kind if group is not None and (version == "v1" if group == "" else version.startswith(f"{group}/")) else None
+
+
+_GROUPS = {
+    "Service": "",
+    "ConfigMap": "",
+    "Nft": "nft.acnodal.com",
+    "IPAddressPool": "metallb.io",
+    "BGPAdvertisement": "metallb.io",
+    "BGPPeer": "metallb.io",
+}
+
+
+def _printable(path: Path) -> str:
+    return ascii(str(path))[1:-1]

@@ -1,0 +1,273 @@
+"""What fills the inboxes: a Kubernetes API or a folder of manifests, each with threads of its own."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+from nftsync.cluster.api import Api
+from nftsync.cluster.cache import Inbox
+from nftsync.cluster.inputs import Inputs
+from nftsync.cluster.kubeconfig import allowed
+from nftsync.cluster.manifests import Manifests
+from nftsync.cluster.outbox import Reporter
+from nftsync.cluster.watch import Watcher
+from nftsync.cluster.watchstate import Cause, Doubt, State
+from nftsync.config import Config
+from nftsync.exporter.metrics import Metrics
+from nftsync.files import lastgood
+from nftsync.objects.kinds import SERVICES, Resource, metallb, nfts
+from nftsync.objects.nft import Nft, parse_nft
+from nftsync.objects.service import Service, parse_service
+from nftsync.policy.pools import MetalLB
+from nftsync.report.conditions import RouterStatus
+from nftsync.report.notices import News, Topic
+
+log = logging.getLogger(__name__)
+
+Clock = Callable[[], float]
+_STALE = 10.0  # seconds without a watch after which what is known may be old
+_REPORT_TIMEOUT = 10.0  # seconds that the server may take to answer to a status or an Event
+_INTRODUCTION = 5.0  # seconds that the first list of Services may wait to know of whom it is told, if something is wrong with it
+_JOIN = 2.0  # seconds that a thread gets to end; it is a daemon thread, so the process never hangs on it
+
+
+class Source(Protocol):
+    """Fills inboxes until it is stopped."""
+
+    @property
+    def inputs(self) -> Inputs: ...
+
+    @property
+    def alive(self) -> bool:
+        """Whether every thread is still at work; one that ended by itself has left its traceback on stderr."""
+
+    def farewell(self) -> None:
+        """Tell that this router's daemon ends, before stop(). Waits a moment for that."""
+
+    def stop(self) -> None: ...
+
+    def watches(self) -> Mapping[str, str]:
+        """By kind, the state of its watch."""
+
+    def stale(self) -> Mapping[str, str]:
+        """By kind, why what is known of it may be old."""
+
+    def tell(self, news: Sequence[News]) -> None:
+        """Let those know whom it concerns. Never blocks."""
+
+    def report(self, status: RouterStatus) -> None:
+        """How this router is doing. Never blocks."""
+
+
+class ClusterSource:
+    """Lists and watches a Kubernetes API. Raises KubeconfigError if it can't even try.
+
+    wake: called after every change, from the threads that watch.
+    """
+
+    def __init__(self, chosen: Config, metrics: Metrics, wake: Callable[[], None], clock: Clock) -> None:
+        self._wake = wake
+        self._clock = clock
+        self._report = WatchReport(metrics, clock, self._tell_of_doubt)
+        unsafe = allowed(unsafe=chosen.unsafe_kubeconfig)
+        self._api = partial(Api, chosen.kubeconfig, allowed=unsafe, count=metrics.count_api_request)
+        api = self._api()
+        api.connect()
+        opened = lastgood.services(chosen.state)
+        services = Inbox[Service](partial(parse_service, limits=opened.limits), wake, clock, remembered=opened.names)
+        resources = Inbox[Nft](parse_nft, wake, clock, fresh=True)
+        watched = ((SERVICES, services), (nfts(chosen.nft.namespace, chosen.nft.name), resources))
+        self._watches = _Watches(api, watched, self._report, clock)
+        self._metallb: tuple[str, MetalLB, _Watches] | None = None
+        self._inputs = Inputs(services, resources, self.metallb)
+        self._reports = self._api(read_timeout=_REPORT_TIMEOUT)
+        self._reporter = Reporter(
+            self._reports,
+            chosen.nft,
+            chosen.router_name,
+            lambda: next(iter(resources.objects()), None),
+            self._report,
+            clock=clock,
+        )
+        self._reporting = threading.Thread(target=self._reporter.run, name="report", daemon=True)
+        self._reporting.start()
+
+    @property
+    def inputs(self) -> Inputs:
+        return self._inputs
+
+    def metallb(self, namespace: str) -> MetalLB:
+        """MetalLB's objects of a namespace; they are watched from the first call on, those of another one no longer."""
+        if self._metallb is not None:
+            watched, inboxes, watches = self._metallb
+            if watched == namespace:
+                return inboxes
+            watches.stop()
+        inboxes = MetalLB.empty(self._wake, self._clock)
+        kinds = zip(metallb(namespace), inboxes.inboxes, strict=True)
+        self._metallb = namespace, inboxes, _Watches(self._api(), kinds, self._report, self._clock)
+        return inboxes
+
+    @property
+    def alive(self) -> bool:
+        return self._reporting.is_alive() and all(watches.alive for watches in self._all())
+
+    def watches(self) -> Mapping[str, str]:
+        return self._report.states.copy()
+
+    def stale(self) -> Mapping[str, str]:
+        return self._report.stale(self._clock())
+
+    def tell(self, news: Sequence[News]) -> None:
+        self._reporter.tell(news)
+
+    def _tell_of_doubt(self, doubt: Doubt, message: str) -> None:
+        self._inputs.nfts.synced.wait(_INTRODUCTION)
+        for resource in self._inputs.nfts.objects():
+            self._reporter.tell([News(resource.ref, Topic.LIST_DOUBTED, message, warning=doubt is not Doubt.REFUTED)])
+
+    def report(self, status: RouterStatus) -> None:
+        self._reporter.status(status)
+
+    def farewell(self) -> None:
+        self._reporter.farewell()
+        self._reporting.join(_JOIN)
+
+    def stop(self) -> None:
+        for watches in self._all():
+            watches.stop()
+        self._reporter.stop()
+        self._reports.close()
+        for watches in self._all():
+            watches.join()
+        self._reporting.join(_JOIN)
+
+    def _all(self) -> Iterator[_Watches]:
+        yield self._watches
+        if self._metallb is not None:
+            yield self._metallb[2]
+
+
+class _Watches:
+    """Watchers of one Api, each in a thread of its own, that are stopped together."""
+
+    def __init__(self, api: Api, watched: Iterable[tuple[Resource, Inbox[Any]]], report: WatchReport, clock: Clock) -> None:
+        self._api = api
+        self._stop = threading.Event()
+        self._threads = []
+        for resource, inbox in watched:
+            watcher = Watcher(api, resource, inbox, self._stop, report, clock=clock)
+            self._threads.append(threading.Thread(target=watcher.run, name=f"watch-{resource.kind}", daemon=True))
+        for thread in self._threads:
+            thread.start()
+
+    @property
+    def alive(self) -> bool:
+        return all(thread.is_alive() for thread in self._threads)
+
+    def stop(self) -> None:
+        """Let the threads end; requests under way end at once."""
+        self._stop.set()
+        self._api.close()
+
+    def join(self) -> None:
+        for thread in self._threads:
+            thread.join(_JOIN)
+
+
+class WatchReport:
+    """Tells metrics how the watches are doing, and what was written to the cluster. tell: who hears of doubts, with words."""
+
+    def __init__(self, metrics: Metrics, clock: Clock, tell: Callable[[Doubt, str], None]) -> None:
+        self._metrics = metrics
+        self._tell = tell
+        self._doubted: dict[str, str] = {}  # why, by kind
+        self._clock = clock
+        self._waiting: dict[str, float] = {}  # since when, by kind
+        self.states: dict[str, State] = {}
+
+    def stale(self, now: float) -> Mapping[str, str]:
+        """The kinds that could not be watched for a while."""
+        waiting = self._waiting.copy().items()
+        silent = {kind: "the API server does not answer as it should" for kind, since in waiting if now - since > _STALE}
+        return {**self._doubted.copy(), **silent}
+
+    def doubted(self, resource: Resource, doubt: Doubt, message: str) -> None:
+        self._metrics.list_doubts.labels(doubt).inc()
+        if doubt is Doubt.RAISED:
+            self._doubted[resource.kind] = message
+        else:
+            self._doubted.pop(resource.kind, None)
+        self._tell(doubt, message)
+
+    def wrote_status(self, result: str) -> None:
+        self._metrics.status_writes.labels(result).inc()
+
+    def sent_event(self, result: str) -> None:
+        self._metrics.events.labels(result).inc()
+
+    def watching(self, resource: Resource, state: State) -> None:
+        self.states[resource.kind] = state
+        if state is State.WAITING:
+            self._waiting.setdefault(resource.kind, self._clock())
+        elif state is not State.LISTING:  # which is no success yet
+            self._waiting.pop(resource.kind, None)
+        for each in State:
+            self._metrics.watch_state.labels(resource.kind, each).set(each is state)
+
+    def restarted(self, resource: Resource, cause: Cause) -> None:
+        self._metrics.watch_restarts.labels(resource.kind, cause).inc()
+
+    def contact(self, resource: Resource) -> None:
+        self._metrics.last_contact.labels(resource.kind).set_to_current_time()
+
+    def skipped(self, resource: Resource, message: str) -> None:
+        self._metrics.skipped.labels(resource.kind).inc()
+        log.warning("a %s was passed over: %s", resource.kind, message)
+
+
+class ManifestSource:
+    """Reads files and follows them. Raises ManifestError if a path is not there."""
+
+    def __init__(self, chosen: Config, paths: Sequence[Path], wake: Callable[[], None], clock: Clock) -> None:
+        services = Inbox[Service](partial(parse_service, limits=lastgood.services(chosen.state).limits), wake, clock)
+        resources = Inbox[Nft](parse_nft, wake, clock)
+        inboxes = MetalLB.empty(wake, clock)
+        manifests = Manifests(paths, chosen.nft, services, resources, inboxes)
+        manifests.read()
+        self._inputs = Inputs(services, resources, lambda _: inboxes, lambda: manifests.rejections)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=manifests.follow, args=(self._stop, wake), name="manifests", daemon=True)
+        self._thread.start()
+
+    @property
+    def inputs(self) -> Inputs:
+        return self._inputs
+
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive()
+
+    def watches(self) -> Mapping[str, str]:
+        return {"files": State.WATCHING}
+
+    def stale(self) -> Mapping[str, str]:
+        return {}
+
+    def tell(self, news: Sequence[News]) -> None:
+        """Files have no Events."""
+
+    def report(self, status: RouterStatus) -> None:
+        """Files have no status."""
+
+    def farewell(self) -> None:
+        """Files have no status."""
+
+    def stop(self) -> None:
+        self._stop.set()
+        self._thread.join(_JOIN)

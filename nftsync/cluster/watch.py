@@ -1,0 +1,331 @@
+"""One kind of Kubernetes object, kept up to date in an Inbox: list, then watch, for ever.
+
+    list (pages of 500) ──▶ watch from the list's version ──▶ watch again from the last version seen …
+      ▲                        │ 410, malformed line, or an hour gone by
+      └────────────────────────┘
+
+A fault never empties the Inbox: what is gone is found by the next complete list. A fault that ends a watch which had lasted is
+followed by another try at once; after any other the wait grows. A resourceVersion is opaque: it is only handed back.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from collections.abc import Set as AbstractSet
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from nftsync.cluster.api import Api, ApiError, KubeconfigError, MalformedAnswerError, TooLargeError, parse_json
+from nftsync.cluster.backoff import Pace, attempts
+from nftsync.cluster.cache import Inbox, Listing
+from nftsync.cluster.watchstate import Cause, Doubt, Observer, State
+from nftsync.objects.kinds import Resource
+from nftsync.objects.service import Malformed, Name, quote
+
+log = logging.getLogger(__name__)
+
+PAGE = 500  # objects, as kubectl and client-go ask for
+_MANY = 10  # objects that may go at once without a second look
+SMALL_PAGE = 20  # fits however large objects are: etcd holds none above 1.5 MB
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Seconds. watch, relist: drawn at random between the two.  lasting: a watch that ends earlier counts as a failure.
+
+    second_look: until a list that is in doubt is followed by another.
+    """
+
+    watch: tuple[float, float] = (300.0, 600.0)
+    relist: tuple[float, float] = (3000.0, 4200.0)
+    lasting: float = 5.0
+    second_look: float = 5.0
+    pace: Pace = field(default_factory=Pace)
+
+
+class ErrorEventError(ApiError):
+    """The server ended a watch with an ERROR event: what we know may have holes."""
+
+
+class EndedAtOnceError(ApiError):
+    """The server accepted a watch and ended it before it was of use."""
+
+
+class Watcher:
+    """Keeps `inbox` equal to what the server has of `resource`.
+
+    stop: ends run(); a request under way ends at once if Api.close() is called after it was set.  clock: monotonic seconds.
+    """
+
+    def __init__(  # noqa: PLR0913 one needs all of it, tests inject the rest
+        self,
+        api: Api,
+        resource: Resource,
+        inbox: Inbox[Any],
+        stop: threading.Event,
+        observer: Observer,
+        *,
+        timing: Timing | None = None,
+        rng: random.Random | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._api = api
+        self._resource = resource
+        self._inbox = inbox
+        self._stop = stop
+        self._observer = observer
+        self._timing = timing or Timing()
+        self._rng = rng or random.Random()  # noqa: S311 jitter is no secret
+        self._clock = clock
+        self._version: str | None = None  # None: a list has to come first
+        self._relist_at = 0.0
+        self._watching_since: float | None = None
+        self._page = PAGE
+        self._complaint = ""
+        self._recovering = False
+        self._missing: AbstractSet[Name] = frozenset()  # from the last list, while that is in doubt
+
+    def run(self) -> None:
+        """List and watch until `stop` is set. For a thread of its own."""
+        while not self._stop.is_set():
+            for attempt in attempts(self._stop, self._timing.pace, self._rng):
+                with attempt, self._consequences():
+                    if self._version is None or self._clock() >= self._relist_at or not self._watch_on():
+                        self._list()
+                        self._watch()
+
+    @contextmanager
+    def _consequences(self) -> Iterator[None]:
+        """Learn from an ApiError, and let it out, so that a wait follows, unless it ended a watch that had lasted."""
+        self._watching_since = None
+        try:
+            yield
+        except ApiError as fault:
+            if self._stop.is_set():
+                return
+            if _needs_list(fault):
+                self._version = None
+            if fault.status == 401:
+                self._api.reload()
+            if self._resource.optional and fault.status in (403, 404):
+                self._go_without(fault)
+                raise
+            lasted = self._lasted()
+            self._observer.restarted(self._resource, cause_of(fault))
+            self._complain(str(fault), again=lasted)
+            if not lasted:
+                self._observer.watching(self._resource, State.WAITING)
+                raise
+
+    def _go_without(self, fault: ApiError) -> None:
+        """The kind is not there or may not be read: nobody waits for it, and what was known of it stays.
+
+        A kind that goes takes its objects with it one by one; a 404 without that is a server that is starting.
+        """
+        self._version = None
+        self._inbox.unreadable()
+        said = f"absent: {fault.status}"  # not in the server's words, which differ for a list and a watch
+        if said != self._complaint:
+            self._complaint = said
+            if fault.status == 404:
+                log.info("%s: not installed", self._resource.kind)
+            else:
+                log.warning("%s: %s", self._resource.kind, fault)
+        self._observer.watching(self._resource, State.ABSENT)
+
+    def _watch_on(self) -> bool:
+        """Watch from the last version seen; False if the server no longer has it, which it is not to blame for."""
+        try:
+            self._watch()
+        except ApiError as fault:
+            if not _expired(fault):
+                raise
+            self._watching_since = None
+            self._observer.restarted(self._resource, cause_of(fault))
+            self._complain(str(fault), again=True)
+            return False
+        return True
+
+    def _lasted(self) -> bool:
+        return self._watching_since is not None and self._clock() - self._watching_since >= self._timing.lasting
+
+    def _complain(self, message: str, *, again: bool = False) -> None:
+        """Log a fault once, not with every try that it spoils."""
+        if again or message != self._complaint:
+            self._complaint = message
+            self._recovering = True
+            log.warning("%s: %s", self._resource.kind, message)
+
+    # --- list ---------------------------------------------------------------------------------------------
+
+    def _list(self) -> None:
+        self._observer.watching(self._resource, State.LISTING)
+        self._version = None
+        version, listing = self._take_list()
+        while listing.doubted:  # the list of a server that has lost its data looks like any other
+            self._stop.wait(self._timing.second_look)
+            version, listing = self._take_list(lacked=listing.gone)
+        self._version = version  # the first page's: what changed since, the watch tells again
+        self._relist_at = self._clock() + self._rng.uniform(*self._timing.relist)
+
+    def _take_list(self, lacked: AbstractSet[Name] = frozenset()) -> tuple[str, Listing]:
+        """The list, and its resourceVersion. It is in doubt if it lacks most of what was known, unless the one before did, too.
+
+        lacked: by the list before.
+        """
+
+        def doubts(gone: AbstractSet[Name], known: int) -> bool:
+            return self._resource.cautious and _most(len(gone), known) and _most(len(gone - lacked), len(gone))
+
+        query = {**dict(self._resource.query), "limit": str(self._page)}
+        with self._inbox.listing(doubts=doubts) as listing:
+            version, token = self._take_page(listing, query)
+            while token:
+                _, token = self._take_page(listing, {**query, "continue": token})
+        self._tell_of_doubt(listing)
+        return version, listing
+
+    def _tell_of_doubt(self, listing: Listing) -> None:
+        """When it begins, and what came of it, whatever happened in between."""
+        what, missing = f"objects of the kind {self._resource.kind}", self._missing
+        self._missing = listing.gone if listing.doubted else frozenset()
+        again = len(missing - listing.gone)
+        if listing.doubted:
+            doubt, said = Doubt.RAISED, f"{len(listing.gone)} of {listing.known} {what} are missing from the list: "
+            said += "nothing is closed before a second list says the same"
+        elif not missing:
+            return
+        elif 2 * again < len(missing):
+            doubt, said = Doubt.CONFIRMED, f"a second list lacks {len(missing) - again} of the {len(missing)} missing {what}, too"
+        else:
+            doubt, said = Doubt.REFUTED, f"a second list has {again} of the {len(missing)} missing {what} again"
+        log.warning("%s", said)
+        self._observer.doubted(self._resource, doubt, said)
+
+    def _take_page(self, listing: Listing, query: dict[str, str]) -> tuple[str, str]:
+        """resourceVersion, and the token for the next page, "" with the last. Of the page nothing else stays in memory."""
+        if self._stop.is_set():
+            raise ApiError("shutting down")  # leaving the loop quietly would declare the list complete
+        path = self._resource.path
+        try:
+            page = self._api.request("GET", path, query)
+        except TooLargeError:
+            self._page = SMALL_PAGE
+            raise
+        self._observer.contact(self._resource)
+        items = page.get("items") or [] if isinstance(page, dict) else None
+        metadata = page.get("metadata") if isinstance(page, dict) else None
+        version = metadata.get("resourceVersion") if isinstance(metadata, dict) else None
+        if not isinstance(items, list) or not isinstance(metadata, dict) or not isinstance(version, str) or not version:
+            raise MalformedAnswerError(f"GET {path}: the answer is not a list of objects with a resourceVersion")
+        for item in items:
+            self._hand_over(listing.put, item)
+        return version, str(metadata.get("continue") or "")
+
+    # --- watch --------------------------------------------------------------------------------------------
+
+    def _watch(self) -> None:
+        remaining = self._relist_at - self._clock()
+        seconds = max(1, round(min(self._rng.uniform(*self._timing.watch), remaining)))
+        query = {
+            **dict(self._resource.query),
+            "watch": "true",
+            "allowWatchBookmarks": "true",
+            "resourceVersion": self._version or "",
+            "timeoutSeconds": str(seconds),
+        }
+        with self._api.stream(self._resource.path, query) as lines:
+            self._watching_since = self._clock()
+            self._observer.watching(self._resource, State.WATCHING)
+            self._observer.contact(self._resource)
+            if self._recovering:
+                log.info("%s: watching again", self._resource.kind)
+                self._recovering = False
+            self._follow(lines)
+        if self._clock() >= self._relist_at:
+            self._observer.restarted(self._resource, Cause.RELIST_DUE)
+        elif self._lasted():
+            self._complaint = ""
+            self._observer.restarted(self._resource, Cause.ENDED)
+        else:
+            raise EndedAtOnceError(f"GET {self._resource.path}: the server accepts the watch but ends it at once")
+
+    def _follow(self, lines: Iterator[bytes]) -> None:
+        for line in lines:
+            self._take_event(line)
+            self._observer.contact(self._resource)
+            if self._stop.is_set() or self._clock() >= self._relist_at:  # a server may forget its timeoutSeconds
+                return
+
+    def _take_event(self, line: bytes) -> None:
+        """One line of a watch. Raises ApiError if no more can be expected of this watch."""
+        what = f"GET {self._resource.path}: a line of the watch"
+        event = parse_json(line, what)
+        kind = event.get("type") if isinstance(event, dict) else None
+        subject = event.get("object") if isinstance(event, dict) else None
+        if not isinstance(subject, dict):
+            raise MalformedAnswerError(f"{what} is not an event with an object")
+        if kind in ("ADDED", "MODIFIED"):
+            self._hand_over(self._inbox.put, subject)
+        elif kind == "DELETED":
+            self._hand_over(self._inbox.delete, subject)
+        elif kind == "ERROR":
+            raise _error_event(self._resource.path, subject)
+        elif kind != "BOOKMARK":
+            raise MalformedAnswerError(f"{what} has the type {quote(kind)}, which is not a watch event's")
+        metadata = subject.get("metadata")
+        version = metadata.get("resourceVersion") if isinstance(metadata, dict) else None
+        if isinstance(version, str) and version:
+            self._version = version
+
+    def _hand_over(self, put: Callable[[object], None], item: object) -> None:
+        try:
+            put(item)
+        except Malformed as fault:
+            self._observer.skipped(self._resource, str(fault))
+
+
+def _most(gone: int, known: int) -> bool:
+    """Whether it is so much that it is rather the server's fault than meant."""
+    return gone > _MANY and 2 * gone > known
+
+
+def cause_of(fault: ApiError) -> Cause:
+    """The fault's place in the fixed list."""
+    by_type = (
+        (KubeconfigError, Cause.KUBECONFIG),
+        (MalformedAnswerError, Cause.MALFORMED),
+        (EndedAtOnceError, Cause.ENDED_AT_ONCE),
+    )
+    for kind, cause in by_type:
+        if isinstance(fault, kind):
+            return cause
+    if _expired(fault):
+        return Cause.EXPIRED
+    if fault.status is None:
+        return Cause.UNREACHABLE
+    by_status = {401: Cause.UNAUTHORIZED, 403: Cause.FORBIDDEN, 404: Cause.NOT_FOUND, 429: Cause.THROTTLED}
+    return by_status.get(fault.status, Cause.SERVER_ERROR)
+
+
+def _expired(fault: ApiError) -> bool:
+    """Whether the server no longer has, or does not have yet, the version we asked for.
+
+    504 is also what a gateway answers for a server that is away.
+    """
+    return fault.status in (400, 410) or (fault.status == 504 and "resource version" in str(fault))
+
+
+def _needs_list(fault: ApiError) -> bool:
+    return _expired(fault) or isinstance(fault, ErrorEventError | MalformedAnswerError)
+
+
+def _error_event(path: str, status: dict[str, Any]) -> ErrorEventError:
+    code, message = status.get("code"), status.get("message")
+    text = f"GET {path}: the server ended the watch: {quote(code)}: {quote(message, 300)}"
+    return ErrorEventError(text, code if type(code) is int else None)

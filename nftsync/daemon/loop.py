@@ -1,0 +1,329 @@
+"""The loop that joins both ends: wait until something may differ, sync, report.
+
+The first change after a quiet time is taken at once; what follows within SETTLE seconds becomes one transaction. Inputs
+run in threads of their own and only say "something changed"; signals become messages too.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from nftsync import __version__, config
+from nftsync.cluster.api import ApiError
+from nftsync.cluster.manifests import ManifestError
+from nftsync.cluster.source import Clock, ClusterSource, ManifestSource, Source
+from nftsync.config import Config, ConfigError
+from nftsync.daemon import answers
+from nftsync.daemon.control import ControlError, Questions, Server
+from nftsync.daemon.heap import give_back, settle_in
+from nftsync.daemon.publish import Publisher
+from nftsync.daemon.reconcile import Reconciler
+from nftsync.daemon.signals import Signals, process_signals
+from nftsync.daemon.systemd import Systemd
+from nftsync.exporter.metrics import Endpoint, EndpointError, KernelCollector, Metrics
+from nftsync.files.lastgood import LastGood
+from nftsync.files.lock import locked
+from nftsync.files.store import Store
+from nftsync.kernel import commits, counters
+from nftsync.kernel import interfaces as links
+from nftsync.kernel.commits import Meddling
+from nftsync.kernel.interfaces import Links
+from nftsync.kernel.nft import Kernel
+from nftsync.kernel.routes import reachability
+from nftsync.plan.result import Outcome, SyncResult
+from nftsync.ruleset.tables import Ruleset
+from nftsync.ruleset.transaction import transaction
+
+SETTLE = 0.05  # seconds: changes that follow a sync within this time become one transaction
+TICK = 1.0  # seconds between looks at the local chain's file
+RETRY_FIRST, RETRY_LAST = 1.0, 30.0  # seconds until a refused ruleset is tried again, doubling
+GARBAGE = 200_000  # new objects until Python looks for cycles among them: JSON has none, and a list of it has millions
+ALIVE = 30.0  # seconds without a turn of the loop after which /healthz says no
+
+log = logging.getLogger(__name__)
+
+
+class DaemonError(Exception):
+    """The daemon can't go on; started anew it can."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the command line said. config: None for the default place.  manifests: files instead of a cluster."""
+
+    config: Path | None = None
+    manifests: tuple[Path, ...] = ()
+    once: bool = False
+
+
+class Daemon:
+    """One router's daemon. Every effect it needs is opened by run() and closed by it."""
+
+    def __init__(self, options: Options, clock: Clock = time.monotonic) -> None:
+        self._options = options
+        self._clock = clock
+        self._signals = Signals()
+        self._systemd = Systemd(os.environ)
+        self._listeners: list[threading.Thread] = []
+        self._last_good = LastGood(clock)
+        self._meddling = Meddling(self._signals.asked, clock)
+        self._metrics = Metrics()
+        self._config = config.load(options.config)
+        self._endpoint: Endpoint | None = None
+        self._collector: KernelCollector | None = None
+        self._stale: dict[str, str] = {}  # what is used though it is not the present one
+        self._turned = clock()
+        self._last = SyncResult(Outcome.WAITING)
+        self._publisher = Publisher(self._metrics)
+        self._questions = Questions(self._signals.asked)
+        self._server: Server | None = None
+        self._started = clock()
+        self._synced: float | None = None  # when a sync last succeeded
+
+    def run(self) -> int:
+        """Sync until stopped, or with `once` until the first sync after every list is complete; returns the exit status.
+
+        Raises LockedError, ConfigError, EndpointError and ManifestError before the kernel was touched.
+        """
+        gc.set_threshold(GARBAGE)
+        with process_signals(self._signals), locked(self._config.runtime):
+            self._run()
+        log.info("stopped; the ruleset stays")
+        return 1 if self._options.once and self._last.outcome not in (Outcome.APPLIED, Outcome.UNCHANGED) else 0
+
+    def _run(self) -> None:
+        source = self._open_source()
+        network = Links()
+        try:
+            reconciler = Reconciler(self._config, source.inputs, Kernel(), network, Store(self._config.state))
+            if not self._options.once:
+                self._collector = self._open_collector(self._config, reconciler)
+                self._endpoint = self._open_endpoint(self._config)
+                self._server = self._open_server(self._config)
+            self._listen("links", links.listen, self._signals.links_changed)
+            self._listen("commits", commits.listen, self._meddling.tell, commits.identity())
+            log.info("nftsync %s started as router %s", __version__, self._config.router_name)
+            source = self._loop(reconciler, source)
+            self._last_good.finish(lambda: self._keep(reconciler))
+        finally:
+            self._systemd.stopping()
+            if not self._options.once:
+                source.farewell()
+            source.stop()
+            network.close()
+            if self._endpoint:
+                self._endpoint.close()
+            if self._server:
+                self._server.close()
+
+    def _listen(self, name: str, listen: Callable[..., None], *arguments: object) -> None:
+        """Listen to the kernel in a thread, until stopped."""
+        thread = threading.Thread(target=listen, args=(*arguments, self._signals.stop), name=name, daemon=True)
+        thread.start()
+        self._listeners.append(thread)
+
+    def _open_source(self) -> Source:
+        if self._options.manifests:
+            return ManifestSource(self._config, self._options.manifests, self._signals.changed, self._clock)
+        return ClusterSource(self._config, self._metrics, self._signals.changed, self._clock)
+
+    def _open_server(self, chosen: Config) -> Server | None:
+        try:
+            return Server(chosen.runtime, self._questions.ask)
+        except ControlError as fault:
+            log.warning("nobody can ask this daemon with nftsync status, explain, diff or top: %s", fault)
+            return None
+
+    def _answer(self, reconciler: Reconciler, source: Source) -> None:
+        """Answer whoever has asked since the last turn."""
+        now = self._clock()
+        synced = None if self._synced is None else now - self._synced
+        asked = answers.Daemon(
+            self._config, reconciler, source, self._publisher, self._last, now - self._started, synced
+        )
+        self._questions.answer(lambda question: answers.answer(asked, question))
+
+    def _open_collector(self, chosen: Config, reconciler: Reconciler) -> KernelCollector:
+        """Counts from now on, so that what comes before the first scrape counts, too."""
+        collector = KernelCollector(
+            reconciler.opened,
+            counters.read,
+            lambda opened: reachability(opened, reconciler.guard.legal),
+            cap=chosen.metrics_services,
+        )
+        collector.prime()
+        self._metrics.registry.register(collector)
+        return collector
+
+    def _open_endpoint(self, chosen: Config) -> Endpoint | None:
+        if not chosen.metrics:
+            return None
+        return Endpoint(chosen.metrics, self._metrics, self._healthy, self._ready)
+
+    def _healthy(self) -> bool:
+        return self._clock() - self._turned < ALIVE
+
+    def _ready(self) -> bool:
+        return self._last.outcome in (Outcome.APPLIED, Outcome.UNCHANGED)
+
+    def _loop(self, reconciler: Reconciler, source: Source) -> Source:
+        """Until stopped; returns the source that is open then."""
+        signals = self._signals
+        signals.changed()
+        resynced, retry_at, retry_after = self._clock(), float("inf"), RETRY_FIRST
+        while True:
+            resync_at = min(resynced + self._config.resync_interval, self._meddling.due)
+            waits = (TICK, resync_at - self._clock(), retry_at - self._clock(), reconciler.wakes_in)
+            signals.wait(min(waits))
+            self._turned = now = self._clock()
+            self._systemd.alive()
+            if not self._goes_on(source):
+                return source
+            self._answer(reconciler, source)
+            stale, self._stale = self._stale, self._publisher.stale(source)
+            changed = signals.take(signals.inputs) or reconciler.wakes_in == 0
+            if signals.take(signals.reload):
+                source, changed = self._reload(reconciler, source), True
+            resync, retry = now >= resync_at, now >= retry_at
+            whole = reconciler.local_chain_changed() or (signals.take(signals.links) and reconciler.links_changed())
+            if not (changed or resync or retry or whole or stale != self._stale):
+                self._keep_if_due(reconciler)
+                continue
+            result = self._sync(reconciler, source, whole=whole or retry, resync=resync)
+            if resync:
+                resynced = self._clock()
+            if result.outcome is Outcome.FAILED:
+                retry_at, retry_after = self._clock() + retry_after, min(retry_after * 2, RETRY_LAST)
+            else:
+                retry_at, retry_after = float("inf"), RETRY_FIRST
+            if self._options.once and result.listed:
+                return source
+            if result.listed:
+                self._settle(reconciler)
+
+    def _settle(self, reconciler: Reconciler) -> None:
+        """Let changes that follow become one transaction; meanwhile there is time to write down what stands."""
+        until = self._clock() + SETTLE
+        self._keep_if_due(reconciler)
+        self._signals.stop.wait(max(0.0, until - self._clock()))
+
+    def _keep_if_due(self, reconciler: Reconciler) -> None:
+        reconciler.in_force.store.retry()
+        self._metrics.state_kept.set(self._last_good.kept and reconciler.in_force.store.kept)
+        if self._clock() >= self._last_good.due:
+            self._keep(reconciler)
+
+    def _keep(self, reconciler: Reconciler) -> None:
+        """Begin to write down what stands, for the next boot; not settings that a reboot shall undo unless they are confirmed."""
+        if reconciler.settings and reconciler.in_force.confirming.waits == float("inf"):
+            self._last_good.write(self._config.state, reconciler.opened().values(), reconciler.settings)
+
+    def _goes_on(self, source: Source) -> bool:
+        """Whether nobody asked to stop. Raises DaemonError if nothing would be heard of the cluster any more."""
+        if self._signals.stop.is_set():
+            return False
+        if not (source.alive and all(thread.is_alive() for thread in self._listeners)):
+            raise DaemonError("an input ended by itself, which is a bug: its traceback stands above; the ruleset stays")
+        return True
+
+    def _sync(self, reconciler: Reconciler, source: Source, *, whole: bool, resync: bool) -> SyncResult:
+        started, first = self._clock(), not self._synced
+        result = reconciler.sync(whole=whole, resync=resync, meddler=self._meddling.take() if resync else "")
+        ended = self._clock()
+        metrics = self._metrics
+        metrics.syncs.labels(result.outcome).inc()
+        metrics.sync_duration.observe(ended - started)
+        if result.outcome in (Outcome.APPLIED, Outcome.UNCHANGED):
+            metrics.last_success.set_to_current_time()
+            if result.outcome is Outcome.APPLIED or not self._synced:
+                self._last_good.changed()
+            self._synced = ended
+            if result.since is not None:
+                metrics.event_to_kernel.observe(ended - result.since)
+        self._publisher.publish(self._config, reconciler, source, result)
+        self._systemd.ready(_in_words(result))
+        self._last = result
+        if first and self._synced:
+            settle_in()
+        elif resync:
+            give_back()
+        return result
+
+    def _reload(self, reconciler: Reconciler, source: Source) -> Source:
+        """Take up the configuration file's new version; a bad one is reported and everything stays as it runs."""
+        before, opened = self._config, source
+        self._systemd.reloading()
+        try:
+            self._config = config.load(self._options.config)
+            if not self._reads_the_same(before):
+                opened = self._open_source()
+            if self._config.metrics != before.metrics:
+                self._move_endpoint(before)
+        except (ConfigError, EndpointError, ApiError, ManifestError) as fault:
+            self._config = before
+            if opened is not source:
+                opened.stop()
+            log.error("the configuration was not taken up, the running one stays: %s", fault)
+            return source
+        if opened is not source:
+            if not self._speaks_the_same(before):
+                source.farewell()  # from this Nft, or under this name
+            source.stop()
+        reconciler.configure(self._config, opened.inputs, Store(self._config.state))
+        if self._config.state != before.state:
+            self._last_good.changed()
+        if self._collector:
+            self._collector.cap = self._config.metrics_services
+        log.info("configuration reloaded")
+        return opened
+
+    def _reads_the_same(self, before: Config) -> bool:
+        """Whether the source that was opened for another configuration serves this one, too."""
+        read = [(each.kubeconfig, each.unsafe_kubeconfig) for each in (before, self._config)]
+        same_cluster = bool(self._options.manifests) or read[0] == read[1]
+        return same_cluster and self._speaks_the_same(before)
+
+    def _speaks_the_same(self, before: Config) -> bool:
+        """Whether what is told in another configuration's name is told in this one's."""
+        return (self._config.nft, self._config.router_name) == (before.nft, before.router_name)
+
+    def _move_endpoint(self, before: Config) -> None:
+        """Close the old endpoint first: the new one may want its port. Raises EndpointError with the old one open again."""
+        if self._endpoint:
+            self._endpoint.close()
+            self._endpoint = None
+        try:
+            self._endpoint = self._open_endpoint(self._config)
+        except EndpointError:
+            self._endpoint = self._open_endpoint(before)
+            raise
+
+
+def _in_words(result: SyncResult) -> str:
+    """For `systemctl status`."""
+    if result.outcome in (Outcome.APPLIED, Outcome.UNCHANGED):
+        return "The kernel holds what the cluster asks for."
+    return f"{result.outcome.capitalize()}: {result.message or 'the ruleset that stands stays'}"
+
+
+def flush(chosen: Config) -> None:
+    """Remove our tables and our ingress qdisc from this machine; done twice, it changes nothing.
+
+    Raises KernelError; LockedError while a daemon runs, which would put them back.
+    """
+    with locked(chosen.runtime):
+        kernel, store, network = Kernel(), Store(chosen.state), Links()
+        try:
+            kernel.apply(transaction(kernel.read().ruleset, Ruleset()))
+            if store.state.ingress is not None and network.ingress_kind(store.state.ingress) == "ingress":
+                network.remove_ingress(store.state.ingress)
+        finally:
+            network.close()
+        store.save(replace(store.state, ingress=None))

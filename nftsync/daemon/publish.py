@@ -1,0 +1,184 @@
+"""What a sync's result means for everybody else: metrics, log lines, the Nft's status and Events."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Iterable
+from datetime import datetime
+from itertools import islice
+
+from nftsync import __version__
+from nftsync.cluster.source import Source
+from nftsync.config import Config
+from nftsync.daemon.reconcile import Reconciler
+from nftsync.exporter.metrics import Metrics
+from nftsync.objects.service import ObjectRef, Reason, Rejection
+from nftsync.plan.result import Outcome, SyncResult
+from nftsync.policy.guard import Enforcement, Guard
+from nftsync.report.conditions import Confirmation, RouterStatus, Standing
+from nftsync.report.events import utc_now
+from nftsync.report.notices import News, Topic, of_changes, of_confirmation, of_rejections
+
+RECENT = 20  # pieces of news that are remembered
+LINES = 200  # of one sync in the log; the rest of them is counted
+
+log = logging.getLogger(__name__)
+
+_STALE = {"Service": "services", "Nft": "settings"}  # what a kind is for; the others are for pools
+_SETTINGS = (Reason.INVALID_SETTINGS, Reason.MISSING_SETTINGS)
+
+
+class Publisher:
+    """Remembers what was told, and tells what is new."""
+
+    def __init__(self, metrics: Metrics, utc: Callable[[], datetime] = utc_now) -> None:
+        self._metrics = metrics
+        self._utc = utc
+        self._rejections: tuple[Rejection, ...] = ()
+        self._rejected = 0  # objects of which something is refused
+        self._guarding = ""  # what was said last of who decides about addresses
+        self._waiting = ""
+        self._confirmation: tuple[Confirmation, str] | None = None
+        self._hash, self._changed = "", ""
+        self.recent: deque[tuple[str, News]] = deque(maxlen=RECENT)  # what was told last, and when
+
+    def publish(self, config: Config, reconciler: Reconciler, source: Source, result: SyncResult) -> None:
+        """Never blocks on the network. config: the one that is in force."""
+        metrics = self._metrics
+        metrics.services.set(len(reconciler.desired.services))
+        metrics.pinholes.set(len(reconciler.desired.pinholes))
+        if result.drift:
+            metrics.drift_repairs.inc()
+        metrics.show_settings(reconciler.settings)
+        self._tell_result(result)
+        if result.outcome is not Outcome.WAITING:
+            self._tell_guard(reconciler.guard)
+        news = [*self._news(reconciler, result), *self._news_of_settings(reconciler)]
+        news.extend(self._news_of_rejections(reconciler.rejections()))
+        news.sort(key=lambda each: not each.warning)  # what somebody has to mend is told first
+        self._log(news, config.router_name)
+        self.recent.extend((self._now(), each) for each in news)
+        source.tell(news)
+        source.report(self._status(config, reconciler, source, result))
+
+    def _tell_result(self, result: SyncResult) -> None:
+        """One line for what concerns the router as a whole; nothing for a sync that changed nothing."""
+        waiting, self._waiting = self._waiting, ""
+        if result.outcome is Outcome.FAILED:
+            log.error("%s", result.message)
+        elif result.outcome is Outcome.APPLIED and result.message:
+            (log.warning if result.drift else log.info)("%s", result.message)
+        elif result.outcome is Outcome.WAITING:
+            self._waiting = result.message
+            if result.message != waiting:
+                log.log(logging.WARNING if result.drift else logging.INFO, "waiting: %s", result.message)
+
+    def _tell_guard(self, guard: Guard) -> None:
+        """One line when it changes what decides which addresses may be opened: pools, none of them, or nothing."""
+        self._metrics.pools_guarded.set(guard.guarded)
+        level, said = logging.INFO, "addresses are checked against MetalLB's pools"
+        if not guard.guarded:
+            level = logging.WARNING
+            said = "addresses are not checked: no MetalLB configuration counts, so a Service may have any address"
+        elif not guard.pools:
+            level, said = logging.WARNING, "no address is opened: there is no pool of MetalLB's that counts"
+        if said != self._guarding:
+            self._guarding = said
+            log.log(level, "%s", said)
+
+    def _news(self, reconciler: Reconciler, result: SyncResult) -> Iterable[News]:
+        yield from of_changes(result.changes)
+        if result.drift and reconciler.in_force.nft is not None:
+            yield News(reconciler.in_force.nft.ref, Topic.DRIFT_REPAIRED, result.message, warning=True)
+
+    def _news_of_settings(self, reconciler: Reconciler) -> Iterable[News]:
+        """When they cut off whoever administers the router, and when that is settled."""
+        told = reconciler.in_force.confirming.state, str(reconciler.in_force.confirming)
+        if told != self._confirmation and reconciler.in_force.confirming.cut:
+            yield of_confirmation(reconciler.in_force.nft.ref if reconciler.in_force.nft else None, *told)
+        self._confirmation = told
+
+    def _news_of_rejections(self, rejections: tuple[Rejection, ...]) -> Iterable[News]:
+        if rejections is not self._rejections:
+            self._metrics.count_rejections(rejections)
+            self._rejected = len({rejection.object for rejection in rejections})
+            yield from of_rejections(self._rejections, rejections)
+            self._rejections = rejections
+
+    def _log(self, news: list[News], router: str) -> None:
+        lines = (each for each in news if each.topic is not Topic.DRIFT_REPAIRED)  # told with the result
+        for each in islice(lines, LINES):
+            level = logging.WARNING if each.warning else logging.INFO
+            log.log(level, "%s: %s", each.about, each.message, extra={"fields": _fields(each, router)})
+        if more := sum(1 for _ in lines):
+            log.info("… and %d more changes", more)
+
+    def _now(self) -> str:
+        return self._utc().strftime("%Y-%m-%dT%H:%M:%SZ")
+
+    # --- the status ---------------------------------------------------------------------------------------
+
+    def _status(self, config: Config, reconciler: Reconciler, source: Source, result: SyncResult) -> RouterStatus:
+        digest = reconciler.hash
+        if digest != self._hash:
+            self._hash, self._changed = digest, self._now()
+        nft = reconciler.in_force.nft
+        return RouterStatus(
+            config.router_name,
+            __version__,
+            nft.generation if nft else 0,
+            digest,
+            self._changed,
+            len(reconciler.desired.services),
+            len(reconciler.desired.pinholes),
+            self._rejected,
+            self._standing(config, reconciler, source, result).conditions(),
+        )
+
+    def stale(self, source: Source) -> dict[str, str]:
+        """By what is used though it is not the present one, why."""
+        found = {_STALE.get(kind, "pools"): why for kind, why in source.stale().items()}
+        for of, reasons in (("settings", _SETTINGS), ("pools", (Reason.INVALID_POOLS,))):
+            if messages := [each.message for each in self._rejections if each.reason in reasons]:
+                found[of] = messages[0]
+        self._metrics.show_stale(dict.fromkeys(found, True))
+        return found
+
+    def _standing(self, config: Config, reconciler: Reconciler, source: Source, result: SyncResult) -> Standing:
+        return Standing(
+            not_ready=result.message if result.outcome in (Outcome.WAITING, Outcome.FAILED) else "",
+            unguarded=_unguarded(reconciler, config.boundary.enforcement),
+            no_pools=reconciler.guard.pools == (),
+            confirmation=(reconciler.in_force.confirming.state, str(reconciler.in_force.confirming)),
+            unshaped=_unshaped(reconciler),
+            local_chain=next((each.message for each in self._rejections if each.reason is Reason.INVALID_LOCAL_CHAIN), ""),
+            stale=tuple(sorted(self.stale(source).items())),
+        )
+
+
+def _unguarded(reconciler: Reconciler, enforcement: Enforcement) -> str:
+    if reconciler.guard.guarded:
+        return ""
+    if enforcement is Enforcement.IGNORED:
+        return f'pools = "{enforcement}"'
+    return "no MetalLB configuration was seen" if reconciler.settings else "nothing is applied yet"
+
+
+def _unshaped(reconciler: Reconciler) -> str:
+    settings = reconciler.settings
+    if settings is None:
+        return "nothing is applied yet"
+    if not settings.enable_rateshape:
+        return "enable_rateshape is false"
+    return "" if settings.device else f"there is no interface {settings.public_nic}"
+
+
+def _fields(news: News, router: str) -> dict[str, str]:
+    """For whoever searches the log."""
+    about: ObjectRef | None = news.about
+    if about is None:
+        return {"router": router}
+    namespace, slash, name = about.name.partition("/")
+    place = {"namespace": namespace, "name": name} if slash and about.kind != "File" else {"name": about.name}
+    return {"kind": about.kind, **place, "topic": news.topic, "router": router}

@@ -1,0 +1,135 @@
+"""Who else changes our tables: nf_tables tells whoever listens of every transaction, and of the task that committed it.
+
+Source: linux/netfilter/nf_tables.h, linux/netfilter/nfnetlink.h, netlink(7).
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import select
+import socket
+import struct
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from nftsync.kernel.netlink import DumpError, attributes, messages, split
+from nftsync.kernel.nf_tables import FAMILIES, GET_GENERATION, HEADER, NEW_GENERATION, OURS, PROTOCOL, text
+
+_GROUP = 7  # NFNLGRP_NFTABLES
+_SOL_NETLINK, _ADD_MEMBERSHIP, _SO_RCVBUFFORCE = 270, 1, 33
+_BUFFER = 8 << 20  # bytes: a transaction of 50,000 elements
+_OUR_FAMILIES = frozenset(FAMILIES.values())
+_PID, _PROGRAM = 2, 3  # attributes of a generation
+_U32 = struct.Struct(">I")
+_CHECK = 1000  # milliseconds until a stopped listener notices
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 0.5  # seconds between two repairs, while somebody goes on meddling
+_QUIET = 10.0  # seconds without a commit of others after which it is no longer going on
+
+SOMEBODY = "somebody else"  # where the kernel does not tell who
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """A transaction of a task: its id, and the name that it gives itself. str() is for people."""
+
+    pid: int
+    program: str
+
+    def __str__(self) -> str:
+        return f"{self.program!a} (pid {self.pid})"
+
+
+def identity() -> int | None:
+    """What the kernel calls this thread in what it tells of commits; None where it does not tell."""
+    try:
+        answers = list(messages(PROTOCOL, GET_GENERATION, bytes(HEADER), dump=False))
+    except DumpError:
+        return None
+    return next((commit.pid for each in answers if (commit := _commit(each))), None)
+
+
+def listen(told: Callable[[Commit | None], None], own: int | None, stop: threading.Event) -> None:
+    """Call `told` for every transaction of another task than `own` that changed our tables; with None when some were missed.
+
+    Blocks until `stop`: for a thread of its own.
+    """
+    try:
+        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, PROTOCOL) as kernel:
+            kernel.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER)
+            kernel.bind((0, 0))
+            kernel.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, _GROUP)
+            _listen(kernel, told, own, stop)
+    except OSError as fault:
+        log.warning("the kernel does not tell of changes by others (%s): they are found by the next resync", fault.strerror)
+        stop.wait()
+
+
+def _listen(kernel: socket.socket, told: Callable[[Commit | None], None], own: int | None, stop: threading.Event) -> None:
+    poll = select.poll()
+    poll.register(kernel.fileno(), select.POLLIN)
+    ours = False  # whether what is being told of concerns our tables
+    while not stop.is_set():
+        if not poll.poll(_CHECK):
+            continue
+        try:
+            received = kernel.recv(_BUFFER)
+        except OSError as fault:
+            if fault.errno != errno.ENOBUFS:
+                raise
+            told(None)
+            continue
+        for kind, _, _, content in split(received):
+            if kind != NEW_GENERATION:
+                ours = ours or (content.startswith(OURS, HEADER) and content[0] in _OUR_FAMILIES)
+                continue
+            commit = _commit(content)
+            if ours and (commit is None or commit.pid != own):
+                told(commit)
+            ours = False
+
+
+def _commit(content: bytes) -> Commit | None:
+    """Who committed, from a message about a generation."""
+    found = {kind: content[start:end] for kind, start, end in attributes(content, HEADER, len(content))}
+    if _PID not in found:
+        return None
+    return Commit(_U32.unpack(found[_PID])[0], text(found.get(_PROGRAM, b"")))
+
+
+class Meddling:
+    """What others did to our tables since the last repair. Thread-safe: tell() is called by who listens.
+
+    wake: called when there is news.  clock: monotonic seconds.
+    """
+
+    def __init__(self, wake: Callable[[], None], clock: Callable[[], float]) -> None:
+        self._wake = wake
+        self._clock = clock
+        self._told = False
+        self._who = ""
+        self._repaired = float("-inf")
+        self._pause = 0.0
+
+    def tell(self, commit: Commit | None) -> None:
+        self._who = str(commit) if commit else self._who
+        self._told = True
+        self._wake()
+
+    @property
+    def due(self) -> float:
+        """When the next repair should be, by the clock; inf if nothing is to be repaired."""
+        return self._repaired + self._pause if self._told else float("inf")
+
+    def take(self) -> str:
+        """Who it was, for people; "" for nobody. Somebody who goes on and on is repaired a little later each time."""
+        now, told = self._clock(), self._told
+        self._told, who, self._who = False, self._who or SOMEBODY if told else "", ""
+        if told:
+            going_on = now - self._repaired < _QUIET
+            self._pause = min(max(2 * self._pause, _FIRST_PAUSE), _LONGEST_PAUSE) if going_on else _FIRST_PAUSE
+            self._repaired = now
+        return who

@@ -1,0 +1,159 @@
+"""Ranges of addresses, and sets of them: read from text, merged, cut, written as nft lists them."""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from typing import NamedTuple
+
+from nftsync.objects.service import Address, Network, quote
+
+_LONGEST = 128  # characters; two IPv6 addresses and a dash need 79
+_CIDR = re.compile(r"[0-9A-Fa-f.:]{2,45}/[0-9]{1,3}")
+
+
+class Range(NamedTuple):
+    """All addresses from `first` to `last`, both of one family. str() is "first-last"."""
+
+    first: Address
+    last: Address
+
+    @classmethod
+    def of(cls, network: Network) -> Range:
+        return cls(network.network_address, network.broadcast_address)
+
+    @property
+    def version(self) -> int:
+        return self.first.version
+
+    def position(self) -> tuple[int, int]:
+        """Where it stands among others: IPv4 first."""
+        return int(self.first.version), int(self.first)
+
+    @property
+    def element(self) -> str:
+        """As nft writes it in a set: one address, a prefix where the range is one, else first-last."""
+        if self.first == self.last:
+            return str(self.first)
+        size = int(self.last) - int(self.first) + 1
+        if size & (size - 1) or int(self.first) % size:
+            return str(self)
+        return f"{self.first}/{self.first.max_prefixlen + 1 - size.bit_length()}"
+
+    def overlaps(self, other: Range) -> bool:
+        return self.version == other.version and int(self.first) <= int(other.last) and int(other.first) <= int(self.last)
+
+    def covers(self, other: Range) -> bool:
+        return self.overlaps(other) and int(self.first) <= int(other.first) and int(other.last) <= int(self.last)
+
+    def __str__(self) -> str:
+        return f"{self.first}-{self.last}"
+
+
+def parse_range(text: object) -> Range:
+    """A CIDR or "first-last", as MetalLB reads an address pool's entry. Raises ValueError with a sentence.
+
+    Host bits of a CIDR are masked, blanks around the dash are understood, a bare address is not.
+    Source: MetalLB's config.ParseCIDR, Go's net.ParseCIDR and net.ParseIP.
+    """
+    if not isinstance(text, str) or len(text) > _LONGEST:
+        raise ValueError(f"{quote(text)} is neither a CIDR nor a range of addresses")
+    if "-" not in text:
+        return _parse_cidr(text)
+    first, last = (_parse_end(end.strip(), text) for end in text.split("-", 1))
+    _refuse_mapped(first, text)
+    if first.version != last.version:
+        raise ValueError(f"the range {quote(text)} begins in one address family and ends in another")
+    if int(first) > int(last):
+        raise ValueError(f"the range {quote(text)} begins after its end")
+    return Range(first, last)
+
+
+def _parse_cidr(text: str) -> Range:
+    try:
+        if not _CIDR.fullmatch(text):
+            raise ValueError
+        network = ip_network(text, strict=False)
+    except ValueError:
+        bare = re.fullmatch(r"[0-9.]{7,15}|[0-9A-Fa-f:.]{2,45}", text)
+        hint = f": for one address write {text}/{128 if ':' in text else 32}" if bare else ""
+        raise ValueError(f"{quote(text)} is neither a CIDR nor a range of addresses{hint}") from None
+    _refuse_mapped(network.network_address, text)
+    return Range.of(network)
+
+
+def _parse_end(end: str, text: str) -> Address:
+    try:
+        if "%" in end:  # a zone could hold anything
+            raise ValueError
+        return ip_address(end)
+    except ValueError:
+        raise ValueError(f"{quote(end)} in the range {quote(text)} is not an IP address") from None
+
+
+def _refuse_mapped(first: Address, text: str) -> None:
+    if isinstance(first, IPv6Address) and first.ipv4_mapped is not None:
+        raise ValueError(f"{quote(text)} is IPv4 in IPv6 notation: write it in IPv4's")
+
+
+@dataclass(frozen=True, slots=True)
+class AddressSet:
+    """A set of addresses: ranges, sorted, without overlaps, neighbours merged, IPv4 first. Equal sets are equal."""
+
+    ranges: tuple[Range, ...] = ()
+
+    @classmethod
+    def of(cls, ranges: Iterable[Range]) -> AddressSet:
+        """The union."""
+        merged: list[Range] = []
+        for each in sorted(ranges, key=Range.position):
+            if merged and merged[-1].version == each.version and int(each.first) <= int(merged[-1].last) + 1:
+                merged[-1] = Range(merged[-1].first, max(merged[-1].last, each.last, key=int))
+            else:
+                merged.append(each)
+        return cls(tuple(merged))
+
+    def __contains__(self, address: object) -> bool:
+        return isinstance(address, IPv4Address | IPv6Address) and self.covers(Range(address, address))
+
+    def covers(self, part: Range) -> bool:
+        """Whether all of a range is in the set."""
+        before = bisect_right(self.ranges, part.position(), key=Range.position)
+        return before > 0 and self.ranges[before - 1].covers(part)
+
+    def __or__(self, other: AddressSet) -> AddressSet:
+        return AddressSet.of((*self.ranges, *other.ranges))
+
+    def __and__(self, other: AddressSet) -> AddressSet:
+        return AddressSet.of(self._shared(other))
+
+    def _shared(self, other: AddressSet) -> Iterator[Range]:
+        for mine in self.ranges:
+            for theirs in other.overlapping(mine):
+                yield Range(max(mine.first, theirs.first, key=int), min(mine.last, theirs.last, key=int))
+
+    def __sub__(self, other: AddressSet) -> AddressSet:
+        return AddressSet(tuple(part for each in self.ranges for part in _without(each, other.overlapping(each))))
+
+    def overlapping(self, part: Range) -> Iterator[Range]:
+        """The ranges that share an address with `part`, found by bisection: a set may have thousands."""
+        for place in range(max(bisect_right(self.ranges, part.position(), key=Range.position) - 1, 0), len(self.ranges)):
+            each = self.ranges[place]
+            if each.overlaps(part):
+                yield each
+            elif each.position() > part.position():
+                return
+
+
+def _without(each: Range, holes: Iterable[Range]) -> Iterator[Range]:
+    """What is left of a range. holes: in their order; each overlaps it."""
+    for hole in holes:
+        if int(each.first) < int(hole.first):
+            yield Range(each.first, hole.first - 1)
+        if int(each.last) <= int(hole.last):
+            return
+        each = Range(hole.last + 1, each.last)  # the rest of it
+    yield each

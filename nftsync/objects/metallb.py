@@ -1,0 +1,264 @@
+"""MetalLB's configuration: which addresses are the cluster's, and with whom it speaks BGP.
+
+It is written in IPAddressPool, BGPAdvertisement and BGPPeer objects, or, up to MetalLB 0.12, in one ConfigMap. As in MetalLB
+itself a configuration is good as a whole or not at all: an invalid part of what is read here leaves the last good one in force.
+Source: MetalLB's internal/config and api/v1beta1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from ipaddress import IPv6Address, ip_address
+
+from nftsync.objects.address import Range, parse_range
+from nftsync.objects.service import Address, Malformed, Name, ObjectRef, Reason, Rejection, identify, mapping, quote, sequence
+
+CONFIG_MAP = "config"  # its name, and the key in it
+_POOL_KIND = "IPAddressPool"
+
+Labels = Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """Addresses that MetalLB may give to Services. source: the object that says so.
+
+    advertised: whether any of them is announced over BGP.
+    """
+
+    name: str
+    source: str
+    ranges: tuple[Range, ...]
+    advertised: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Configuration:
+    """One valid configuration. peers: the addresses that the cluster's speakers dial, none of them a Service's."""
+
+    pools: tuple[Pool, ...] = ()
+    peers: frozenset[Address] = frozenset()
+
+    @property
+    def of_pool_objects(self) -> bool:
+        """Whether IPAddressPools say so, of which there is at least one then, and not the ConfigMap."""
+        return any(pool.source.startswith(_POOL_KIND) for pool in self.pools)
+
+
+@dataclass(frozen=True, slots=True)
+class Selector:
+    """A label selector (metav1.LabelSelector). expressions: key, operator and values of each."""
+
+    labels: tuple[tuple[str, str], ...]
+    expressions: tuple[tuple[str, str, frozenset[str]], ...]
+
+    def matches(self, labels: Labels) -> bool:
+        return all(labels.get(key) == value for key, value in self.labels) and all(
+            _OPERATORS[operator](labels.get(key), values) for key, operator, values in self.expressions
+        )
+
+
+_OPERATORS: dict[str, Callable[[str | None, frozenset[str]], bool]] = {
+    "In": lambda value, values: value in values,
+    "NotIn": lambda value, values: value not in values,
+    "Exists": lambda value, _: value is not None,
+    "DoesNotExist": lambda value, _: value is None,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class AddressPool:
+    """An IPAddressPool (metallb.io/v1beta1)."""
+
+    name: Name
+    uid: str
+    labels: tuple[tuple[str, str], ...] = ()
+    ranges: tuple[Range, ...] = ()
+    rejections: tuple[Rejection, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Advertisement:
+    """A BGPAdvertisement (metallb.io/v1beta1): of the pools it names or selects; of all if it does neither."""
+
+    name: Name
+    uid: str
+    pools: frozenset[str] = frozenset()
+    selectors: tuple[Selector, ...] = ()
+    rejections: tuple[Rejection, ...] = ()
+
+    def covers(self, pool: AddressPool) -> bool:
+        everything = not self.pools and not self.selectors
+        labels = dict(pool.labels)
+        return everything or pool.name.name in self.pools or any(selector.matches(labels) for selector in self.selectors)
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """A BGPPeer (metallb.io/v1beta2). Of all that it holds only the address is taken, never its password."""
+
+    name: Name
+    uid: str
+    address: Address | None = None  # None for a peer that is known by its interface
+    rejections: tuple[Rejection, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigMap:
+    """The ConfigMap of MetalLB up to 0.12; configuration is None if it is invalid."""
+
+    name: Name
+    uid: str
+    configuration: Configuration | None = None
+    rejections: tuple[Rejection, ...] = ()
+
+
+def configuration(
+    pools: Iterable[AddressPool], advertisements: Iterable[Advertisement], peers: Iterable[Peer], legacy: Iterable[ConfigMap]
+) -> tuple[Configuration | None, tuple[Rejection, ...]]:
+    """The configuration, or None if there is none or, with the rejections that say so, if it is invalid.
+
+    A cluster with any IPAddressPool has a MetalLB that does not read the ConfigMap.
+    """
+    ordered, advertisements, peers = sorted(pools, key=lambda pool: pool.name), list(advertisements), list(peers)
+    if not ordered:
+        for config_map in legacy:
+            return config_map.configuration, config_map.rejections
+    read: tuple[AddressPool | Advertisement | Peer, ...] = (*ordered, *advertisements, *peers)
+    rejections = [rejection for each in read for rejection in each.rejections]
+    parsed = tuple(
+        Pool(pool.name.name, f"{_POOL_KIND} {pool.name}", pool.ranges, any(each.covers(pool) for each in advertisements))
+        for pool in ordered
+    )
+    refs = {pool.name.name: ObjectRef(_POOL_KIND, str(pool.name), pool.uid) for pool in ordered}
+    rejections.extend(Rejection(refs[pool.name], Reason.INVALID_POOLS, message) for pool, message in overlaps(parsed))
+    if rejections or not ordered:
+        return None, tuple(rejections)
+    return Configuration(parsed, frozenset(peer.address for peer in peers if peer.address is not None)), ()
+
+
+def overlaps(pools: Iterable[Pool]) -> Iterator[tuple[Pool, str]]:
+    """Ranges that reach into another one, of the same pool or of another, with a sentence about each."""
+    ranges = [(each, pool) for pool in pools for each in pool.ranges]
+    ranges.sort(key=lambda entry: (entry[0].version, int(entry[0].first), -int(entry[0].last)))
+    widest: tuple[Range, Pool] | None = None
+    for each, pool in ranges:
+        if widest is not None and each.overlaps(widest[0]):
+            yield pool, f"{each} overlaps {widest[0]} of the pool {quote(widest[1].name)}"
+        if widest is None or each.version != widest[0].version or int(each.last) > int(widest[0].last):
+            widest = each, pool
+
+
+# --- objects ------------------------------------------------------------------------------------------
+
+
+def parse_pool(raw: object, _before: AddressPool | None) -> AddressPool:
+    """An IPAddressPool from its API object. Raises Malformed if not even its name can be read."""
+    name, uid = identify(raw)
+    try:
+        resource = mapping(raw, "the object")
+        spec = mapping(resource.get("spec"), "spec")
+        labels = mapping(mapping(resource.get("metadata"), "metadata").get("labels"), "metadata.labels")
+        allocation = mapping(spec.get("serviceAllocation"), "spec.serviceAllocation")
+        _texts(allocation.get("namespaces"), "spec.serviceAllocation.namespaces")
+        _selectors(allocation.get("namespaceSelectors"), "spec.serviceAllocation.namespaceSelectors")
+        _selectors(allocation.get("serviceSelectors"), "spec.serviceAllocation.serviceSelectors")
+        ranges = parse_addresses(spec.get("addresses"), "spec.addresses")
+        return AddressPool(name, uid, tuple(sorted(_labels(labels, "metadata.labels"))), ranges)
+    except ValueError as fault:
+        return AddressPool(name, uid, rejections=_invalid(_POOL_KIND, name, uid, fault))
+
+
+def parse_advertisement(raw: object, _before: Advertisement | None) -> Advertisement:
+    """A BGPAdvertisement from its API object. Raises Malformed if not even its name can be read."""
+    name, uid = identify(raw)
+    try:
+        spec = mapping(mapping(raw, "the object").get("spec"), "spec")
+        _texts(spec.get("peers"), "spec.peers")
+        _selectors(spec.get("nodeSelectors"), "spec.nodeSelectors")
+        pools = _texts(spec.get("ipAddressPools"), "spec.ipAddressPools")
+        return Advertisement(name, uid, pools, _selectors(spec.get("ipAddressPoolSelectors"), "spec.ipAddressPoolSelectors"))
+    except ValueError as fault:
+        return Advertisement(name, uid, rejections=_invalid("BGPAdvertisement", name, uid, fault))
+
+
+def parse_peer(raw: object, _before: Peer | None) -> Peer:
+    """A BGPPeer from its API object. Raises Malformed if not even its name can be read."""
+    name, uid = identify(raw)
+    try:
+        address = mapping(mapping(raw, "the object").get("spec"), "spec").get("peerAddress")
+        return Peer(name, uid, None if address in (None, "") else parse_peer_address(address, "spec.peerAddress"))
+    except ValueError as fault:
+        return Peer(name, uid, rejections=_invalid("BGPPeer", name, uid, fault))
+
+
+def _invalid(kind: str, name: Name, uid: str, fault: ValueError) -> tuple[Rejection, ...]:
+    return (Rejection(ObjectRef(kind, str(name), uid), Reason.INVALID_POOLS, str(fault)),)
+
+
+def parse_addresses(value: object, what: str) -> tuple[Range, ...]:
+    """A pool's list of addresses. Raises ValueError: without one, a pool is invalid."""
+    entries = sequence(value, what)
+    if not entries:
+        raise Malformed(f"{what} is empty: a pool needs a CIDR or a range of addresses")
+    return tuple(sorted((parse_range(entry) for entry in entries), key=Range.position))
+
+
+def parse_peer_address(value: object, what: str) -> Address:
+    """The address of a BGP speaker. Raises ValueError."""
+    try:
+        if not isinstance(value, str) or "%" in value:
+            raise ValueError
+        address = ip_address(value)
+        return (address.ipv4_mapped or address) if isinstance(address, IPv6Address) else address
+    except ValueError:
+        raise Malformed(f"{what} {quote(value)} is not an IP address") from None
+
+
+def _texts(value: object, what: str) -> frozenset[str]:
+    """A list of texts, none of them twice."""
+    texts = sequence(value, what)
+    found: set[str] = set()
+    for text in texts:
+        if not isinstance(text, str):
+            raise Malformed(f"{what} holds {quote(text)}, which is not a text")
+        if text in found:
+            raise Malformed(f"{what} holds {quote(text)} twice")
+        found.add(text)
+    return frozenset(found)
+
+
+def _selectors(value: object, what: str) -> tuple[Selector, ...]:
+    selectors: list[Selector] = []
+    for entry in sequence(value, what):
+        raw = mapping(entry, f"an entry of {what}")
+        expressions = [_expression(each, what) for each in sequence(raw.get("matchExpressions"), f"{what}: matchExpressions")]
+        if len(set(expressions)) < len(expressions):
+            raise Malformed(f"{what} holds an expression twice")
+        labels = _labels(mapping(raw.get("matchLabels"), f"{what}: matchLabels"), what)
+        selector = Selector(tuple(sorted(labels)), tuple(expressions))
+        if selector in selectors:
+            raise Malformed(f"{what} holds a selector twice")
+        selectors.append(selector)
+    return tuple(selectors)
+
+
+def _expression(value: object, what: str) -> tuple[str, str, frozenset[str]]:
+    raw = mapping(value, f"an expression of {what}")
+    key, operator = raw.get("key"), raw.get("operator")
+    values = _texts(raw.get("values"), f"{what}: values")
+    if not isinstance(key, str) or not key:
+        raise Malformed(f"{what}: {quote(key)} is not a label's key")
+    if not isinstance(operator, str) or operator not in _OPERATORS:
+        raise Malformed(f"{what}: the operator {quote(operator)} is not In, NotIn, Exists or DoesNotExist")
+    if bool(values) != (operator in ("In", "NotIn")):
+        raise Malformed(f"{what}: In and NotIn need values, Exists and DoesNotExist have none")
+    return key, operator, values
+
+
+def _labels(labels: Mapping[str, object], what: str) -> Iterator[tuple[str, str]]:
+    for key, value in labels.items():
+        if not isinstance(value, str):
+            raise Malformed(f"{what}: the label {quote(key)} is not a text but {quote(value)}")
+        yield key, value

@@ -1,0 +1,112 @@
+"""MetalLB's configuration up to 0.12: one YAML text in the ConfigMap `config`.
+
+Read as strictly as MetalLB reads it: an unknown key anywhere is an error. What says neither addresses nor peers (communities,
+BFD profiles, timers) must have the right shape; what it says is MetalLB's business.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+
+from nftsync.objects.metallb import CONFIG_MAP, ConfigMap, Configuration, Pool, overlaps, parse_addresses, parse_peer_address
+from nftsync.objects.service import Malformed, ObjectRef, Reason, Rejection, identify, mapping, quote, sequence
+from nftsync.objects.yaml import Plain, documents
+
+MAX_CHARACTERS = 1 << 20  # etcd keeps no object that is larger
+
+# The shape of the text: what each key holds. A list stands for any number of its one entry, ... for any key.
+_SELECTOR = {
+    "match-labels": {...: str},
+    "match-expressions": [{"key": str, "operator": str, "values": [str]}],
+}
+_PEER = {
+    "my-asn": int, "peer-asn": int, "peer-address": str, "source-address": str, "peer-port": int, "hold-time": str,
+    "keepalive-time": str, "router-id": str, "node-selectors": [_SELECTOR], "password": str, "bfd-profile": str,
+    "ebgp-multihop": bool,
+}  # fmt: skip
+_ADVERTISEMENT = {"aggregation-length": int, "aggregation-length-v6": int, "localpref": int, "communities": [str]}
+_POOL = {
+    "protocol": str, "name": str, "addresses": [str], "avoid-buggy-ips": bool, "auto-assign": bool,
+    "bgp-advertisements": [_ADVERTISEMENT],
+}  # fmt: skip
+_BFD_PROFILE = {
+    "name": str, "receive-interval": int, "transmit-interval": int, "detect-multiplier": int, "echo-interval": int,
+    "echo-mode": bool, "passive-mode": bool, "minimum-ttl": int,
+}  # fmt: skip
+_SHAPE = {"peers": [_PEER], "bgp-communities": {...: str}, "address-pools": [_POOL], "bfd-profiles": [_BFD_PROFILE]}
+_NAMES = {str: "a text", int: "a whole number", bool: "true or false"}
+# What MetalLB's YAML 1.1 reader takes for them, where they are not in quotes.
+_PLAIN = {
+    int: re.compile(r"[-+]?(?:0|[1-9][0-9_]*|0x[0-9A-Fa-f_]+|0b[01_]+|0o?[0-7_]+)"),
+    bool: re.compile(r"y|Y|n|N|[Yy]es|YES|[Nn]o|NO|[Oo]n|ON|[Oo]ff|OFF|[Tt]rue|TRUE|[Ff]alse|FALSE"),
+}
+
+
+def parse_config_map(raw: object, _before: ConfigMap | None) -> ConfigMap | None:
+    """The ConfigMap from its API object; None if it has another name than MetalLB's. Raises Malformed."""
+    name, uid = identify(raw)
+    if name.name != CONFIG_MAP:
+        return None
+    try:
+        text = mapping(mapping(raw, "the object").get("data"), "data").get(CONFIG_MAP)
+        return ConfigMap(name, uid, parse_configuration(text, f"ConfigMap {name}"))
+    except ValueError as fault:
+        refused = Rejection(ObjectRef("ConfigMap", str(name), uid), Reason.INVALID_POOLS, f"{CONFIG_MAP}: {fault}")
+        return ConfigMap(name, uid, rejections=(refused,))
+
+
+def parse_configuration(text: object, source: str) -> Configuration:
+    """The configuration in a text. Raises ValueError with a sentence."""
+    if not isinstance(text, str):
+        raise Malformed("there is no text under this key")
+    if len(text) > MAX_CHARACTERS:
+        raise Malformed("the text is larger than any that a cluster keeps")
+    found = documents(text, plain=True)
+    if len(found) > 1:
+        raise Malformed("there is more than one YAML document")
+    document = found[0] if found else None
+    _check(document, _SHAPE, "the text")
+    config = mapping(document, "the text")
+    pools = tuple(_pools(sequence(config.get("address-pools"), "address-pools"), source))
+    for _, message in overlaps(pools):
+        raise Malformed(message)
+    peers = (mapping(peer, "a peer") for peer in sequence(config.get("peers"), "peers"))
+    return Configuration(pools, frozenset(parse_peer_address(peer.get("peer-address"), "peer-address") for peer in peers))
+
+
+def _pools(entries: list[object], source: str) -> Iterator[Pool]:
+    names = set()
+    for entry in entries:
+        pool = mapping(entry, "an address pool")
+        name, protocol = pool.get("name") or "", pool.get("protocol")
+        if not name:
+            raise Malformed("an address pool has no name")
+        if name in names:
+            raise Malformed(f"the pool {quote(name)} is defined twice")
+        names.add(name)
+        ranges = parse_addresses(pool.get("addresses"), f"addresses of the pool {quote(name)}")
+        if protocol not in ("bgp", "layer2"):
+            raise Malformed(f"the protocol {quote(protocol)} of the pool {quote(name)} is neither bgp nor layer2")
+        if protocol == "layer2" and sequence(pool.get("bgp-advertisements"), "bgp-advertisements"):
+            raise Malformed(f"the layer2 pool {quote(name)} can't have bgp-advertisements")
+        yield Pool(str(name), source, ranges, protocol == "bgp")
+
+
+def _check(value: object, shape: object, what: str) -> None:
+    """Raise Malformed if a value has another shape. null stands for anything; a text is what was written, in quotes or not."""
+    if value is None:
+        return
+    if isinstance(shape, list):
+        for entry in sequence(value, what):
+            _check(entry, shape[0], f"an entry of {what}")
+    elif isinstance(shape, Mapping):
+        for key, each in mapping(value, what).items():
+            if key not in shape and ... not in shape:
+                raise Malformed(f"{what} has a key {quote(key)}, which MetalLB does not know")
+            _check(each, shape.get(key, shape.get(...)), key)
+    elif shape is not str or not isinstance(value, str):
+        assert isinstance(shape, type)
+        if isinstance(value, Plain) and _PLAIN[shape].fullmatch(value):
+            return
+        raise Malformed(f"{quote(what)} is not {_NAMES[shape]} but {quote(value)}")

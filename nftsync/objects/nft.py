@@ -1,0 +1,109 @@
+"""The Nft resource (nft.acnodal.com/v1alpha1): how the router is to be set up."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from dataclasses import fields as dataclass_fields
+
+from nftsync.objects.service import NAME, Malformed, Name, ObjectRef, Reason, Rejection, identify, mapping, quote
+from nftsync.report.conditions import NftStatus, parse_status
+
+_NIC = re.compile(r"[A-Za-z0-9_.:+=@][A-Za-z0-9_.:+=@-]{0,14}")  # IFNAMSIZ; no '*', nft's wildcard
+METALLB_NAMESPACE = "metallb-system"  # unless the resource says otherwise
+_BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+
+
+@dataclass(frozen=True, slots=True)
+class NftSpec:
+    """The spec of an Nft resource: how the router is to be set up. Defaults are the CRD's."""
+
+    public_nic: str
+    enable_bgp: bool = True
+    enable_dropall: bool = True
+    enable_rateshape: bool = True
+    enable_ssh: bool = True
+    metallb_namespace: str = METALLB_NAMESPACE
+
+
+@dataclass(frozen=True, slots=True)
+class Nft:
+    """An Nft resource (nft.acnodal.com/v1alpha1). spec: the last one that was good, None if none was.
+
+    status: does not compare, so that what routers write into it wakes none of them.
+    """
+
+    name: Name
+    uid: str
+    generation: int
+    spec: NftSpec | None
+    rejections: tuple[Rejection, ...] = ()
+    status: NftStatus = field(default_factory=NftStatus, compare=False)
+
+    @property
+    def ref(self) -> ObjectRef:
+        return ObjectRef("Nft", str(self.name), self.uid)
+
+
+def parse_nft(raw: object, before: Nft | None) -> Nft:
+    """The Nft resource from its API object; where its spec is refused, the last good one of `before` stays.
+
+    Raises Malformed if not even the name can be read.
+    """
+    name, uid = identify(raw)
+    resource = mapping(raw, "the object")
+    generation = mapping(resource.get("metadata"), "metadata").get("generation")
+    status = parse_status(resource.get("status"))
+    nft = Nft(name, uid, generation if type(generation) is int else 0, None, status=status)
+    try:
+        return replace(nft, spec=parse_spec(resource.get("spec")))
+    except Malformed as fault:
+        last_good = before.spec if before else None
+        stays = "the last good settings stay" if last_good else "there are no earlier settings to keep"
+        return replace(nft, spec=last_good, rejections=(Rejection(nft.ref, Reason.INVALID_SETTINGS, f"{fault}; {stays}"),))
+
+
+def parse_spec(raw: object) -> NftSpec:
+    """The spec as the API has it. Raises Malformed."""
+    spec = mapping(raw, "spec")
+    metallb_namespace = spec.get("metallb-namespace")
+    if metallb_namespace is None:
+        metallb_namespace = METALLB_NAMESPACE
+    if not isinstance(metallb_namespace, str) or not NAME.fullmatch(metallb_namespace):
+        raise Malformed(f"spec.metallb-namespace {quote(metallb_namespace)} is not a Kubernetes name")
+    return NftSpec(
+        public_nic=parse_nic(spec.get("public_nic")),
+        enable_bgp=_switch(spec, "enable_bgp"),
+        enable_dropall=_switch(spec, "enable_dropall"),
+        enable_rateshape=_switch(spec, "enable_rateshape"),
+        enable_ssh=_switch(spec, "enable_ssh"),
+        metallb_namespace=metallb_namespace,
+    )
+
+
+def describe_spec(spec: NftSpec) -> dict[str, object]:
+    """As the API has it: what parse_spec() reads."""
+    fields = {each.name: getattr(spec, each.name) for each in dataclass_fields(spec)}
+    return {**fields, "metallb-namespace": fields.pop("metallb_namespace")}
+
+
+def parse_nic(value: object) -> str:
+    """The name of a network interface that may be public. Raises Malformed."""
+    if value is None:
+        raise Malformed("public_nic is required: the name of the router's public interface, e.g. enp1s0")
+    if not isinstance(value, str) or not _NIC.fullmatch(value) or value in (".", "..", "lo"):
+        raise Malformed(f"public_nic {quote(value)} is not the name of a network interface that can be public")
+    return value
+
+
+def _switch(spec: Mapping[str, object], field: str) -> bool:
+    """A boolean that is true if absent; the old operator also took its usual words as text."""
+    value = spec.get(field)
+    if value is None:
+        return True
+    if isinstance(value, str):
+        value = _BOOLEANS.get(value.lower(), value)
+    if not isinstance(value, bool):
+        raise Malformed(f"spec.{field} {quote(value)} is neither true nor false")
+    return value

@@ -1,0 +1,164 @@
+"""What is read of MetalLB, and the last good configuration of it.
+
+A configuration that was good once stays in force while a later one is invalid, and for good if MetalLB's objects vanish: then
+the addresses that were the cluster's still are, and no others. So does each part of it that can't be read at the moment.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from nftsync.cluster.cache import Inbox
+from nftsync.objects.metallb import (
+    AddressPool,
+    Advertisement,
+    ConfigMap,
+    Configuration,
+    Peer,
+    configuration,
+    parse_advertisement,
+    parse_peer,
+    parse_pool,
+)
+from nftsync.objects.metallb_v0 import parse_config_map
+from nftsync.objects.service import Address, Rejection
+
+DOUBT = 0.3  # seconds without another change until pools that are gone are gone
+LONGEST_DOUBT = 0.6  # seconds until they are, whatever else changes
+
+
+@dataclass(frozen=True, slots=True)
+class MetalLB:
+    """What is read of MetalLB in one namespace."""
+
+    pools: Inbox[AddressPool]
+    advertisements: Inbox[Advertisement]
+    peers: Inbox[Peer]
+    config_maps: Inbox[ConfigMap]
+
+    @classmethod
+    def empty(cls, wake: Callable[[], None], clock: Callable[[], float]) -> MetalLB:
+        """See Inbox for `wake` and `clock`."""
+        return cls(
+            Inbox(parse_pool, wake, clock),
+            Inbox(parse_advertisement, wake, clock),
+            Inbox(parse_peer, wake, clock),
+            Inbox(parse_config_map, wake, clock),
+        )
+
+    @property
+    def inboxes(self) -> tuple[Inbox[Any], ...]:
+        return self.pools, self.advertisements, self.peers, self.config_maps
+
+    @property
+    def synced(self) -> bool:
+        """Whether every kind was listed once, or is not there."""
+        return all(inbox.synced.is_set() for inbox in self.inboxes)
+
+    def take(self) -> list[float]:
+        """When the changes since the last take were received, the earliest of each kind (monotonic seconds)."""
+        changes = (inbox.take() for inbox in self.inboxes)
+        return [each.since for each in changes if each.objects]
+
+    @property
+    def speakers(self) -> frozenset[Address]:
+        """The addresses of the BGPPeers, also while there is no pool."""
+        return frozenset(peer.address for peer in self.peers.objects() if peer.address is not None)
+
+    @property
+    def readable(self) -> tuple[bool, ...]:
+        """Of each kind, whether it can be read."""
+        return tuple(inbox.readable for inbox in self.inboxes)
+
+    def configuration(self, known: Configuration | None) -> tuple[Configuration | None, tuple[Rejection, ...]]:
+        """See metallb.configuration(). known: the last good one, which what can't be read is taken from.
+
+        A ConfigMap that an upgrade of MetalLB has left behind does not come to power again.
+        """
+        replaced = known is not None and known.of_pool_objects
+        config_maps = [] if replaced else self.config_maps.objects()
+        found, rejections = configuration(
+            self.pools.objects(), self.advertisements.objects(), self.peers.objects(), config_maps
+        )
+        if found is not None and known is not None and found.of_pool_objects:
+            found = self._completed(found, known)
+        return found, rejections
+
+    def _completed(self, found: Configuration, known: Configuration) -> Configuration:
+        if not self.advertisements.readable:
+            announced = {pool.source for pool in known.pools if pool.advertised}
+            pools = tuple(replace(pool, advertised=pool.advertised or pool.source in announced) for pool in found.pools)
+            found = replace(found, pools=pools)
+        return found if self.peers.readable else replace(found, peers=found.peers | known.peers)
+
+
+def _contents(configuration: Configuration) -> set[object]:
+    """What each object that can go by itself adds to a configuration."""
+    pools = ((pool.source, advertised) for pool in configuration.pools for advertised in (False, pool.advertised))
+    return {*pools, *configuration.peers}
+
+
+def judge(metallb: MetalLB, known: Configuration | None) -> tuple[Configuration | None, tuple[Rejection, ...]]:
+    """What MetalLB's objects say now, None if nothing good, and what is wrong with it and what holds instead."""
+    found, rejections = metallb.configuration(known)
+    stays = "; the last good pools stay" if known else "; no pools are known"
+    return found, tuple(replace(each, message=each.message + stays) for each in rejections)
+
+
+class Pools:
+    """Remembers the last good configuration.
+
+    clock: monotonic seconds.  known: None if none was ever seen.  speakers: the present BGPPeers' addresses.
+    rejections: what is wrong with the present one; a new tuple whenever it was looked at.
+    """
+
+    def __init__(self, known: Configuration | None, clock: Callable[[], float] = time.monotonic) -> None:
+        self.known = known
+        self._clock = clock
+        self._doubted_since: float | None = None
+        self._doubted_until = float("inf")
+        self.rejections: tuple[Rejection, ...] = ()
+        self.speakers: frozenset[Address] = frozenset()
+        self._looked: tuple[MetalLB, tuple[bool, ...]] | None = None
+
+    def look(self, metallb: MetalLB) -> list[float]:
+        """Take up what MetalLB's objects say now, if it is complete, and new; returns when the news were received."""
+        if not metallb.synced:
+            self._doubted_since = None  # what comes is judged anew
+            return []
+        sinces, looked = metallb.take(), (metallb, metallb.readable)
+        if sinces or self._looked != looked or self._doubted_since is not None:
+            self._looked = looked
+            self.speakers = metallb.speakers
+            found, self.rejections = judge(metallb, self.known)
+            if not self._doubted(found, new=bool(sinces)):
+                self.known = found or self.known
+        return sinces
+
+    def _doubted(self, found: Configuration | None, *, new: bool) -> bool:
+        """Whether something is gone, and soon all may be: where the kinds are removed, their objects go one by one."""
+        now = self._clock()
+        if found is None or self.known is None or not _contents(self.known) - _contents(found):
+            self._doubted_since = None
+            return False
+        if self._doubted_since is None:
+            self._doubted_since, new = now, True
+        if new:
+            self._doubted_until = min(now + DOUBT, self._doubted_since + LONGEST_DOUBT)
+        if now < self._doubted_until:
+            return True
+        self._doubted_since = None
+        return False
+
+    @property
+    def doubted(self) -> float:
+        """Seconds until it shows whether what is gone was all that goes."""
+        return float("inf") if self._doubted_since is None else max(0.0, self._doubted_until - self._clock())
+
+    @property
+    def looked(self) -> bool:
+        """Whether MetalLB's objects, or that there are none, were ever seen by this process."""
+        return self._looked is not None

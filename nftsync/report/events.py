@@ -1,0 +1,218 @@
+"""Events for the Kubernetes API: which pieces of news are sent, and when.
+
+A queue that drops its oldest, and before them what nobody has to mend, a bucket for each object and one for all of them, and one
+Event that counts where the same thing happens again: nothing that a cluster does can make the router a burden to it.
+Source: events.k8s.io/v1, KEP-383.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from operator import itemgetter
+from typing import TypeVar
+
+from nftsync.objects.service import ObjectRef
+from nftsync.report.notices import News, Topic
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+CONTROLLER = "nft.acnodal.com/nftsync"
+_VERSIONS = {
+    "Service": "v1",
+    "ConfigMap": "v1",
+    "Nft": "nft.acnodal.com/v1alpha1",
+    "IPAddressPool": "metallb.io/v1beta1",
+    "BGPAdvertisement": "metallb.io/v1beta1",
+    "BGPPeer": "metallb.io/v1beta2",
+}
+_ACTIONS = {Topic.OPENED: "Open", Topic.CLOSED: "Close", Topic.DRIFT_REPAIRED: "Repair"}
+_NOTE = 1024  # bytes, the API's limit
+_INSTANCE = 128  # the same
+_NAME = 253 - len(".") - 16  # of the object, in the name of an Event
+_SERIES = 360.0  # seconds after which the same news make a new Event
+_KNOWN = 4096  # objects, and series, that are remembered
+
+
+@dataclass(slots=True)
+class Bucket:
+    """A token bucket: `burst` at once, then one per `interval` seconds."""
+
+    burst: float
+    interval: float
+    level: float
+    filled: float
+
+    def take(self, now: float) -> bool:
+        self.level = min(self.burst, self.level + (now - self.filled) / self.interval)
+        self.filled = now
+        if self.level < 1:
+            return False
+        self.level -= 1
+        return True
+
+    def wait(self) -> float:
+        """Seconds until the next token, as of the last take()."""
+        return max(0.0, (1 - self.level) * self.interval)
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What is to be sent: method, path, body and its content type."""
+
+    method: str
+    path: str
+    body: dict[str, object]
+    content_type: str = "application/json"
+
+
+@dataclass(slots=True)
+class _Series:
+    """An Event that was sent, and how often its news came."""
+
+    path: str
+    count: int
+    last: float
+
+
+class EventQueue:
+    """News on their way to the cluster. Not thread-safe.
+
+    instance: this router's name.  utc: the time of day.  dropped: how many pieces were never sent.
+
+    The piece that is being sent is in the queue no longer: no newer one pushes it out, and trying again costs no token.
+    """
+
+    def __init__(self, instance: str, utc: Callable[[], datetime], *, length: int = 1000) -> None:
+        self._instance = _cut(instance, _INSTANCE)
+        self._utc = utc
+        self._length = length
+        self._warnings: deque[tuple[int, News]] = deque()  # with the number of each
+        self._others: deque[tuple[int, News]] = deque()
+        self._number = 0
+        self._sending: News | None = None
+        self._all = Bucket(25, 0.2, 25, 0.0)
+        self._objects: OrderedDict[str, Bucket] = OrderedDict()
+        self._series: OrderedDict[tuple[str, Topic, str], _Series] = OrderedDict()
+        self.dropped = 0
+
+    def __len__(self) -> int:
+        return len(self._warnings) + len(self._others) + (self._sending is not None)
+
+    def put(self, news: News) -> None:
+        """Take news about an object that an Event can be about; others concern nobody in the cluster."""
+        if news.about is None or news.about.kind not in _VERSIONS or not news.about.uid:
+            return
+        self._number += 1
+        (self._warnings if news.warning else self._others).append((self._number, news))
+        if len(self._warnings) + len(self._others) > self._length:
+            (self._others or self._warnings).popleft()
+            self.dropped += 1
+
+    def next(self, now: float) -> Request | float:
+        """The next request; or the seconds until there can be one. It is the same one until sent() or drop()."""
+        while self._sending is None and (self._warnings or self._others):
+            oldest = min(filter(None, (self._warnings, self._others)), key=itemgetter(0))
+            _, news = oldest[0]
+            assert news.about is not None
+            bucket = _remembered(self._objects, news.about.uid, lambda: Bucket(25, 300.0, 25, now))
+            if not bucket.take(now):  # too much about one object
+                oldest.popleft()
+                self.dropped += 1
+            elif self._all.take(now):
+                oldest.popleft()
+                self._sending = news
+            else:
+                bucket.level += 1
+                return self._all.wait()
+        return float("inf") if self._sending is None else self._request(self._sending, now)
+
+    def sent(self, now: float) -> None:
+        """The request that next() gave last was accepted."""
+        assert self._sending is not None
+        series = self._series.get(_key(self._sending))
+        if series is not None:
+            series.count, series.last = series.count + 1, now
+        self._sending = None
+
+    def begin_anew(self) -> None:
+        """The Event that the last request would have counted on is gone: the next request makes another."""
+        assert self._sending is not None
+        self._series.pop(_key(self._sending), None)
+
+    def drop(self) -> None:
+        """The server will never take the request that next() gave last."""
+        self.begin_anew()
+        self._sending = None
+        self.dropped += 1
+
+    def clear(self) -> None:
+        """The server takes none of them."""
+        self.dropped += len(self)
+        self._warnings.clear()
+        self._others.clear()
+        self._sending = None
+
+    def _request(self, news: News, now: float) -> Request:
+        about = news.about
+        assert about is not None
+        time = self._utc().strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+        series = self._series.get(_key(news))
+        if series is not None and series.count > 0 and now - series.last < _SERIES:
+            body: dict[str, object] = {"series": {"count": series.count + 1, "lastObservedTime": time}}
+            return Request("PATCH", series.path, body, "application/merge-patch+json")
+        namespace, name = about.name.split("/")
+        event = f"{name[:_NAME].rstrip('.-')}.{secrets.token_hex(8)}"
+        path = f"/apis/events.k8s.io/v1/namespaces/{namespace}/events"
+        self._series.pop(_key(news), None)
+        _remembered(self._series, _key(news), lambda: _Series(f"{path}/{event}", 0, now))
+        return Request("POST", path, self._event(news, about, namespace, event, time))
+
+    def _event(self, news: News, about: ObjectRef, namespace: str, event: str, time: str) -> dict[str, object]:
+        name = about.name.partition("/")[2]
+        regarding = {
+            "apiVersion": _VERSIONS[about.kind], "kind": about.kind, "namespace": namespace, "name": name, "uid": about.uid,
+        }  # fmt: skip
+        note = f"{news.message} (router {self._instance})"
+        return {
+            "apiVersion": "events.k8s.io/v1",
+            "kind": "Event",
+            "metadata": {"name": event, "namespace": namespace},
+            "eventTime": time,
+            "reportingController": CONTROLLER,
+            "reportingInstance": self._instance,
+            "action": _ACTIONS.get(news.topic, "Judge"),
+            "reason": news.topic,
+            "type": "Warning" if news.warning else "Normal",
+            "note": _cut(note, _NOTE),
+            "regarding": regarding,
+        }
+
+
+def _key(news: News) -> tuple[str, Topic, str]:
+    assert news.about is not None
+    return news.about.uid, news.topic, news.message
+
+
+def _cut(text: str, length: int) -> str:
+    """At most so many bytes of UTF-8."""
+    encoded = text.encode(errors="replace")
+    return text if len(encoded) <= length else encoded[: length - 3].decode(errors="ignore") + "…"
+
+
+def _remembered(known: OrderedDict[K, V], key: K, make: Callable[[], V]) -> V:
+    """The value of a key; what was used longest ago is forgotten."""
+    if key not in known:
+        known[key] = make()
+        if len(known) > _KNOWN:
+            known.popitem(last=False)
+    known.move_to_end(key)
+    return known[key]
+
+
+def utc_now() -> datetime:
+    return datetime.now(UTC)

@@ -1,0 +1,347 @@
+"""Why a packet passes or does not, and what came of a Service: `nftsync explain`.
+
+A packet is taken to come from the public NIC and to begin a connection. It goes its way through the rules (docs/ruleset.md); the
+operator's own local chain is only mentioned.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+
+from nftsync.objects.service import NAME, Address, Name, Network, Port, Protocol, Reason, Rejection, Service, parse_address, quote
+from nftsync.policy.guard import Boundary, Guard
+from nftsync.policy.pinholes import Desired, Filters, Pinhole
+from nftsync.ruleset.tables import FILTER, FORWARD, INPUT, OPERATOR_CR, OPERATOR_SVC, Settings, tables
+
+_FORMS = "right is ADDRESS:PORT[/tcp|udp|sctp], e.g. 192.0.2.1:53/udp or [2001:db8::1]:443, or SOURCE and that, or NAMESPACE/NAME"
+_TARGET = re.compile(r"(?:\[([0-9A-Fa-f:.]{2,45})\]|([0-9.]{7,15})):([1-9][0-9]{0,4})(?:/(tcp|udp|sctp|TCP|UDP|SCTP))?")
+_SERVICE = re.compile(f"({NAME.pattern})/({NAME.pattern})")
+_SSH, _BGP = Port(Protocol.TCP, 22), Port(Protocol.TCP, 179)
+_SOURCE = {4: "ip saddr ", 6: "ip6 saddr "}
+_CLOSING = {Reason.MALFORMED, Reason.INVALID_ADDRESS, Reason.INVALID_PORT, Reason.INVALID_PROTOCOL}  # what they refuse is not open
+_NAMED = 5  # of many, so many are named
+_DETAILED = 200  # of a Service's pairs of address and port, so many are explained one by one, and a few closed ones
+
+
+class Verdict(StrEnum):
+    """What becomes of a packet, or of what a Service asks for."""
+
+    PASSES = "passes"
+    LIMITED = "limited"  # passes up to its limit
+    DEPENDS = "depends"  # a packet: on what is not known, such as its source; a Service: only a part of it is open
+    DROPPED = "dropped"
+
+
+class Cause(StrEnum):
+    """Why, as one word for machines. The list is fixed."""
+
+    OPEN = "open"
+    NO_SUCH_ADDRESS = "no_such_address"
+    OUTSIDE_POOLS = "outside_pools"
+    RESERVED_ADDRESS = "reserved_address"
+    REFUSED_SOURCE = "refused_source"
+    NO_ADDRESS_YET = "no_address_yet"
+    OTHER_CLASS = "other_class"
+    FILTERED_NAMESPACE = "filtered_namespace"
+    INVALID = "invalid"
+    LOST_TO_OLDER = "lost_to_older"
+    QUARANTINED = "quarantined"
+    OVER_CAP = "over_cap"
+    NO_SUCH_PORT = "no_such_port"
+    NOT_A_SERVICE = "not_a_service"
+    WAITING = "waiting"
+    NIC_MISSING = "nic_missing"
+    NO_ROUTE = "no_route"
+    EVERYTHING_PASSES = "everything_passes"
+    ROUTER_PORT = "router_port"
+    LOCAL_CHAIN = "local_chain"
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What there is to explain with.
+
+    services: all of type LoadBalancer, also those that the filters do not admit.  settings: None while nothing is applied; then
+    `waiting` says why.  own: the router's addresses.  routed: whether the router has a route to an address that does not lead back
+    through the public NIC.  drops: packets that the limit of a pinhole, by its key, has dropped.  Either gives None for not known.
+    opened: the pinholes that are open, by key.  quarantined: Services that the kernel does not take.
+    """
+
+    services: Mapping[Name, Service]
+    desired: Desired
+    guard: Guard
+    filters: Filters
+    boundary: Boundary
+    settings: Settings | None
+    waiting: str
+    own: frozenset[Address]
+    routed: Callable[[Address], bool | None]
+    drops: Callable[[str], int | None]
+    opened: Mapping[str, Pinhole]
+    quarantined: Mapping[Name, Rejection] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class PacketQuery:
+    """The first packet of a connection. source: None if it may be any. str() is where it goes."""
+
+    source: Address | None
+    destination: Address
+    protocol: Protocol
+    port: int
+
+    @property
+    def key(self) -> str:
+        """Of the pinhole that would let it pass."""
+        return f"{self.destination} . {self.protocol} . {self.port}"
+
+    def __str__(self) -> str:
+        return f"{self.destination} {self.protocol} {self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """The answer. lines: sentences for people, the decisive one first.
+
+    rule: "chain: rule", what decides about a packet; "" if no rule does.  also: what else bears on it: LOCAL_CHAIN, NIC_MISSING.
+    """
+
+    verdict: Verdict
+    reason: Cause
+    lines: tuple[str, ...]
+    service: Name | None = None
+    rule: str = ""
+    also: tuple[Cause, ...] = ()
+
+    def as_json(self) -> dict[str, object]:
+        words = {"verdict": self.verdict.value, "reason": self.reason.value, "also": [each.value for each in self.also]}
+        return {**words, "service": str(self.service) if self.service else None, "rule": self.rule, "lines": list(self.lines)}
+
+    def text(self) -> str:
+        rule = [f"decided by {self.rule}"] if self.rule else []
+        return "\n".join([f"{self.verdict}: {self.lines[0]}", *rule, *self.lines[1:]])
+
+
+def parse_query(words: Sequence[str]) -> PacketQuery | Name:
+    """`[SRC] DST:PORT[/proto]` or `NAMESPACE/NAME`, one word each. Raises ValueError with a sentence."""
+    if not words:
+        raise ValueError(f"nothing was asked; {_FORMS}")
+    *sources, target = words
+    if not sources and (named := _SERVICE.fullmatch(target)):
+        return Name(*named.groups())
+    match = _TARGET.fullmatch(target)
+    if match is None or len(sources) > 1 or int(match[3]) > 65535:
+        raise ValueError(f"{quote(' '.join(words))} names neither a packet nor a Service; {_FORMS}")
+    destination, source = parse_address(match[1] or match[2]), None
+    if sources:
+        try:
+            source = parse_address(sources[0])
+        except ValueError:
+            raise ValueError(f"{quote(sources[0])} is not an address that a packet comes from; {_FORMS}") from None
+        if source.version != destination.version:
+            raise ValueError(f"no packet goes from {source} to {destination}: one is IPv4, the other IPv6")
+    return PacketQuery(source, destination, Protocol((match[4] or "tcp").lower()), int(match[3]))
+
+
+def explain(view: View, words: Sequence[str]) -> Explanation:
+    """The answer to what parse_query() reads. Raises ValueError with a sentence."""
+    query = parse_query(words)
+    return explain_service(view, query) if isinstance(query, Name) else explain_packet(view, query)
+
+
+def explain_packet(view: View, query: PacketQuery) -> Explanation:
+    """What becomes of a packet, which rule and which Service decide, and why."""
+    if view.settings is None:
+        return _waiting(view)
+    own = query.destination in view.own
+    found = _to_router(view.settings, query) if own else _through_router(view, view.settings, query)
+    return _with_remarks(view.settings, found, view.services.get(found.service) if found.service else None)
+
+
+def explain_service(view: View, name: Name) -> Explanation:
+    """What came of each address and port of a Service. It passes if all of them are open, to everybody or to whom it names."""
+    service, settings = view.services.get(name), view.settings
+    if settings is None:
+        return _waiting(view)
+    if service is None:
+        line = f"there is no Service {name} of type LoadBalancer, and no other opens anything"
+        return Explanation(Verdict.DROPPED, Cause.NOT_A_SERVICE, (line,))
+    asked = [PacketQuery(None, address, *port) for address in service.addresses for port in service.ports]
+    closed = [query for query in asked[_DETAILED:] if not _opens(view, settings, query, service)]
+    told = [*asked[:_DETAILED], *closed[:_NAMED]]  # whatever is open, what is not has a reason
+    parts = [_through_router(view, settings, query, service) for query in told]
+    causes = [each.reason for each in parts if each.verdict is Verdict.DROPPED]
+    if not asked:
+        cause, line = _why_closed(view, service, None)
+        found = Explanation(Verdict.DROPPED, cause, (f"Service {name} opens nothing: {line}",), name)
+        return _with_remarks(settings, found, service)
+    opened = len(asked) - len(causes) - len(closed[_NAMED:])
+    if not opened:
+        verdict = Verdict.DROPPED
+    elif opened < len(asked) or any(each.reason in _CLOSING for each in service.rejections):
+        verdict = Verdict.DEPENDS
+    else:
+        verdict = Verdict.LIMITED if service.limit and settings.device else Verdict.PASSES
+    causes += [Cause.INVALID for _ in service.rejections] + [each.reason for each in parts if each.reason is not Cause.OPEN]
+    first = f"Service {name}: {opened} of {len(asked)} pairs of address and port are open"
+    more = [f"… and {len(asked) - len(told)} more pairs"] if len(asked) > len(told) else []
+    lines = (first, *("; ".join(each.lines) for each in parts), *more)
+    return _with_remarks(settings, Explanation(verdict, (*causes, Cause.OPEN)[0], lines, name), service)
+
+
+def _opens(view: View, settings: Settings, query: PacketQuery, service: Service) -> bool:
+    """What _through_router() finds in detail, in short: whether the Service has this pinhole, and somebody comes through it."""
+    hole = view.opened.get(query.key)
+    held = hole is not None and hole.service == service.name and hole.sources != ()
+    return (held or not settings.enable_dropall) and view.routed(query.destination) is not False
+
+
+def _to_router(settings: Settings, query: PacketQuery) -> Explanation:
+    """operator-cr, then the last rule of input."""
+    port, words = Port(query.protocol, query.port), [f"tcp dport {query.port} "]
+    ranges: Sequence[Network] | None = ()
+    line = f"{query.destination} is the router's own address; {query} is not open there"
+    if port == _SSH and settings.enable_ssh:
+        ranges, line = None, f"{query.destination} is the router's own address; enable_ssh opens {query} to everybody"
+    elif port == _BGP and settings.enable_bgp:
+        ranges = settings.bgp_peers or None
+        words += [_SOURCE[query.destination.version]] if ranges else []
+        line = f"{query.destination} is the router's own address; enable_bgp opens {query} to {_whom(ranges)}"
+    found = Explanation(_verdict(settings, ranges, query), Cause.ROUTER_PORT, (line,))
+    if found.verdict is Verdict.DROPPED:
+        return _not_accepted(settings, INPUT, query, found)
+    return replace(found, rule=_rule(settings, OPERATOR_CR, *words))
+
+
+def _through_router(view: View, settings: Settings, query: PacketQuery, asker: Service | None = None) -> Explanation:
+    """operator-svc, then the last rule of forward. asker: the Service whose pinhole it would be; None for whichever."""
+    hole = view.opened.get(query.key)
+    if hole is None or (asker is not None and asker.name != hole.service):
+        found = _without_pinhole(view, query, [asker] if asker else view.services.values())
+    else:
+        service, verdict = view.services.get(hole.service), _verdict(settings, hole.sources, query)
+        nobody = Cause.INVALID if service and service.sources == () else Cause.REFUSED_SOURCE
+        cause = nobody if verdict is Verdict.DROPPED else Cause.OPEN
+        rule = _rule(settings, OPERATOR_SVC, f" @{'services' if hole.sources is None else 'sources'}{hole.version} ")
+        line = f"Service {hole.service} opens {query} to {_whom(hole.sources)}"
+        found = Explanation(verdict, cause, (line,), hole.service, rule)
+    if found.verdict is Verdict.DROPPED:
+        found = _not_accepted(settings, FORWARD, query, found)
+    if found.verdict is not Verdict.DROPPED and view.routed(query.destination) is False:
+        line = f"the router has no route to {query.destination}, or only one back through the public NIC"
+        return replace(found, verdict=Verdict.DROPPED, reason=Cause.NO_ROUTE, lines=(line, *found.lines), rule="")
+    return _limited(view, settings, hole, found)
+
+
+def _without_pinhole(view: View, query: PacketQuery, services: Iterable[Service]) -> Explanation:
+    """services: those that it may be about; the ones that the filters admit are told of first."""
+    holders = [each for each in services if query.destination in each.addresses]
+    holders.sort(key=lambda each: (not view.filters.admit(each), each.name))
+    asking = [each for each in holders if Port(query.protocol, query.port) in each.ports]
+    if not holders:
+        refusal = view.guard.refusal(query.destination)
+        lines = (f"no Service has the address {query.destination}", *(refusal[1:] if refusal else ()))
+        return Explanation(Verdict.DROPPED, Cause.NO_SUCH_ADDRESS, lines)
+    if not asking:
+        ports = (_some(f"{protocol} {number}" for protocol, number in each.ports) or "no port" for each in holders)
+        others = _some(f"Service {each.name} for {shown}" for each, shown in zip(holders, ports, strict=True))
+        first, line = holders[0], f"no Service asks for {query}; at this address asks {others}"
+        cause = Cause.INVALID if first.rejections and not first.ports else Cause.NO_SUCH_PORT
+        return Explanation(Verdict.DROPPED, cause, (line,), first.name)
+    found = [(each.name, *_why_closed(view, each, query)) for each in asking]
+    lines = tuple(f"Service {name} asks for {query}, but {line}" for name, _, line in found)
+    return Explanation(Verdict.DROPPED, found[0][1], lines, found[0][0])
+
+
+def _not_accepted(settings: Settings, chain: str, query: PacketQuery, found: Explanation) -> Explanation:
+    """No rule accepts it: that of the pools decides, or the chain's last one."""
+    if not settings.enable_dropall:
+        lines = ("everything passes: enable_dropall is false", *found.lines)
+        found = replace(found, verdict=Verdict.PASSES, reason=Cause.EVERYTHING_PASSES, lines=lines)
+    elif chain == FORWARD and query.destination in settings.cluster:
+        return replace(found, rule=_rule(settings, OPERATOR_SVC, f" @pools{query.destination.version} "))
+    return replace(found, rule=_rule(settings, chain))
+
+
+def _limited(view: View, settings: Settings, hole: Pinhole | None, found: Explanation) -> Explanation:
+    """The ingress hook comes first on a packet's way, but what is dropped later is dropped anyhow."""
+    if found.verdict is Verdict.DROPPED or hole is None or hole.limit is None or hole.sources == ():
+        return found
+    first, *rest = found.lines
+    if settings.device:
+        count, verdict = view.drops(hole.key), Verdict.LIMITED if found.verdict is Verdict.PASSES else found.verdict
+        line = f"its limit is {hole.limit}" + ("" if count is None else f"; packets dropped over it: {count}")
+        return replace(found, verdict=verdict, lines=(first, line, *rest))
+    missing = settings.enable_rateshape and found.reason is Cause.OPEN
+    why = "the public NIC is not there" if settings.enable_rateshape else "enable_rateshape is false"
+    line = f"its limit, {hole.limit}, is not in force: {why}"
+    return replace(found, reason=Cause.NIC_MISSING if missing else found.reason, lines=(first, line, *rest))
+
+
+def _why_closed(view: View, service: Service, query: PacketQuery | None) -> tuple[Cause, str]:  # noqa: PLR0911  # each is a reason
+    """Why a Service does not have the pinhole that it asks for; query None: why it asks for none."""
+    filters = view.filters
+    if not replace(filters, load_balancer_classes=frozenset()).admit(service):
+        return Cause.FILTERED_NAMESPACE, f"namespaces and exclude_namespaces leave {service.name.namespace} out"
+    if not filters.admit(service):
+        classes = _some(map(quote, sorted(filters.load_balancer_classes)))
+        return Cause.OTHER_CLASS, f"its class {quote(service.load_balancer_class)} is not in load_balancer_classes ({classes})"
+    if query is None and any(each.reason in _CLOSING for each in service.rejections):
+        return Cause.INVALID, "what was refused of it leaves no address and port"
+    if query is None:
+        waits = (Cause.NO_ADDRESS_YET, "MetalLB has not given it an address yet")
+        return (Cause.NO_SUCH_PORT, "it has no port") if service.addresses else waits
+    if refusal := view.guard.refusal(query.destination):
+        unannounced = refusal[0] is Reason.OUTSIDE_POOLS and view.boundary.advertised_only
+        return Cause(refusal[0]), refusal[1] + "; only pools announced over BGP count (advertised_pools_only)" * unannounced
+    owner = view.desired.pinholes.get(query.key)
+    if refused := view.desired.over_cap(service.name):
+        return Cause.OVER_CAP, refused
+    if service.name in view.quarantined:
+        return Cause.QUARANTINED, view.quarantined[service.name].message
+    if owner is None or owner.service == service.name:
+        return Cause.WAITING, "it is not applied yet: the next sync does it"
+    return Cause.LOST_TO_OLDER, f"it belongs to the older Service {owner.service}, and is inherited when that one goes"
+
+
+def _verdict(settings: Settings, ranges: Sequence[Network] | None, query: PacketQuery) -> Verdict:
+    """Of a rule that accepts these sources, None for all; DEPENDS if the source is not known and matters."""
+    held = [each for each in ranges or () if each.version == query.destination.version]
+    if ranges is None or any(query.source in each if query.source else each.prefixlen == 0 for each in held):
+        return Verdict.PASSES
+    return Verdict.DEPENDS if held and query.source is None and settings.enable_dropall else Verdict.DROPPED
+
+
+def _whom(ranges: Sequence[Network] | None) -> str:
+    return "everybody" if ranges is None else f"{_some(ranges)} alone" if ranges else "nobody: no valid range is of this family"
+
+
+def _rule(settings: Settings, chain: str, *words: str) -> str:
+    """The last rule of a chain that has these words in it, as nft is given it."""
+    rules = tables(settings)[FILTER].chains[chain].rules.splitlines()
+    return f"{chain}: {next(rule.strip() for rule in reversed(rules) if all(word in rule for word in words))}"
+
+
+def _some(items: Iterable[object]) -> str:
+    shown = list(map(str, items))
+    return ", ".join(shown[:_NAMED]) + (f" and {len(shown) - _NAMED} more" if len(shown) > _NAMED else "")
+
+
+def _waiting(view: View) -> Explanation:
+    line = f"nothing is applied yet: {view.waiting}; until then what the kernel held before decides"
+    return Explanation(Verdict.DEPENDS, Cause.WAITING, (line,))
+
+
+def _with_remarks(settings: Settings, found: Explanation, service: Service | None) -> Explanation:
+    """What was refused of the Service, and what bears on everything."""
+    lines, also = [*found.lines, *map(str, service.rejections if service else ())], []
+    if any(line.strip() and not line.lstrip().startswith("#") for line in settings.local_chain.splitlines()):
+        also.append(Cause.LOCAL_CHAIN)
+        lines.append("the local chain comes first and is not empty: a rule of yours may decide otherwise")
+    if settings.nic_missing:
+        also.append(Cause.NIC_MISSING)
+        lines.append(f"there is no interface {settings.public_nic}: every one counts as public, and no limit is in force")
+    return replace(found, lines=tuple(lines), also=tuple(also))

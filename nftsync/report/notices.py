@@ -1,0 +1,122 @@
+"""What happened, for those who want to know: a line in the log each, and an Event on the object that it is about."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from nftsync.objects.service import ObjectRef, Reason, Rejection
+from nftsync.plan.changes import Change
+from nftsync.policy.pinholes import Pinhole
+from nftsync.report.conditions import Confirmation
+
+_NAMED = 8  # addresses, and ports of each, that a sentence names
+
+
+class Topic(StrEnum):
+    """What a piece of news is about. The list is fixed: Events use it as their reason."""
+
+    OPENED = "Opened"
+    CLOSED = "Closed"
+    CHANGED = "Changed"
+    LIMIT_CHANGED = "LimitChanged"
+    REJECTED = "Rejected"
+    ACCEPTED = "Accepted"
+    SETTINGS_REFUSED = "SettingsRefused"
+    LOCAL_CHAIN_REFUSED = "LocalChainRefused"
+    POOLS_REFUSED = "PoolsRefused"
+    DRIFT_REPAIRED = "DriftRepaired"
+    LIST_DOUBTED = "ListDoubted"
+    MANAGEMENT_CUT = "ManagementCut"
+    CONFIRMATION_AWAITED = "ConfirmationAwaited"
+    SETTINGS_CONFIRMED = "SettingsConfirmed"
+    SETTINGS_ROLLED_BACK = "SettingsRolledBack"
+
+
+@dataclass(frozen=True, slots=True)
+class News:
+    """One thing that happened. about: the object that it concerns, None for the router as a whole."""
+
+    about: ObjectRef | None
+    topic: Topic
+    message: str
+    warning: bool = False
+
+
+_TOPICS = {
+    Reason.INVALID_SETTINGS: Topic.SETTINGS_REFUSED,
+    Reason.MISSING_SETTINGS: Topic.SETTINGS_REFUSED,
+    Reason.INVALID_LOCAL_CHAIN: Topic.LOCAL_CHAIN_REFUSED,
+    Reason.INVALID_POOLS: Topic.POOLS_REFUSED,
+}
+
+
+_CONFIRMATIONS = {
+    Confirmation.NOT_NEEDED: Topic.MANAGEMENT_CUT,
+    Confirmation.WAITING: Topic.CONFIRMATION_AWAITED,
+    Confirmation.CONFIRMED: Topic.SETTINGS_CONFIRMED,
+    Confirmation.ROLLED_BACK: Topic.SETTINGS_ROLLED_BACK,
+}
+
+
+def of_confirmation(nft: ObjectRef | None, state: Confirmation, message: str) -> News:
+    """That settings cut off whoever administers the router, and what becomes of them."""
+    return News(nft, _CONFIRMATIONS[state], message, warning=state is not Confirmation.CONFIRMED)
+
+
+def of_changes(changes: Iterable[Change]) -> Iterator[News]:
+    """One piece for each Service and kind of change."""
+    for change in changes:
+        if change.opened:
+            yield News(change.service, Topic.OPENED, f"opened {_pinholes(change.opened)}{_limit(change.opened)}")
+        if change.closed:
+            yield News(change.service, Topic.CLOSED, f"closed {_pinholes(change.closed)}")
+        if change.limit_changed:
+            limit = _limit(change.altered) or ", not limited any more"
+            yield News(change.service, Topic.LIMIT_CHANGED, f"changed {_pinholes(change.altered)}{limit}")
+        elif change.altered:
+            yield News(change.service, Topic.CHANGED, f"changed {_pinholes(change.altered)}: {_sources(change.altered[0])}")
+
+
+def of_rejections(before: Iterable[Rejection], after: Iterable[Rejection]) -> Iterator[News]:
+    """One piece for each rejection that came or went."""
+    held, found = ({_same(each): each for each in rejections} for rejections in (before, after))
+    for same, rejection in found.items():
+        if same not in held:
+            topic = _TOPICS.get(rejection.reason, Topic.REJECTED)
+            yield News(rejection.object, topic, f"rejected: {rejection.reason}: {rejection.message}", warning=True)
+    for same, rejection in held.items():
+        if same not in found:
+            yield News(rejection.object, Topic.ACCEPTED, f"no longer rejected: {rejection.reason}: {rejection.message}")
+
+
+def _same(rejection: Rejection) -> tuple[ObjectRef, Reason, str]:
+    """What makes two rejections the same piece of news."""
+    return rejection.object, rejection.reason, rejection.part or rejection.message
+
+
+def _pinholes(pinholes: Sequence[Pinhole]) -> str:
+    """ "192.0.2.1 tcp 80, tcp 443; 2001:db8::1 tcp 80", shortened."""
+    ports: dict[str, list[str]] = {}
+    for pinhole in pinholes:
+        address, protocol, port = pinhole.key.split(" . ")
+        ports.setdefault(address, []).append(f"{protocol} {port}")
+    shown = [f"{address} {', '.join(each[:_NAMED])}{_more(each)}" for address, each in ports.items()]
+    return "; ".join(shown[:_NAMED]) + _more(shown)
+
+
+def _more(entries: Sequence[str]) -> str:
+    return f" and {len(entries) - _NAMED} more" if len(entries) > _NAMED else ""
+
+
+def _limit(pinholes: Sequence[Pinhole]) -> str:
+    limit = pinholes[0].limit
+    return f", each limited to {limit}" if limit else ""
+
+
+def _sources(pinhole: Pinhole) -> str:
+    if pinhole.sources is None:
+        return "open to everybody"
+    shown = [str(network) for network in pinhole.sources]
+    return f"open to {', '.join(shown[:_NAMED])}{_more(shown)}" if shown else "open to nobody of this address family"

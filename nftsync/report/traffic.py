@@ -1,0 +1,126 @@
+"""What passed and what was dropped, by Service: from the counters that the kernel keeps at elements to totals that only grow.
+
+A counter of the kernel begins anew when its element or rule is replaced. A total goes on: when a counter is lower than
+it was before, its whole value is new.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from nftsync.objects.service import Name
+from nftsync.policy.pinholes import Pinhole
+
+CAP = 1000  # Services with series of their own
+
+Element = tuple[str, bytes]  # the pinhole's key, and what tells apart the elements that belong to one
+Rule = tuple[str, int]  # the set of cluster addresses that a rule looks into, and its handle: a rule that is made anew has another
+
+
+class Count(NamedTuple):
+    """Packets and bytes, of whole IP packets with their headers."""
+
+    packets: int
+    octets: int
+
+    def __add__(self, other: tuple[int, ...]) -> Count:  # type: ignore[override]  # a tuple's own would append
+        return Count(self[0] + other[0], self[1] + other[1])
+
+    def since(self, before: Count | None) -> Count:
+        """What was counted after `before`; everything, if it was reset meanwhile or did not exist."""
+        if before is None or self[0] < before[0] or self[1] < before[1]:
+            return self
+        return Count(self[0] - before[0], self[1] - before[1])
+
+
+NOTHING = Count(0, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What the kernel says at one moment.
+
+    counts: by set and element.  sizes: how many elements each set has.  closed: what was dropped because no pinhole
+    was there, by rule; its set is "pools4" or "pools6".
+    """
+
+    counts: Mapping[str, Mapping[Element, Count]] = field(default_factory=dict)
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    closed: Mapping[Rule, Count] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Total:
+    """Of one Service. dropped: by its rate limit; None if it never had one."""
+
+    passed: Count = NOTHING
+    dropped: Count | None = None
+
+
+class Traffic:
+    """Totals since the first reading, of at most `cap` Services; 0 for none. One thread at a time.
+
+    A Service that is shown stays shown as long as it has a pinhole; whoever else comes when there is no room is left out.
+    What elements and rules counted between the last reading and their end is lost. A pinhole that changed hands since the last
+    reading counts for its new owner.
+    """
+
+    def __init__(self, cap: int = CAP) -> None:
+        self.cap = cap
+        self.totals: dict[Name, Total] = {}
+        self.closed: dict[str, Count] = {"pools4": NOTHING, "pools6": NOTHING}
+        self.left_out: set[Name] = set()
+        self.dropped = 0  # how often a Service was left out that was not before
+        self._before: Reading | None = None
+
+    def take(self, reading: Reading, pinholes: Mapping[str, Pinhole]) -> None:
+        """Add what was counted since the last reading. The first one is only where counting begins."""
+        self._admit(pinholes)
+        before, self._before = self._before, reading
+        for name, members in reading.counts.items():
+            if name.startswith("dropped"):
+                self._limit(members, pinholes)
+            if before is not None:
+                held = before.counts.get(name, {})
+                self._add(_growth(held, members), pinholes, dropped=name.startswith("dropped"))
+        if before is not None:
+            for rule, count in reading.closed.items():
+                self.closed[rule[0]] += count.since(before.closed.get(rule))
+
+    def _admit(self, pinholes: Mapping[str, Pinhole]) -> None:
+        """Give totals to the Services that own pinholes, as many as may have some."""
+        owners = {hole.service for hole in pinholes.values()} if self.cap else set[Name]()
+        stay = [name for name in self.totals if name in owners][: self.cap]
+        room = self.cap - len(stay)
+        new = sorted(owners.difference(stay)) if len(owners) > len(stay) else []
+        self.totals = {name: self.totals[name] for name in stay} | {name: Total() for name in new[:room]}
+        left_out = set(new[room:])
+        self.dropped += len(left_out - self.left_out)
+        self.left_out = left_out
+
+    def _limit(self, members: Mapping[Element, Count], pinholes: Mapping[str, Pinhole]) -> None:
+        """A Service with a limit shows what it dropped, from 0 on."""
+        for key, _ in members:
+            total = self.totals.get(pinholes[key].service) if key in pinholes else None
+            if total is not None and total.dropped is None:
+                total.dropped = NOTHING
+
+    def _add(self, growth: Iterator[tuple[str, Count]], pinholes: Mapping[str, Pinhole], *, dropped: bool) -> None:
+        for key, more in growth:
+            total = self.totals.get(pinholes[key].service) if key in pinholes else None
+            if total is None:
+                continue
+            if dropped:
+                total.dropped = (total.dropped or NOTHING) + more
+            else:
+                total.passed += more
+
+
+def _growth(before: Mapping[Element, Count], after: Mapping[Element, Count]) -> Iterator[tuple[str, Count]]:
+    """What each element counted, by its pinhole's key; only where there is something."""
+    for element, count in after.items():
+        held = before.get(element)
+        if count not in (held, NOTHING):
+            yield element[0], count.since(held)

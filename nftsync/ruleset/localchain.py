@@ -1,0 +1,95 @@
+"""The operator's own rules: `chain local-chain { … }`, taken out of its file and kept verbatim.
+
+nft itself judges the rules when they are loaded. Here it is only made sure that the text is one such chain and nothing
+else, so that a brace too many can't close our table and reach another one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from nftsync.ruleset.tables import LOCAL_CHAIN
+
+# What a lexer must not look into (comments, strings), and the braces that it counts.
+_TOKENS = re.compile(r'#[^\n]*|"[^"\n]*"|[{}]|"')
+_HEAD = re.compile(rf"chain\s+{LOCAL_CHAIN}")
+# An interface by its index, but not where that is a number (`iif 1`), which nft takes without one, and not in a look-up of a route.
+_INDEX = re.compile(
+    r'#[^\n]*|"[^"\n]*"|\bfib\s+[a-z]+(?:\s*\.\s*[a-z]+)*(?:\s+oif)?\b|'
+    r"\b([io])if\b(?!\s*(?:[!=<>&|^]+|[a-z]+\s)?\s*(?:\d|\{(?:[^}]*,)?\s*\d+\s*[,}:]))"
+)
+_BASE_CHAIN = re.compile(r"(?:^|[;{\n])\s*(?:type\s+\w+\s+hook|policy)\b")
+
+
+class LocalChainError(ValueError):
+    """A file that does not hold exactly one local-chain; the message says what is wrong."""
+
+
+def parse_local_chain(text: str) -> str:
+    """The body of the one `chain local-chain { … }` in `text`, verbatim; "" if the text holds nothing but comments.
+
+    Raises LocalChainError.
+    """
+    if "\0" in text:
+        raise LocalChainError("it holds a NUL character")
+    blocks = list(_blocks(text))
+    outside = [_blank(part).strip() for part in _between(text, blocks)]
+    if len(blocks) > 1:
+        raise LocalChainError("it holds more than one block")
+    if blocks and not _HEAD.fullmatch(outside[0]):
+        raise LocalChainError(f"it must be 'chain {LOCAL_CHAIN} {{ … }}' and nothing else, not {outside[0][:40]!a}")
+    if outside[-1] and (outside[-1] != ";" or not blocks):
+        raise LocalChainError(f"there is something outside of chain {LOCAL_CHAIN}: {outside[-1][:40]!a}")
+    if not blocks:
+        return ""
+    body = text[slice(*blocks[0])]
+    if _BASE_CHAIN.search(_blank(body)):
+        raise LocalChainError(f"{LOCAL_CHAIN} is jumped to: it can have neither a hook nor a policy of its own")
+    body = body.lstrip(" \t").removeprefix("\n").rstrip(" \t")
+    return body if not body or body.endswith("\n") else f"{body}\n"
+
+
+def by_name(body: str) -> str:
+    """A body that says the same of interfaces by their names: nft takes an `iif` only while there is that interface.
+
+    What matches one that is not there matches no packet, so nothing more passes, or less, than by the index.
+    """
+    return _INDEX.sub(lambda token: f"{token[1]}ifname" if token[1] else token[0], body)
+
+
+def _blocks(text: str) -> Iterator[tuple[int, int]]:
+    """Start and end of the inside of every outermost pair of braces."""
+    depth, start = 0, 0
+    for token in _TOKENS.finditer(text):
+        if token[0] == '"':
+            raise LocalChainError(f"line {_line(text, token.start())}: a quote is not closed")
+        if token[0] == "{":
+            start = start if depth else token.end()
+            depth += 1
+        elif token[0] == "}":
+            depth -= 1
+            if depth < 0:
+                raise LocalChainError(f"line {_line(text, token.start())}: a '}}' closes nothing")
+            if depth == 0:
+                yield start, token.start()
+    if depth:
+        raise LocalChainError("the last '}' is missing")
+
+
+def _between(text: str, blocks: list[tuple[int, int]]) -> Iterator[str]:
+    """What stands before, between and after the blocks."""
+    end = 0
+    for start, stop in blocks:
+        yield text[end : start - 1]
+        end = stop + 1
+    yield text[end:]
+
+
+def _blank(text: str) -> str:
+    """The text without comments and the insides of strings."""
+    return _TOKENS.sub(lambda token: token[0] if token[0] in "{}" else " ", text)
+
+
+def _line(text: str, position: int) -> int:
+    return text.count("\n", 0, position) + 1

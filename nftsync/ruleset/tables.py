@@ -1,0 +1,349 @@
+"""The nftables ruleset: every table, chain and set name, and what a pinhole is in them.
+
+Two tables, `inet nftsync` (what may pass) and `netdev nftsync` (rate limits). A packet's way through them is drawn in
+docs/ruleset.md. Text is nft's (nft(8)); what reaches it from outside are parsed values and names of a checked
+grammar, and the operator's own local chain, verbatim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+from nftsync.objects.address import AddressSet
+from nftsync.objects.nft import NftSpec
+from nftsync.objects.service import Network
+from nftsync.policy.pinholes import Pinhole
+
+NAME = "nftsync"  # of both tables
+FILTER = "inet"
+SHAPER = "netdev"
+OWNED = frozenset({"owner", "persist"})  # the flags of a table that only who made it changes, and that outlives him
+
+LOCAL_CHAIN = "local-chain"
+OPERATOR_CR = "operator-cr"
+OPERATOR_SVC = "operator-svc"
+OPERATOR_TC = "operator-tc"
+GLOBAL = "global"
+INPUT = "input"
+FORWARD = "forward"
+RATELIMIT = "ratelimit"
+
+_KEY = {4: "ipv4_addr . inet_proto . inet_service", 6: "ipv6_addr . inet_proto . inet_service"}
+_ADDRESS = {4: "ipv4_addr", 6: "ipv6_addr"}
+_MATCH = {4: "ip daddr . meta l4proto . th dport", 6: "ip6 daddr . meta l4proto . th dport"}
+_SOURCE = {4: "ip saddr", 6: "ip6 saddr"}
+_DESTINATION = {4: "ip daddr", 6: "ip6 daddr"}
+_CLOSED = "meta l4proto { tcp, udp, sctp } ct direction original"
+_BYTES = "limit rate over 1 bytes/second burst 1 bytes"  # the kind of limit that a set's elements carry; each has its own
+_PACKETS = "limit rate over 1/second burst 1 packets"
+
+
+@dataclass(frozen=True, slots=True)
+class Set:
+    """A set as declared: its type, flags and the kind of statement that each element carries."""
+
+    type: str
+    flags: str = ""
+    statement: str = ""
+
+    @property
+    def kind(self) -> str:
+        """The first word of the statement: "counter", "limit" or ""."""
+        return self.statement.partition(" ")[0]
+
+    def __str__(self) -> str:
+        flags = f"flags {self.flags}; " if self.flags else ""
+        return f"type {self.type}; {flags}{self.statement}{';' if self.statement else ''}".rstrip()
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """A chain: for a base chain its hook line, then the rules as one text."""
+
+    rules: str
+    hook: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table without its elements.
+
+    strangers: kind and name of what others put into it, such as ("map", "x").
+    flags: nft's: who is its "owner" alone can change it, which "persist" when he ends; "dormant" is one that somebody switched off.
+    """
+
+    sets: Mapping[str, Set] = field(default_factory=dict)
+    chains: Mapping[str, Chain] = field(default_factory=dict)
+    strangers: tuple[tuple[str, str], ...] = ()
+    flags: frozenset[str] = frozenset()
+
+    @property
+    def filters(self) -> bool:
+        """Whether it keeps the door shut, whatever its rules say: all our base chains are there, and it is not switched off."""
+        hooks = [chain.hook for chain in self.chains.values()]
+        return "dormant" not in self.flags and all(any(f"hook {name} " in hook for hook in hooks) for name in (INPUT, FORWARD))
+
+
+Elements = dict[str, dict[str, str]]  # set name → element key → the element's own statement ("" for none)
+
+
+@dataclass(frozen=True, slots=True)
+class Ruleset:
+    """What is, or should be, in the kernel. tables and elements: by family, FILTER or SHAPER."""
+
+    tables: Mapping[str, Table] = field(default_factory=dict)
+    elements: Mapping[str, Elements] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the tables are made from, beside the pinholes.
+
+    public_nic: None while it is not known.
+    index: the public NIC's (if_nametoindex(3)), by which it is public under another name, too; 0 while there is none of its name,
+    None where nobody has looked. Where none is known or there, every interface but lo counts as public.
+    local_chain: the body of the operator's own chain, verbatim.
+    bgp_peers: who may speak BGP with the router on its public side; empty for everybody.
+    cluster: addresses that are the cluster's alone (see guard.Guard).
+    flags: the tables'.
+    """
+
+    public_nic: str | None = None
+    enable_bgp: bool = False
+    enable_dropall: bool = True
+    enable_rateshape: bool = False
+    enable_ssh: bool = True
+    index: int | None = None
+    local_chain: str = ""
+    bgp_peers: tuple[Network, ...] = ()
+    cluster: AddressSet = field(default_factory=AddressSet)
+    flags: frozenset[str] = frozenset()
+
+    @property
+    def nic_missing(self) -> bool:
+        """Whether a look for the public NIC found none."""
+        return self.index == 0
+
+    @property
+    def public(self) -> str | None:
+        """The NIC that alone counts as public; None while every interface does."""
+        return None if self.nic_missing else self.public_nic
+
+    @property
+    def device(self) -> str | None:
+        """The NIC that the ingress hook is attached to."""
+        return self.public if self.enable_rateshape else None
+
+    @classmethod
+    def of(  # noqa: PLR0913  # each is a setting of its own
+        cls,
+        spec: NftSpec | None,
+        *,
+        public_nic: str | None,
+        index: int | None = None,
+        local_chain: str,
+        bgp_peers: tuple[Network, ...] = (),
+        cluster: AddressSet = AddressSet(),  # noqa: B008  # immutable
+        flags: frozenset[str] = frozenset(),
+    ) -> Settings:
+        """From the Nft resource's spec, or without one the strictest settings.
+
+        public_nic: the local configuration's, which overrides the resource's.
+        """
+        if spec is None:
+            return cls(public_nic=public_nic, local_chain=local_chain, cluster=cluster)
+        return cls(
+            public_nic=public_nic or spec.public_nic,
+            enable_bgp=spec.enable_bgp,
+            enable_dropall=spec.enable_dropall,
+            enable_rateshape=spec.enable_rateshape,
+            enable_ssh=spec.enable_ssh,
+            index=index,
+            local_chain=local_chain,
+            bgp_peers=bgp_peers,
+            cluster=cluster,
+            flags=flags,
+        )
+
+
+def ruleset(pinholes: Iterable[Pinhole], settings: Settings) -> Ruleset:
+    """The whole ruleset."""
+    found = elements(pinholes, settings)
+    for each in settings.cluster.ranges:
+        found[FILTER].setdefault(f"pools{each.version}", {})[each.element] = ""
+    return Ruleset(tables(settings), found)
+
+
+def tables(settings: Settings) -> Mapping[str, Table]:
+    """Both tables, without elements. `netdev nftsync` exists only with enable_rateshape."""
+    shown = {FILTER: _filter_table(settings)}
+    if settings.enable_rateshape:
+        shown[SHAPER] = _shaper_table(settings)
+    return shown
+
+
+def _filter_table(settings: Settings) -> Table:
+    sets = {}
+    for version in (4, 6):
+        sets[f"services{version}"] = Set(_KEY[version], statement="counter")
+        sets[f"sources{version}"] = Set(f"{_KEY[version]} . {_ADDRESS[version]}", flags="interval", statement="counter")
+        sets[f"pools{version}"] = Set(_ADDRESS[version], flags="interval")
+    return Table(sets, _filter_chains(settings), flags=settings.flags)
+
+
+def _filter_chains(settings: Settings) -> dict[str, Chain]:
+    public = f'iifname "{settings.public}" ' if settings.public else ""
+    # While the public NIC gets another name, its index tells it: nothing new comes in for that, and what was cut off stays so.
+    other = f'iifname != "{settings.public}" '
+    inside = f"{other}iif != {settings.index} " if settings.index else other
+    verdict = "drop" if settings.enable_dropall else "accept"
+    return {
+        LOCAL_CHAIN: Chain(settings.local_chain),
+        OPERATOR_CR: Chain(_lines(
+            *(f"{public}{peers}tcp dport 179 accept" for peers in _bgp_peers(settings) if settings.enable_bgp),
+            f"{public}tcp dport 22 accept" if settings.enable_ssh else "",
+        )),
+        OPERATOR_SVC: Chain(_lines(
+            *(
+                f"{_MATCH[version]}{source} @{name}{version} accept"
+                for version in (4, 6)
+                for name, source in (("services", ""), ("sources", f" . {_SOURCE[version]}"))
+            ),
+            # Even established: so what is closed is cut off. Only connections that were opened from outside: what the cluster,
+            # or anybody else whose address a pool holds, opened itself gets its answers. ICMP goes on: path MTU needs its errors.
+            *(f"{_CLOSED} {_DESTINATION[version]} @pools{version} counter drop" for version in (4, 6) if settings.enable_dropall),
+        )),
+        GLOBAL: Chain(_lines(
+            'iifname "lo" accept',
+            f"{inside}ct state new accept" if settings.public else "",
+            "ct state established,related accept",
+            "ct state invalid drop",
+            "meta l4proto icmp accept",
+            "meta l4proto ipv6-icmp accept",
+        )),
+        # The policy decides nothing while the last rule is there: it keeps the door shut if a rule is not.
+        INPUT: Chain(
+            _lines(f"jump {LOCAL_CHAIN}", f"jump {OPERATOR_CR}", f"jump {GLOBAL}", verdict),
+            hook="type filter hook input priority 0; policy drop;",
+        ),
+        FORWARD: Chain(
+            _lines(
+                f"jump {LOCAL_CHAIN}",
+                f"{public}jump {OPERATOR_SVC}",
+                f"{other}iif {settings.index} jump {OPERATOR_SVC}" if settings.index else "",
+                f"jump {GLOBAL}",
+                verdict,
+            ),
+            hook="type filter hook forward priority 0; policy drop;",
+        ),
+    }
+
+
+def _bgp_peers(settings: Settings) -> Iterator[str]:
+    """The matches for who may speak BGP: one for each family, or one that matches everybody."""
+    if not settings.bgp_peers:
+        yield ""
+    for version in (4, 6):
+        prefixes = sorted(network for network in settings.bgp_peers if network.version == version)
+        if prefixes:
+            yield f"{_SOURCE[version]} {{ {', '.join(map(str, prefixes))} }} "
+
+
+def _shaper_table(settings: Settings) -> Table:
+    limits = [(version, suffix, kind) for version in (4, 6) for suffix, kind in (("", _BYTES), ("-packets", _PACKETS))]
+    sets = {f"limited{version}{suffix}": Set(_KEY[version], statement=kind) for version, suffix, kind in limits}
+    # What is over a limit is counted by a second look-up: in a listing, a limit hides a counter on the same element.
+    sets |= {f"dropped{version}": Set(_KEY[version], statement="counter") for version in (4, 6)}
+    over = (
+        f"{_MATCH[version]} @limited{version}{suffix} {_MATCH[version]} @dropped{version} drop" for version, suffix, _ in limits
+    )
+    chains = {OPERATOR_TC: Chain(_lines(*over))}
+    if settings.device:
+        hook = f'type filter hook ingress device "{settings.device}" priority 0; policy accept;'
+        chains[RATELIMIT] = Chain(_lines(f"jump {OPERATOR_TC}"), hook=hook)
+    return Table(sets, chains, flags=settings.flags)
+
+
+def elements(pinholes: Iterable[Pinhole], settings: Settings) -> dict[str, Elements]:
+    """The set elements of pinholes, by family and set."""
+    found: dict[str, Elements] = {FILTER: {}, SHAPER: {}}
+    for family, name, key, statement in _elements(pinholes, settings):
+        found[family].setdefault(name, {})[key] = statement
+    return found
+
+
+def _elements(pinholes: Iterable[Pinhole], settings: Settings) -> Iterator[tuple[str, str, str, str]]:
+    for hole in pinholes:
+        if hole.sources is None:
+            yield FILTER, f"services{hole.version}", hole.key, ""
+        else:
+            for network in hole.sources:
+                yield FILTER, f"sources{hole.version}", f"{hole.key} . {_source_text(network)}", ""
+        if settings.enable_rateshape and hole.limit is not None and hole.sources != ():
+            suffix = "-packets" if hole.limit.packets else ""
+            yield SHAPER, f"limited{hole.version}{suffix}", hole.key, hole.limit.statement
+            yield SHAPER, f"dropped{hole.version}", hole.key, ""
+
+
+def open_keys(shown: Ruleset) -> set[str]:
+    """The keys of the pinholes that are open in a ruleset."""
+    sets = shown.elements.get(FILTER, {})
+    names = [f"{stem}{version}" for stem in ("services", "sources") for version in (4, 6)]
+    return {key for name in names for element in sets.get(name, ()) if (key := pinhole_key(name, element))}
+
+
+def open_limits(shown: Ruleset) -> dict[str, str]:
+    """What limits the pinholes of a ruleset: statements, by key."""
+    sets = shown.elements.get(SHAPER, {})
+    return {key: said for name, members in sets.items() if name.startswith("limited") for key, said in members.items()}
+
+
+def pinhole_key(name: str, element: str) -> str | None:
+    """The key of the pinhole that a set's element belongs to; None if it belongs to none."""
+    return None if name.startswith("pools") else " . ".join(element.split(" . ")[:3])
+
+
+def _source_text(network: Network) -> str:
+    """As nft lists it: a range of one address without its prefix length."""
+    return str(network.network_address if network.prefixlen == network.max_prefixlen else network)
+
+
+def render(shown: Ruleset, name: str = NAME) -> str:
+    """A whole ruleset as text that `nft -f` loads, whatever nft's version; the same input gives the same text, in sorted order.
+
+    Without flags, which are for who keeps the tables (see transaction.flagged()).
+    name: of the tables; another one than NAME serves to rehearse rules beside those that stand.
+    """
+    blocks = []
+    for family, table in shown.tables.items():
+        lines = [f"table {family} {name} {{"]
+        for set_name, declared in table.sets.items():
+            lines.append(f"\tset {set_name} {{")
+            lines.extend(f"\t\t{part.strip()}" for part in str(declared).rstrip(";").split(";"))
+            members = shown.elements.get(family, {}).get(set_name, {})
+            if members:
+                listed = ",\n\t\t\t     ".join(f"{key} {statement}".rstrip() for key, statement in sorted(members.items()))
+                lines.append(f"\t\telements = {{ {listed} }}")
+            lines.append("\t}\n")
+        lines.append("\n".join(chain_block(chain_name, chain) for chain_name, chain in table.chains.items()) + "}\n")
+        blocks.append("\n".join(lines))
+    return "\n".join(blocks)
+
+
+def flags_for(standing: Mapping[str, Table], flags: frozenset[str]) -> frozenset[str]:
+    """Those that tables get, or keep: a table that stands without can't get them, nor lose them, and is not made anew for that."""
+    if not standing:
+        return flags
+    kept = frozenset.intersection(*(table.flags for table in standing.values())) - {"dormant"}
+    return flags or kept if "persist" in kept else frozenset()
+
+
+def chain_block(name: str, chain: Chain) -> str:
+    """A chain as it stands inside a table's block."""
+    hook = f"\t\t{chain.hook}\n" if chain.hook else ""
+    return f"\tchain {name} {{\n{hook}{chain.rules}\t}}\n"
+
+
+def _lines(*rules: str) -> str:
+    return "".join(f"\t\t{rule}\n" for rule in rules if rule)

@@ -1,0 +1,225 @@
+"""Settings that would cut off who administers the router are taken back unless somebody confirms them."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from nftsync.objects.nft import NftSpec
+from nftsync.policy.confirm import Confirming, cut_off
+from nftsync.report.conditions import Confirmation
+from tests.lab.lab import PUBLIC, Lab, TcpServer
+from tests.labtools import PUBLIC_NIC, SERVICE4, Daemon, Raw, eventually, needs_root, nft, service
+
+OPEN = NftSpec("eth0")
+NO_SSH, OTHER_NIC = replace(OPEN, enable_ssh=False), replace(OPEN, public_nic="eth1")
+HARMLESS = replace(OPEN, enable_bgp=False)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "words"),
+    [
+        (OPEN, OPEN, ""), (OPEN, HARMLESS, ""), (NO_SSH, OPEN, ""), (NO_SSH, replace(NO_SSH, enable_bgp=False), ""),
+        (OPEN, NO_SSH, "enable_ssh was switched off"),
+        (OPEN, OTHER_NIC, "public_nic was changed from eth0 to eth1"),
+        (OPEN, replace(NO_SSH, enable_dropall=False), ""),
+        (replace(NO_SSH, enable_dropall=False), NO_SSH, "enable_dropall was switched on without enable_ssh"),
+    ],
+)  # fmt: skip
+def test_what_a_change_cuts_off(before: NftSpec, after: NftSpec, words: str) -> None:
+    assert cut_off(before, after) == words
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def confirming(clock: Clock) -> Confirming:
+    made = Confirming(OPEN, clock=clock)
+    assert made.take(OPEN, 60) == OPEN
+    return made
+
+
+def test_the_first_settings_ever_wait_for_nobody(clock: Clock) -> None:
+    first = Confirming(None, clock=clock)
+    assert first.take(NO_SSH, 60) == NO_SSH
+    assert (first.state, first.settled) == (Confirmation.NOT_NEEDED, NO_SSH)
+
+
+def test_a_harmless_change_waits_for_nobody(confirming: Confirming) -> None:
+    assert confirming.take(HARMLESS, 60) == HARMLESS
+    assert (confirming.state, confirming.settled, confirming.waits) == (Confirmation.NOT_NEEDED, HARMLESS, float("inf"))
+
+
+def test_a_change_that_cuts_holds_for_a_while_and_is_then_taken_back(confirming: Confirming, clock: Clock) -> None:
+    assert confirming.take(NO_SSH, 60) == NO_SSH
+    assert (confirming.state, confirming.settled, confirming.waits) == (Confirmation.WAITING, OPEN, 60)
+    clock.now += 59.9
+    assert confirming.take(NO_SSH, 60) == NO_SSH
+    clock.now += 0.1
+    assert confirming.waits == 0
+    assert confirming.take(NO_SSH, 60) == OPEN
+    assert (confirming.state, confirming.settled, confirming.waits) == (Confirmation.ROLLED_BACK, OPEN, float("inf"))
+    clock.now += 1e6
+    assert confirming.take(NO_SSH, 60) == OPEN, "it is not tried again by itself"
+    assert not confirming.confirm()
+
+
+def test_a_change_that_is_confirmed_holds_for_good(confirming: Confirming, clock: Clock) -> None:
+    confirming.take(NO_SSH, 60)
+    clock.now += 59
+    assert confirming.confirm()
+    clock.now += 1e6
+    assert confirming.take(NO_SSH, 60) == NO_SSH
+    assert (confirming.state, confirming.settled) == (Confirmation.CONFIRMED, NO_SSH)
+    assert str(confirming) == "enable_ssh was switched off; it was confirmed"
+    assert not confirming.confirm(), "nothing waits any more"
+
+
+def test_a_change_that_is_taken_back_in_the_resource_waits_no_longer(confirming: Confirming, clock: Clock) -> None:
+    for late in (False, True):
+        confirming.take(NO_SSH, 60)
+        clock.now += 60 * late
+        confirming.take(NO_SSH, 60)
+        assert confirming.take(OPEN, 60) == OPEN
+        assert (confirming.state, confirming.waits, str(confirming)) == (
+            Confirmation.NOT_NEEDED, float("inf"), "the settings cut off nobody",
+        )  # fmt: skip
+
+
+def test_another_change_meanwhile_waits_anew_and_what_it_is_taken_back_to_is_what_was_settled(
+    confirming: Confirming, clock: Clock
+) -> None:
+    confirming.take(NO_SSH, 60)
+    clock.now += 50
+    both = replace(NO_SSH, public_nic="eth1")
+    assert confirming.take(both, 60) == both
+    assert confirming.waits == 60
+    clock.now += 60
+    assert confirming.take(both, 60) == OPEN
+    assert confirming.take(NO_SSH, 60) == NO_SSH, "another one is asked for"
+    assert confirming.state is Confirmation.WAITING
+
+
+def test_without_a_time_to_confirm_a_change_holds_at_once_and_is_said(confirming: Confirming) -> None:
+    assert confirming.take(NO_SSH, 0) == NO_SSH
+    assert (confirming.state, confirming.settled, confirming.cut) == (
+        Confirmation.NOT_NEEDED, NO_SSH, "enable_ssh was switched off",
+    )  # fmt: skip
+    assert "may be cut off" in str(confirming)
+    confirming.take(NO_SSH, 0)
+    assert confirming.cut, "as long as they are the latest"
+    confirming.take(replace(NO_SSH, enable_bgp=False), 0)
+    assert not confirming.cut
+
+
+# --- through the daemon -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def daemon(tmp_path: Path) -> Iterator[Daemon]:
+    with Lab() as lab, Daemon(lab, tmp_path, interval=600) as made:
+        made.put(nft(), service("web", SERVICE4))
+        configure(made, 3)
+        yield made.start()
+
+
+def configure(daemon: Daemon, seconds: float) -> None:
+    daemon.configure()
+    daemon.config.write_text(f"confirm_seconds = {seconds}\n{daemon.config.read_text()}")
+
+
+def reload(daemon: Daemon) -> None:
+    before = daemon.log().count("configuration reloaded")
+    daemon.signal(signal.SIGHUP)
+    assert eventually(lambda: daemon.log().count("configuration reloaded") > before)
+
+
+def ssh(daemon: Daemon) -> bool:
+    return daemon.lab.arrives("tcp", str(PUBLIC[0]), 22)
+
+
+def confirmation(daemon: Daemon) -> str:
+    status: Raw = json.loads(daemon.command("status", "--json").stdout)
+    return str(status["settings"]["confirmation"])
+
+
+@needs_root
+def test_ssh_that_was_closed_is_open_again_after_the_time_and_closed_for_good_if_it_was_confirmed(daemon: Daemon) -> None:
+    with TcpServer(daemon.lab.router, 22):
+        assert ssh(daemon)
+        daemon.put(nft(enable_ssh=False))
+        assert eventually(lambda: not ssh(daemon))
+        assert confirmation(daemon) == "Waiting"
+        assert "it is taken back after confirm_seconds unless `nftsync confirm` is run" in daemon.log()
+        assert eventually(lambda: ssh(daemon)), "nobody confirmed it"
+        assert confirmation(daemon) == "RolledBack"
+        assert "so the former settings hold" in daemon.log()
+        assert daemon.lab.arrives("tcp", SERVICE4, 80)
+        late = daemon.command("confirm")
+        assert late.returncode == 1
+        assert late.stderr.startswith("nftsync: nothing waits for a confirmation: enable_ssh was switched off; nobody ran")
+        daemon.put(nft())
+        assert eventually(lambda: confirmation(daemon) == "NotNeeded")
+        configure(daemon, 60)
+        reload(daemon)
+        daemon.put(nft(enable_ssh=False))
+        assert eventually(lambda: not ssh(daemon))
+        done = daemon.command("confirm")
+        assert (done.returncode, done.stdout) == (0, "enable_ssh was switched off; it was confirmed\n")
+        assert confirmation(daemon) == "Confirmed"
+        assert not ssh(daemon)
+        assert daemon.stop() == 0
+        daemon.start()
+        assert not ssh(daemon), "after a restart, too"
+        assert confirmation(daemon) == "NotNeeded"
+
+
+@needs_root
+def test_a_restart_while_a_change_waits_does_not_make_it_permanent(daemon: Daemon) -> None:
+    configure(daemon, 5)
+    reload(daemon)
+    with TcpServer(daemon.lab.router, 22):
+        daemon.put(nft(enable_ssh=False))
+        assert eventually(lambda: not ssh(daemon))
+        assert daemon.stop() == 0
+        daemon.start()
+        assert not ssh(daemon)
+        assert eventually(lambda: ssh(daemon))
+        assert confirmation(daemon) == "RolledBack"
+
+
+@needs_root
+def test_another_public_nic_is_taken_back_too(daemon: Daemon) -> None:
+    daemon.put(nft("absent0"))
+    assert eventually(lambda: confirmation(daemon) == "Waiting")
+    assert eventually(lambda: confirmation(daemon) == "RolledBack")
+    status = json.loads(daemon.command("status", "--json").stdout)
+    assert status["public_nic"] == {"name": PUBLIC_NIC, "attached": True, "missing": False, "rate_shaping": True}
+
+
+@needs_root
+def test_settings_that_were_in_force_are_in_force_after_a_restart_though_their_resource_is_gone(daemon: Daemon) -> None:
+    daemon.remove(nft())
+    assert eventually(lambda: daemon.metric("nftsync_rejections", {"reason": "missing_settings"}) == 1)
+    assert daemon.stop() == 0
+    daemon.lab.router.nft("delete table inet nftsync")
+    daemon.start()
+    assert daemon.lab.arrives("tcp", SERVICE4, 80)
+    assert not daemon.lab.arrives("tcp", SERVICE4, 81)
+    assert "the last good settings stay" in daemon.log()

@@ -1,0 +1,585 @@
+"""Which addresses may be opened, what is said about the others, and which pools hold while MetalLB's are invalid or gone."""
+
+from __future__ import annotations
+
+from ipaddress import ip_address, ip_network
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nftsync.objects.address import AddressSet, parse_range
+from nftsync.objects.metallb import Configuration, Pool
+from nftsync.objects.service import Address, Network, Reason
+from nftsync.policy.guard import UNGUARDED, Boundary, Enforcement, Guard
+from nftsync.policy.pools import DOUBT, LONGEST_DOUBT, MetalLB, Pools, judge
+
+
+def pool(name: str, *texts: str, advertised: bool = True) -> Pool:
+    return Pool(name, f"IPAddressPool metallb-system/{name}", tuple(map(parse_range, texts)), advertised)
+
+
+def addresses(*texts: str) -> frozenset[Address]:
+    return frozenset(map(ip_address, texts))
+
+
+def networks(*texts: str) -> tuple[Network, ...]:
+    return tuple(map(ip_network, texts))
+
+
+def ranges(found: AddressSet | None) -> list[str] | None:
+    return None if found is None else [each.element for each in found.ranges]
+
+
+INSIDE, INSIDE6, OUTSIDE, OUTSIDE6 = "192.0.2.7", "2001:db8::7", "203.0.113.9", "2001:db8:ffff::9"
+EVERY = (INSIDE, INSIDE6, OUTSIDE, OUTSIDE6)
+PEER, PEER6 = "192.0.2.250", "2001:db8::250"
+KNOWN = Configuration(
+    (pool("public", "192.0.2.0/24"), pool("public6", "2001:db8::/64"), pool("flat", "198.51.100.0/24", advertised=False)),
+    addresses(PEER, PEER6),
+)
+
+
+def admitted(guard: Guard, *texts: str) -> list[str]:
+    found = [text for text in texts if guard.admits(ip_address(text))]
+    assert found == [text for text in texts if guard.refusal(ip_address(text)) is None]
+    return found
+
+
+# --- when pools hold -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("enforcement", "known", "guarded", "opened"),
+    [
+        (Enforcement.AUTO, None, False, EVERY),
+        (Enforcement.AUTO, KNOWN, True, (INSIDE, INSIDE6)),
+        (Enforcement.AUTO, Configuration(), True, ()),
+        (Enforcement.REQUIRED, None, True, ()),
+        (Enforcement.REQUIRED, KNOWN, True, (INSIDE, INSIDE6)),
+        (Enforcement.REQUIRED, Configuration(), True, ()),
+        (Enforcement.IGNORED, None, False, EVERY),
+        (Enforcement.IGNORED, KNOWN, False, EVERY),
+        (Enforcement.IGNORED, Configuration(), False, EVERY),
+    ],
+)
+def test_pools_hold_once_they_are_known_and_nothing_is_open_before_if_they_are_required(
+    enforcement: Enforcement, known: Configuration | None, guarded: bool, opened: tuple[str, ...]  # noqa: FBT001
+) -> None:
+    guard = Guard.of(Boundary(enforcement), known)
+    assert guard.guarded == guarded
+    assert tuple(admitted(guard, *EVERY)) == opened
+
+
+def test_nothing_is_refused_by_who_knows_nothing() -> None:
+    assert Guard.of(Boundary(), None) == UNGUARDED
+    assert admitted(UNGUARDED, *EVERY, "255.255.255.255", "::") == [*EVERY, "255.255.255.255", "::"]
+
+
+@pytest.mark.parametrize("enforcement", Enforcement)
+def test_pools_that_are_ignored_are_as_good_as_unknown(enforcement: Enforcement) -> None:
+    ignored = Guard.of(Boundary(Enforcement.IGNORED), KNOWN)
+    assert (ignored.pools, ignored.legal, ignored.reserved, ranges(ignored.cluster)) == (None, None, frozenset(), [])
+    assert (Guard.of(Boundary(enforcement), KNOWN) == ignored) == (enforcement is Enforcement.IGNORED)
+
+
+def test_if_only_advertised_pools_count_the_others_are_not_there() -> None:
+    flat = "198.51.100.1"
+    assert admitted(Guard.of(Boundary(), KNOWN), INSIDE, flat) == [INSIDE, flat]
+    guard = Guard.of(Boundary(advertised_only=True), KNOWN)
+    assert admitted(guard, INSIDE, flat) == [INSIDE]
+    assert guard.pools is not None
+    assert [each.name for each in guard.pools] == ["public", "public6"]
+    assert guard.refusal(ip_address(flat)) == (
+        Reason.OUTSIDE_POOLS,
+        "198.51.100.1 is in none of MetalLB's pools that count (public: 192.0.2.0/24; public6: 2001:db8::/64); it stays closed",
+    )
+
+
+@pytest.mark.parametrize(
+    ("boundary", "known", "legal"),
+    [
+        (Boundary(allowed=networks("192.0.2.0/25")), None, ["192.0.2.0/25"]),
+        (Boundary(Enforcement.IGNORED, allowed=networks("10.0.0.0/8", "2001:db8::/32")), KNOWN, ["10.0.0.0/8", "2001:db8::/32"]),
+        (Boundary(allowed=networks("192.0.2.0/25")), KNOWN, ["192.0.2.0/25"]),
+        (Boundary(allowed=networks("192.0.0.0/8")), KNOWN, ["192.0.2.0/24"]),
+        (
+            Boundary(allowed=networks("192.0.2.128/25", "198.51.100.8/29", "2001:db8::/127")),
+            KNOWN,
+            ["192.0.2.128/25", "198.51.100.8/29", "2001:db8::/127"],
+        ),
+        (Boundary(allowed=networks("198.51.100.0/24"), advertised_only=True), KNOWN, []),
+        (Boundary(allowed=networks("10.0.0.0/8")), KNOWN, []),
+        (Boundary(Enforcement.REQUIRED, allowed=networks("0.0.0.0/0")), None, []),
+        (Boundary(), None, None),
+    ],
+)
+def test_allowed_prefixes_cut_what_pools_say_and_hold_alone_where_no_pool_does(
+    boundary: Boundary, known: Configuration | None, legal: list[str] | None
+) -> None:
+    assert ranges(Guard.of(boundary, known).legal) == legal
+
+
+# --- what is never opened ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("enforcement", Enforcement)
+def test_the_routers_own_addresses_and_its_peers_are_refused_as_reserved_wherever_they_would_be_legal(
+    enforcement: Enforcement,
+) -> None:
+    named, own = addresses("192.0.2.251"), addresses("192.0.2.1", "2001:db8::1")
+    guard = Guard.of(Boundary(enforcement, reserved=named), KNOWN, own)
+    never = {*named, *own, *(KNOWN.peers if enforcement is not Enforcement.IGNORED else ())}
+    for address in never:
+        assert not guard.admits(address)
+        assert guard.refusal(address) == (
+            Reason.RESERVED_ADDRESS, f"{address} is an address of the router or of a BGP peer; it stays closed",
+        )  # fmt: skip
+    assert guard.reserved == never
+
+
+def test_peers_that_nobody_read_are_not_known() -> None:
+    assert admitted(Guard.of(Boundary(Enforcement.IGNORED), KNOWN), PEER) == [PEER]
+    assert admitted(Guard.of(Boundary(), None), PEER) == [PEER]
+
+
+def test_an_own_address_that_is_not_legal_anyway_is_refused_as_outside_and_changes_no_guard() -> None:
+    """What is added to the router far from the pools wakes nobody."""
+    guard = Guard.of(Boundary(), KNOWN, addresses("10.0.0.1"))
+    assert guard == Guard.of(Boundary(), KNOWN)
+    refusal = guard.refusal(ip_address("10.0.0.1"))
+    assert refusal is not None
+    assert refusal[0] is Reason.OUTSIDE_POOLS
+
+
+some_addresses = st.frozensets(st.sampled_from([*map(ip_address, EVERY), ip_address(PEER), ip_address("198.51.100.1")]))
+boundaries = st.builds(
+    Boundary,
+    st.sampled_from(Enforcement),
+    st.booleans(),
+    st.sampled_from([(), networks("192.0.2.0/25"), networks("0.0.0.0/0", "2001:db8::/65")]),
+    some_addresses,
+)
+
+
+@given(boundaries, st.sampled_from([None, KNOWN, Configuration()]), some_addresses)
+def test_what_is_reserved_is_admitted_by_no_guard_and_what_is_refused_is_explained(
+    boundary: Boundary, known: Configuration | None, own: frozenset[Address]
+) -> None:
+    guard = Guard.of(boundary, known, own)
+    for address in map(ip_address, (*EVERY, PEER, PEER6, "198.51.100.1")):
+        refusal = guard.refusal(address)
+        assert (refusal is None) == guard.admits(address)
+        if address in boundary.reserved | own:
+            assert refusal is not None
+        if refusal is not None:
+            legal = guard.legal is None or address in guard.legal
+            assert refusal[0] is (Reason.RESERVED_ADDRESS if legal else Reason.OUTSIDE_POOLS)
+            assert refusal[1].startswith(f"{address} is ") or f" holds {address};" in refusal[1]
+            assert refusal[1].endswith("; it stays closed")
+
+
+few = st.integers(0, 31).flatmap(lambda first: st.integers(first, 31).map(lambda last: f"10.0.0.{first}-10.0.0.{last}"))
+nets = st.tuples(st.integers(0, 31), st.integers(27, 32)).map(lambda each: ip_network((f"10.0.0.{each[0]}", each[1]), strict=False))
+single = st.integers(0, 31).map(lambda number: ip_address(f"10.0.0.{number}"))
+
+
+@given(
+    st.sampled_from(Enforcement),
+    st.none() | st.lists(few, max_size=3),
+    st.lists(nets, max_size=2),
+    st.frozensets(single, max_size=3),
+    st.lists(nets, max_size=2),
+)
+def test_an_address_is_admitted_exactly_if_a_pool_holds_it_it_is_allowed_and_nobody_keeps_it_back(
+    enforcement: Enforcement, held: list[str] | None, allowed: list[Network], own: frozenset[Address], attached: list[Network]
+) -> None:
+    known = None if held is None else Configuration((pool("a", *held),))
+    guard = Guard.of(Boundary(enforcement, allowed=tuple(allowed)), known, own, attached)
+    unguarded = enforcement is Enforcement.IGNORED or (held is None and enforcement is Enforcement.AUTO)
+    for address in (ip_address(f"10.0.0.{number}") for number in range(32)):
+        in_pool = unguarded or any(each.first <= address <= each.last for each in map(parse_range, held or ()))  # type: ignore[operator]
+        legal = in_pool and (not allowed or any(address in each for each in allowed))
+        assert guard.admits(address) == (legal and address not in own)
+        assert legal or address not in guard.cluster, "what is not legal is never cut off"
+
+
+# --- what is said --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("boundary", "known", "message"),
+    [
+        (
+            Boundary(), Configuration((pool("a", "192.0.2.0/24", "2001:db8::1-2001:db8::5"),)),
+            "203.0.113.9 is in none of MetalLB's pools that count (a: 192.0.2.0/24, 2001:db8::1-2001:db8::5); it stays closed",
+        ),
+        (Boundary(), Configuration(), "no pool of MetalLB's that counts holds 203.0.113.9; it stays closed"),
+        (
+            Boundary(Enforcement.REQUIRED), None,
+            "no pool of MetalLB's that counts holds 203.0.113.9; it stays closed",
+        ),
+        (Boundary(allowed=networks("10.0.0.0/8")), None, "203.0.113.9 is outside of allowed_prefixes; it stays closed"),
+        (
+            Boundary(allowed=networks("10.0.0.0/8")), Configuration((pool("a", "203.0.113.0/24"),)),
+            "203.0.113.9 is outside of allowed_prefixes; it stays closed",
+        ),
+        (
+            Boundary(allowed=networks("203.0.113.0/24")), Configuration((pool("a", "192.0.2.0/24"),)),
+            "203.0.113.9 is in none of MetalLB's pools that count (a: 192.0.2.0/24); it stays closed",
+        ),
+    ],
+)  # fmt: skip
+def test_a_refusal_says_which_address_and_what_would_have_let_it_pass(
+    boundary: Boundary, known: Configuration | None, message: str
+) -> None:
+    assert Guard.of(boundary, known).refusal(ip_address(OUTSIDE)) == (Reason.OUTSIDE_POOLS, message)
+
+
+def test_of_a_thousand_pools_a_refusal_names_five() -> None:
+    pools = tuple(pool(f"pool-{n}", *(f"10.{n // 250}.{n % 250}.{m}/32" for m in range(0, 200, 2))) for n in range(1000))
+    refusal = Guard.of(Boundary(), Configuration(pools)).refusal(ip_address(OUTSIDE))
+    assert refusal is not None
+    assert refusal[1].startswith("203.0.113.9 is in none of MetalLB's pools that count (pool-0: 10.0.0.0, 10.0.0.2, ")
+    assert refusal[1].endswith("; and 995 more); it stays closed")
+    assert len(refusal[1]) < 600
+
+
+def test_a_pools_name_from_a_stranger_is_printable_and_short_in_a_refusal() -> None:
+    hostile = pool("x" * 100_000 + "\n", "2001:db8::/64"), pool("\x1b[31m\u202e\ud800'\"", "192.0.2.0/24")
+    refusal = Guard.of(Boundary(), Configuration(hostile)).refusal(ip_address(OUTSIDE))
+    assert refusal is not None
+    assert refusal[1].isprintable()
+    assert len(refusal[1]) < 300
+
+
+# --- what is the cluster's alone -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("pools", "attached", "cluster"),
+    [
+        (("192.0.2.0/24",), (), ["192.0.2.0/24"]),
+        (("192.0.2.0/24",), ("203.0.113.0/24", "2001:db8::/64"), ["192.0.2.0/24"]),
+        (("192.0.2.0/24",), ("192.0.2.0/24",), []),
+        (("192.0.2.0/24", "2001:db8::/32"), ("2001:db8::/32",), ["192.0.2.0/24"]),
+        (("192.0.0.0/22",), ("192.0.2.0/24",), ["192.0.0.0/23", "192.0.3.0/24"]),
+        (("192.0.0.0/24", "192.0.1.0-192.0.2.255"), ("192.0.0.0/23",), ["192.0.2.0/24"]),
+        (("192.0.2.128/26",), ("192.0.2.0/24",), ["192.0.2.128/26"]),
+        (("192.0.1.0-192.0.2.9",), ("192.0.2.0/24",), ["192.0.1.0-192.0.2.9"]),
+        (("192.0.2.0/24",), ("192.0.2.1/32",), ["192.0.2.0/24"]),
+        (("2001:db8::/64",), ("2001:db8::1/128",), ["2001:db8::/64"]),
+        (("192.0.2.0/24",), ("192.0.2.4/31",), ["192.0.2.0/30", "192.0.2.6-192.0.2.255"]),
+        (("10.0.0.0/8",), ("10.1.0.0/16", "10.1.2.0/24"), ["10.0.0.0/16", "10.2.0.0-10.255.255.255"]),
+        (("0.0.0.0/0",), ("0.0.0.0/0",), []),
+        (("0.0.0.0/0", "::/0"), ("255.255.255.254/31",), ["0.0.0.0-255.255.255.253", "::/0"]),
+    ],
+)
+def test_networks_beside_the_router_that_a_pool_swallows_whole_are_not_the_clusters_and_stay_legal(
+    pools: tuple[str, ...], attached: tuple[str, ...], cluster: list[str]
+) -> None:
+    known = Configuration(tuple(pool(f"pool-{number}", text) for number, text in enumerate(pools)))
+    guard = Guard.of(Boundary(), known, attached=networks(*attached))
+    assert ranges(guard.cluster) == cluster
+    assert guard.legal == AddressSet.of(map(parse_range, pools))
+
+
+def test_an_own_address_inside_a_pool_does_not_split_what_is_the_clusters() -> None:
+    guard = Guard.of(Boundary(), KNOWN, addresses("192.0.2.1"), networks("192.0.2.1/32"))
+    assert ranges(guard.cluster) == ["192.0.2.0/24", "198.51.100.0/24", "2001:db8::/64"]
+
+
+def test_where_no_address_is_illegal_none_is_the_clusters_alone() -> None:
+    assert Guard.of(Boundary(), None, attached=networks("192.0.2.0/24")).cluster == AddressSet()
+    assert Guard.of(Boundary(Enforcement.IGNORED), KNOWN).cluster == AddressSet()
+    assert ranges(Guard.of(Boundary(Enforcement.IGNORED, allowed=networks("192.0.2.0/24")), None).cluster) == ["192.0.2.0/24"]
+
+
+# --- the last good configuration -----------------------------------------------------------------------
+
+
+class Seen:
+    """MetalLB's objects, what is remembered of them, and a clock that stands still."""
+
+    def __init__(self, known: Configuration | None = None) -> None:
+        self.now = 1000.0
+        self.metallb = MetalLB.empty(lambda: None, lambda: self.now)
+        self.pools = Pools(known, lambda: self.now)
+
+    def sync(self) -> Seen:
+        """Every kind was listed once."""
+        for inbox in self.metallb.inboxes:
+            with inbox.listing():
+                pass
+        return self
+
+    def put(self, name: str, *texts: str) -> None:
+        self.metallb.pools.put(raw(name, list(texts)))
+
+    def delete(self, name: str) -> None:
+        self.metallb.pools.delete(raw(name, []))
+
+    def look(self) -> list[str]:
+        """Look; returns the names of the pools that hold."""
+        self.pools.look(self.metallb)
+        return [each.name for each in self.pools.known.pools] if self.pools.known else []
+
+    def told(self) -> list[str]:
+        assert {each.reason for each in self.pools.rejections} <= {Reason.INVALID_POOLS}
+        return [f"{each.object}: {each.message}" for each in self.pools.rejections]
+
+
+def raw(name: str, texts: list[str]) -> dict[str, Any]:
+    return {"metadata": {"namespace": "metallb-system", "name": name, "uid": name}, "spec": {"addresses": texts}}
+
+
+def test_what_is_not_complete_changes_nothing() -> None:
+    for complete in range(4):
+        seen = Seen(KNOWN)
+        for inbox in seen.metallb.inboxes[:complete]:
+            with inbox.listing():
+                pass
+        seen.put("new", "10.0.0.0/8")
+        assert seen.pools.look(seen.metallb) == []
+        assert seen.pools.known == KNOWN
+        assert not seen.pools.looked
+
+
+def test_the_first_complete_look_takes_what_is_there_and_says_since_when() -> None:
+    seen = Seen().sync()
+    seen.put("a", "192.0.2.0/24")
+    seen.now += 5
+    assert seen.pools.look(seen.metallb) == [1000.0]
+    assert seen.look() == ["a"]
+    assert seen.pools.looked
+    assert seen.pools.look(seen.metallb) == [], "nothing is new"
+
+
+def test_where_nothing_is_there_nothing_is_known_and_nothing_is_wrong() -> None:
+    seen = Seen().sync()
+    assert seen.look() == []
+    assert seen.pools.known is None
+    assert seen.told() == []
+    assert seen.pools.looked
+
+
+def test_an_invalid_later_configuration_keeps_the_last_good_one_and_says_so() -> None:
+    seen = Seen().sync()
+    seen.put("a", "192.0.2.0/24")
+    assert seen.look() == ["a"]
+    good = seen.pools.known
+    seen.put("b", "192.0.2.9/32", "x/24")
+    assert seen.look() == ["a"]
+    assert seen.pools.known == good
+    assert seen.told() == [
+        "IPAddressPool metallb-system/b: 'x/24' is neither a CIDR nor a range of addresses; the last good pools stay"
+    ]
+    seen.put("b", "192.0.2.9/32")
+    assert seen.look() == ["a"]
+    assert seen.told() == [
+        "IPAddressPool metallb-system/b: 192.0.2.9-192.0.2.9 overlaps 192.0.2.0-192.0.2.255 of the pool 'a'"
+        "; the last good pools stay"
+    ]
+    seen.put("b", "198.51.100.0/24")
+    assert seen.look() == ["a", "b"]
+    assert seen.told() == []
+
+
+def test_an_invalid_first_configuration_leaves_nothing_known_and_says_so() -> None:
+    seen = Seen().sync()
+    seen.put("a")
+    assert seen.look() == []
+    assert seen.pools.known is None
+    assert seen.told() == [
+        "IPAddressPool metallb-system/a: spec.addresses is empty: a pool needs a CIDR or a range of addresses; no pools are known"
+    ]
+
+
+def test_what_was_known_before_the_start_stays_until_there_is_something_good() -> None:
+    seen = Seen(KNOWN).sync()
+    assert seen.look() == ["public", "public6", "flat"]
+    seen.put("a", "x")
+    assert seen.look() == ["public", "public6", "flat"]
+    assert seen.told()[0].endswith("; the last good pools stay")
+    seen.put("a", "192.0.2.0/24")
+    seen.look()
+    seen.now += DOUBT
+    assert seen.look() == ["a"]
+
+
+def test_when_everything_vanishes_at_once_or_one_by_one_the_last_good_pools_stay_for_good() -> None:
+    for one_by_one in (False, True):
+        seen = Seen().sync()
+        for name, text in (("a", "192.0.2.0/24"), ("b", "198.51.100.0/24"), ("c", "203.0.113.0/24")):
+            seen.put(name, text)
+        assert seen.look() == ["a", "b", "c"]
+        for name in "bca":
+            seen.delete(name)
+            if one_by_one:
+                seen.now += DOUBT * 0.9
+                assert seen.look() == ["a", "b", "c"]
+        seen.now += 1_000_000
+        assert seen.look() == ["a", "b", "c"]
+        assert seen.pools.doubted == float("inf")
+        assert seen.told() == []
+
+
+def test_one_pool_that_goes_is_gone_when_no_other_went_for_a_moment() -> None:
+    seen = Seen().sync()
+    seen.put("a", "192.0.2.0/24")
+    seen.put("b", "198.51.100.0/24")
+    seen.look()
+    assert seen.pools.doubted == float("inf")
+    seen.delete("b")
+    assert seen.look() == ["a", "b"]
+    assert seen.pools.doubted == pytest.approx(DOUBT)
+    seen.now += DOUBT / 2
+    assert seen.look() == ["a", "b"]
+    assert seen.pools.doubted == pytest.approx(DOUBT / 2)
+    seen.now += DOUBT
+    assert seen.pools.doubted == 0
+    assert seen.look() == ["a"]
+    assert seen.pools.doubted == float("inf")
+
+
+def test_a_pool_that_goes_and_comes_back_was_never_gone() -> None:
+    seen = Seen().sync()
+    seen.put("a", "192.0.2.0/24")
+    seen.put("b", "198.51.100.0/24")
+    seen.look()
+    seen.delete("b")
+    seen.look()
+    seen.put("b", "203.0.113.0/24")
+    assert seen.look() == ["a", "b"]
+    assert seen.pools.doubted == float("inf")
+    assert seen.pools.known is not None
+    assert str(seen.pools.known.pools[1].ranges[0]) == "203.0.113.0-203.0.113.255", "an edit counts at once"
+
+
+def test_a_pool_that_shrinks_is_smaller_at_once() -> None:
+    seen = Seen().sync()
+    seen.put("a", "192.0.2.0/24")
+    seen.look()
+    seen.put("a", "192.0.2.0/28")
+    assert seen.look() == ["a"]
+    assert seen.pools.known is not None
+    assert [each.element for each in seen.pools.known.pools[0].ranges] == ["192.0.2.0/28"]
+
+
+def test_another_namespace_is_looked_at_even_if_nothing_changed_in_it() -> None:
+    seen = Seen().sync()
+    seen.put("a", "x")
+    seen.look()
+    assert len(seen.told()) == 1
+    seen.metallb = Seen().sync().metallb
+    seen.look()
+    assert seen.told() == [], "what was wrong in the one before is forgotten"
+
+
+def test_while_pools_go_on_changing_one_that_is_gone_is_gone_within_the_second() -> None:
+    seen = Seen().sync()
+    seen.put("a", "192.0.2.0/24")
+    seen.put("b", "198.51.100.0/24")
+    seen.look()
+    seen.delete("b")
+    began = seen.now
+    while "b" in seen.look():
+        seen.now += DOUBT / 3
+        seen.put("a", f"192.0.2.{int(seen.now * 10) % 100}/32")
+    assert seen.now - began == pytest.approx(LONGEST_DOUBT, abs=DOUBT / 3)
+    assert seen.now - began < 1
+
+
+LEFT_BEHIND = "address-pools:\n- name: old\n  protocol: bgp\n  addresses: [203.0.113.0/24]\n"
+
+
+def config_map(text: str) -> dict[str, Any]:
+    return {"metadata": {"namespace": "metallb-system", "name": "config", "uid": "c"}, "data": {"config": text}}
+
+
+def test_the_config_map_that_pool_objects_have_replaced_does_not_come_to_power_again_when_they_go() -> None:
+    for restarted in (False, True):
+        seen = Seen().sync()
+        seen.metallb.config_maps.put(config_map(LEFT_BEHIND))
+        assert seen.look() == ["old"]
+        seen.put("a", "192.0.2.0/24")
+        seen.look()
+        seen.now += DOUBT
+        assert seen.look() == ["a"]
+        if restarted:
+            seen = Seen(seen.pools.known).sync()
+            seen.metallb.config_maps.put(config_map(LEFT_BEHIND))
+        else:
+            seen.delete("a")
+        assert seen.look() == ["a"]
+        seen.now += 1_000_000
+        assert seen.look() == ["a"]
+        assert judge(seen.metallb, seen.pools.known) == (None, ())
+
+
+def announced(seen: Seen) -> list[str]:
+    seen.pools.look(seen.metallb)
+    return [each.name for each in seen.pools.known.pools if each.advertised] if seen.pools.known else []
+
+
+PART = {"metadata": {"namespace": "metallb-system", "name": "x", "uid": "x"}}
+
+
+def test_what_can_not_be_read_after_a_restart_stays_as_it_was_known() -> None:
+    seen = Seen(Configuration((pool("a", "192.0.2.0/24"), pool("b", "198.51.100.0/24", advertised=False)), addresses(PEER)))
+    for inbox in seen.metallb.inboxes:
+        inbox.unreadable()
+    with seen.metallb.pools.listing() as listing:
+        for name, text in (("a", "192.0.2.0/25"), ("b", "198.51.100.0/24"), ("new", "203.0.113.0/24")):
+            listing.put(raw(name, [text]))
+    assert announced(seen) == ["a"]
+    seen.now += 1_000_000
+    assert announced(seen) == ["a"]
+    assert seen.pools.known is not None
+    assert seen.pools.known.peers == addresses(PEER)
+    assert str(seen.pools.known.pools[0].ranges[0]) == "192.0.2.0-192.0.2.127", "what can be read counts"
+
+
+def test_what_can_be_read_again_counts_even_if_it_is_nothing() -> None:
+    seen = Seen(Configuration((pool("a", "192.0.2.0/24"),), addresses(PEER)))
+    for inbox in seen.metallb.inboxes:
+        inbox.unreadable()
+    seen.put("a", "192.0.2.0/24")
+    assert announced(seen) == ["a"]
+    for inbox in seen.metallb.inboxes[1:]:
+        with inbox.listing():
+            pass
+    assert announced(seen) == ["a"], "all may be going"
+    seen.now += DOUBT
+    assert announced(seen) == []
+    assert seen.pools.known is not None
+    assert seen.pools.known.peers == frozenset()
+
+
+def test_advertisements_and_peers_that_are_gone_for_a_moment_leave_everything_as_it_is() -> None:
+    seen = Seen().sync()
+    seen.put("a", "192.0.2.0/24")
+    seen.metallb.advertisements.put({**PART, "spec": {}})
+    seen.metallb.peers.put({**PART, "spec": {"peerAddress": PEER}})
+    assert announced(seen) == ["a"]
+    before = seen.pools.known
+    for inbox in seen.metallb.inboxes:
+        inbox.unreadable()
+        seen.now += 10
+        assert announced(seen) == ["a"]
+    assert seen.pools.known == before
+
+
+def test_what_is_asked_for_once_is_what_stands_there_now_and_the_last_good_one_where_that_is_none() -> None:
+    seen = Seen().sync()
+    seen.put("a", "192.0.2.0/24")
+    found, _ = judge(seen.metallb, KNOWN)
+    assert found is not None
+    assert [each.name for each in found.pools] == ["a"], "nobody waits for what was known to be gone"
+    seen.put("b", "x")
+    found, rejections = judge(seen.metallb, KNOWN)
+    assert found is None
+    assert [each.message for each in rejections] == [
+        "'x' is neither a CIDR nor a range of addresses; the last good pools stay"
+    ]

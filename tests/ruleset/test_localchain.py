@@ -1,0 +1,166 @@
+"""The operator's own chain is taken out of its file verbatim, and no brace or quote in it reaches beyond our table."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nftsync.ruleset.localchain import LocalChainError, by_name, parse_local_chain
+from nftsync.ruleset.tables import Ruleset, Settings, render, tables
+from tests.support import ROOT, Netns
+
+RULES = '\ttcp dport 9 accept # a } brace\n\tip saddr { 192.0.2.1, 192.0.2.2 } counter drop comment "a } # brace"\n'
+
+TAKEN = {
+    f"chain local-chain {{\n{RULES}}}\n": RULES,
+    f"# mine }}\n\nchain local-chain {{\n{RULES}}}\n# end {{\n": RULES,
+    "chain local-chain {}": "",
+    "chain local-chain { }": "",
+    "chain\n\tlocal-chain\t{\n}\n": "",
+    "chain local-chain { };": "",
+    "chain local-chain { accept }": "accept\n",
+    "chain local-chain { accept; drop; }": "accept; drop;\n",
+    "chain local-chain { accept # }\n}": "accept # }\n",
+    "chain local-chain {\n\n\taccept\n\n}": "\n\taccept\n\n",
+    "chain local-chain {\r\n\taccept\r\n}\r\n": "\r\n\taccept\r\n",
+    'chain local-chain { comment "type filter hook input"; }': 'comment "type filter hook input";\n',
+    "chain local-chain { # type filter hook input\n}": "# type filter hook input\n",
+    "": "",
+    " \n\t# nothing yet { }\n": "",
+}
+
+REFUSED = {
+    "chain local-chain {": "the last '}' is missing",
+    "chain local-chain { ip saddr { 192.0.2.1 accept }": "the last '}' is missing",
+    "chain local-chain { accept # }": "the last '}' is missing",
+    "chain local-chain { accept }\n}": "line 2: a '}' closes nothing",
+    "}": "line 1: a '}' closes nothing",
+    "chain local-chain { } }; flush ruleset; table x {": "line 1: a '}' closes nothing",
+    'chain local-chain {\n\tlog prefix "x\n}': "line 2: a quote is not closed",
+    'chain local-chain { comment "a\nb" }': "line 1: a quote is not closed",
+    "chain local-chain { accept }\nchain other { accept }": "it holds more than one block",
+    "chain local-chain { accept } table inet x { }": "it holds more than one block",
+    "chain other { accept }": "it must be 'chain local-chain { … }' and nothing else, not 'chain other'",
+    "chain local-chain2 { accept }": "not 'chain local-chain2'",
+    "table inet x { chain local-chain { accept } }": "not 'table inet x'",
+    "flush ruleset\nchain local-chain { }": "it must be 'chain local-chain { … }' and nothing else",
+    "define x = 5; chain local-chain { }": "it must be 'chain local-chain { … }' and nothing else",
+    "accept\n": "there is something outside of chain local-chain: 'accept'",
+    ";": "there is something outside",
+    "chain local-chain { }\nflush ruleset\n": "there is something outside of chain local-chain: 'flush ruleset'",
+    'chain local-chain { } include "x"': "there is something outside",
+    "chain local-chain { type filter hook input priority 0; policy accept; }": "it can have neither a hook nor a policy of its own",
+    "chain local-chain {\n\taccept\n\ttype  filter\n hook input priority 0;\n}": "neither a hook nor a policy",
+    "chain local-chain { accept; policy drop; }": "neither a hook nor a policy",
+    "chain local-chain { accept\0 }": "it holds a NUL character",
+}
+
+
+@pytest.mark.parametrize(("text", "body"), TAKEN.items())
+def test_the_body_of_the_chain_is_kept_verbatim(text: str, body: str) -> None:
+    assert parse_local_chain(text) == body
+
+
+@pytest.mark.parametrize(("text", "wrong"), REFUSED.items())
+def test_what_is_not_exactly_one_such_chain_is_refused_with_the_reason(text: str, wrong: str) -> None:
+    with pytest.raises(LocalChainError) as refused:
+        parse_local_chain(text)
+    assert wrong in str(refused.value)
+    assert str(refused.value).isprintable()
+
+
+def test_the_shipped_file_is_a_chain_without_rules() -> None:
+    body = parse_local_chain((ROOT / "etc/local-chain.nft").read_text(encoding="utf-8"))
+    assert [line for line in body.splitlines() if not line.strip().startswith("#")] == []
+
+
+pieces = st.sampled_from(
+    [
+        "chain", " ", "local-chain", "{", "}", '"', "#", "\n", ";", "\\", "accept", "drop", "type filter hook input priority 0;",
+        "ip saddr", "192.0.2.1", "flush ruleset", "table inet x", "counter", "'", "\r", "\x0b", "\x85", "\u2028", "$", "@", "*",
+        "\t", "include",
+    ]
+)  # fmt: skip
+texts = st.lists(pieces, max_size=20).map("".join)
+
+
+@given(st.text() | texts | texts.map("chain local-chain {{\n{}\n}}".format))
+def test_no_text_ends_in_anything_but_a_body_or_a_sentence(text: str) -> None:
+    try:
+        body = parse_local_chain(text)
+    except LocalChainError as refused:
+        message = str(refused)
+        assert message.isprintable()
+    else:
+        assert not body or body.endswith("\n")
+        assert body.strip() in text
+
+
+def test_whatever_is_taken_no_body_reaches_beyond_our_table(shared_netns: Netns) -> None:
+    """Every body that was taken is loaded by the real nft, or refused by it; the table beside ours never changes."""
+    beside = "table inet beside {\n\tset s {\n\t\ttype ipv4_addr\n\t\telements = { 192.0.2.1 }\n\t}\n}\n"
+    shared_netns.nft(beside)
+    taken = set(TAKEN.values())
+
+    @given(texts.map("chain local-chain {{\n{}\n}}".format))
+    def attempt(text: str) -> None:
+        try:
+            taken.add(parse_local_chain(text))
+        except LocalChainError:
+            return
+
+    attempt()
+    assert len(taken) > len(set(TAKEN.values()))
+    loaded = 0
+    for body in sorted(taken):
+        text = "add table inet nftsync\ndelete table inet nftsync\n" + render(Ruleset(tables(Settings(local_chain=body))))
+        loaded += not shared_netns.command("nft", "-f", "-", text=text, check=False)
+        names = shared_netns.command("nft", "list", "tables").splitlines()
+        assert set(names) <= {"table inet beside", "table inet nftsync"}
+        assert shared_netns.command("nft", "list", "table", "inet", "beside") == beside
+        if "table inet nftsync" in names:
+            listing = shared_netns.command("nft", "-t", "list", "table", "inet", "nftsync")
+            assert re.findall(r"^\tchain (\S+) ", listing, re.MULTILINE) == list(tables(Settings())["inet"].chains)
+    assert loaded >= len(set(TAKEN.values())) - 1, "all but the one with carriage returns"
+
+
+def test_a_file_that_ends_within_a_comment_still_closes_our_chain(netns: Netns, tmp_path: Path) -> None:
+    body = parse_local_chain("chain local-chain { accept # mine\n}")
+    netns.nft(render(Ruleset(tables(Settings(local_chain=body)))))
+    assert "chain forward" in netns.command("nft", "list", "ruleset")
+
+
+BY_NAME = {
+    'iif "vpn0" accept': 'iifname "vpn0" accept',
+    "iif vpn0 oif != { vpn1, vpn2 } drop": "iifname vpn0 oifname != { vpn1, vpn2 } drop",
+    'meta iif . tcp dport { "vpn0" . 22 } accept': 'meta iifname . tcp dport { "vpn0" . 22 } accept',
+    "iif vmap { vpn0 : accept, vpn1 : drop }": "iifname vmap { vpn0 : accept, vpn1 : drop }",
+    "fib saddr . iif oif missing iif vpn0 drop": "fib saddr . iif oif missing iifname vpn0 drop",
+    "fib daddr . iif type local oif eq vpn0 accept": "fib daddr . iif type local oifname eq vpn0 accept",
+}
+AS_IT_IS = [
+    "iif != 5 drop",
+    'iif != { "lo", 5 } drop',
+    "iif 1-3 accept",
+    "iif & 3 == 1 accept",
+    'iifname "iif" oifname "oif" accept comment "iif vpn0" # iif vpn0',
+    "iiftype ether accept",
+    "fib saddr . iif oif missing drop",
+]
+
+
+@pytest.mark.parametrize("body", [*BY_NAME, *AS_IT_IS])
+def test_interfaces_by_their_names_need_not_be_there(netns: Netns, body: str) -> None:
+    named = by_name(body)
+    assert named == BY_NAME.get(body, body)
+
+    def check(chain: str) -> str:
+        text = render(Ruleset(tables(Settings(local_chain=f"{chain}\n"))))
+        return netns.command("nft", "--check", "--file", "-", text=text, check=False)
+
+    assert check(named) == ""
+    assert ("Interface does not exist" in check(body)) is (body in BY_NAME)

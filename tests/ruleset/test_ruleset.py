@@ -1,0 +1,209 @@
+"""The ruleset that pinholes and settings give: its text, and that the kernel holds what the text says."""
+
+from __future__ import annotations
+
+from ipaddress import ip_address, ip_network
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+
+from nftsync.objects.nft import NftSpec
+from nftsync.objects.ratelimit import RateLimit, parse_ratelimit
+from nftsync.objects.service import Name, Port, Protocol, Service
+from nftsync.policy.pinholes import Desired, Filters, Pinhole
+from nftsync.ruleset.tables import FILTER, SHAPER, Chain, Ruleset, Set, Settings, Table, elements, render, ruleset, tables
+from tests.support import NICS, Fresh, Netns, filled, rulesets, same
+
+WEB = Name("shop", "web")
+BYTES = RateLimit(1024, "second", 0, packets=False)
+PACKETS = RateLimit(5, "second", 5, packets=True)
+ANYBODY4 = Pinhole("192.0.2.1 . tcp . 80", 4, None, None, WEB)
+ANYBODY6 = Pinhole("2001:db8::1 . tcp . 80", 6, None, None, WEB)
+
+
+def hole(address: str = "192.0.2.1", sources: tuple[str, ...] | None = None, limit: RateLimit | None = None) -> Pinhole:
+    ranges = None if sources is None else tuple(ip_network(each) for each in sources)
+    return Pinhole(f"{address} . tcp . 80", ip_address(address).version, ranges, limit, WEB)
+
+
+def chain(shown: Settings, name: str, family: str = FILTER) -> str:
+    return tables(shown)[family].chains[name].rules
+
+
+# --- text ----------------------------------------------------------------------------------------------
+
+
+def test_a_ruleset_is_rendered_as_nft_lists_it() -> None:
+    shown = Ruleset(
+        {
+            FILTER: Table(
+                {"a": Set("ipv4_addr", "interval", "counter"), "b": Set("ipv6_addr")},
+                {"c": Chain("\t\taccept\n"), "d": Chain("\t\tjump c\n", "type filter hook input priority 0; policy drop;")},
+            )
+        },
+        {FILTER: {"a": {"192.0.2.2": "", "192.0.2.1": ""}}},
+    )
+    assert render(shown, name="x") == (
+        "table inet x {\n"
+        "\tset a {\n\t\ttype ipv4_addr\n\t\tflags interval\n\t\tcounter\n"
+        "\t\telements = { 192.0.2.1,\n\t\t\t     192.0.2.2 }\n\t}\n\n"
+        "\tset b {\n\t\ttype ipv6_addr\n\t}\n\n"
+        "\tchain c {\n\t\taccept\n\t}\n\n"
+        "\tchain d {\n\t\ttype filter hook input priority 0; policy drop;\n\t\tjump c\n\t}\n"
+        "}\n"
+    )
+
+
+def test_nothing_is_rendered_as_nothing() -> None:
+    assert render(Ruleset()) == ""
+
+
+def test_equal_input_in_another_order_gives_identical_text() -> None:
+    holes = [hole("192.0.2.1"), hole("192.0.2.2", ("10.0.0.0/8", "198.51.100.0/24")), hole("2001:db8::1", None, PACKETS)]
+    shown = Settings(enable_rateshape=True)
+    assert render(ruleset(holes, shown)) == render(ruleset(reversed(holes), shown))
+
+
+@pytest.mark.parametrize(
+    ("pinhole", "found"),
+    [
+        (hole(), {FILTER: {"services4": {"192.0.2.1 . tcp . 80": ""}}}),
+        (hole("2001:db8::1"), {FILTER: {"services6": {"2001:db8::1 . tcp . 80": ""}}}),
+        (hole("192.0.2.1", ("10.0.0.0/8",)), {FILTER: {"sources4": {"192.0.2.1 . tcp . 80 . 10.0.0.0/8": ""}}}),
+        (hole("192.0.2.1", ("198.51.100.7/32",)), {FILTER: {"sources4": {"192.0.2.1 . tcp . 80 . 198.51.100.7": ""}}}),
+        (hole("2001:db8::1", ("2001:db8:7::1/128",)), {FILTER: {"sources6": {"2001:db8::1 . tcp . 80 . 2001:db8:7::1": ""}}}),
+        (hole("192.0.2.1", ()), {}),
+        (hole("192.0.2.1", (), PACKETS), {}),
+        (
+            hole("192.0.2.1", None, BYTES),
+            {
+                FILTER: {"services4": {"192.0.2.1 . tcp . 80": ""}},
+                SHAPER: {
+                    "limited4": {"192.0.2.1 . tcp . 80": "limit rate over 1 kbytes/second burst 1 bytes"},
+                    "dropped4": {"192.0.2.1 . tcp . 80": ""},
+                },
+            },
+        ),
+        (
+            hole("2001:db8::1", None, PACKETS),
+            {
+                FILTER: {"services6": {"2001:db8::1 . tcp . 80": ""}},
+                SHAPER: {
+                    "limited6-packets": {"2001:db8::1 . tcp . 80": "limit rate over 5/second burst 5 packets"},
+                    "dropped6": {"2001:db8::1 . tcp . 80": ""},
+                },
+            },
+        ),
+    ],
+)
+def test_a_pinhole_is_these_elements(pinhole: Pinhole, found: Any) -> None:
+    assert filled(elements([pinhole], Settings(enable_rateshape=True))) == found
+
+
+def test_without_rate_shaping_nothing_is_limited_and_there_is_no_netdev_table() -> None:
+    shown = ruleset([hole("192.0.2.1", None, BYTES)], Settings(enable_rateshape=False))
+    assert filled(shown.elements) == {FILTER: {"services4": {"192.0.2.1 . tcp . 80": ""}}}
+    assert list(shown.tables) == [FILTER]
+
+
+@settings(max_examples=40)
+@given(rulesets())
+def test_whatever_has_a_limit_has_a_counter_of_what_the_limit_dropped(shown: Ruleset) -> None:
+    sets = shown.elements.get(SHAPER, {})
+    for version in (4, 6):
+        limited = {*sets.get(f"limited{version}", ()), *sets.get(f"limited{version}-packets", ())}
+        assert limited == set(sets.get(f"dropped{version}", ()))
+
+
+def test_only_what_is_switched_on_reaches_the_router_itself() -> None:
+    nic = Settings("enp1s0", enable_bgp=True, enable_ssh=True)
+    assert chain(nic, "operator-cr") == '\t\tiifname "enp1s0" tcp dport 179 accept\n\t\tiifname "enp1s0" tcp dport 22 accept\n'
+    assert (
+        chain(Settings("enp1s0", enable_bgp=False, enable_ssh=True), "operator-cr") == '\t\tiifname "enp1s0" tcp dport 22 accept\n'
+    )
+    assert chain(Settings("enp1s0", enable_bgp=False, enable_ssh=False), "operator-cr") == ""
+
+
+@pytest.mark.parametrize("base", ["input", "forward"])
+def test_every_base_chain_ends_in_an_explicit_verdict_and_its_policy_is_drop(base: str) -> None:
+    for dropall, verdict in ((True, "drop"), (False, "accept")):
+        shown = tables(Settings("enp1s0", enable_dropall=dropall))[FILTER].chains[base]
+        assert shown.rules.splitlines()[0] == "\t\tjump local-chain"
+        assert shown.rules.splitlines()[-1] == f"\t\t{verdict}"
+        assert shown.hook.endswith("policy drop;")
+
+
+def test_without_a_public_nic_every_interface_but_lo_counts_as_public() -> None:
+    assert "iifname" not in chain(Settings(), "forward")
+    assert "ct state new accept" not in chain(Settings(), "global")
+    assert '\t\tiifname != "enp1s0" ct state new accept\n' in chain(Settings("enp1s0"), "global")
+
+
+def test_the_public_nic_is_told_by_its_index_too_and_while_it_is_missing_there_is_none() -> None:
+    assert '\t\tiifname != "enp1s0" iif != 7 ct state new accept\n' in chain(Settings("enp1s0", index=7), "global")
+    assert '\t\tiifname != "enp1s0" iif 7 jump operator-svc\n' in chain(Settings("enp1s0", index=7), "forward")
+    missing = tables(Settings("enp1s0", enable_bgp=True, index=0))[FILTER]
+    assert missing == tables(Settings(enable_bgp=True))[FILTER]
+
+
+def test_no_packet_from_a_source_port_is_let_in_for_that_alone() -> None:
+    assert "sport" not in render(Ruleset(tables(Settings("enp1s0", enable_bgp=True, enable_rateshape=True))))
+
+
+def test_the_nic_is_hooked_only_while_it_is_there() -> None:
+    shown = tables(Settings("enp1s0", enable_rateshape=True, index=0))[SHAPER]
+    assert list(shown.chains) == ["operator-tc"]
+    hooked = tables(Settings("enp1s0", enable_rateshape=True))[SHAPER]
+    assert hooked.chains["ratelimit"].hook == 'type filter hook ingress device "enp1s0" priority 0; policy accept;'
+
+
+def test_settings_follow_the_resource_and_the_local_configuration_overrides_the_nic() -> None:
+    spec = NftSpec("enp1s0", enable_bgp=False, enable_ssh=False, enable_dropall=False, enable_rateshape=True)
+    assert Settings.of(spec, public_nic=None, local_chain="x") == Settings(
+        "enp1s0", enable_bgp=False, enable_dropall=False, enable_rateshape=True, enable_ssh=False, local_chain="x"
+    )
+    assert Settings.of(spec, public_nic="enp2s0", local_chain="").device == "enp2s0"
+    assert Settings.of(spec, public_nic=None, index=0, local_chain="").device is None
+
+
+def test_without_settings_the_strictest_hold() -> None:
+    strict = Settings.of(None, public_nic="enp2s0", local_chain="x")
+    assert strict == Settings("enp2s0", enable_bgp=False, enable_dropall=True, enable_rateshape=False, local_chain="x")
+
+
+# --- kernel --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def router(shared_netns: Netns) -> Netns:
+    shared_netns.add_nics(*NICS)
+    return shared_netns
+
+
+@settings(max_examples=40)
+@given(rulesets())
+def test_what_is_rendered_is_what_the_kernel_holds_after_nft_loaded_it(router: Netns, shown: Ruleset) -> None:
+    router.nft(
+        "add table inet nftsync\nadd table netdev nftsync\ndelete table inet nftsync\ndelete table netdev nftsync\n" + render(shown)
+    )
+    same(router, shown, Fresh.of(router))
+
+
+def test_every_kind_of_pinhole_survives_the_way_from_the_service_to_the_kernel_and_back(router: Netns) -> None:
+    limited = [parse_ratelimit(text) for text in ("2 mbytes/second burst 512 kbytes", "400/minute burst 10 packets")]
+    ranges = (None, (ip_network("0.0.0.0/0"),), tuple(map(ip_network, ("64:ff9b::102:304/128", "::102:300/120", "10.0.0.1/32"))))
+    services = [
+        Service(
+            Name("shop", f"web-{number}"), "", "", "", (ip_address(f"192.0.2.{number}"), ip_address(f"::192.0.2.{number}")),
+            tuple(Port(protocol, port) for protocol in Protocol for port in (1, 80, 65535)), sources, limit, (),
+        )
+        for number, (sources, limit) in enumerate(((s, li) for s in ranges for li in (None, *limited)), start=1)
+    ]  # fmt: skip
+    shown = ruleset(Desired.of(services, Filters()).pinholes.values(), Settings("pub0", enable_rateshape=True))
+    router.nft(
+        "add table inet nftsync\nadd table netdev nftsync\ndelete table inet nftsync\ndelete table netdev nftsync\n" + render(shown)
+    )
+    same(router, shown, Fresh.of(router))
+    found = router.run(router.kernel.read)
+    assert sum(len(members) for sets in found.ruleset.elements.values() for members in sets.values()) > 200
