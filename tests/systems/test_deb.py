@@ -72,7 +72,7 @@ def test_two_folders_give_the_same_bytes(deb: Path, tmp_path: Path, without: tup
 
 
 def test_these_files_and_no_others_are_in_it(deb: Path) -> None:
-    modules = {f"/{PYTHON}/{path.relative_to(ROOT)}" for path in (ROOT / "nftsync").glob("*.py")}
+    modules = {f"/{PYTHON}/{path.relative_to(ROOT)}" for path in (ROOT / "nftsync").rglob("*.py")}
     documents = {f"/usr/share/doc/nftsync/{path.relative_to(ROOT)}" for path in (ROOT / "docs").glob("*.md")}
     files = {path for path, mode in listed(deb).items() if not mode.startswith("d")}
     # debhelper compresses what is large, and newer ones put units below /usr.
