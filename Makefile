@@ -39,7 +39,7 @@ endef
 .PHONY: demo test test-newest lint bench chaos deb test-deb apt-repo clean
 
 demo: .venv/bin/nftsync
-	.venv/bin/nftsync demo
+	.venv/bin/python -m tests.lab
 
 test: lint
 	.venv/bin/pytest $(PARALLEL)

@@ -90,8 +90,6 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--print", action="store_true", help="print what would be applied, and ask nobody")
     made.add_argument("--output", type=Path, metavar="FILE", help="write the routers' kubeconfig there, for its owner's eyes alone")
     add("flush", _flush, "Remove nftsync's tables from the kernel: this opens the firewall.")
-    demo = add("demo", _demo, "Build a lab of three network namespaces and show what passes.")
-    demo.add_argument("--manifests", **_PATHS, help="instead of the five example Services")
     return parser
 
 
@@ -205,15 +203,5 @@ def _flush(options: argparse.Namespace) -> int:
     try:
         flush(config.load(options.config))
     except (KernelError, LinkError, LockedError) as fault:
-        return fail(FAILED, str(fault))
-    return 0
-
-
-def _demo(options: argparse.Namespace) -> int:
-    from tests.lab.demo import DemoError, demo
-
-    try:
-        demo(options.manifests)
-    except DemoError as fault:
         return fail(FAILED, str(fault))
     return 0

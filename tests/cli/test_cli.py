@@ -23,7 +23,7 @@ from tests.objects.test_ratelimit import near_misses
 from tests.support import ROOT
 
 EXAMPLES = str(ROOT / "examples")
-COMMANDS = ("run", "boot", "render", "ratelimit", "pools", "status", "explain", "confirm", "top", "diff", "check", "flush", "demo")
+COMMANDS = ("run", "boot", "render", "ratelimit", "pools", "status", "explain", "confirm", "top", "diff", "check", "flush")
 
 
 @pytest.fixture

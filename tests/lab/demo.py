@@ -1,4 +1,4 @@
-"""`nftsync demo`: the daemon at work in a lab of three network namespaces, with real packets."""
+"""`make demo`: the daemon at work in a lab of three network namespaces, with real packets."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from nftsync.policy.pinholes import Pinhole
 from tests.lab.lab import CLIENT, CLUSTER, PUBLIC, Flood, Lab, LabError, Probe
 from tests.lab.lab import Protocol as ProbeProtocol
 
-_EXAMPLES = (Path(__file__).parents[2] / "examples", Path("/usr/share/nftsync/examples"))
+_EXAMPLES = Path(__file__).parents[2] / "examples"
 _STARTED = 20.0  # seconds that the daemon may take until it is ready
 _READY = "http://127.0.0.1:9469/readyz"  # the default address; the lab's router has a loopback of its own
 _NOWHERE = "172.30.254.250"  # routed to the cluster, but no Service has it
@@ -43,7 +43,7 @@ class _Expectation:
 
 def demo(manifests: Sequence[Path] | None) -> None:
     """Print what passed, what was dropped, the rates reached and the ruleset. Raises DemoError."""
-    paths = list(manifests) if manifests else [_examples()]
+    paths = list(manifests) if manifests else [_EXAMPLES]
     shown = preview(Config(), paths, "", [ip_address(own) for own in (*PUBLIC, *CLUSTER)])
     if shown.settings.public_nic is None:
         raise DemoError(f"{', '.join(map(str, paths))}: the demo needs an Nft resource with a public_nic")
@@ -56,13 +56,6 @@ def demo(manifests: Sequence[Path] | None) -> None:
                 _show(lab, shown)
     except (LabError, OSError, subprocess.SubprocessError) as fault:
         raise DemoError(f"the lab could not be built (it needs root): {fault}") from fault
-
-
-def _examples() -> Path:
-    for folder in _EXAMPLES:
-        if folder.is_dir():
-            return folder
-    raise DemoError("the example Services are not installed: name your own with --manifests PATH…")
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""`nftsync demo` shows what the daemon does to real packets, fails when one does what it should not, and leaves nothing behind."""
+"""`make demo` shows what the daemon does to real packets, fails when one does what it should not, and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from nftsync.cli import main as cli
 from nftsync.cli.preview import Preview
 from tests.lab import demo
+from tests.lab.__main__ import main
 from tests.lab.lab import CLIENT, Flood, Lab
 from tests.labtools import PATIENCE, SERVICE6, Raw, eventually, needs_root, nft, service, write_manifests
 
@@ -50,14 +50,14 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Command:
-    """`nftsync demo` as a process in a session of its own, with a folder of its own for temporary files."""
+    """The demo as a process in a session of its own, with a folder of its own for temporary files."""
 
     def __init__(self, folder: Path, *arguments: str) -> None:
         self.temporary = folder / "temporary"
         self.temporary.mkdir(exist_ok=True)
         self._interfaces = interfaces()
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "nftsync", "demo", *arguments],
+            [sys.executable, "-m", "tests.lab", *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -110,7 +110,7 @@ def test_it_works_twice_in_a_row_and_leaves_nothing_behind(small: Path, tmp_path
 
 
 def test_it_shows_what_passed_and_what_was_dropped_of_any_manifests(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["demo", "--manifests", str(small)]) == 0
+    assert main(["--manifests", str(small)]) == 0
     output = capsys.readouterr().out
     passed, dropped = section(output, "passed"), section(output, "dropped")
     for probe in ("tcp 172.30.254.1 port 80", f"tcp {SERVICE6} port 80", "tcp 172.30.254.2 port 80", "tcp 198.51.100.1 port 22"):
@@ -124,7 +124,7 @@ def test_it_shows_what_passed_and_what_was_dropped_of_any_manifests(small: Path,
 def test_the_examples_show_the_five_services_the_rates_of_the_limited_ones_and_the_ruleset(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert cli.main(["demo"]) == 0
+    assert main([]) == 0
     output = capsys.readouterr().out
     passed = section(output, "passed")
     assert [probe for probe in EXAMPLES if f"tcp {probe} " not in passed] == []
@@ -146,18 +146,18 @@ def test_a_packet_that_does_what_it_should_not_is_marked_and_the_status_tells(
         yield from (replace(first, passes=not passes), *others)
 
     monkeypatch.setattr(demo, "_expectations", one_is_wrong)
-    assert cli.main(["demo", "--manifests", str(small)]) == 1
+    assert main(["--manifests", str(small)]) == 1
     output, errors = capsys.readouterr()
     assert output.count("this is wrong") == 1
     assert "this is wrong" in section(output, "passed" if passes else "dropped")
-    assert re.search(r"^nftsync: 1 packets? and 0 rates were not what they should be", errors, re.MULTILINE)
+    assert re.search(r"^demo: 1 packets? and 0 rates were not what they should be", errors, re.MULTILINE)
 
 
 @pytest.mark.parametrize(("objects", "words"), [((), "Nft resource"), (SMALL[1:], "Nft resource")])
 def test_without_a_public_nic_it_says_in_a_line_what_it_needs(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], objects: tuple[Raw, ...], words: str
 ) -> None:
-    assert cli.main(["demo", "--manifests", str(write_manifests(tmp_path / "manifests", *objects))]) == 1
+    assert main(["--manifests", str(write_manifests(tmp_path / "manifests", *objects))]) == 1
     errors = capsys.readouterr().err.splitlines()
     assert len(errors) == 1
     assert words in errors[0]
