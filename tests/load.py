@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from nftsync.kernel.netns import Namespace
 from tests.lab.lab import Lab
+from tests.lab.namespace import Namespace
 from tests.labtools import PATIENCE
 
 

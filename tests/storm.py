@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 from nftables import Nftables
 
-from nftsync.kernel.netns import Namespace
+from tests.lab.namespace import Namespace
 
 
 @contextmanager

@@ -20,12 +20,12 @@ from nftsync.daemon.reconcile import Reconciler
 from nftsync.daemon.signals import Signals
 from nftsync.files.store import Store
 from nftsync.kernel.interfaces import Links
-from nftsync.kernel.netns import Namespace
 from nftsync.kernel.nft import Kernel
 from nftsync.objects.nft import Nft, parse_nft
 from nftsync.objects.service import Service, parse_service
 from nftsync.plan.result import Outcome, SyncResult
 from tests.bench.measure import NIC, Goal, Samples, address_of, in_turns, nft_resource, service, spread, table
+from tests.lab.namespace import Namespace
 from tests.labtools import no_metallb
 
 SIZES = (1_000, 10_000)

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from nftsync.kernel.netns import Namespace
 from nftsync.objects.nft import parse_nft
 from nftsync.objects.service import parse_service
 from nftsync.policy.pinholes import Desired, Filters
@@ -20,6 +19,7 @@ from nftsync.ruleset.tables import Settings, render, ruleset
 from tests.apiserver.harness import Programs, find_programs
 from tests.bench.cluster import cluster
 from tests.bench.measure import Goal, nft_resource, service, spread, table
+from tests.lab.namespace import Namespace
 
 COUNT = 10_000
 ROUNDS = 7

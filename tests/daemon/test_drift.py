@@ -13,9 +13,9 @@ import pytest
 
 from nftsync.kernel import commits
 from nftsync.kernel.commits import Commit, Meddling
-from nftsync.kernel.netns import Namespace
 from nftsync.kernel.nft import Kernel
 from tests.lab.lab import Lab
+from tests.lab.namespace import Namespace
 from tests.labtools import SERVICE4, SERVICE6, Daemon, elements, eventually, needs_root, nft, rules, service
 from tests.storm import storm
 

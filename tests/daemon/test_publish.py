@@ -20,7 +20,6 @@ from nftsync.daemon.reconcile import Reconciler
 from nftsync.exporter.metrics import Metrics
 from nftsync.files.store import Store
 from nftsync.kernel.interfaces import Links
-from nftsync.kernel.netns import Namespace
 from nftsync.kernel.nft import Kernel
 from nftsync.objects.nft import parse_nft
 from nftsync.objects.service import parse_service
@@ -29,6 +28,7 @@ from nftsync.policy.guard import Boundary, Enforcement
 from nftsync.policy.pools import MetalLB
 from nftsync.report.conditions import Condition, RouterStatus
 from nftsync.report.notices import News, Topic
+from tests.lab.namespace import Namespace
 from tests.labtools import PUBLIC_NIC, SERVICE4, Raw, needs_root, nft, service
 
 pytestmark = needs_root

@@ -21,7 +21,6 @@ from prometheus_client import generate_latest
 
 from nftsync.exporter.metrics import KernelCollector, Metrics
 from nftsync.kernel import counters, routes
-from nftsync.kernel.netns import Namespace
 from nftsync.kernel.nft import Kernel
 from nftsync.objects.ratelimit import parse_ratelimit
 from nftsync.objects.service import Name, ObjectRef, Reason, Rejection
@@ -29,6 +28,7 @@ from nftsync.policy.pinholes import Pinhole
 from nftsync.report.traffic import CAP, Count, Reading
 from nftsync.ruleset.tables import Settings, render, ruleset
 from tests.lab.lab import Lab, Probe
+from tests.lab.namespace import Namespace
 from tests.labtools import METRICS, SERVICE4, SERVICE6, Daemon, eventually, needs_root, nft, service
 from tests.support import ROOT
 

@@ -16,8 +16,8 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from nftsync.kernel import interfaces as links
 from nftsync.kernel.interfaces import LinkError, Links, listen
-from nftsync.kernel.netns import Namespace
 from tests.lab.lab import CLIENT, CLUSTER, NODE, PUBLIC, Lab, TcpServer
+from tests.lab.namespace import Namespace
 from tests.lab.probe import Pair
 from tests.labtools import eventually, needs_root
 

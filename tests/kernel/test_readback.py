@@ -9,9 +9,9 @@ from ipaddress import ip_address
 import pytest
 
 from nftsync.kernel import readback
-from nftsync.kernel.netns import Namespace
 from nftsync.kernel.nft import Kernel, KernelError
 from nftsync.ruleset.tables import FILTER, Ruleset, Settings, render, tables
+from tests.lab.namespace import Namespace
 from tests.labtools import needs_root
 from tests.storm import storm
 from tests.support import NICS, Fresh, Netns

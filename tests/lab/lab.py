@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
 from typing import Any, Self
 
-from nftsync.kernel.netns import LabError, Namespace, Socket, TcpServer
+from tests.lab.namespace import LabError, Namespace, Socket, TcpServer
 from tests.lab.probe import (
     CLIENT,
     CLUSTER,

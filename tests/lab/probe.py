@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Literal
 
-from nftsync.kernel.netns import PATIENCE, LabError, Namespace, Socket
+from tests.lab.namespace import PATIENCE, LabError, Namespace, Socket
 
 Pair = tuple[IPv4Address, IPv6Address]
 Protocol = Literal["tcp", "udp", "sctp", "icmp"]  # icmp is ICMPv6 where the destination is IPv6

@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from nftsync.kernel.netns import Namespace
 from tests.apiserver.harness import eventually
+from tests.lab.namespace import Namespace
 from tests.lab.probe import CLIENT, CLUSTER, NODE, PEER_MAC, PUBLIC, ROUTER_MAC
 
 SERVICES = "172.30.254.0/24"

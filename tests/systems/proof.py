@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from nftsync.kernel.netns import Namespace
 from tests.apiserver.harness import NFTS, ApiServer, eventually
+from tests.lab.namespace import Namespace
 from tests.lab.probe import CLIENT
 from tests.load import Tally, listener, traffic_from
 from tests.systems.machine import Machine
