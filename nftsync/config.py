@@ -12,22 +12,18 @@ import socket
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from enum import StrEnum
 from ipaddress import IPv4Network, IPv6Network, collapse_addresses, ip_address, ip_network
 from pathlib import Path
 from typing import Any, TypeVar
 
 from nftsync.objects.nft import parse_nic
-from nftsync.objects.service import Malformed, Name, Network, quote
-from nftsync.policy.guard import Boundary, Enforcement
-from nftsync.policy.pinholes import Filters
-from nftsync.policy.quota import Caps
+from nftsync.objects.service import Address, Malformed, Name, Network, Service, quote
 
 DEFAULT_PATH = Path("/etc/nftsync/nftsync.toml")
 KUBECONFIG = Path("/etc/nftsync/kubeconfig")
 
 _NFT = Name("arbf-operators", "nft")
-_ALL = Filters()
-_BOUNDARY = Boundary()
 
 T = TypeVar("T")
 
@@ -38,6 +34,60 @@ class InputError(Exception):
 
 class ConfigError(InputError):
     """The configuration can't be used; the message names file, key and value."""
+
+
+@dataclass(frozen=True, slots=True)
+class Caps:
+    """The most pinholes, of all Services together and of those of one namespace. 0: no cap."""
+
+    pinholes: int = 100_000
+    pinholes_per_namespace: int = 50_000
+
+
+@dataclass(frozen=True, slots=True)
+class Filters:
+    """Which Services are ours. An empty collection filters nothing.
+
+    load_balancer_classes: spec.loadBalancerClass values; "" stands for Services that have none.
+    """
+
+    namespaces: frozenset[str] = frozenset()
+    exclude_namespaces: frozenset[str] = frozenset()
+    load_balancer_classes: frozenset[str] = frozenset()
+
+    def admit(self, service: Service) -> bool:
+        namespace = service.name.namespace
+        return (
+            (not self.namespaces or namespace in self.namespaces)
+            and namespace not in self.exclude_namespaces
+            and (not self.load_balancer_classes or service.load_balancer_class in self.load_balancer_classes)
+        )
+
+
+class Enforcement(StrEnum):
+    """What holds while MetalLB's configuration is not known: the setting `pools`."""
+
+    AUTO = "auto"  # every address is legal until a configuration was seen; from then on its pools hold
+    REQUIRED = "required"  # no address is legal
+    IGNORED = "ignored"  # pools are not even read
+
+
+@dataclass(frozen=True, slots=True)
+class Boundary:
+    """What the local configuration says about legal addresses.
+
+    advertised_only: whether only pools count that are announced over BGP.  allowed: prefixes, empty for no restriction.
+    reserved: addresses that are never opened.
+    """
+
+    enforcement: Enforcement = Enforcement.AUTO
+    advertised_only: bool = False
+    allowed: tuple[Network, ...] = ()
+    reserved: frozenset[Address] = frozenset()
+
+
+_ALL = Filters()
+_BOUNDARY = Boundary()
 
 
 @dataclass(frozen=True, slots=True)

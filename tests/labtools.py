@@ -20,10 +20,11 @@ from typing import Any, Self
 
 import pytest
 
+from nftsync.config import Filters
 from nftsync.kernel.nft import Kernel
 from nftsync.objects.nft import parse_nft
 from nftsync.objects.service import parse_service
-from nftsync.policy.pinholes import Desired, Filters
+from nftsync.policy.pinholes import Desired
 from nftsync.policy.pools import MetalLB
 from nftsync.ruleset.tables import Ruleset, Settings, ruleset
 from nftsync.ruleset.transaction import transaction

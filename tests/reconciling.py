@@ -7,7 +7,7 @@ from pathlib import Path
 
 from nftsync.cluster.cache import Inbox
 from nftsync.cluster.inputs import Inputs
-from nftsync.config import Config
+from nftsync.config import Boundary, Caps, Config
 from nftsync.daemon.reconcile import Reconciler
 from nftsync.files.store import Store
 from nftsync.kernel.interfaces import Links
@@ -15,9 +15,7 @@ from nftsync.kernel.nft import Kernel
 from nftsync.objects.nft import Nft, parse_nft
 from nftsync.objects.service import Reason, Service, parse_service
 from nftsync.plan.result import SyncResult
-from nftsync.policy.guard import Boundary
 from nftsync.policy.pools import MetalLB
-from nftsync.policy.quota import Caps
 from tests.lab.lab import Lab
 from tests.labtools import Raw, nft, no_metallb
 

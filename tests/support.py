@@ -16,10 +16,11 @@ from typing import Any, ParamSpec, TypeVar
 from hypothesis import strategies as st
 from nftables import Nftables
 
+from nftsync.config import Filters
 from nftsync.kernel.nft import Kernel
 from nftsync.objects.ratelimit import RateLimit
 from nftsync.objects.service import Name, Network, Port, Protocol, Service
-from nftsync.policy.pinholes import Desired, Filters
+from nftsync.policy.pinholes import Desired
 from nftsync.ruleset.tables import FILTER, NAME, SHAPER, Elements, Ruleset, Settings, ruleset
 
 ROOT = Path(__file__).parent.parent

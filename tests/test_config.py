@@ -14,11 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nftsync import config
-from nftsync.config import Config, ConfigError, load
+from nftsync.config import Boundary, Caps, Config, ConfigError, Enforcement, Filters, load
 from nftsync.objects.service import Name
-from nftsync.policy.guard import Boundary, Enforcement
-from nftsync.policy.pinholes import Filters
-from nftsync.policy.quota import Caps
 from tests.support import ROOT
 
 pytestmark = pytest.mark.usefixtures("no_dns")

@@ -14,13 +14,13 @@ from nftsync import config
 from nftsync.cli.pools import known_of_cluster
 from nftsync.cluster.api import Api, ApiError
 from nftsync.cluster.kubeconfig import allowed
-from nftsync.config import Config, ConfigError
+from nftsync.config import Config, ConfigError, Enforcement
 from nftsync.kernel.interfaces import LinkError, Links
 from nftsync.objects.kinds import MEND, nfts
 from nftsync.objects.metallb import CONFIG_MAP
 from nftsync.objects.nft import METALLB_NAMESPACE, NftSpec, parse_nft
 from nftsync.objects.service import Malformed, quote
-from nftsync.policy.guard import Enforcement, Guard
+from nftsync.policy.guard import Guard
 from nftsync.ruleset.localchain import LocalChainError, parse_local_chain
 from nftsync.ruleset.tables import Ruleset, Settings, render, tables
 

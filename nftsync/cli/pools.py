@@ -11,14 +11,14 @@ from pathlib import Path
 from nftsync.cli.preview import preview
 from nftsync.cluster.api import Api, ApiError
 from nftsync.cluster.kubeconfig import allowed
-from nftsync.config import Config
+from nftsync.config import Config, Enforcement
 from nftsync.files.store import Store
 from nftsync.objects.address import AddressSet, Range
 from nftsync.objects.kinds import Resource, metallb, nfts
 from nftsync.objects.metallb import Configuration, Pool
 from nftsync.objects.nft import METALLB_NAMESPACE, parse_nft
 from nftsync.objects.service import Malformed, ObjectRef, Reason, Rejection, sequence
-from nftsync.policy.guard import Enforcement, Guard
+from nftsync.policy.guard import Guard
 from nftsync.policy.pools import MetalLB, judge
 
 

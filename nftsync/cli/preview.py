@@ -9,10 +9,10 @@ from pathlib import Path
 
 from nftsync.cluster.cache import Inbox
 from nftsync.cluster.manifests import Manifests
-from nftsync.config import Config
+from nftsync.config import Config, Enforcement
 from nftsync.objects.nft import parse_nft
 from nftsync.objects.service import Address, Name, Network, ObjectRef, Reason, Rejection, Service, parse_service
-from nftsync.policy.guard import Enforcement, Guard
+from nftsync.policy.guard import Guard
 from nftsync.policy.pinholes import Desired, Pinhole
 from nftsync.policy.pools import MetalLB, Pools
 from nftsync.report.explain import View

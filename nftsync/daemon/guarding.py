@@ -6,11 +6,12 @@ import logging
 from collections.abc import Callable, Iterable
 from ipaddress import ip_address
 
+from nftsync.config import Boundary, Enforcement
 from nftsync.files.store import State
 from nftsync.kernel.interfaces import LinkError, Links, Local
 from nftsync.objects.address import AddressSet, Range
 from nftsync.objects.service import Address
-from nftsync.policy.guard import UNGUARDED, Boundary, Enforcement, Guard
+from nftsync.policy.guard import UNGUARDED, Guard
 from nftsync.policy.pools import Pools
 
 _PEERS = 10_000  # that are remembered; more are no peers but somebody who tries port 179

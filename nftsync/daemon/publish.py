@@ -10,12 +10,12 @@ from itertools import islice
 
 from nftsync import __version__
 from nftsync.cluster.source import Source
-from nftsync.config import Config
+from nftsync.config import Config, Enforcement
 from nftsync.daemon.reconcile import Reconciler
 from nftsync.exporter.metrics import Metrics
 from nftsync.objects.service import ObjectRef, Reason, Rejection
 from nftsync.plan.result import Outcome, SyncResult
-from nftsync.policy.guard import Enforcement, Guard
+from nftsync.policy.guard import Guard
 from nftsync.report.conditions import Confirmation, RouterStatus, Standing
 from nftsync.report.events import utc_now
 from nftsync.report.notices import News, Topic, of_changes, of_confirmation, of_rejections

@@ -14,7 +14,7 @@ from functools import partial
 from hashlib import blake2b
 
 from nftsync.cluster.inputs import Inputs
-from nftsync.config import Config
+from nftsync.config import Config, Enforcement
 from nftsync.daemon.guarding import Guarding
 from nftsync.daemon.inforce import InForce
 from nftsync.daemon.quarantine import LimitsRefusedError, apply_the_rest
@@ -29,7 +29,7 @@ from nftsync.objects.service import Address, Name, Rejection
 from nftsync.plan.applied import Applied, adopted, digest, ours_as, takes
 from nftsync.plan.changes import changes_between, summary
 from nftsync.plan.result import Outcome, SyncResult
-from nftsync.policy.guard import Enforcement, Guard
+from nftsync.policy.guard import Guard
 from nftsync.policy.pinholes import Desired, Pinhole
 from nftsync.ruleset.tables import FILTER, Ruleset, Settings, Table, elements, open_keys, ruleset, tables
 from nftsync.ruleset.transaction import transaction

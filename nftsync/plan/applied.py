@@ -7,12 +7,13 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 
+from nftsync.config import Caps
 from nftsync.objects.ratelimit import RateLimitError, parse_statement
 from nftsync.objects.service import Name, Port, Service
 from nftsync.plan.changes import fingerprint
 from nftsync.policy.guard import Guard
 from nftsync.policy.pinholes import Pinhole
-from nftsync.policy.quota import Caps, seniority
+from nftsync.policy.quota import seniority, within
 from nftsync.ruleset.tables import SHAPER, Ruleset, Settings, Table, open_keys, open_limits, render, ruleset
 from nftsync.ruleset.transaction import transaction
 
@@ -99,7 +100,7 @@ def adopted(
 
     opened: gives the keys of the pinholes that are open. Each speaks for the oldest that asks for it.
     """
-    if caps.hold(services):
+    if within(caps, services):
         return {}
     opened_at = defaultdict[str, set[str]](set)
     for key in opened():

@@ -7,35 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from enum import StrEnum
 
+from nftsync.config import Boundary, Enforcement
 from nftsync.objects.address import AddressSet, Range
 from nftsync.objects.metallb import Configuration, Pool
 from nftsync.objects.service import Address, Network, Reason, quote
 
 _NAMED = 5  # pools that a message names
-
-
-class Enforcement(StrEnum):
-    """What holds while MetalLB's configuration is not known: the setting `pools`."""
-
-    AUTO = "auto"  # every address is legal until a configuration was seen; from then on its pools hold
-    REQUIRED = "required"  # no address is legal
-    IGNORED = "ignored"  # pools are not even read
-
-
-@dataclass(frozen=True, slots=True)
-class Boundary:
-    """What the local configuration says about legal addresses.
-
-    advertised_only: whether only pools count that are announced over BGP.  allowed: prefixes, empty for no restriction.
-    reserved: addresses that are never opened.
-    """
-
-    enforcement: Enforcement = Enforcement.AUTO
-    advertised_only: bool = False
-    allowed: tuple[Network, ...] = ()
-    reserved: frozenset[Address] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

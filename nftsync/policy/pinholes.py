@@ -11,30 +11,11 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
+from nftsync.config import Caps, Filters
 from nftsync.objects.ratelimit import RateLimit
 from nftsync.objects.service import Name, Network, ObjectRef, Reason, Rejection, Service
 from nftsync.policy.guard import UNGUARDED, Guard
-from nftsync.policy.quota import UNCAPPED, Admission, Caps, Seniority, Version, seniority
-
-
-@dataclass(frozen=True, slots=True)
-class Filters:
-    """Which Services are ours. An empty collection filters nothing.
-
-    load_balancer_classes: spec.loadBalancerClass values; "" stands for Services that have none.
-    """
-
-    namespaces: frozenset[str] = frozenset()
-    exclude_namespaces: frozenset[str] = frozenset()
-    load_balancer_classes: frozenset[str] = frozenset()
-
-    def admit(self, service: Service) -> bool:
-        namespace = service.name.namespace
-        return (
-            (not self.namespaces or namespace in self.namespaces)
-            and namespace not in self.exclude_namespaces
-            and (not self.load_balancer_classes or service.load_balancer_class in self.load_balancer_classes)
-        )
+from nftsync.policy.quota import UNCAPPED, Admission, Seniority, Version, seniority
 
 
 @dataclass(frozen=True, slots=True)

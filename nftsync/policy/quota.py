@@ -11,11 +11,11 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from heapq import merge
 from sys import maxsize
 from types import MappingProxyType
 
+from nftsync.config import Caps
 from nftsync.objects.service import Name, Service
 
 Version = Service | None  # None: there is none
@@ -39,23 +39,16 @@ def seniority(service: Service) -> Seniority:
     return (service.created or "~", service.uid or "~", service.name)
 
 
-@dataclass(frozen=True, slots=True)
-class Caps:
-    """The most pinholes, of all Services together and of those of one namespace. 0: no cap."""
-
-    pinholes: int = 100_000
-    pinholes_per_namespace: int = 50_000
-
-    def hold(self, services: Collection[Service]) -> bool:
-        """Whether there is room for all of these."""
-        counted = Counter[str]()
-        for service in services:
-            counted[service.name.namespace] += size(service)
-        largest = max(counted.values(), default=0)
-        return counted.total() <= (self.pinholes or maxsize) and largest <= (self.pinholes_per_namespace or maxsize)
-
-
 UNCAPPED = Caps(0, 0)
+
+
+def within(caps: Caps, services: Collection[Service]) -> bool:
+    """Whether there is room for all of these."""
+    counted = Counter[str]()
+    for service in services:
+        counted[service.name.namespace] += size(service)
+    largest = max(counted.values(), default=0)
+    return counted.total() <= (caps.pinholes or maxsize) and largest <= (caps.pinholes_per_namespace or maxsize)
 
 
 class Admission:
@@ -75,7 +68,7 @@ class Admission:
         self.admitted: dict[Name, Service] = {}
         self.waiting: dict[Name, Service] = {}
         asking = []
-        fit = caps.hold(services)
+        fit = within(caps, services)
         for service in services:
             before = held.get(service.name)
             if before is not None and before.uid != service.uid:

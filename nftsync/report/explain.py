@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
+from nftsync.config import Boundary, Filters
 from nftsync.objects.service import NAME, Address, Name, Network, Port, Protocol, Reason, Rejection, Service, parse_address, quote
-from nftsync.policy.guard import Boundary, Guard
-from nftsync.policy.pinholes import Desired, Filters, Pinhole
+from nftsync.policy.guard import Guard
+from nftsync.policy.pinholes import Desired, Pinhole
 from nftsync.ruleset.tables import FILTER, FORWARD, INPUT, OPERATOR_CR, OPERATOR_SVC, Settings, tables
 
 _FORMS = "right is ADDRESS:PORT[/tcp|udp|sctp], e.g. 192.0.2.1:53/udp or [2001:db8::1]:443, or SOURCE and that, or NAMESPACE/NAME"

@@ -16,9 +16,10 @@ from dataclasses import replace
 from functools import partial
 from statistics import median
 
+from nftsync.config import Filters
 from nftsync.objects.nft import NftSpec
 from nftsync.objects.service import parse_service
-from nftsync.policy.pinholes import Desired, Filters
+from nftsync.policy.pinholes import Desired
 from nftsync.ruleset.tables import FILTER, OPERATOR_SVC, Chain, Ruleset, Settings, render, ruleset
 from tests.bench.measure import NIC, Goal, address_of, in_turns, service, spread, table
 from tests.lab.lab import Lab

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
+from nftsync.config import Filters
 from nftsync.objects.nft import parse_nft
 from nftsync.objects.service import parse_service
-from nftsync.policy.pinholes import Desired, Filters
+from nftsync.policy.pinholes import Desired
 from nftsync.ruleset.tables import Settings, render, ruleset
 from tests.apiserver.harness import Programs, find_programs
 from tests.bench.cluster import cluster

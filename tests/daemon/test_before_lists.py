@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from nftsync.config import Boundary, Enforcement
 from nftsync.files.lastgood import LastGood
 from nftsync.plan.result import Outcome
-from nftsync.policy.guard import Boundary, Enforcement
 from nftsync.ruleset.tables import FILTER, Ruleset, render, ruleset
 from tests.lab.lab import PUBLIC, Lab
 from tests.labtools import SERVICE4, SERVICE6, elements, eventually, needs_root, nft, rules, service

@@ -14,7 +14,7 @@ import pytest
 
 from nftsync.cluster.cache import Inbox
 from nftsync.cluster.inputs import Inputs
-from nftsync.config import Config
+from nftsync.config import Boundary, Config, Enforcement
 from nftsync.daemon.publish import LINES, RECENT, Publisher
 from nftsync.daemon.reconcile import Reconciler
 from nftsync.exporter.metrics import Metrics
@@ -24,7 +24,6 @@ from nftsync.kernel.nft import Kernel
 from nftsync.objects.nft import parse_nft
 from nftsync.objects.service import parse_service
 from nftsync.plan.result import Outcome, SyncResult
-from nftsync.policy.guard import Boundary, Enforcement
 from nftsync.policy.pools import MetalLB
 from nftsync.report.conditions import Condition, RouterStatus
 from nftsync.report.notices import News, Topic

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nftsync.config import Filters
 from nftsync.objects.nft import Nft, NftSpec, parse_nft
 from nftsync.objects.ratelimit import RateLimit
 from nftsync.objects.service import (
@@ -30,7 +31,7 @@ from nftsync.objects.service import (
     parse_source_range,
     quote,
 )
-from nftsync.policy.pinholes import Filters, pinholes_of
+from nftsync.policy.pinholes import pinholes_of
 from nftsync.ruleset.tables import Settings, elements
 from tests.support import json_leaves, json_values
 

@@ -15,16 +15,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nftsync.cli.preview import preview
-from nftsync.config import Config
+from nftsync.config import Boundary, Caps, Config, Filters
 from nftsync.objects.address import Range
 from nftsync.objects.metallb import Configuration, Pool
 from nftsync.objects.service import Address, Name, Network, Port, Protocol, Reason, Rejection, Service
 from nftsync.plan.applied import adopted
 from nftsync.plan.result import Outcome, SyncResult
 from nftsync.policy import quota as module
-from nftsync.policy.guard import UNGUARDED, Boundary, Guard
-from nftsync.policy.pinholes import Desired, Filters, pinholes_of
-from nftsync.policy.quota import UNCAPPED, Caps, seniority, size
+from nftsync.policy.guard import UNGUARDED, Guard
+from nftsync.policy.pinholes import Desired, pinholes_of
+from nftsync.policy.quota import UNCAPPED, seniority, size
 from nftsync.report.explain import Cause, Verdict, explain_service
 from tests.lab.lab import Lab
 from tests.labtools import Daemon, Raw, elements, eventually, needs_root, nft, service, write_manifests

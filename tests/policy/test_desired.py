@@ -12,13 +12,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nftsync.config import Boundary, Filters
 from nftsync.objects.address import Range
 from nftsync.objects.metallb import Configuration, Pool
 from nftsync.objects.ratelimit import RateLimit
 from nftsync.objects.service import Name, ObjectRef, Port, Protocol, Reason, Rejection, Service
 from nftsync.policy import pinholes as module
-from nftsync.policy.guard import UNGUARDED, Boundary, Guard
-from nftsync.policy.pinholes import Desired, Filters, Pinhole, pinholes_of
+from nftsync.policy.guard import UNGUARDED, Guard
+from nftsync.policy.pinholes import Desired, Pinhole, pinholes_of
 from tests.support import services
 
 ALL = Filters()

@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nftsync.config import Boundary, Enforcement
 from nftsync.objects.address import AddressSet, parse_range
 from nftsync.objects.metallb import Configuration, Pool
 from nftsync.objects.service import Address, Network, Reason
-from nftsync.policy.guard import UNGUARDED, Boundary, Enforcement, Guard
+from nftsync.policy.guard import UNGUARDED, Guard
 from nftsync.policy.pools import DOUBT, LONGEST_DOUBT, MetalLB, Pools, judge
 
 

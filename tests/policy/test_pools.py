@@ -19,6 +19,7 @@ import pytest
 from nftsync import config
 from nftsync.cluster.cache import Inbox
 from nftsync.cluster.inputs import Inputs
+from nftsync.config import Boundary
 from nftsync.daemon.reconcile import Reconciler
 from nftsync.files.store import Store
 from nftsync.kernel.interfaces import LinkError, Links
@@ -26,7 +27,6 @@ from nftsync.kernel.nft import Kernel, KernelError
 from nftsync.objects.nft import Nft, parse_nft
 from nftsync.objects.service import Service, parse_service
 from nftsync.plan.result import Outcome
-from nftsync.policy.guard import Boundary
 from nftsync.policy.pools import DOUBT, MetalLB
 from tests.lab.lab import CLIENT, CLUSTER, NODE, PUBLIC, Lab, Probe, Protocol, TcpServer
 from tests.lab.probe import _checksum, packet

@@ -13,12 +13,13 @@ from typing import Any
 
 import pytest
 
+from nftsync.config import Boundary, Enforcement, Filters
 from nftsync.objects.address import parse_range
 from nftsync.objects.metallb import Configuration, Pool
 from nftsync.objects.nft import parse_nft
 from nftsync.objects.service import Address, Network, Service, parse_service
-from nftsync.policy.guard import Boundary, Enforcement, Guard
-from nftsync.policy.pinholes import Desired, Filters
+from nftsync.policy.guard import Guard
+from nftsync.policy.pinholes import Desired
 from nftsync.report.explain import Explanation, PacketQuery, Verdict, View, explain_packet, explain_service, parse_query
 from nftsync.ruleset.tables import OPERATOR_SVC, Settings, ruleset
 from tests.lab.lab import CLIENT, CLUSTER, NODE, PUBLIC, SERVICES, Lab, Probe, Protocol

@@ -12,13 +12,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nftsync.config import Filters
 from nftsync.kernel import counters, netlink, routes
 from nftsync.kernel.netlink import DumpError
 from nftsync.kernel.nft import Kernel
 from nftsync.kernel.routes import Reachability, Routes
 from nftsync.objects.address import AddressSet, parse_range
 from nftsync.objects.service import Name, parse_service
-from nftsync.policy.pinholes import Desired, Filters, Pinhole
+from nftsync.policy.pinholes import Desired, Pinhole
 from nftsync.report.traffic import NOTHING, Count, Reading, Traffic
 from nftsync.ruleset.tables import FILTER, OPERATOR_TC, SHAPER, Chain, Ruleset, Settings, Table, render, ruleset, tables
 from nftsync.ruleset.transaction import transaction

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 
+from nftsync.config import Filters
 from nftsync.objects.nft import NftSpec
 from nftsync.objects.ratelimit import RateLimit, parse_ratelimit
 from nftsync.objects.service import Name, Port, Protocol, Service
-from nftsync.policy.pinholes import Desired, Filters, Pinhole
+from nftsync.policy.pinholes import Desired, Pinhole
 from nftsync.ruleset.tables import FILTER, SHAPER, Chain, Ruleset, Set, Settings, Table, elements, render, ruleset, tables
 from tests.support import NICS, Fresh, Netns, filled, rulesets, same
 
