@@ -21,7 +21,8 @@ from nftsync.cluster.backoff import Pace
 from nftsync.objects.kinds import MEND
 from nftsync.objects.nft import Nft
 from nftsync.objects.service import Name
-from nftsync.report.conditions import Figures, NftStatus, RouterStatus, describe, stamped, stopped, summary
+from nftsync.objects.status import Figures, NftStatus, RouterStatus
+from nftsync.report.conditions import describe, stamped, stopped, summary
 from nftsync.report.events import EventQueue, Request, utc_now
 from nftsync.report.notices import News
 

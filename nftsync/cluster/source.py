@@ -23,8 +23,8 @@ from nftsync.files import lastgood
 from nftsync.objects.kinds import SERVICES, Resource, metallb, nfts
 from nftsync.objects.nft import Nft, parse_nft
 from nftsync.objects.service import Service, parse_service
+from nftsync.objects.status import RouterStatus
 from nftsync.policy.pools import MetalLB
-from nftsync.report.conditions import RouterStatus
 from nftsync.report.notices import News, Topic
 
 log = logging.getLogger(__name__)

@@ -14,9 +14,10 @@ from nftsync.config import Config, Enforcement
 from nftsync.daemon.reconcile import Reconciler
 from nftsync.exporter.metrics import Metrics
 from nftsync.objects.service import ObjectRef, Reason, Rejection
+from nftsync.objects.status import Confirmation, RouterStatus
 from nftsync.plan.result import Outcome, SyncResult
 from nftsync.policy.guard import Guard
-from nftsync.report.conditions import Confirmation, RouterStatus, Standing
+from nftsync.report.conditions import Standing
 from nftsync.report.events import utc_now
 from nftsync.report.notices import News, Topic, of_changes, of_confirmation, of_rejections
 

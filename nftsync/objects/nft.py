@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from dataclasses import fields as dataclass_fields
 
 from nftsync.objects.service import NAME, Malformed, Name, ObjectRef, Reason, Rejection, identify, mapping, quote
-from nftsync.report.conditions import NftStatus, parse_status
+from nftsync.objects.status import NftStatus, parse_status
 
 _NIC = re.compile(r"[A-Za-z0-9_.:+=@][A-Za-z0-9_.:+=@-]{0,14}")  # IFNAMSIZ; no '*', nft's wildcard
 METALLB_NAMESPACE = "metallb-system"  # unless the resource says otherwise

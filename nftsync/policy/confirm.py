@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 
 from nftsync.objects.nft import NftSpec
-from nftsync.report.conditions import Confirmation
+from nftsync.objects.status import Confirmation
 
 
 def cut_off(before: NftSpec, after: NftSpec) -> str:

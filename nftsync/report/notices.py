@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from nftsync.objects.service import ObjectRef, Reason, Rejection
+from nftsync.objects.status import Confirmation
 from nftsync.plan.changes import Change
 from nftsync.policy.pinholes import Pinhole
-from nftsync.report.conditions import Confirmation
 
 _NAMED = 8  # addresses, and ports of each, that a sentence names
 

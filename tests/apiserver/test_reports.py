@@ -21,7 +21,7 @@ from nftsync.cluster.source import ClusterSource
 from nftsync.config import Config
 from nftsync.exporter.metrics import Metrics
 from nftsync.objects.service import ObjectRef
-from nftsync.report.conditions import RouterStatus, parse_status
+from nftsync.objects.status import RouterStatus, parse_status
 from nftsync.report.events import EventQueue, Request, utc_now
 from nftsync.report.notices import News, Topic
 from tests.apiserver.harness import MANIFESTS, NAMESPACE, NFTS, ApiServer, eventually, refusal_of

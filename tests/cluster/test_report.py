@@ -19,7 +19,8 @@ from nftsync.cluster.api import ApiError
 from nftsync.cluster.outbox import DENIED, DISAGREE, LONGEST, QUIET, SETTLE, TICK, Reporter
 from nftsync.objects.nft import Nft, parse_nft
 from nftsync.objects.service import Name, ObjectRef
-from nftsync.report.conditions import RouterStatus, Standing
+from nftsync.objects.status import RouterStatus
+from nftsync.report.conditions import Standing
 from nftsync.report.notices import News, Topic
 
 NFT = Name("arbf-operators", "nft")

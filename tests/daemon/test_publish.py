@@ -23,9 +23,9 @@ from nftsync.kernel.interfaces import Links
 from nftsync.kernel.nft import Kernel
 from nftsync.objects.nft import parse_nft
 from nftsync.objects.service import parse_service
+from nftsync.objects.status import Condition, RouterStatus
 from nftsync.plan.result import Outcome, SyncResult
 from nftsync.policy.pools import MetalLB
-from nftsync.report.conditions import Condition, RouterStatus
 from nftsync.report.notices import News, Topic
 from tests.lab.namespace import Namespace
 from tests.labtools import PUBLIC_NIC, SERVICE4, Raw, needs_root, nft, service

@@ -9,19 +9,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from nftsync.report.conditions import (
-    Condition,
-    Confirmation,
-    Figures,
-    NftStatus,
-    RouterStatus,
-    Standing,
-    describe,
-    parse_status,
-    stamped,
-    stopped,
-    summary,
-)
+from nftsync.objects.status import Condition, Confirmation, Figures, NftStatus, RouterStatus, parse_status
+from nftsync.report.conditions import Standing, describe, stamped, stopped, summary
 from tests.support import json_values
 
 GOOD = Standing().conditions()

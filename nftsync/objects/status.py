@@ -1,0 +1,161 @@
+"""The status of an Nft resource as it stands in the cluster: an entry for each router, and what holds for all of them together.
+
+Whoever may write it may write anything. Source: api-conventions.md of Kubernetes (conditions).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from nftsync.objects.service import Malformed, mapping, sequence
+
+_LONGEST = 512  # characters of a message
+_MANY = 64  # routers, and conditions of each, that are read
+AGREE = "RoutersAgree"
+SUMMED = ("Ready", "Running", "PoolsGuarded", "RateShaping", "LocalChainValid", "Confirmed", "Stale")
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """One thing that holds or does not. since: RFC 3339, when `holds` last changed; "" while nobody has written it."""
+
+    type: str
+    holds: bool
+    reason: str
+    message: str = ""
+    since: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RouterStatus:
+    """One router. hash: identifies what the routers of a cluster have in common of their rulesets."""
+
+    name: str
+    version: str = ""
+    generation: int = 0
+    hash: str = ""
+    last_change: str = ""
+    services: int = 0
+    pinholes: int = 0
+    rejected: int = 0
+    conditions: tuple[Condition, ...] = ()
+
+    def condition(self, kind: str) -> Condition | None:
+        return next((each for each in self.conditions if each.type == kind), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """What stands on top, of all routers. generation: the one that all of them have taken up."""
+
+    services: int = 0
+    pinholes: int = 0
+    rejected: int = 0
+    generation: int = 0
+
+    @classmethod
+    def of(cls, routers: Sequence[RouterStatus]) -> Figures:
+        """routers: at least one."""
+        return cls(
+            max(each.services for each in routers),
+            max(each.pinholes for each in routers),
+            max(each.rejected for each in routers),
+            min(each.generation for each in routers),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class NftStatus:
+    """What stands in the cluster."""
+
+    routers: tuple[RouterStatus, ...] = ()
+    conditions: tuple[Condition, ...] = ()
+    figures: Figures = field(default_factory=Figures)
+
+    def condition(self, kind: str) -> Condition | None:
+        return next((each for each in self.conditions if each.type == kind), None)
+
+    @property
+    def disagree(self) -> bool:
+        """Whether some router has said that rulesets differ."""
+        agreement = self.condition(AGREE)
+        return agreement is not None and not agreement.holds
+
+
+class Confirmation(StrEnum):
+    """How it stands with the settings that the Nft resource asks for."""
+
+    NOT_NEEDED = "NotNeeded"  # they cut off nobody, or nobody wants to be asked (confirm_seconds = 0)
+    CONFIRMED = "Confirmed"
+    WAITING = "Waiting"
+    ROLLED_BACK = "RolledBack"
+
+
+def parse_status(raw: object) -> NftStatus:
+    """What stands in an Nft resource's status; what is no entry of ours is passed over."""
+    try:
+        status = mapping(raw, "status")
+        routers = sequence(status.get("routers"), "status.routers")[:_MANY]
+        return NftStatus(
+            tuple(sorted((found for each in routers if (found := _router(each))), key=lambda router: router.name)),
+            _conditions(status.get("conditions")),
+            _figures(status),
+        )
+    except Malformed:
+        return NftStatus()
+
+
+def _figures(status: Mapping[str, object]) -> Figures:
+    """generation: as the conditions say that routers write, not those of others."""
+    conditions = (mapping(each, "a condition") for each in sequence(status.get("conditions"), "conditions")[:_MANY])
+    observed = [_number(each, "observedGeneration") for each in conditions if each.get("type") in (*SUMMED, AGREE)]
+    return Figures(
+        _number(status, "services"), _number(status, "pinholes"), _number(status, "rejected"), min(observed, default=0)
+    )
+
+
+def _router(raw: object) -> RouterStatus | None:
+    try:
+        entry = mapping(raw, "an entry of status.routers")
+        conditions = _conditions(entry.get("conditions"))
+    except Malformed:
+        return None
+    name = entry.get("name")
+    if not isinstance(name, str) or not name:
+        return None
+    return RouterStatus(
+        name,
+        _text(entry, "version"),
+        _number(entry, "observedGeneration"),
+        _text(entry, "hash"),
+        _text(entry, "lastChange"),
+        _number(entry, "services"),
+        _number(entry, "pinholes"),
+        _number(entry, "rejected"),
+        conditions,
+    )
+
+
+def _conditions(raw: object) -> tuple[Condition, ...]:
+    conditions = (mapping(each, "a condition") for each in sequence(raw, "conditions")[:_MANY])
+    return tuple(
+        Condition(_text(each, "type"), each.get("status") == "True", _text(each, "reason"), _text(each, "message"),
+                  _text(each, "lastTransitionTime"))
+        for each in conditions
+    )  # fmt: skip
+
+
+def _text(entry: Mapping[str, object], key: str) -> str:
+    value = entry.get(key)
+    return shorten(value) if isinstance(value, str) else ""
+
+
+def _number(entry: Mapping[str, object], key: str) -> int:
+    value = entry.get(key)
+    return value if type(value) is int and 0 <= value < 1 << 63 else 0
+
+
+def shorten(text: str) -> str:
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
