@@ -28,7 +28,8 @@ class InForce:
         self._config = config
         self._kernel = kernel
         self.confirming = Confirming(store.state.spec, store.state.rolled_back)
-        self.ingress = Ingress(links, store)
+        self.ingress = Ingress(links)
+        self._store = store
         self.local_chain = LocalChainFile(config.local_chain, store.state.local_chain)
         self.nft: Nft | None = None
         self.spec: NftSpec | None = None
@@ -37,13 +38,13 @@ class InForce:
     def configure(self, config: Config, store: Store) -> None:
         """Take another configuration and store; the state stays what it is."""
         store.save(self.store.state)
-        self._config, self.ingress.store = config, store
+        self._config, self._store = config, store
         self.local_chain.path = config.local_chain
 
     @property
     def store(self) -> Store:
         """What outlives the process."""
-        return self.ingress.store
+        return self._store
 
     def see(self, nft: Nft | None) -> None:
         """Take up the resource as it is now; None if there is none."""
@@ -92,8 +93,8 @@ class InForce:
     def accepted(self, settings: Settings, rules: str) -> None:
         """The kernel has taken them. rules: see State."""
         self.local_chain.accepted()
-        self.ingress.settle(settings.device)
-        self.store.save(replace(self.store.state, local_chain=self.local_chain.last_good, rules=rules))
+        ours = self.ingress.settle(settings.device, self.store.state.ingress)
+        self.store.save(replace(self.store.state, ingress=ours, local_chain=self.local_chain.last_good, rules=rules))
 
     def refused(self, *, synced: bool) -> Iterator[Rejection]:
         """What is wrong with the resource and the local chain. synced: whether the resource would have been seen."""

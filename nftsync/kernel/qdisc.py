@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
 
-from nftsync.files.store import Store
 from nftsync.kernel.interfaces import LinkError, Links
 
 log = logging.getLogger(__name__)
 
 
 class Ingress:
-    """Gives the NIC an ingress qdisc if it has none; what was there before is left alone, and remembered in `store`."""
+    """Gives the NIC an ingress qdisc if it has none; what was there before is left alone."""
 
-    def __init__(self, links: Links, store: Store) -> None:
+    def __init__(self, links: Links) -> None:
         self._links = links
-        self.store = store
         self.index: int | None = None  # the NIC's at the last look
         self._missed: str | None = None  # the NIC that was not there
 
@@ -35,10 +32,13 @@ class Ingress:
         """Whether the NIC came, went, or is another one than at the last look. Raises LinkError."""
         return (self._links.index(name) if name else None) != self.index
 
-    def settle(self, device: str | None) -> None:
-        """device: the NIC that the shaper's chain is attached to, None for none. Takes ours away where it is no longer wanted."""
+    def settle(self, device: str | None, ours: int | None) -> int | None:
+        """Take our qdisc away where it is no longer wanted, and make it where it is.
+
+        device: the NIC that the shaper's chain is attached to, None for none.  ours: the index of the NIC whose qdisc is ours, None
+        if none is. Returns the same as it is now.
+        """
         wanted = self.index if device else None
-        ours = self.store.state.ingress
         try:
             if ours is not None and ours != wanted:
                 if self._links.ingress_kind(ours) == "ingress":
@@ -49,4 +49,4 @@ class Ingress:
                 ours = wanted
         except LinkError as fault:
             log.warning("%s: %s", device or "public NIC", fault)
-        self.store.save(replace(self.store.state, ingress=ours))
+        return ours
