@@ -85,10 +85,14 @@ class InForce:
             return False
         return self.local_chain.withdraw(self._rehearse, shut=standing.get(FILTER, Table()).filters)
 
-    def _rehearse(self, body: str) -> None:
-        """Let nft judge a local chain inside our tables, without the NIC that may be missing. Raises KernelError."""
+    def _rehearse(self, body: str) -> str:
+        """Let nft judge a local chain inside our tables, without the NIC that may be missing; returns what it has against it."""
         settings = Settings.of(self.spec, public_nic=self._config.public_nic, local_chain=body)
-        self._kernel.check(render(Ruleset(tables(replace(settings, enable_rateshape=False))), name="nftsync-rehearsal"))
+        try:
+            self._kernel.check(render(Ruleset(tables(replace(settings, enable_rateshape=False))), name="nftsync-rehearsal"))
+        except KernelError as fault:
+            return str(fault) or "the kernel refuses it"
+        return ""
 
     def accepted(self, settings: Settings, rules: str) -> None:
         """The kernel has taken them. rules: see State."""

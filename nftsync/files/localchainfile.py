@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from nftsync.kernel.nft import KernelError
 from nftsync.ruleset.localchain import LocalChainError, by_name, parse_local_chain
+
+Rehearse = Callable[[str], str]  # why the kernel would not take a body, "" if it would
 
 
 class LocalChainFile:
@@ -26,32 +27,34 @@ class LocalChainFile:
         """Whether the file differs from the version that was looked at last."""
         return self._signature() != self._seen
 
-    def refresh(self, rehearse: Callable[[str], None]) -> None:
-        """Take up the file's new version, if there is one and `rehearse` does not raise KernelError."""
+    def refresh(self, rehearse: Rehearse) -> None:
+        """Take up the file's new version, if there is one and the kernel would take it."""
         signature = self._signature()
         if signature == self._seen:
             return
         self._seen = signature
         try:
             body = parse_local_chain(self.path.read_text(encoding="utf-8"))
-            rehearse(body)
+            refusal = rehearse(body)
         except FileNotFoundError:
-            body = ""
+            body = refusal = ""
         except OSError as fault:
             self.fault = f"it can't be read: {fault.strerror}"
             return
-        except (LocalChainError, UnicodeDecodeError, KernelError) as fault:
-            self.fault, self._refused = str(fault), isinstance(fault, KernelError)
+        except (LocalChainError, UnicodeDecodeError) as fault:
+            self.fault, self._refused = str(fault), False
             return
-        self.body, self.fault, self._refused = body, "", False
+        self.fault, self._refused = refusal, bool(refusal)
+        if not refusal:
+            self.body = body
 
-    def withdraw(self, rehearse: Callable[[str], None], *, shut: bool) -> bool:
+    def withdraw(self, rehearse: Rehearse, *, shut: bool) -> bool:
         """After a refusal: go one step back, to what the kernel may take; False if there is none left, or it was not its fault.
 
         shut: whether our table keeps the door shut. Where it does not, it has to be made, in the end without a local chain.
         """
         steps = [self.last_good, by_name(self.last_good), *([] if shut else [""])]
-        if self.body in steps and _passes(self.body, rehearse):
+        if self.body in steps and not rehearse(self.body):
             return False
         while self.body in steps:
             steps.pop(0)
@@ -83,11 +86,3 @@ class LocalChainFile:
         except OSError as fault:
             return fault.errno
         return (status.st_mtime_ns, status.st_size, status.st_ino)
-
-
-def _passes(body: str, rehearse: Callable[[str], None]) -> bool:
-    try:
-        rehearse(body)
-    except KernelError:
-        return False
-    return True
