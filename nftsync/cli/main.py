@@ -99,7 +99,7 @@ def _parser() -> argparse.ArgumentParser:
 def _run(options: argparse.Namespace) -> int:
     from nftsync.cluster.api import ApiError
     from nftsync.daemon.loop import Daemon, DaemonError, Options
-    from nftsync.exporter.metrics import EndpointError
+    from nftsync.exporter.endpoint import EndpointError
     from nftsync.files.lock import LockedError
     from nftsync.kernel.nft import KernelError
 

@@ -13,7 +13,9 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from nftsync import __version__, config
 from nftsync.cluster.api import ApiError
@@ -27,7 +29,9 @@ from nftsync.daemon.publish import Publisher
 from nftsync.daemon.reconcile import Reconciler
 from nftsync.daemon.signals import Signals, process_signals
 from nftsync.daemon.systemd import Systemd
-from nftsync.exporter.metrics import Endpoint, EndpointError, KernelCollector, Metrics
+from nftsync.exporter.collector import KernelCollector, ReadError
+from nftsync.exporter.endpoint import Endpoint, EndpointError
+from nftsync.exporter.metrics import Metrics
 from nftsync.files.lastgood import LastGood
 from nftsync.files.lock import locked
 from nftsync.files.store import Store
@@ -35,6 +39,7 @@ from nftsync.kernel import commits, counters
 from nftsync.kernel import interfaces as links
 from nftsync.kernel.commits import Meddling
 from nftsync.kernel.interfaces import Links
+from nftsync.kernel.netlink import DumpError
 from nftsync.kernel.nft import Kernel
 from nftsync.kernel.routes import reachability
 from nftsync.plan.result import Outcome, SyncResult
@@ -46,6 +51,8 @@ TICK = 1.0  # seconds between looks at the local chain's file
 RETRY_FIRST, RETRY_LAST = 1.0, 30.0  # seconds until a refused ruleset is tried again, doubling
 GARBAGE = 200_000  # new objects until Python looks for cycles among them: JSON has none, and a list of it has millions
 ALIVE = 30.0  # seconds without a turn of the loop after which /healthz says no
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -154,8 +161,8 @@ class Daemon:
         """Counts from now on, so that what comes before the first scrape counts, too."""
         collector = KernelCollector(
             reconciler.opened,
-            counters.read,
-            lambda opened: reachability(opened, reconciler.guard.legal),
+            partial(_reading, counters.read),
+            lambda opened: _reading(lambda: reachability(opened, reconciler.guard.legal)),
             cap=chosen.metrics_services,
         )
         collector.prime()
@@ -327,3 +334,11 @@ def flush(chosen: Config) -> None:
         finally:
             network.close()
         store.save(replace(store.state, ingress=None))
+
+
+def _reading(read: Callable[[], T]) -> T:
+    """What is read of the kernel for a scrape. Raises ReadError."""
+    try:
+        return read()
+    except DumpError as fault:
+        raise ReadError(str(fault)) from fault

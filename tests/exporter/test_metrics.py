@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import socket
 import threading
 from collections.abc import Iterator, Mapping
@@ -11,12 +10,13 @@ from http.client import HTTPConnection, HTTPResponse
 import pytest
 
 from nftsync import __version__
-from nftsync.exporter.metrics import Endpoint, EndpointError, KernelCollector, Metrics
-from nftsync.kernel.netlink import DumpError
-from nftsync.kernel.routes import Reachability
+from nftsync.exporter.collector import KernelCollector, ReadError
+from nftsync.exporter.endpoint import Endpoint, EndpointError
+from nftsync.exporter.metrics import Metrics
 from nftsync.objects.service import Name, ObjectRef, Reason, Rejection
 from nftsync.plan.result import Outcome
 from nftsync.policy.pinholes import Pinhole
+from nftsync.report.reachability import Reachability
 from nftsync.report.traffic import Count, Reading
 from nftsync.ruleset.tables import Settings
 
@@ -241,7 +241,7 @@ class Counting:
     def _read(self) -> Reading:
         self.reads += 1
         if self.reading is None:
-            raise DumpError(errno.EPERM)
+            raise ReadError
         return self.reading
 
     def _judge(self, pinholes: Mapping[str, Pinhole]) -> Reachability | None:

@@ -19,12 +19,14 @@ import pytest
 import yaml
 from prometheus_client import generate_latest
 
-from nftsync.exporter.metrics import KernelCollector, Metrics
+from nftsync.exporter.collector import KernelCollector
+from nftsync.exporter.metrics import Metrics
 from nftsync.kernel import counters, routes
 from nftsync.kernel.nft import Kernel
 from nftsync.objects.ratelimit import parse_ratelimit
 from nftsync.objects.service import Name, ObjectRef, Reason, Rejection
 from nftsync.policy.pinholes import Pinhole
+from nftsync.report.reachability import Reachability
 from nftsync.report.traffic import CAP, Count, Reading
 from nftsync.ruleset.tables import Settings, render, ruleset
 from tests.lab.lab import Lab, Probe
@@ -97,7 +99,7 @@ def filled() -> Metrics:
     key = "192.0.2.1 . tcp . 80"
     reading = Reading({"dropped4": {(key, b""): Count(0, 0)}}, {"services4": 1})
     collector = KernelCollector(
-        lambda: {key: Pinhole(key, 4, None, None, Name("shop", "web"))}, lambda: reading, lambda _: routes.Reachability(0, 0)
+        lambda: {key: Pinhole(key, 4, None, None, Name("shop", "web"))}, lambda: reading, lambda _: Reachability(0, 0)
     )
     metrics.registry.register(collector)
     metrics.syncs.labels("applied").inc()

@@ -16,10 +16,10 @@ from nftsync.config import Filters
 from nftsync.kernel import counters, netlink, routes
 from nftsync.kernel.netlink import DumpError
 from nftsync.kernel.nft import Kernel
-from nftsync.kernel.routes import Reachability, Routes
 from nftsync.objects.address import AddressSet, parse_range
 from nftsync.objects.service import Name, parse_service
 from nftsync.policy.pinholes import Desired, Pinhole
+from nftsync.report.reachability import Reachability, Routes
 from nftsync.report.traffic import NOTHING, Count, Reading, Traffic
 from nftsync.ruleset.tables import FILTER, OPERATOR_TC, SHAPER, Chain, Ruleset, Settings, Table, render, ruleset, tables
 from nftsync.ruleset.transaction import transaction
