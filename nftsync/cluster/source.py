@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
+from nftsync.cluster import outbox, watchstate
 from nftsync.cluster.api import Api
 from nftsync.cluster.cache import Inbox
 from nftsync.cluster.inputs import Inputs
@@ -18,11 +19,9 @@ from nftsync.cluster.outbox import Reporter
 from nftsync.cluster.watch import Watcher
 from nftsync.cluster.watchstate import Cause, Doubt, State
 from nftsync.config import Config
-from nftsync.exporter.metrics import Metrics
-from nftsync.files import lastgood
 from nftsync.objects.kinds import SERVICES, Resource, metallb, nfts
 from nftsync.objects.nft import Nft, parse_nft
-from nftsync.objects.service import Service, parse_service
+from nftsync.objects.service import Opened, Service, parse_service
 from nftsync.objects.status import RouterStatus
 from nftsync.policy.pools import MetalLB
 from nftsync.report.notices import News, Topic
@@ -64,22 +63,35 @@ class Source(Protocol):
         """How this router is doing. Never blocks."""
 
 
+class Observer(watchstate.Observer, outbox.Observer, Protocol):
+    """Who counts what happens between us and the cluster. Called from the threads of a source."""
+
+    def requested(self, verb: str, status: int | None) -> None:
+        """verb: HTTP's method, or "WATCH".  status: of the answer; None if there was none."""
+
+
 class ClusterSource:
     """Lists and watches a Kubernetes API. Raises KubeconfigError if it can't even try.
 
-    wake: called after every change, from the threads that watch.
+    wake: called after every change, from the threads that watch.  before: what was open when the last process ended.
     """
 
-    def __init__(self, chosen: Config, metrics: Metrics, wake: Callable[[], None], clock: Clock) -> None:
+    def __init__(
+        self,
+        chosen: Config,
+        observer: Observer,
+        wake: Callable[[], None],
+        clock: Clock,
+        before: Opened,
+    ) -> None:
         self._wake = wake
         self._clock = clock
-        self._report = WatchReport(metrics, clock, self._tell_of_doubt)
+        self._report = WatchReport(observer, clock, self._tell_of_doubt)
         unsafe = allowed(unsafe=chosen.unsafe_kubeconfig)
-        self._api = partial(Api, chosen.kubeconfig, allowed=unsafe, count=metrics.count_api_request)
+        self._api = partial(Api, chosen.kubeconfig, allowed=unsafe, count=observer.requested)
         api = self._api()
         api.connect()
-        opened = lastgood.services(chosen.state)
-        services = Inbox[Service](partial(parse_service, limits=opened.limits), wake, clock, remembered=opened.names)
+        services = Inbox[Service](partial(parse_service, limits=before.limits), wake, clock, remembered=before.names)
         resources = Inbox[Nft](parse_nft, wake, clock, fresh=True)
         watched = ((SERVICES, services), (nfts(chosen.nft.namespace, chosen.nft.name), resources))
         self._watches = _Watches(api, watched, self._report, clock)
@@ -91,7 +103,7 @@ class ClusterSource:
             chosen.nft,
             chosen.router_name,
             lambda: next(iter(resources.objects()), None),
-            self._report,
+            observer,
             clock=clock,
         )
         self._reporting = threading.Thread(target=self._reporter.run, name="report", daemon=True)
@@ -181,10 +193,10 @@ class _Watches:
 
 
 class WatchReport:
-    """Tells metrics how the watches are doing, and what was written to the cluster. tell: who hears of doubts, with words."""
+    """Remembers how the watches are doing, and lets an observer know. tell: called for doubts, with words."""
 
-    def __init__(self, metrics: Metrics, clock: Clock, tell: Callable[[Doubt, str], None]) -> None:
-        self._metrics = metrics
+    def __init__(self, observer: Observer, clock: Clock, tell: Callable[[Doubt, str], None]) -> None:
+        self._observer = observer
         self._tell = tell
         self._doubted: dict[str, str] = {}  # why, by kind
         self._clock = clock
@@ -198,18 +210,12 @@ class WatchReport:
         return {**self._doubted.copy(), **silent}
 
     def doubted(self, resource: Resource, doubt: Doubt, message: str) -> None:
-        self._metrics.list_doubts.labels(doubt).inc()
+        self._observer.doubted(resource, doubt, message)
         if doubt is Doubt.RAISED:
             self._doubted[resource.kind] = message
         else:
             self._doubted.pop(resource.kind, None)
         self._tell(doubt, message)
-
-    def wrote_status(self, result: str) -> None:
-        self._metrics.status_writes.labels(result).inc()
-
-    def sent_event(self, result: str) -> None:
-        self._metrics.events.labels(result).inc()
 
     def watching(self, resource: Resource, state: State) -> None:
         self.states[resource.kind] = state
@@ -217,25 +223,26 @@ class WatchReport:
             self._waiting.setdefault(resource.kind, self._clock())
         elif state is not State.LISTING:  # which is no success yet
             self._waiting.pop(resource.kind, None)
-        for each in State:
-            self._metrics.watch_state.labels(resource.kind, each).set(each is state)
+        self._observer.watching(resource, state)
 
     def restarted(self, resource: Resource, cause: Cause) -> None:
-        self._metrics.watch_restarts.labels(resource.kind, cause).inc()
+        self._observer.restarted(resource, cause)
 
     def contact(self, resource: Resource) -> None:
-        self._metrics.last_contact.labels(resource.kind).set_to_current_time()
+        self._observer.contact(resource)
 
     def skipped(self, resource: Resource, message: str) -> None:
-        self._metrics.skipped.labels(resource.kind).inc()
+        self._observer.skipped(resource, message)
         log.warning("a %s was passed over: %s", resource.kind, message)
 
 
 class ManifestSource:
-    """Reads files and follows them. Raises ManifestError if a path is not there."""
+    """Reads files and follows them. Raises ManifestError if a path is not there. before: as of a ClusterSource."""
 
-    def __init__(self, chosen: Config, paths: Sequence[Path], wake: Callable[[], None], clock: Clock) -> None:
-        services = Inbox[Service](partial(parse_service, limits=lastgood.services(chosen.state).limits), wake, clock)
+    def __init__(
+        self, chosen: Config, paths: Sequence[Path], wake: Callable[[], None], clock: Clock, before: Opened
+    ) -> None:
+        services = Inbox[Service](partial(parse_service, limits=before.limits), wake, clock)
         resources = Inbox[Nft](parse_nft, wake, clock)
         inboxes = MetalLB.empty(wake, clock)
         manifests = Manifests(paths, chosen.nft, services, resources, inboxes)

@@ -25,6 +25,7 @@ from nftsync.config import Config, ConfigError
 from nftsync.daemon import answers
 from nftsync.daemon.control import ControlError, Questions, Server
 from nftsync.daemon.heap import give_back, settle_in
+from nftsync.daemon.observer import MetricsObserver
 from nftsync.daemon.publish import Publisher
 from nftsync.daemon.reconcile import Reconciler
 from nftsync.daemon.signals import Signals, process_signals
@@ -32,6 +33,7 @@ from nftsync.daemon.systemd import Systemd
 from nftsync.exporter.collector import KernelCollector, ReadError
 from nftsync.exporter.endpoint import Endpoint, EndpointError
 from nftsync.exporter.metrics import Metrics
+from nftsync.files import lastgood
 from nftsync.files.lastgood import LastGood
 from nftsync.files.lock import locked
 from nftsync.files.store import Store
@@ -137,9 +139,10 @@ class Daemon:
         self._listeners.append(thread)
 
     def _open_source(self) -> Source:
+        chosen, wake, before = self._config, self._signals.changed, lastgood.services(self._config.state)
         if self._options.manifests:
-            return ManifestSource(self._config, self._options.manifests, self._signals.changed, self._clock)
-        return ClusterSource(self._config, self._metrics, self._signals.changed, self._clock)
+            return ManifestSource(chosen, self._options.manifests, wake, self._clock, before)
+        return ClusterSource(chosen, MetricsObserver(self._metrics), wake, self._clock, before)
 
     def _open_server(self, chosen: Config) -> Server | None:
         try:

@@ -6,12 +6,12 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from nftsync.files.sealed import read_sealed, replace_sealed
 from nftsync.objects.ratelimit import parse_ratelimit
-from nftsync.objects.service import Limits, Name
+from nftsync.objects.service import Name, Opened
 from nftsync.policy.pinholes import Pinhole
 from nftsync.ruleset.tables import FILTER, SHAPER, Ruleset, Settings, render, ruleset
 
@@ -29,14 +29,6 @@ def describe(shown: Ruleset) -> str:
     return _BETWEEN.join(map(render, parts))
 
 
-@dataclass(frozen=True, slots=True)
-class Opened:
-    """The Services that had pinholes, and what they were limited to."""
-
-    names: frozenset[Name]
-    limits: Limits
-
-
 def services(folder: Path) -> Opened:
     """What is known of Services when the process starts; nothing where there is no file that can be used."""
     names, limits = set(), {}
@@ -51,7 +43,7 @@ def services(folder: Path) -> Opened:
         pass
     except (OSError, ValueError, TypeError) as fault:
         log.warning("%s can't be used and is ignored: %s", _services(folder), fault)
-        return Opened(frozenset(), {})
+        return Opened()
     return Opened(frozenset(names), limits)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, collapse_addresses, ip_address
 from types import MappingProxyType
@@ -162,6 +162,14 @@ def _name(value: object, field: str) -> str:
 # --- Service ------------------------------------------------------------------------------------------
 
 Limits = Mapping[tuple[Name, str], RateLimit]  # of Services, by name and UID
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """The Services that had pinholes, and what they were limited to."""
+
+    names: frozenset[Name] = frozenset()
+    limits: Limits = field(default_factory=dict)
 
 
 def parse_service(raw: object, before: Service | None, limits: Limits = MappingProxyType({})) -> Service | None:

@@ -19,8 +19,9 @@ import yaml
 
 from nftsync.cluster.source import ClusterSource
 from nftsync.config import Config
+from nftsync.daemon.observer import MetricsObserver
 from nftsync.exporter.metrics import Metrics
-from nftsync.objects.service import ObjectRef
+from nftsync.objects.service import ObjectRef, Opened
 from nftsync.objects.status import RouterStatus, parse_status
 from nftsync.report.events import EventQueue, Request, utc_now
 from nftsync.report.notices import News, Topic
@@ -317,7 +318,7 @@ def test_a_reload_says_that_nftsync_stopped_only_if_it_goes_on_under_another_nam
 def second_router(router: Router) -> Iterator[Callable[[RouterStatus], None]]:
     """All that a second router does to the cluster's API: it watches, and writes the status that it is given."""
     chosen = Config(kubeconfig=router.server.kubeconfig(), router_name="edge2")
-    source = ClusterSource(chosen, Metrics(), lambda: None, time.monotonic)
+    source = ClusterSource(chosen, MetricsObserver(Metrics()), lambda: None, time.monotonic, Opened())
     try:
         yield source.report
     finally:

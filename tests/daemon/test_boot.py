@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 
 from nftsync.files import lastgood
-from nftsync.files.lastgood import LastGood, Opened
+from nftsync.files.lastgood import LastGood
 from nftsync.files.sealed import read_sealed, seal
 from nftsync.objects.ratelimit import parse_ratelimit
-from nftsync.objects.service import Name
+from nftsync.objects.service import Name, Opened
 from nftsync.policy.pinholes import Pinhole
 from nftsync.ruleset.tables import Settings, ruleset
 from tests.lab.lab import PUBLIC, Lab, Probe, TcpServer

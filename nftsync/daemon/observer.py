@@ -1,0 +1,37 @@
+"""What happens between us and the cluster, as metrics."""
+
+from __future__ import annotations
+
+from nftsync.cluster.watchstate import Cause, Doubt, State
+from nftsync.exporter.metrics import Metrics
+from nftsync.objects.kinds import Resource
+
+
+class MetricsObserver:
+    """Counts for a source: see its Observer."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self.requested = metrics.count_api_request
+
+    def watching(self, resource: Resource, state: State) -> None:
+        for each in State:
+            self._metrics.watch_state.labels(resource.kind, each).set(each is state)
+
+    def restarted(self, resource: Resource, cause: Cause) -> None:
+        self._metrics.watch_restarts.labels(resource.kind, cause).inc()
+
+    def contact(self, resource: Resource) -> None:
+        self._metrics.last_contact.labels(resource.kind).set_to_current_time()
+
+    def skipped(self, resource: Resource, _message: str) -> None:
+        self._metrics.skipped.labels(resource.kind).inc()
+
+    def doubted(self, _resource: Resource, doubt: Doubt, _message: str) -> None:
+        self._metrics.list_doubts.labels(doubt).inc()
+
+    def wrote_status(self, result: str) -> None:
+        self._metrics.status_writes.labels(result).inc()
+
+    def sent_event(self, result: str) -> None:
+        self._metrics.events.labels(result).inc()
