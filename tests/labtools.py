@@ -20,12 +20,12 @@ from typing import Any, Self
 
 import pytest
 
+from nftsync.cluster.metallb import MetalLB
 from nftsync.config import Filters
 from nftsync.kernel.nft import Kernel
 from nftsync.objects.nft import parse_nft
 from nftsync.objects.service import parse_service
 from nftsync.policy.pinholes import Desired
-from nftsync.policy.pools import MetalLB
 from nftsync.ruleset.tables import Ruleset, Settings, ruleset
 from nftsync.ruleset.transaction import transaction
 from tests.lab.lab import Lab

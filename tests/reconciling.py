@@ -7,6 +7,7 @@ from pathlib import Path
 
 from nftsync.cluster.cache import Inbox
 from nftsync.cluster.inputs import Inputs
+from nftsync.cluster.metallb import MetalLB
 from nftsync.config import Boundary, Caps, Config
 from nftsync.daemon.reconcile import Reconciler
 from nftsync.files.store import Store
@@ -15,7 +16,6 @@ from nftsync.kernel.nft import Kernel
 from nftsync.objects.nft import Nft, parse_nft
 from nftsync.objects.service import Reason, Service, parse_service
 from nftsync.plan.result import SyncResult
-from nftsync.policy.pools import MetalLB
 from tests.lab.lab import Lab
 from tests.labtools import Raw, nft, no_metallb
 

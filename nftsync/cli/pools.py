@@ -11,6 +11,7 @@ from pathlib import Path
 from nftsync.cli.preview import preview
 from nftsync.cluster.api import Api, ApiError
 from nftsync.cluster.kubeconfig import allowed
+from nftsync.cluster.metallb import MetalLB
 from nftsync.config import Config, Enforcement
 from nftsync.files.store import Store
 from nftsync.objects.address import AddressSet, Range
@@ -19,7 +20,7 @@ from nftsync.objects.metallb import Configuration, Pool
 from nftsync.objects.nft import METALLB_NAMESPACE, parse_nft
 from nftsync.objects.service import Malformed, ObjectRef, Reason, Rejection, sequence
 from nftsync.policy.guard import Guard
-from nftsync.policy.pools import MetalLB, judge
+from nftsync.policy.pools import judge
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +102,7 @@ def known_of_cluster(api: Api, chosen: Config, namespace: str) -> tuple[Configur
     """MetalLB's configuration as it is now; where that is none or no good one, what the daemon of this machine saw last."""
     found, unread = _read_metallb(api, namespace)
     seen = Store(chosen.state).state.metallb
-    present, rejections = judge(found, seen)
+    present, rejections = judge(found.objects(), seen)
     return present or seen, (*unread, *rejections)
 
 

@@ -9,12 +9,13 @@ from pathlib import Path
 
 from nftsync.cluster.cache import Inbox
 from nftsync.cluster.manifests import Manifests
+from nftsync.cluster.metallb import MetalLB
 from nftsync.config import Config, Enforcement
 from nftsync.objects.nft import parse_nft
 from nftsync.objects.service import Address, Name, Network, ObjectRef, Reason, Rejection, Service, parse_service
 from nftsync.policy.guard import Guard
 from nftsync.policy.pinholes import Desired, Pinhole
-from nftsync.policy.pools import MetalLB, Pools
+from nftsync.policy.pools import Pools
 from nftsync.report.explain import View
 from nftsync.ruleset.localchain import LocalChainError, parse_local_chain
 from nftsync.ruleset.tables import Ruleset, Settings, ruleset
@@ -66,7 +67,7 @@ def preview(
     metallb = MetalLB.empty(_nobody, time.monotonic)
     manifests = Manifests(paths, chosen.nft, services, resources, metallb)
     manifests.read()
-    pools = Pools(None)
+    pools = Pools(None, time.monotonic)
     if chosen.boundary.enforcement is not Enforcement.IGNORED:
         pools.look(metallb)
     guard = Guard.of(chosen.boundary, pools.known, own, attached)

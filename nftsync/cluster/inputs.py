@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from nftsync.cluster.cache import Inbox
+from nftsync.cluster.metallb import MetalLB
 from nftsync.objects.nft import Nft
 from nftsync.objects.service import Rejection, Service
-from nftsync.policy.pools import MetalLB
 
 
 @dataclass(frozen=True, slots=True)

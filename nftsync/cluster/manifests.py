@@ -23,9 +23,9 @@ from nftsync.objects.service import Malformed, Name, ObjectRef, Reason, Rejectio
 
 if TYPE_CHECKING:
     from nftsync.cluster.cache import Inbox, Listing
+    from nftsync.cluster.metallb import MetalLB
     from nftsync.objects.nft import Nft
     from nftsync.objects.service import Service
-    from nftsync.policy.pools import MetalLB
 
 SUFFIXES = (".yaml", ".yml", ".json")
 POLL_INTERVAL = 1.0  # seconds between looks at the files

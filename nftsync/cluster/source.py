@@ -15,6 +15,7 @@ from nftsync.cluster.cache import Inbox
 from nftsync.cluster.inputs import Inputs
 from nftsync.cluster.kubeconfig import allowed
 from nftsync.cluster.manifests import Manifests
+from nftsync.cluster.metallb import MetalLB
 from nftsync.cluster.outbox import Reporter
 from nftsync.cluster.watch import Watcher
 from nftsync.cluster.watchstate import Cause, Doubt, State
@@ -23,7 +24,6 @@ from nftsync.objects.kinds import SERVICES, Resource, metallb, nfts
 from nftsync.objects.nft import Nft, parse_nft
 from nftsync.objects.service import Opened, Service, parse_service
 from nftsync.objects.status import RouterStatus
-from nftsync.policy.pools import MetalLB
 from nftsync.report.notices import News, Topic
 
 log = logging.getLogger(__name__)

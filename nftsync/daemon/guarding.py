@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterable
 from ipaddress import ip_address
 
@@ -28,7 +29,7 @@ class Guarding:
         self._links = links
         self._local: Local | None = None
         self._peers: frozenset[Address] = frozenset()
-        self.pools = Pools(state.metallb)
+        self.pools = Pools(state.metallb, time.monotonic)
         self.guard = UNGUARDED
         self.former = state.former
 

@@ -1,4 +1,4 @@
-"""What is read of MetalLB, and the last good configuration of it.
+"""What MetalLB's objects say about addresses, and the last good configuration of it.
 
 A configuration that was good once stays in force while a later one is invalid, and for good if MetalLB's objects vanish: then
 the addresses that were the cluster's still are, and no others. So does each part of it that can't be read at the moment.
@@ -6,12 +6,10 @@ the addresses that were the cluster's still are, and no others. So does each par
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Protocol
 
-from nftsync.cluster.cache import Inbox
 from nftsync.objects.metallb import (
     AddressPool,
     Advertisement,
@@ -19,11 +17,7 @@ from nftsync.objects.metallb import (
     Configuration,
     Peer,
     configuration,
-    parse_advertisement,
-    parse_peer,
-    parse_pool,
 )
-from nftsync.objects.metallb_v0 import parse_config_map
 from nftsync.objects.service import Address, Rejection
 
 DOUBT = 0.3  # seconds without another change until pools that are gone are gone
@@ -31,47 +25,20 @@ LONGEST_DOUBT = 0.6  # seconds until they are, whatever else changes
 
 
 @dataclass(frozen=True, slots=True)
-class MetalLB:
-    """What is read of MetalLB in one namespace."""
+class PoolObjects:
+    """MetalLB's objects in one namespace, and whether all of a kind could be read."""
 
-    pools: Inbox[AddressPool]
-    advertisements: Inbox[Advertisement]
-    peers: Inbox[Peer]
-    config_maps: Inbox[ConfigMap]
-
-    @classmethod
-    def empty(cls, wake: Callable[[], None], clock: Callable[[], float]) -> MetalLB:
-        """See Inbox for `wake` and `clock`."""
-        return cls(
-            Inbox(parse_pool, wake, clock),
-            Inbox(parse_advertisement, wake, clock),
-            Inbox(parse_peer, wake, clock),
-            Inbox(parse_config_map, wake, clock),
-        )
-
-    @property
-    def inboxes(self) -> tuple[Inbox[Any], ...]:
-        return self.pools, self.advertisements, self.peers, self.config_maps
-
-    @property
-    def synced(self) -> bool:
-        """Whether every kind was listed once, or is not there."""
-        return all(inbox.synced.is_set() for inbox in self.inboxes)
-
-    def take(self) -> list[float]:
-        """When the changes since the last take were received, the earliest of each kind (monotonic seconds)."""
-        changes = (inbox.take() for inbox in self.inboxes)
-        return [each.since for each in changes if each.objects]
+    pools: tuple[AddressPool, ...] = ()
+    advertisements: tuple[Advertisement, ...] = ()
+    peers: tuple[Peer, ...] = ()
+    config_maps: tuple[ConfigMap, ...] = ()
+    advertisements_readable: bool = True
+    peers_readable: bool = True
 
     @property
     def speakers(self) -> frozenset[Address]:
         """The addresses of the BGPPeers, also while there is no pool."""
-        return frozenset(peer.address for peer in self.peers.objects() if peer.address is not None)
-
-    @property
-    def readable(self) -> tuple[bool, ...]:
-        """Of each kind, whether it can be read."""
-        return tuple(inbox.readable for inbox in self.inboxes)
+        return frozenset(peer.address for peer in self.peers if peer.address is not None)
 
     def configuration(self, known: Configuration | None) -> tuple[Configuration | None, tuple[Rejection, ...]]:
         """See metallb.configuration(). known: the last good one, which what can't be read is taken from.
@@ -79,20 +46,35 @@ class MetalLB:
         A ConfigMap that an upgrade of MetalLB has left behind does not come to power again.
         """
         replaced = known is not None and known.of_pool_objects
-        config_maps = [] if replaced else self.config_maps.objects()
-        found, rejections = configuration(
-            self.pools.objects(), self.advertisements.objects(), self.peers.objects(), config_maps
-        )
+        config_maps = () if replaced else self.config_maps
+        found, rejections = configuration(self.pools, self.advertisements, self.peers, config_maps)
         if found is not None and known is not None and found.of_pool_objects:
             found = self._completed(found, known)
         return found, rejections
 
     def _completed(self, found: Configuration, known: Configuration) -> Configuration:
-        if not self.advertisements.readable:
+        if not self.advertisements_readable:
             announced = {pool.source for pool in known.pools if pool.advertised}
             pools = tuple(replace(pool, advertised=pool.advertised or pool.source in announced) for pool in found.pools)
             found = replace(found, pools=pools)
-        return found if self.peers.readable else replace(found, peers=found.peers | known.peers)
+        return found if self.peers_readable else replace(found, peers=found.peers | known.peers)
+
+
+class Present(Protocol):
+    """Where MetalLB's objects of one namespace are had from."""
+
+    @property
+    def synced(self) -> bool:
+        """Whether every kind was listed once, or is not there."""
+
+    @property
+    def readable(self) -> tuple[bool, ...]:
+        """Of each kind, whether it can be read."""
+
+    def take(self) -> list[float]:
+        """When the changes since the last take were received, the earliest of each kind (monotonic seconds)."""
+
+    def objects(self) -> PoolObjects: ...
 
 
 def _contents(configuration: Configuration) -> set[object]:
@@ -101,9 +83,9 @@ def _contents(configuration: Configuration) -> set[object]:
     return {*pools, *configuration.peers}
 
 
-def judge(metallb: MetalLB, known: Configuration | None) -> tuple[Configuration | None, tuple[Rejection, ...]]:
+def judge(objects: PoolObjects, known: Configuration | None) -> tuple[Configuration | None, tuple[Rejection, ...]]:
     """What MetalLB's objects say now, None if nothing good, and what is wrong with it and what holds instead."""
-    found, rejections = metallb.configuration(known)
+    found, rejections = objects.configuration(known)
     stays = "; the last good pools stay" if known else "; no pools are known"
     return found, tuple(replace(each, message=each.message + stays) for each in rejections)
 
@@ -115,16 +97,16 @@ class Pools:
     rejections: what is wrong with the present one; a new tuple whenever it was looked at.
     """
 
-    def __init__(self, known: Configuration | None, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, known: Configuration | None, clock: Callable[[], float]) -> None:
         self.known = known
         self._clock = clock
         self._doubted_since: float | None = None
         self._doubted_until = float("inf")
         self.rejections: tuple[Rejection, ...] = ()
         self.speakers: frozenset[Address] = frozenset()
-        self._looked: tuple[MetalLB, tuple[bool, ...]] | None = None
+        self._looked: tuple[Present, tuple[bool, ...]] | None = None
 
-    def look(self, metallb: MetalLB) -> list[float]:
+    def look(self, metallb: Present) -> list[float]:
         """Take up what MetalLB's objects say now, if it is complete, and new; returns when the news were received."""
         if not metallb.synced:
             self._doubted_since = None  # what comes is judged anew
@@ -132,8 +114,9 @@ class Pools:
         sinces, looked = metallb.take(), (metallb, metallb.readable)
         if sinces or self._looked != looked or self._doubted_since is not None:
             self._looked = looked
-            self.speakers = metallb.speakers
-            found, self.rejections = judge(metallb, self.known)
+            objects = metallb.objects()
+            self.speakers = objects.speakers
+            found, self.rejections = judge(objects, self.known)
             if not self._doubted(found, new=bool(sinces)):
                 self.known = found or self.known
         return sinces

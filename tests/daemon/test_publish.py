@@ -14,6 +14,7 @@ import pytest
 
 from nftsync.cluster.cache import Inbox
 from nftsync.cluster.inputs import Inputs
+from nftsync.cluster.metallb import MetalLB
 from nftsync.config import Boundary, Config, Enforcement
 from nftsync.daemon.publish import LINES, RECENT, Publisher
 from nftsync.daemon.reconcile import Reconciler
@@ -25,7 +26,6 @@ from nftsync.objects.nft import parse_nft
 from nftsync.objects.service import parse_service
 from nftsync.objects.status import Condition, RouterStatus
 from nftsync.plan.result import Outcome, SyncResult
-from nftsync.policy.pools import MetalLB
 from nftsync.report.notices import News, Topic
 from tests.lab.namespace import Namespace
 from tests.labtools import PUBLIC_NIC, SERVICE4, Raw, needs_root, nft, service

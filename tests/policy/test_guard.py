@@ -9,12 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nftsync.cluster.metallb import MetalLB
 from nftsync.config import Boundary, Enforcement
 from nftsync.objects.address import AddressSet, parse_range
 from nftsync.objects.metallb import Configuration, Pool
 from nftsync.objects.service import Address, Network, Reason
 from nftsync.policy.guard import UNGUARDED, Guard
-from nftsync.policy.pools import DOUBT, LONGEST_DOUBT, MetalLB, Pools, judge
+from nftsync.policy.pools import DOUBT, LONGEST_DOUBT, Pools, judge
 
 
 def pool(name: str, *texts: str, advertised: bool = True) -> Pool:
@@ -516,7 +517,7 @@ def test_the_config_map_that_pool_objects_have_replaced_does_not_come_to_power_a
         assert seen.look() == ["a"]
         seen.now += 1_000_000
         assert seen.look() == ["a"]
-        assert judge(seen.metallb, seen.pools.known) == (None, ())
+        assert judge(seen.metallb.objects(), seen.pools.known) == (None, ())
 
 
 def announced(seen: Seen) -> list[str]:
@@ -575,11 +576,11 @@ def test_advertisements_and_peers_that_are_gone_for_a_moment_leave_everything_as
 def test_what_is_asked_for_once_is_what_stands_there_now_and_the_last_good_one_where_that_is_none() -> None:
     seen = Seen().sync()
     seen.put("a", "192.0.2.0/24")
-    found, _ = judge(seen.metallb, KNOWN)
+    found, _ = judge(seen.metallb.objects(), KNOWN)
     assert found is not None
     assert [each.name for each in found.pools] == ["a"], "nobody waits for what was known to be gone"
     seen.put("b", "x")
-    found, rejections = judge(seen.metallb, KNOWN)
+    found, rejections = judge(seen.metallb.objects(), KNOWN)
     assert found is None
     assert [each.message for each in rejections] == [
         "'x' is neither a CIDR nor a range of addresses; the last good pools stay"

@@ -19,6 +19,7 @@ import pytest
 from nftsync import config
 from nftsync.cluster.cache import Inbox
 from nftsync.cluster.inputs import Inputs
+from nftsync.cluster.metallb import MetalLB
 from nftsync.config import Boundary
 from nftsync.daemon.reconcile import Reconciler
 from nftsync.files.store import Store
@@ -27,7 +28,7 @@ from nftsync.kernel.nft import Kernel, KernelError
 from nftsync.objects.nft import Nft, parse_nft
 from nftsync.objects.service import Service, parse_service
 from nftsync.plan.result import Outcome
-from nftsync.policy.pools import DOUBT, MetalLB
+from nftsync.policy.pools import DOUBT
 from tests.lab.lab import CLIENT, CLUSTER, NODE, PUBLIC, Lab, Probe, Protocol, TcpServer
 from tests.lab.probe import _checksum, packet
 from tests.labtools import SERVICE4, SERVICE6, Daemon, Raw, answers, elements, eventually, needs_root, nft, rules, service, tables

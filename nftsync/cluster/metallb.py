@@ -1,0 +1,62 @@
+"""What is read of MetalLB in one namespace, kind by kind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from nftsync.cluster.cache import Inbox
+from nftsync.objects.metallb import AddressPool, Advertisement, ConfigMap, Peer, parse_advertisement, parse_peer, parse_pool
+from nftsync.objects.metallb_v0 import parse_config_map
+from nftsync.policy.pools import PoolObjects
+
+
+@dataclass(frozen=True, slots=True)
+class MetalLB:
+    """An inbox for each kind."""
+
+    pools: Inbox[AddressPool]
+    advertisements: Inbox[Advertisement]
+    peers: Inbox[Peer]
+    config_maps: Inbox[ConfigMap]
+
+    @classmethod
+    def empty(cls, wake: Callable[[], None], clock: Callable[[], float]) -> MetalLB:
+        """See Inbox for `wake` and `clock`."""
+        return cls(
+            Inbox(parse_pool, wake, clock),
+            Inbox(parse_advertisement, wake, clock),
+            Inbox(parse_peer, wake, clock),
+            Inbox(parse_config_map, wake, clock),
+        )
+
+    @property
+    def inboxes(self) -> tuple[Inbox[Any], ...]:
+        return self.pools, self.advertisements, self.peers, self.config_maps
+
+    @property
+    def synced(self) -> bool:
+        """Whether every kind was listed once, or is not there."""
+        return all(inbox.synced.is_set() for inbox in self.inboxes)
+
+    @property
+    def readable(self) -> tuple[bool, ...]:
+        """Of each kind, whether it can be read."""
+        return tuple(inbox.readable for inbox in self.inboxes)
+
+    def take(self) -> list[float]:
+        """When the changes since the last take were received, the earliest of each kind (monotonic seconds)."""
+        changes = (inbox.take() for inbox in self.inboxes)
+        return [each.since for each in changes if each.objects]
+
+    def objects(self) -> PoolObjects:
+        """What is there now."""
+        return PoolObjects(
+            tuple(self.pools.objects()),
+            tuple(self.advertisements.objects()),
+            tuple(self.peers.objects()),
+            tuple(self.config_maps.objects()),
+            advertisements_readable=self.advertisements.readable,
+            peers_readable=self.peers.readable,
+        )
