@@ -13,12 +13,14 @@ import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from ipaddress import IPv4Network, IPv6Network, collapse_addresses, ip_address, ip_network
+from ipaddress import IPv6Network, ip_address, ip_network
 from pathlib import Path
 from typing import Any, TypeVar
 
+from nftsync.objects.address import Address, Network, collapse
+from nftsync.objects.names import Malformed, Name, quote
 from nftsync.objects.nft import parse_nic
-from nftsync.objects.service import Address, Malformed, Name, Network, Service, quote
+from nftsync.objects.service import Service
 
 DEFAULT_PATH = Path("/etc/nftsync/nftsync.toml")
 KUBECONFIG = Path("/etc/nftsync/kubeconfig")
@@ -210,10 +212,10 @@ def _config(top: _Section) -> Config:
         boundary=Boundary(
             top.take("pools", _enforcement, Enforcement.AUTO),
             top.take("advertised_pools_only", _flag, False),
-            _collapsed(top.take("allowed_prefixes", _prefixes, list[Network]())),
+            collapse(top.take("allowed_prefixes", _prefixes, list[Network]())),
             frozenset(network.network_address for network in bgp_peers if network.num_addresses == 1),
         ),
-        bgp_peers=_collapsed(bgp_peers),
+        bgp_peers=collapse(bgp_peers),
     )
     for section in (nft, paths, metrics, caps, filters, top):
         section.end()
@@ -312,13 +314,6 @@ def _prefixes(value: Any) -> list[Network]:
     if not isinstance(value, list):
         raise ValueError("this is not a list of prefixes")
     return [_prefix(each) for each in value]
-
-
-def _collapsed(networks: list[Network]) -> tuple[Network, ...]:
-    """Sorted and without those that another one holds; nft takes none that overlap."""
-    v4 = collapse_addresses(each for each in networks if isinstance(each, IPv4Network))
-    v6 = collapse_addresses(each for each in networks if isinstance(each, IPv6Network))
-    return (*v4, *v6)
 
 
 def _prefix(value: Any) -> Network:

@@ -13,8 +13,9 @@ from nftsync.daemon.reconcile import Reconciler
 from nftsync.files.store import Store
 from nftsync.kernel.interfaces import Links
 from nftsync.kernel.nft import Kernel
+from nftsync.objects.names import Reason
 from nftsync.objects.nft import Nft, parse_nft
-from nftsync.objects.service import Reason, Service, parse_service
+from nftsync.objects.service import Service, parse_service
 from nftsync.plan.result import SyncResult
 from tests.lab.lab import Lab
 from tests.labtools import Raw, nft, no_metallb

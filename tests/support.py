@@ -18,8 +18,10 @@ from nftables import Nftables
 
 from nftsync.config import Filters
 from nftsync.kernel.nft import Kernel
+from nftsync.objects.address import Network
+from nftsync.objects.names import Name
 from nftsync.objects.ratelimit import RateLimit
-from nftsync.objects.service import Name, Network, Port, Protocol, Service
+from nftsync.objects.service import Port, Protocol, Service
 from nftsync.policy.pinholes import Desired
 from nftsync.ruleset.tables import FILTER, NAME, SHAPER, Elements, Ruleset, Settings, ruleset
 

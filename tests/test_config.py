@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from nftsync import config
 from nftsync.config import Boundary, Caps, Config, ConfigError, Enforcement, Filters, load
-from nftsync.objects.service import Name
+from nftsync.objects.names import Name
 from tests.support import ROOT
 
 pytestmark = pytest.mark.usefixtures("no_dns")

@@ -19,7 +19,7 @@ import yaml
 
 from nftsync.cluster.api import Api, ApiError
 from nftsync.cluster.kubeconfig import UNSAFE, Kubeconfig
-from nftsync.objects.service import quote
+from nftsync.objects.names import quote
 
 INSTALLED = Path("/usr/share/nftsync")  # by the package
 CHECKOUT = Path(__file__).parents[2] / "packaging" / "kubernetes"

@@ -18,8 +18,8 @@ from nftsync.config import Config, ConfigError, Enforcement
 from nftsync.kernel.interfaces import LinkError, Links
 from nftsync.objects.kinds import MEND, nfts
 from nftsync.objects.metallb import CONFIG_MAP
+from nftsync.objects.names import Malformed, quote
 from nftsync.objects.nft import METALLB_NAMESPACE, NftSpec, parse_nft
-from nftsync.objects.service import Malformed, quote
 from nftsync.policy.guard import Guard
 from nftsync.ruleset.localchain import LocalChainError, parse_local_chain
 from nftsync.ruleset.tables import Ruleset, Settings, render, tables

@@ -17,8 +17,8 @@ from nftsync.files.store import Store
 from nftsync.objects.address import AddressSet, Range
 from nftsync.objects.kinds import Resource, metallb, nfts
 from nftsync.objects.metallb import Configuration, Pool
+from nftsync.objects.names import Malformed, ObjectRef, Reason, Rejection, sequence
 from nftsync.objects.nft import METALLB_NAMESPACE, parse_nft
-from nftsync.objects.service import Malformed, ObjectRef, Reason, Rejection, sequence
 from nftsync.policy.guard import Guard
 from nftsync.policy.pools import judge
 

@@ -11,8 +11,10 @@ from nftsync.cluster.cache import Inbox
 from nftsync.cluster.manifests import Manifests
 from nftsync.cluster.metallb import MetalLB
 from nftsync.config import Config, Enforcement
+from nftsync.objects.address import Address, Network
+from nftsync.objects.names import Name, ObjectRef, Reason, Rejection
 from nftsync.objects.nft import parse_nft
-from nftsync.objects.service import Address, Name, Network, ObjectRef, Reason, Rejection, Service, parse_service
+from nftsync.objects.service import Service, parse_service
 from nftsync.policy.guard import Guard
 from nftsync.policy.pinholes import Desired, Pinhole
 from nftsync.policy.pools import Pools

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from nftsync import config
 from nftsync.cli.output import FAILED, WRONG, fail
 from nftsync.config import Config
-from nftsync.objects.service import Rejection
+from nftsync.objects.names import Rejection
 from nftsync.ruleset.tables import render
 
 if TYPE_CHECKING:

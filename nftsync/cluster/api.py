@@ -21,7 +21,7 @@ from urllib.parse import urlencode
 from nftsync import __version__
 from nftsync.cluster.backoff import ApiError
 from nftsync.cluster.kubeconfig import Kubeconfig, KubeconfigError
-from nftsync.objects.service import quote
+from nftsync.objects.names import quote
 
 __all__ = ["Api", "ApiError", "KubeconfigError", "MalformedAnswerError", "TooLargeError", "parse_json"]
 

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
-from nftsync.objects.service import Name, identify
+from nftsync.objects.names import Name, identify
 
 
 class Identified(Protocol):

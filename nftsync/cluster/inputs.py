@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from nftsync.cluster.cache import Inbox
 from nftsync.cluster.metallb import MetalLB
+from nftsync.objects.names import Rejection
 from nftsync.objects.nft import Nft
-from nftsync.objects.service import Rejection, Service
+from nftsync.objects.service import Service
 
 
 @dataclass(frozen=True, slots=True)

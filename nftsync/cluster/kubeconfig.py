@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from nftsync.cluster.backoff import ApiError
-from nftsync.objects.service import quote
+from nftsync.objects.names import quote
 
 
 class KubeconfigError(ApiError):

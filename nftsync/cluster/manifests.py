@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 from nftsync.config import InputError
 from nftsync.objects import yaml as yamltext
 from nftsync.objects.metallb import CONFIG_MAP
+from nftsync.objects.names import Malformed, Name, ObjectRef, Reason, Rejection, identify
 from nftsync.objects.nft import METALLB_NAMESPACE
-from nftsync.objects.service import Malformed, Name, ObjectRef, Reason, Rejection, identify
 
 if TYPE_CHECKING:
     from nftsync.cluster.cache import Inbox, Listing

@@ -19,8 +19,8 @@ from typing import Protocol
 from nftsync.cluster.api import Api, ApiError
 from nftsync.cluster.backoff import Pace
 from nftsync.objects.kinds import MEND
+from nftsync.objects.names import Name
 from nftsync.objects.nft import Nft
-from nftsync.objects.service import Name
 from nftsync.objects.status import Figures, NftStatus, RouterStatus
 from nftsync.report.conditions import describe, stamped, stopped, summary
 from nftsync.report.events import EventQueue, Request, utc_now

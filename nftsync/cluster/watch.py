@@ -25,7 +25,7 @@ from nftsync.cluster.backoff import Pace, attempts
 from nftsync.cluster.cache import Inbox, Listing
 from nftsync.cluster.watchstate import Cause, Doubt, Observer, State
 from nftsync.objects.kinds import Resource
-from nftsync.objects.service import Malformed, Name, quote
+from nftsync.objects.names import Malformed, Name, quote
 
 log = logging.getLogger(__name__)
 

@@ -10,8 +10,7 @@ from ipaddress import ip_address
 from nftsync.config import Boundary, Enforcement
 from nftsync.files.store import State
 from nftsync.kernel.interfaces import LinkError, Links, Local
-from nftsync.objects.address import AddressSet, Range
-from nftsync.objects.service import Address
+from nftsync.objects.address import Address, AddressSet, Range
 from nftsync.policy.guard import UNGUARDED, Guard
 from nftsync.policy.pools import Pools
 

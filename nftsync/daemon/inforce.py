@@ -12,8 +12,8 @@ from nftsync.files.store import Store
 from nftsync.kernel.interfaces import Links
 from nftsync.kernel.nft import Kernel, KernelError
 from nftsync.kernel.qdisc import Ingress
+from nftsync.objects.names import ObjectRef, Reason, Rejection
 from nftsync.objects.nft import Nft, NftSpec
-from nftsync.objects.service import ObjectRef, Reason, Rejection
 from nftsync.policy.confirm import Confirming
 from nftsync.ruleset.tables import FILTER, Ruleset, Settings, Table, flags_for, render, tables
 

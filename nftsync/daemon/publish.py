@@ -13,7 +13,7 @@ from nftsync.cluster.source import Source
 from nftsync.config import Config, Enforcement
 from nftsync.daemon.reconcile import Reconciler
 from nftsync.exporter.metrics import Metrics
-from nftsync.objects.service import ObjectRef, Reason, Rejection
+from nftsync.objects.names import ObjectRef, Reason, Rejection
 from nftsync.objects.status import Confirmation, RouterStatus
 from nftsync.plan.result import Outcome, SyncResult
 from nftsync.policy.guard import Guard

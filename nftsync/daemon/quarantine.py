@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from nftsync.kernel.nft import Kernel, KernelError
-from nftsync.objects.service import Name, Reason, Rejection
+from nftsync.objects.names import Name, Reason, Rejection
 from nftsync.policy.pinholes import Pinhole
 from nftsync.ruleset.tables import FILTER, SHAPER, Elements, Ruleset, pinhole_key
 from nftsync.ruleset.transaction import transaction

@@ -24,8 +24,9 @@ from nftsync.kernel.commits import SOMEBODY
 from nftsync.kernel.interfaces import LinkError, Links
 from nftsync.kernel.nft import Kernel, KernelError
 from nftsync.kernel.readback import Found
+from nftsync.objects.address import Address
+from nftsync.objects.names import Name, Rejection
 from nftsync.objects.nft import NftSpec
-from nftsync.objects.service import Address, Name, Rejection
 from nftsync.plan.applied import Applied, adopted, digest, ours_as, takes
 from nftsync.plan.changes import changes_between, summary
 from nftsync.plan.result import Outcome, SyncResult

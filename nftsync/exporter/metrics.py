@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry, Gauge, Histogram
 from prometheus_client import Counter as PromCounter
 
 from nftsync import __version__
-from nftsync.objects.service import Reason, Rejection
+from nftsync.objects.names import Reason, Rejection
 from nftsync.ruleset.tables import Settings
 
 # From a tenth of a millisecond, which an element takes, to the seconds of a full load.

@@ -10,8 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from nftsync.files.sealed import read_sealed, replace_sealed
+from nftsync.objects.names import Name
 from nftsync.objects.ratelimit import parse_ratelimit
-from nftsync.objects.service import Name, Opened
+from nftsync.objects.service import Opened
 from nftsync.policy.pinholes import Pinhole
 from nftsync.ruleset.tables import FILTER, SHAPER, Ruleset, Settings, render, ruleset
 

@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from nftsync.files.sealed import read_sealed, replace_sealed
-from nftsync.objects.address import parse_range
+from nftsync.objects.address import Address, parse_range
 from nftsync.objects.metallb import Configuration, Pool, parse_peer_address
 from nftsync.objects.nft import NftSpec, describe_spec, parse_spec
-from nftsync.objects.service import Address
 
 FORMAT = 2
 

@@ -18,7 +18,7 @@ from pyroute2 import DiagSocket, IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 from pyroute2.netlink.rtnl import RTMGRP_IPV4_IFADDR, RTMGRP_IPV6_IFADDR, RTMGRP_LINK
 
-from nftsync.objects.service import Address, Network
+from nftsync.objects.address import Address, Network
 
 INGRESS_KINDS = ("ingress", "clsact")  # either one offers the ingress hook; a NIC can have one of them
 _CHECK = 1.0  # seconds until a stopped listener notices

@@ -1,4 +1,4 @@
-"""Ranges of addresses, and sets of them: read from text, merged, cut, written as nft lists them."""
+"""Addresses, networks, ranges, and sets of them: read from text, merged, cut, written as nft lists them."""
 
 from __future__ import annotations
 
@@ -6,13 +6,65 @@ import re
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, collapse_addresses, ip_address, ip_network
 from typing import NamedTuple
 
-from nftsync.objects.service import Address, Network, quote
+from nftsync.objects.names import quote
 
+Address = IPv4Address | IPv6Address
+Network = IPv4Network | IPv6Network
+
+_IPV4_SLOPPY = re.compile(r"([0-9]{1,9})\.([0-9]{1,9})\.([0-9]{1,9})\.([0-9]{1,9})")
+_BROADCAST = IPv4Address("255.255.255.255")
+_PREFIX_LENGTH = re.compile(r"[0-9]{1,3}")
 _LONGEST = 128  # characters; two IPv6 addresses and a dash need 79
 _CIDR = re.compile(r"[0-9A-Fa-f.:]{2,45}/[0-9]{1,3}")
+
+
+def parse_address(text: object) -> Address:
+    """An IPv4 or IPv6 address in its usual notation that a Service can have. Raises ValueError with a sentence."""
+    try:
+        if not isinstance(text, str) or "%" in text:  # a zone could hold anything
+            raise ValueError
+        address = ip_address(text)
+    except ValueError:
+        raise ValueError(f"{quote(text)} is not an IP address") from None
+    if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
+        raise ValueError(f"{quote(text)} is an IPv4 address in IPv6 notation: write {address.ipv4_mapped}")
+    if address.is_unspecified or address.is_loopback or address.is_multicast or address.is_link_local or address == _BROADCAST:
+        raise ValueError(f"{quote(text)} can never be a Service's address")
+    return address
+
+
+def parse_source_range(text: object) -> Network:
+    """A CIDR as kube-proxy reads it: blanks around it, host bits and decimal leading zeros are understood.
+
+    Raises ValueError with a sentence. Source: Go's net.ParseCIDR before 1.17 (k8s.io/utils/net.ParseCIDRSloppy).
+    """
+    if not isinstance(text, str) or len(text) > 128:
+        raise ValueError(f"{quote(text)} is not a CIDR")
+    address, slash, length = text.strip(" \t\r\n").partition("/")
+    if not slash:
+        raise ValueError(f"{quote(text)} has no prefix length: write e.g. 192.0.2.1/32")
+    if not _PREFIX_LENGTH.fullmatch(length) or "%" in address:
+        raise ValueError(f"{quote(text)} is not a CIDR such as 192.0.2.0/24")
+    try:
+        if octets := _IPV4_SLOPPY.fullmatch(address):
+            return IPv4Network((".".join(str(int(octet)) for octet in octets.groups()), int(length)), strict=False)
+        network = IPv6Network((address, int(length)), strict=False)
+    except ValueError:
+        raise ValueError(f"{quote(text)} is not a CIDR such as 192.0.2.0/24") from None
+    mapped = network.network_address.ipv4_mapped
+    if mapped is not None and network.prefixlen >= 96:
+        raise ValueError(f"{quote(text)} is an IPv4 range in IPv6 notation: write {mapped}/{network.prefixlen - 96}")
+    return network
+
+
+def collapse(networks: list[Network]) -> tuple[Network, ...]:
+    """Sorted, without duplicates and overlaps: nft takes none that overlap, and merges none of a concatenated set by itself."""
+    v4 = collapse_addresses(network for network in networks if isinstance(network, IPv4Network))
+    v6 = collapse_addresses(network for network in networks if isinstance(network, IPv6Network))
+    return (*v4, *v6)
 
 
 class Range(NamedTuple):

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv6Address, ip_address
 
-from nftsync.objects.address import Range, parse_range
-from nftsync.objects.service import Address, Malformed, Name, ObjectRef, Reason, Rejection, identify, mapping, quote, sequence
+from nftsync.objects.address import Address, Range, parse_range
+from nftsync.objects.names import Malformed, Name, ObjectRef, Reason, Rejection, identify, mapping, quote, sequence
 
 CONFIG_MAP = "config"  # its name, and the key in it
 _POOL_KIND = "IPAddressPool"

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Mapping
 
 from nftsync.objects.metallb import CONFIG_MAP, ConfigMap, Configuration, Pool, overlaps, parse_addresses, parse_peer_address
-from nftsync.objects.service import Malformed, ObjectRef, Reason, Rejection, identify, mapping, quote, sequence
+from nftsync.objects.names import Malformed, ObjectRef, Reason, Rejection, identify, mapping, quote, sequence
 from nftsync.objects.yaml import Plain, documents
 
 MAX_CHARACTERS = 1 << 20  # etcd keeps no object that is larger

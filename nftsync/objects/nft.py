@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from dataclasses import fields as dataclass_fields
 
-from nftsync.objects.service import NAME, Malformed, Name, ObjectRef, Reason, Rejection, identify, mapping, quote
+from nftsync.objects.names import NAME, Malformed, Name, ObjectRef, Reason, Rejection, identify, mapping, quote
 from nftsync.objects.status import NftStatus, parse_status
 
 _NIC = re.compile(r"[A-Za-z0-9_.:+=@][A-Za-z0-9_.:+=@-]{0,14}")  # IFNAMSIZ; no '*', nft's wildcard

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from nftsync.objects.service import Malformed, mapping, sequence
+from nftsync.objects.names import Malformed, mapping, sequence
 
 _LONGEST = 512  # characters of a message
 _MANY = 64  # routers, and conditions of each, that are read

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field, replace
 from hashlib import sha256
 
 from nftsync.config import Caps
+from nftsync.objects.names import Name
 from nftsync.objects.ratelimit import RateLimitError, parse_statement
-from nftsync.objects.service import Name, Port, Service
+from nftsync.objects.service import Port, Service
 from nftsync.plan.changes import fingerprint
 from nftsync.policy.guard import Guard
 from nftsync.policy.pinholes import Pinhole

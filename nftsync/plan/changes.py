@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
 
-from nftsync.objects.service import ObjectRef
+from nftsync.objects.names import ObjectRef
 from nftsync.policy.pinholes import Pinhole
 
 

@@ -9,9 +9,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from nftsync.config import Boundary, Enforcement
-from nftsync.objects.address import AddressSet, Range
+from nftsync.objects.address import Address, AddressSet, Network, Range
 from nftsync.objects.metallb import Configuration, Pool
-from nftsync.objects.service import Address, Network, Reason, quote
+from nftsync.objects.names import Reason, quote
 
 _NAMED = 5  # pools that a message names
 

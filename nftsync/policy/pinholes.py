@@ -12,8 +12,10 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from nftsync.config import Caps, Filters
+from nftsync.objects.address import Network
+from nftsync.objects.names import Name, ObjectRef, Reason, Rejection
 from nftsync.objects.ratelimit import RateLimit
-from nftsync.objects.service import Name, Network, ObjectRef, Reason, Rejection, Service
+from nftsync.objects.service import Service
 from nftsync.policy.guard import UNGUARDED, Guard
 from nftsync.policy.quota import UNCAPPED, Admission, Seniority, Version, seniority
 

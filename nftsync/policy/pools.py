@@ -10,15 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from nftsync.objects.metallb import (
-    AddressPool,
-    Advertisement,
-    ConfigMap,
-    Configuration,
-    Peer,
-    configuration,
-)
-from nftsync.objects.service import Address, Rejection
+from nftsync.objects.address import Address
+from nftsync.objects.metallb import AddressPool, Advertisement, ConfigMap, Configuration, Peer, configuration
+from nftsync.objects.names import Rejection
 
 DOUBT = 0.3  # seconds without another change until pools that are gone are gone
 LONGEST_DOUBT = 0.6  # seconds until they are, whatever else changes

@@ -16,7 +16,8 @@ from sys import maxsize
 from types import MappingProxyType
 
 from nftsync.config import Caps
-from nftsync.objects.service import Name, Service
+from nftsync.objects.names import Name
+from nftsync.objects.service import Service
 
 Version = Service | None  # None: there is none
 Seniority = tuple[str, str, Name]

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from operator import itemgetter
 from typing import TypeVar
 
-from nftsync.objects.service import ObjectRef
+from nftsync.objects.names import ObjectRef
 from nftsync.report.notices import News, Topic
 
 K = TypeVar("K")

@@ -12,7 +12,9 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from nftsync.config import Boundary, Filters
-from nftsync.objects.service import NAME, Address, Name, Network, Port, Protocol, Reason, Rejection, Service, parse_address, quote
+from nftsync.objects.address import Address, Network, parse_address
+from nftsync.objects.names import NAME, Name, Reason, Rejection, quote
+from nftsync.objects.service import Port, Protocol, Service
 from nftsync.policy.guard import Guard
 from nftsync.policy.pinholes import Desired, Pinhole
 from nftsync.ruleset.tables import FILTER, FORWARD, INPUT, OPERATOR_CR, OPERATOR_SVC, Settings, tables

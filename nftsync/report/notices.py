@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from nftsync.objects.service import ObjectRef, Reason, Rejection
+from nftsync.objects.names import ObjectRef, Reason, Rejection
 from nftsync.objects.status import Confirmation
 from nftsync.plan.changes import Change
 from nftsync.policy.pinholes import Pinhole

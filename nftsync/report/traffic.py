@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from nftsync.objects.service import Name
+from nftsync.objects.names import Name
 from nftsync.policy.pinholes import Pinhole
 
 CAP = 1000  # Services with series of their own

@@ -10,9 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from nftsync.objects.address import AddressSet
+from nftsync.objects.address import AddressSet, Network
 from nftsync.objects.nft import NftSpec
-from nftsync.objects.service import Network
 from nftsync.policy.pinholes import Pinhole
 
 NAME = "nftsync"  # of both tables

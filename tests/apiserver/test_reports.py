@@ -21,7 +21,8 @@ from nftsync.cluster.source import ClusterSource
 from nftsync.config import Config
 from nftsync.daemon.observer import MetricsObserver
 from nftsync.exporter.metrics import Metrics
-from nftsync.objects.service import ObjectRef, Opened
+from nftsync.objects.names import ObjectRef
+from nftsync.objects.service import Opened
 from nftsync.objects.status import RouterStatus, parse_status
 from nftsync.report.events import EventQueue, Request, utc_now
 from nftsync.report.notices import News, Topic

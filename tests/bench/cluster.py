@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from nftsync.objects.service import Name
+from nftsync.objects.names import Name
 from tests.apiserver.harness import MANIFESTS, ApiServer, Programs
 from tests.bench.measure import address_of, nft_resource, service
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from nftsync.cluster.cache import Inbox
-from nftsync.objects.service import Malformed, Name
+from nftsync.objects.names import Malformed, Name
 
 
 @dataclass(frozen=True)

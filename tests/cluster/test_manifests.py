@@ -15,8 +15,9 @@ from nftsync.cluster import manifests as module
 from nftsync.cluster.cache import Inbox
 from nftsync.cluster.manifests import ManifestError, Manifests
 from nftsync.cluster.metallb import MetalLB
+from nftsync.objects.names import Name, Reason
 from nftsync.objects.nft import Nft, parse_nft
-from nftsync.objects.service import Name, Reason, Service, parse_service
+from nftsync.objects.service import Service, parse_service
 
 pytestmark = pytest.mark.usefixtures("no_dns")
 

@@ -17,8 +17,8 @@ import pytest
 
 from nftsync.cluster.api import ApiError
 from nftsync.cluster.outbox import DENIED, DISAGREE, LONGEST, QUIET, SETTLE, TICK, Reporter
+from nftsync.objects.names import Name, ObjectRef
 from nftsync.objects.nft import Nft, parse_nft
-from nftsync.objects.service import Name, ObjectRef
 from nftsync.objects.status import RouterStatus
 from nftsync.report.conditions import Standing
 from nftsync.report.notices import News, Topic

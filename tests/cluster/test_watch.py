@@ -33,8 +33,9 @@ from nftsync.cluster.kubeconfig import UNSAFE, Kubeconfig
 from nftsync.cluster.watch import Timing, Watcher
 from nftsync.cluster.watchstate import Cause, Doubt, State
 from nftsync.objects.kinds import SERVICES, Resource, nfts
+from nftsync.objects.names import Name
 from nftsync.objects.nft import Nft, parse_nft
-from nftsync.objects.service import Name, Service, parse_service
+from nftsync.objects.service import Service, parse_service
 from tests import faultyserver as faulty
 from tests.faultyserver import LIST, OTHER, PAGE, WATCH, Fault, FaultyServer, Object, event_line
 

@@ -16,8 +16,9 @@ import pytest
 from nftsync.files import lastgood
 from nftsync.files.lastgood import LastGood
 from nftsync.files.sealed import read_sealed, seal
+from nftsync.objects.names import Name
 from nftsync.objects.ratelimit import parse_ratelimit
-from nftsync.objects.service import Name, Opened
+from nftsync.objects.service import Opened
 from nftsync.policy.pinholes import Pinhole
 from nftsync.ruleset.tables import Settings, ruleset
 from tests.lab.lab import PUBLIC, Lab, Probe, TcpServer

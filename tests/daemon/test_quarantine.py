@@ -12,8 +12,8 @@ import pytest
 
 from nftsync.kernel.nft import Kernel, KernelError
 from nftsync.objects import service as objects
+from nftsync.objects.names import Name, Reason
 from nftsync.objects.ratelimit import RateLimit, parse_ratelimit
-from nftsync.objects.service import Name, Reason
 from nftsync.plan.result import Outcome
 from tests.lab.lab import Lab
 from tests.labtools import elements, eventually, needs_root, service, tables

@@ -24,20 +24,7 @@ from nftsync.objects.service import Service, parse_service
 from nftsync.plan.result import Outcome, SyncResult
 from nftsync.ruleset.tables import FILTER, render
 from tests.lab.lab import CLIENT, PUBLIC, Lab, Probe
-from tests.labtools import (
-    SERVICE4,
-    SERVICE6,
-    Raw,
-    eventually,
-    needs_root,
-    nft,
-    no_metallb,
-    packets,
-    rules,
-    service,
-    tables,
-    wanted,
-)
+from tests.labtools import SERVICE4, SERVICE6, Raw, eventually, needs_root, nft, no_metallb, packets, rules, service, tables, wanted
 from tests.load import traffic
 
 pytestmark = needs_root

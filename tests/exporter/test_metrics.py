@@ -13,7 +13,7 @@ from nftsync import __version__
 from nftsync.exporter.collector import KernelCollector, ReadError
 from nftsync.exporter.endpoint import Endpoint, EndpointError
 from nftsync.exporter.metrics import Metrics
-from nftsync.objects.service import Name, ObjectRef, Reason, Rejection
+from nftsync.objects.names import Name, ObjectRef, Reason, Rejection
 from nftsync.plan.result import Outcome
 from nftsync.policy.pinholes import Pinhole
 from nftsync.report.reachability import Reachability

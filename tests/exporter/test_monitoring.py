@@ -23,8 +23,8 @@ from nftsync.exporter.collector import KernelCollector
 from nftsync.exporter.metrics import Metrics
 from nftsync.kernel import counters, routes
 from nftsync.kernel.nft import Kernel
+from nftsync.objects.names import Name, ObjectRef, Reason, Rejection
 from nftsync.objects.ratelimit import parse_ratelimit
-from nftsync.objects.service import Name, ObjectRef, Reason, Rejection
 from nftsync.policy.pinholes import Pinhole
 from nftsync.report.reachability import Reachability
 from nftsync.report.traffic import CAP, Count, Reading

@@ -19,9 +19,8 @@ from hypothesis import strategies as st
 
 from nftsync.files.sealed import read_sealed, seal
 from nftsync.files.store import FORMAT, State, Store
-from nftsync.objects.address import Range, parse_range
+from nftsync.objects.address import Address, Range, parse_range
 from nftsync.objects.metallb import Configuration, Pool
-from nftsync.objects.service import Address
 from tests.support import ROOT, json_values
 
 FULL = State(local_chain='\ttcp dport 9 accept # "ü"\n', ingress=7)

@@ -26,7 +26,7 @@ from nftsync.objects.metallb import (
     parse_pool,
 )
 from nftsync.objects.metallb_v0 import MAX_CHARACTERS, parse_config_map, parse_configuration
-from nftsync.objects.service import Malformed, Reason
+from nftsync.objects.names import Malformed, Reason
 from nftsync.objects.yaml import documents
 from tests.support import json_values
 

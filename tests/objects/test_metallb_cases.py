@@ -15,7 +15,7 @@ import pytest
 from nftsync.cli.main import main
 from nftsync.objects.metallb import Configuration, Peer, configuration, parse_advertisement, parse_peer, parse_pool
 from nftsync.objects.metallb_v0 import parse_configuration
-from nftsync.objects.service import Malformed
+from nftsync.objects.names import Malformed
 from nftsync.objects.yaml import documents
 from tests.support import ROOT
 

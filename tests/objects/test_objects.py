@@ -15,22 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nftsync.config import Filters
+from nftsync.objects.address import parse_address, parse_source_range
+from nftsync.objects.names import Malformed, Name, Reason, Rejection, identify, quote
 from nftsync.objects.nft import Nft, NftSpec, parse_nft
 from nftsync.objects.ratelimit import RateLimit
-from nftsync.objects.service import (
-    RATELIMIT_ANNOTATION,
-    SOURCE_RANGES_ANNOTATION,
-    Malformed,
-    Name,
-    Reason,
-    Rejection,
-    Service,
-    identify,
-    parse_address,
-    parse_service,
-    parse_source_range,
-    quote,
-)
+from nftsync.objects.service import RATELIMIT_ANNOTATION, SOURCE_RANGES_ANNOTATION, Service, parse_service
 from nftsync.policy.pinholes import pinholes_of
 from nftsync.ruleset.tables import Settings, elements
 from tests.support import json_leaves, json_values

@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nftsync.objects.address import AddressSet, Range, parse_range
-from nftsync.objects.service import Address, Network
+from nftsync.objects.address import Address, AddressSet, Network, Range, parse_range
 from nftsync.ruleset.tables import NAME
 from tests.support import Netns
 

@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 
 from nftsync.cli.preview import preview
 from nftsync.config import Boundary, Caps, Config, Filters
-from nftsync.objects.address import Range
+from nftsync.objects.address import Address, Network, Range
 from nftsync.objects.metallb import Configuration, Pool
-from nftsync.objects.service import Address, Name, Network, Port, Protocol, Reason, Rejection, Service
+from nftsync.objects.names import Name, Reason, Rejection
+from nftsync.objects.service import Port, Protocol, Service
 from nftsync.plan.applied import adopted
 from nftsync.plan.result import Outcome, SyncResult
 from nftsync.policy import quota as module

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from nftsync.config import Boundary, Filters
 from nftsync.objects.address import Range
 from nftsync.objects.metallb import Configuration, Pool
+from nftsync.objects.names import Name, ObjectRef, Reason, Rejection
 from nftsync.objects.ratelimit import RateLimit
-from nftsync.objects.service import Name, ObjectRef, Port, Protocol, Reason, Rejection, Service
+from nftsync.objects.service import Port, Protocol, Service
 from nftsync.policy import pinholes as module
 from nftsync.policy.guard import UNGUARDED, Guard
 from nftsync.policy.pinholes import Desired, Pinhole, pinholes_of

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from nftsync.cluster.metallb import MetalLB
 from nftsync.config import Boundary, Enforcement
-from nftsync.objects.address import AddressSet, parse_range
+from nftsync.objects.address import Address, AddressSet, Network, parse_range
 from nftsync.objects.metallb import Configuration, Pool
-from nftsync.objects.service import Address, Network, Reason
+from nftsync.objects.names import Reason
 from nftsync.policy.guard import UNGUARDED, Guard
 from nftsync.policy.pools import DOUBT, LONGEST_DOUBT, Pools, judge
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from nftsync.objects.service import ObjectRef
+from nftsync.objects.names import ObjectRef
 from nftsync.report.events import CONTROLLER, Bucket, EventQueue, Request
 from nftsync.report.notices import News, Topic
 

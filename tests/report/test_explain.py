@@ -18,9 +18,10 @@ from hypothesis import strategies as st
 from nftsync.config import Boundary, Filters
 from nftsync.daemon import answers
 from nftsync.kernel.netlink import DumpError
-from nftsync.objects.address import parse_range
+from nftsync.objects.address import Address, parse_range
 from nftsync.objects.metallb import Configuration, Pool
-from nftsync.objects.service import Address, Name, ObjectRef, Protocol, Reason, Rejection, parse_service
+from nftsync.objects.names import Name, ObjectRef, Reason, Rejection
+from nftsync.objects.service import Protocol, parse_service
 from nftsync.policy.guard import Guard
 from nftsync.policy.pinholes import Desired
 from nftsync.report.explain import Cause, Explanation, PacketQuery, Verdict, View, explain_packet, explain_service, parse_query

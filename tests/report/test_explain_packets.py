@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 
 from nftsync.config import Boundary, Enforcement, Filters
-from nftsync.objects.address import parse_range
+from nftsync.objects.address import Address, Network, parse_range
 from nftsync.objects.metallb import Configuration, Pool
 from nftsync.objects.nft import parse_nft
-from nftsync.objects.service import Address, Network, Service, parse_service
+from nftsync.objects.service import Service, parse_service
 from nftsync.policy.guard import Guard
 from nftsync.policy.pinholes import Desired
 from nftsync.report.explain import Explanation, PacketQuery, Verdict, View, explain_packet, explain_service, parse_query

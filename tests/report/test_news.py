@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from ipaddress import ip_network
 
+from nftsync.objects.names import Name, ObjectRef, Reason, Rejection
 from nftsync.objects.ratelimit import RateLimit
-from nftsync.objects.service import Name, ObjectRef, Reason, Rejection
 from nftsync.plan.changes import Change, changes_between, summary
 from nftsync.policy.pinholes import Pinhole
 from nftsync.report.events import EventQueue, Request, utc_now

@@ -17,7 +17,8 @@ from nftsync.kernel import counters, netlink, routes
 from nftsync.kernel.netlink import DumpError
 from nftsync.kernel.nft import Kernel
 from nftsync.objects.address import AddressSet, parse_range
-from nftsync.objects.service import Name, parse_service
+from nftsync.objects.names import Name
+from nftsync.objects.service import parse_service
 from nftsync.policy.pinholes import Desired, Pinhole
 from nftsync.report.reachability import Reachability, Routes
 from nftsync.report.traffic import NOTHING, Count, Reading, Traffic

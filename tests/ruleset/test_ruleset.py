@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given, settings
 
 from nftsync.config import Filters
+from nftsync.objects.names import Name
 from nftsync.objects.nft import NftSpec
 from nftsync.objects.ratelimit import RateLimit, parse_ratelimit
-from nftsync.objects.service import Name, Port, Protocol, Service
+from nftsync.objects.service import Port, Protocol, Service
 from nftsync.policy.pinholes import Desired, Pinhole
 from nftsync.ruleset.tables import FILTER, SHAPER, Chain, Ruleset, Set, Settings, Table, elements, render, ruleset, tables
 from tests.support import NICS, Fresh, Netns, filled, rulesets, same

@@ -1,0 +1,119 @@
+"""What objects are called, why one is refused, and the shapes that everything hostile is held against."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import NamedTuple
+
+NAME = re.compile(r"[a-z0-9](?:[a-z0-9.-]{0,251}[a-z0-9])?")  # RFC 1123 subdomain, as the API server checks it
+_UID = re.compile(r"[A-Za-z0-9-]{1,64}")
+
+
+class Reason(StrEnum):
+    """Why an object, or a part of one, was refused. The list is fixed: metrics and Events use it."""
+
+    MALFORMED = "malformed"
+    UNREADABLE = "unreadable"
+    DUPLICATE = "duplicate"
+    INVALID_ADDRESS = "invalid_address"
+    INVALID_PORT = "invalid_port"
+    INVALID_PROTOCOL = "invalid_protocol"
+    INVALID_SOURCE_RANGE = "invalid_source_range"
+    INVALID_RATELIMIT = "invalid_ratelimit"
+    CONFLICT = "conflict"
+    QUARANTINED = "quarantined"
+    OVER_CAP = "over_cap"
+    OUTSIDE_POOLS = "outside_pools"
+    RESERVED_ADDRESS = "reserved_address"
+    INVALID_POOLS = "invalid_pools"
+    INVALID_SETTINGS = "invalid_settings"
+    MISSING_SETTINGS = "missing_settings"
+    INVALID_LOCAL_CHAIN = "invalid_local_chain"
+
+
+class Name(NamedTuple):
+    """Namespace and name: what identifies an object of one kind."""
+
+    namespace: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.namespace}/{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectRef:
+    """Which object: `kind` and a printable `name` ("namespace/name", or a file's path); `uid` may be empty."""
+
+    kind: str
+    name: str
+    uid: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Rejection:
+    """An object, or a part of one, that was refused. str() is one printable line.
+
+    part: which part, if the message can change while the refusal is the same; "" if the message says it.
+    """
+
+    object: ObjectRef
+    reason: Reason
+    message: str
+    part: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.object}: {self.reason}: {self.message}"
+
+
+class Malformed(ValueError):
+    """An object of which not even the name can be read, or a part whose shape is wrong."""
+
+
+def quote(value: object, limit: int = 80) -> str:
+    """A hostile value for a message: printable ASCII on one line, at most `limit` characters."""
+    if isinstance(value, str):
+        value = value[: limit + 1]
+    try:
+        text = ascii(value) if isinstance(value, str | int | float | None) else f"a {type(value).__name__}"
+    except ValueError:  # Python refuses to write out more than 4300 digits
+        text = "a number of thousands of digits"
+    return text if len(text) <= limit else text[:limit] + "…"
+
+
+def identify(raw: object) -> tuple[Name, str]:
+    """Name and UID ("" if absent) of an API object. Raises Malformed."""
+    metadata = mapping(mapping(raw, "the object").get("metadata"), "metadata")
+    namespace, uid = metadata.get("namespace"), metadata.get("uid")
+    name = Name("default" if namespace is None else _name(namespace, "namespace"), _name(metadata.get("name"), "name"))
+    return name, uid if isinstance(uid, str) and _UID.fullmatch(uid) else ""
+
+
+def _name(value: object, field: str) -> str:
+    if not isinstance(value, str) or not NAME.fullmatch(value):
+        raise Malformed(f"metadata.{field} {quote(value)} is not a Kubernetes name")
+    return value
+
+
+def mapping(value: object, what: str) -> Mapping[str, object]:
+    """`value` if it is an object; {} if it is absent."""
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise Malformed(f"{what} is not an object but {quote(value)}")
+    return value
+
+
+def sequence(value: object, what: str) -> list[object]:
+    """`value` if it is a list; [] if it is absent."""
+    if value is None:
+        return []
+    if not isinstance(value, list):
+        raise Malformed(f"{what} is not a list but {quote(value)}")
+    return value
