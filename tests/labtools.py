@@ -26,7 +26,8 @@ from nftsync.kernel.nft import Kernel
 from nftsync.objects.nft import parse_nft
 from nftsync.objects.service import parse_service
 from nftsync.policy.pinholes import Desired
-from nftsync.ruleset.tables import Ruleset, Settings, ruleset
+from nftsync.ruleset.elements import ruleset
+from nftsync.ruleset.tables import Ruleset, Settings
 from nftsync.ruleset.transaction import transaction
 from tests.lab.lab import Lab
 

@@ -23,7 +23,8 @@ from nftsync.objects.names import Name
 from nftsync.objects.ratelimit import RateLimit
 from nftsync.objects.service import Port, Protocol, Service
 from nftsync.policy.pinholes import Desired
-from nftsync.ruleset.tables import FILTER, NAME, SHAPER, Elements, Ruleset, Settings, ruleset
+from nftsync.ruleset.elements import ruleset
+from nftsync.ruleset.tables import FILTER, NAME, SHAPER, Elements, Ruleset, Settings
 
 ROOT = Path(__file__).parent.parent
 

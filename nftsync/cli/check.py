@@ -22,7 +22,8 @@ from nftsync.objects.names import Malformed, quote
 from nftsync.objects.nft import METALLB_NAMESPACE, NftSpec, parse_nft
 from nftsync.policy.guard import Guard
 from nftsync.ruleset.localchain import LocalChainError, parse_local_chain
-from nftsync.ruleset.tables import Ruleset, Settings, render, tables
+from nftsync.ruleset.tables import Ruleset, Settings, tables
+from nftsync.ruleset.text import render
 
 # What the daemon can't do without.
 _PERMISSIONS = (

@@ -16,7 +16,7 @@ from nftsync.config import InputError
 from nftsync.daemon import logs
 from nftsync.daemon.logs import LogFormat
 from nftsync.objects.ratelimit import RateLimitError, parse_ratelimit
-from nftsync.ruleset.tables import render
+from nftsync.ruleset.text import render
 
 if TYPE_CHECKING:
     pass

@@ -19,8 +19,9 @@ from nftsync.policy.guard import Guard
 from nftsync.policy.pinholes import Desired, Pinhole
 from nftsync.policy.pools import Pools
 from nftsync.report.explain import View
+from nftsync.ruleset.elements import ruleset
 from nftsync.ruleset.localchain import LocalChainError, parse_local_chain
-from nftsync.ruleset.tables import Ruleset, Settings, ruleset
+from nftsync.ruleset.tables import Ruleset, Settings
 
 
 @dataclass(frozen=True, slots=True)

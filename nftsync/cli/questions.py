@@ -14,7 +14,7 @@ from nftsync import config
 from nftsync.cli.output import FAILED, WRONG, fail
 from nftsync.config import Config
 from nftsync.objects.names import Rejection
-from nftsync.ruleset.tables import render
+from nftsync.ruleset.text import render
 
 if TYPE_CHECKING:
     from nftsync.cli.preview import Preview

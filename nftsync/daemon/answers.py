@@ -17,7 +17,9 @@ from nftsync.kernel import counters
 from nftsync.kernel.netlink import DumpError
 from nftsync.plan.result import SyncResult
 from nftsync.report.explain import View, explain
-from nftsync.ruleset.tables import Ruleset, render, ruleset
+from nftsync.ruleset.elements import ruleset
+from nftsync.ruleset.tables import Ruleset
+from nftsync.ruleset.text import render
 
 _REJECTIONS = 1000  # that one answer holds
 

@@ -15,7 +15,8 @@ from nftsync.kernel.qdisc import Ingress
 from nftsync.objects.names import ObjectRef, Reason, Rejection
 from nftsync.objects.nft import Nft, NftSpec
 from nftsync.policy.confirm import Confirming
-from nftsync.ruleset.tables import FILTER, Ruleset, Settings, Table, flags_for, render, tables
+from nftsync.ruleset.tables import FILTER, Ruleset, Settings, Table, flags_for, tables
+from nftsync.ruleset.text import render
 
 
 class InForce:

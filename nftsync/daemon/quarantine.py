@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from nftsync.kernel.nft import Kernel, KernelError
 from nftsync.objects.names import Name, Reason, Rejection
 from nftsync.policy.pinholes import Pinhole
-from nftsync.ruleset.tables import FILTER, SHAPER, Elements, Ruleset, pinhole_key
+from nftsync.ruleset.elements import pinhole_key
+from nftsync.ruleset.tables import FILTER, SHAPER, Elements, Ruleset
 from nftsync.ruleset.transaction import transaction
 
 

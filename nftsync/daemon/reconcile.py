@@ -32,7 +32,8 @@ from nftsync.plan.changes import changes_between, summary
 from nftsync.plan.result import Outcome, SyncResult
 from nftsync.policy.guard import Guard
 from nftsync.policy.pinholes import Desired, Pinhole
-from nftsync.ruleset.tables import FILTER, Ruleset, Settings, Table, elements, open_keys, ruleset, tables
+from nftsync.ruleset.elements import elements, open_keys, ruleset
+from nftsync.ruleset.tables import FILTER, Ruleset, Settings, Table, tables
 from nftsync.ruleset.transaction import transaction
 
 

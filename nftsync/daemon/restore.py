@@ -14,9 +14,10 @@ from nftsync.config import Config
 from nftsync.files import lastgood
 from nftsync.files.store import State
 from nftsync.kernel.nft import Kernel, KernelError
+from nftsync.ruleset.elements import ruleset
 from nftsync.ruleset.localchain import by_name
-from nftsync.ruleset.tables import FILTER, NAME, SHAPER, Settings, Table, render, ruleset
-from nftsync.ruleset.transaction import flagged
+from nftsync.ruleset.tables import FILTER, NAME, SHAPER, Settings, Table
+from nftsync.ruleset.text import flagged, render
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,9 @@ from nftsync.objects.names import Name
 from nftsync.objects.ratelimit import parse_ratelimit
 from nftsync.objects.service import Opened
 from nftsync.policy.pinholes import Pinhole
-from nftsync.ruleset.tables import FILTER, SHAPER, Ruleset, Settings, render, ruleset
+from nftsync.ruleset.elements import ruleset
+from nftsync.ruleset.tables import FILTER, SHAPER, Ruleset, Settings
+from nftsync.ruleset.text import render
 
 FORMAT = 1
 INTERVAL = 5.0  # seconds at least between two writes

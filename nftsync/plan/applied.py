@@ -15,7 +15,9 @@ from nftsync.plan.changes import fingerprint
 from nftsync.policy.guard import Guard
 from nftsync.policy.pinholes import Pinhole
 from nftsync.policy.quota import seniority, within
-from nftsync.ruleset.tables import SHAPER, Ruleset, Settings, Table, open_keys, open_limits, render, ruleset
+from nftsync.ruleset.elements import open_keys, open_limits, ruleset
+from nftsync.ruleset.tables import SHAPER, Ruleset, Settings, Table
+from nftsync.ruleset.text import render
 from nftsync.ruleset.transaction import transaction
 
 

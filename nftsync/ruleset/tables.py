@@ -1,4 +1,4 @@
-"""The nftables ruleset: every table, chain and set name, and what a pinhole is in them.
+"""The tables of the ruleset: every table, chain and set name, and the rules.
 
 Two tables, `inet nftsync` (what may pass) and `netdev nftsync` (rate limits). A packet's way through them is drawn in
 docs/ruleset.md. Text is nft's (nft(8)); what reaches it from outside are parsed values and names of a checked
@@ -7,12 +7,11 @@ grammar, and the operator's own local chain, verbatim.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from nftsync.objects.address import AddressSet, Network
 from nftsync.objects.nft import NftSpec
-from nftsync.policy.pinholes import Pinhole
 
 NAME = "nftsync"  # of both tables
 FILTER = "inet"
@@ -166,14 +165,6 @@ class Settings:
         )
 
 
-def ruleset(pinholes: Iterable[Pinhole], settings: Settings) -> Ruleset:
-    """The whole ruleset."""
-    found = elements(pinholes, settings)
-    for each in settings.cluster.ranges:
-        found[FILTER].setdefault(f"pools{each.version}", {})[each.element] = ""
-    return Ruleset(tables(settings), found)
-
-
 def tables(settings: Settings) -> Mapping[str, Table]:
     """Both tables, without elements. `netdev nftsync` exists only with enable_rateshape."""
     shown = {FILTER: _filter_table(settings)}
@@ -264,84 +255,12 @@ def _shaper_table(settings: Settings) -> Table:
     return Table(sets, chains, flags=settings.flags)
 
 
-def elements(pinholes: Iterable[Pinhole], settings: Settings) -> dict[str, Elements]:
-    """The set elements of pinholes, by family and set."""
-    found: dict[str, Elements] = {FILTER: {}, SHAPER: {}}
-    for family, name, key, statement in _elements(pinholes, settings):
-        found[family].setdefault(name, {})[key] = statement
-    return found
-
-
-def _elements(pinholes: Iterable[Pinhole], settings: Settings) -> Iterator[tuple[str, str, str, str]]:
-    for hole in pinholes:
-        if hole.sources is None:
-            yield FILTER, f"services{hole.version}", hole.key, ""
-        else:
-            for network in hole.sources:
-                yield FILTER, f"sources{hole.version}", f"{hole.key} . {_source_text(network)}", ""
-        if settings.enable_rateshape and hole.limit is not None and hole.sources != ():
-            suffix = "-packets" if hole.limit.packets else ""
-            yield SHAPER, f"limited{hole.version}{suffix}", hole.key, hole.limit.statement
-            yield SHAPER, f"dropped{hole.version}", hole.key, ""
-
-
-def open_keys(shown: Ruleset) -> set[str]:
-    """The keys of the pinholes that are open in a ruleset."""
-    sets = shown.elements.get(FILTER, {})
-    names = [f"{stem}{version}" for stem in ("services", "sources") for version in (4, 6)]
-    return {key for name in names for element in sets.get(name, ()) if (key := pinhole_key(name, element))}
-
-
-def open_limits(shown: Ruleset) -> dict[str, str]:
-    """What limits the pinholes of a ruleset: statements, by key."""
-    sets = shown.elements.get(SHAPER, {})
-    return {key: said for name, members in sets.items() if name.startswith("limited") for key, said in members.items()}
-
-
-def pinhole_key(name: str, element: str) -> str | None:
-    """The key of the pinhole that a set's element belongs to; None if it belongs to none."""
-    return None if name.startswith("pools") else " . ".join(element.split(" . ")[:3])
-
-
-def _source_text(network: Network) -> str:
-    """As nft lists it: a range of one address without its prefix length."""
-    return str(network.network_address if network.prefixlen == network.max_prefixlen else network)
-
-
-def render(shown: Ruleset, name: str = NAME) -> str:
-    """A whole ruleset as text that `nft -f` loads, whatever nft's version; the same input gives the same text, in sorted order.
-
-    Without flags, which are for who keeps the tables (see transaction.flagged()).
-    name: of the tables; another one than NAME serves to rehearse rules beside those that stand.
-    """
-    blocks = []
-    for family, table in shown.tables.items():
-        lines = [f"table {family} {name} {{"]
-        for set_name, declared in table.sets.items():
-            lines.append(f"\tset {set_name} {{")
-            lines.extend(f"\t\t{part.strip()}" for part in str(declared).rstrip(";").split(";"))
-            members = shown.elements.get(family, {}).get(set_name, {})
-            if members:
-                listed = ",\n\t\t\t     ".join(f"{key} {statement}".rstrip() for key, statement in sorted(members.items()))
-                lines.append(f"\t\telements = {{ {listed} }}")
-            lines.append("\t}\n")
-        lines.append("\n".join(chain_block(chain_name, chain) for chain_name, chain in table.chains.items()) + "}\n")
-        blocks.append("\n".join(lines))
-    return "\n".join(blocks)
-
-
 def flags_for(standing: Mapping[str, Table], flags: frozenset[str]) -> frozenset[str]:
     """Those that tables get, or keep: a table that stands without can't get them, nor lose them, and is not made anew for that."""
     if not standing:
         return flags
     kept = frozenset.intersection(*(table.flags for table in standing.values())) - {"dormant"}
     return flags or kept if "persist" in kept else frozenset()
-
-
-def chain_block(name: str, chain: Chain) -> str:
-    """A chain as it stands inside a table's block."""
-    hook = f"\t\t{chain.hook}\n" if chain.hook else ""
-    return f"\tchain {name} {{\n{hook}{chain.rules}\t}}\n"
 
 
 def _lines(*rules: str) -> str:

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from nftsync.ruleset.tables import NAME, Elements, Ruleset, Set, Table, chain_block
+from nftsync.ruleset.tables import NAME, Elements, Ruleset, Set, Table
+from nftsync.ruleset.text import chain_block, flagged
 
 
 def transaction(before: Ruleset, after: Ruleset) -> str:
@@ -74,9 +75,3 @@ def _elements(table: str, before: Elements, after: Elements, standing: Table, wa
         if come:
             adds.append(f"add element {table} {name} {{ {', '.join(sorted(come))} }}")
     yield from adds
-
-
-def flagged(table: str, flags: frozenset[str]) -> str:
-    """A table's block with flags, which have to be repeated in every block, or nft asks to take them off."""
-    head, brace, rest = table.partition("{\n")
-    return f"{head}{brace}\tflags {','.join(sorted(flags))}\n{rest}" if flags else table

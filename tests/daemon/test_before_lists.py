@@ -12,7 +12,9 @@ import pytest
 from nftsync.config import Boundary, Enforcement
 from nftsync.files.lastgood import LastGood
 from nftsync.plan.result import Outcome
-from nftsync.ruleset.tables import FILTER, Ruleset, render, ruleset
+from nftsync.ruleset.elements import ruleset
+from nftsync.ruleset.tables import FILTER, Ruleset
+from nftsync.ruleset.text import render
 from tests.lab.lab import PUBLIC, Lab
 from tests.labtools import SERVICE4, SERVICE6, elements, eventually, needs_root, nft, rules, service
 from tests.reconciling import Router

@@ -20,7 +20,8 @@ from nftsync.objects.names import Name
 from nftsync.objects.ratelimit import parse_ratelimit
 from nftsync.objects.service import Opened
 from nftsync.policy.pinholes import Pinhole
-from nftsync.ruleset.tables import Settings, ruleset
+from nftsync.ruleset.elements import ruleset
+from nftsync.ruleset.tables import Settings
 from tests.lab.lab import PUBLIC, Lab, Probe, TcpServer
 from tests.labtools import PUBLIC_NIC, SERVICE4, SERVICE6, Daemon, eventually, needs_root, nft, rules, service, tables, written
 from tests.reboot import boot, last_good_file, power_off

@@ -22,7 +22,8 @@ from nftsync.kernel.readback import Found
 from nftsync.objects.nft import Nft, parse_nft
 from nftsync.objects.service import Service, parse_service
 from nftsync.plan.result import Outcome, SyncResult
-from nftsync.ruleset.tables import FILTER, render
+from nftsync.ruleset.tables import FILTER
+from nftsync.ruleset.text import render
 from tests.lab.lab import CLIENT, PUBLIC, Lab, Probe
 from tests.labtools import SERVICE4, SERVICE6, Raw, eventually, needs_root, nft, no_metallb, packets, rules, service, tables, wanted
 from tests.load import traffic

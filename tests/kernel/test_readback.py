@@ -10,7 +10,8 @@ import pytest
 
 from nftsync.kernel import readback
 from nftsync.kernel.nft import Kernel, KernelError
-from nftsync.ruleset.tables import FILTER, Ruleset, Settings, render, tables
+from nftsync.ruleset.tables import FILTER, Ruleset, Settings, tables
+from nftsync.ruleset.text import render
 from tests.lab.namespace import Namespace
 from tests.labtools import needs_root
 from tests.storm import storm

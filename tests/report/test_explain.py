@@ -26,7 +26,9 @@ from nftsync.policy.guard import Guard
 from nftsync.policy.pinholes import Desired
 from nftsync.report.explain import Cause, Explanation, PacketQuery, Verdict, View, explain_packet, explain_service, parse_query
 from nftsync.report.traffic import Count, Reading
-from nftsync.ruleset.tables import Settings, render, ruleset
+from nftsync.ruleset.elements import ruleset
+from nftsync.ruleset.tables import Settings
+from nftsync.ruleset.text import render
 from tests.labtools import PUBLIC_NIC, Raw, service
 
 POOL = "172.30.254.0/24"

@@ -21,7 +21,8 @@ from nftsync.objects.service import Service, parse_service
 from nftsync.policy.guard import Guard
 from nftsync.policy.pinholes import Desired
 from nftsync.report.explain import Explanation, PacketQuery, Verdict, View, explain_packet, explain_service, parse_query
-from nftsync.ruleset.tables import OPERATOR_SVC, Settings, ruleset
+from nftsync.ruleset.elements import ruleset
+from nftsync.ruleset.tables import OPERATOR_SVC, Settings
 from tests.lab.lab import CLIENT, CLUSTER, NODE, PUBLIC, SERVICES, Lab, Probe, Protocol
 from tests.labtools import PUBLIC_NIC, TCP80, Firewall, Raw, needs_root, nft, service
 

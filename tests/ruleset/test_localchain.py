@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nftsync.ruleset.localchain import LocalChainError, by_name, parse_local_chain
-from nftsync.ruleset.tables import Ruleset, Settings, render, tables
+from nftsync.ruleset.tables import Ruleset, Settings, tables
+from nftsync.ruleset.text import render
 from tests.support import ROOT, Netns
 
 RULES = '\ttcp dport 9 accept # a } brace\n\tip saddr { 192.0.2.1, 192.0.2.2 } counter drop comment "a } # brace"\n'

@@ -12,7 +12,8 @@ from ipaddress import ip_address, ip_network
 
 import pytest
 
-from nftsync.ruleset.tables import Settings, ruleset
+from nftsync.ruleset.elements import ruleset
+from nftsync.ruleset.tables import Settings
 from tests.lab.lab import CLIENT, CLUSTER, NODE, PUBLIC, Lab, Origin, Probe, Protocol, TcpServer
 from tests.labtools import SERVICE4, SERVICE6, Firewall, Raw, needs_root, nft, packets, service
 

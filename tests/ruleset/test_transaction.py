@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 
 from nftsync.kernel.nft import KernelError
 from nftsync.objects.address import AddressSet, Range
-from nftsync.ruleset.tables import FILTER, SHAPER, Chain, Ruleset, Set, Settings, Table, render, ruleset, tables
+from nftsync.ruleset.elements import ruleset
+from nftsync.ruleset.tables import FILTER, SHAPER, Chain, Ruleset, Set, Settings, Table, tables
+from nftsync.ruleset.text import render
 from nftsync.ruleset.transaction import transaction
 from tests.support import LOCAL_CHAINS, NICS, Fresh, Netns, rulesets, same
 
