@@ -113,6 +113,7 @@ class Config:
     filters: Filters = _ALL
     boundary: Boundary = _BOUNDARY
     bgp_peers: tuple[Network, ...] = ()  # who may speak BGP on the public side; empty for everybody
+    text: str = field(default="", compare=False, repr=False)  # of the file
 
 
 def load(path: Path | None) -> Config:
@@ -122,18 +123,27 @@ def load(path: Path | None) -> Config:
     """
     chosen = path or DEFAULT_PATH
     try:
-        document = tomllib.loads(chosen.read_text(encoding="utf-8"))
+        text = chosen.read_text(encoding="utf-8")
     except FileNotFoundError:
         if path is None:
             return _with_credential(Config())
         raise ConfigError(f"{chosen}: there is no such file") from None
     except OSError as fault:
         raise ConfigError(f"{chosen}: {fault.strerror}") from fault
-    except ValueError as fault:  # tomllib.TOMLDecodeError names line and column; UnicodeDecodeError the byte
+    except ValueError as fault:  # UnicodeDecodeError names the byte
         raise ConfigError(f"{chosen}: {fault}") from fault
+    return _with_credential(parse(text, str(chosen)))
+
+
+def parse(text: str, name: str) -> Config:
+    """The configuration that a file's text holds. name: of the file, for messages. Raises ConfigError."""
+    try:
+        document = tomllib.loads(text)
+    except ValueError as fault:  # tomllib.TOMLDecodeError names line and column
+        raise ConfigError(f"{name}: {fault}") from fault
     except RecursionError:
-        raise ConfigError(f"{chosen}: it is nested too deep") from None
-    return _with_credential(_config(_Section(str(chosen), "", document)))
+        raise ConfigError(f"{name}: it is nested too deep") from None
+    return replace(_config(_Section(name, "", document)), text=text)
 
 
 def _with_credential(chosen: Config) -> Config:

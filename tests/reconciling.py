@@ -10,7 +10,7 @@ from nftsync.cluster.inputs import Inputs
 from nftsync.cluster.metallb import MetalLB
 from nftsync.config import Boundary, Caps, Config
 from nftsync.daemon.reconcile import Reconciler
-from nftsync.files.store import Store
+from nftsync.daemon.record import Store
 from nftsync.kernel.interfaces import Links
 from nftsync.kernel.nft import Kernel
 from nftsync.objects.names import Reason

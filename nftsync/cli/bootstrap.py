@@ -17,7 +17,8 @@ from typing import Any
 
 import yaml
 
-from nftsync.cluster.api import Api, ApiError
+from nftsync.cluster.api import Api
+from nftsync.cluster.backoff import ApiError
 from nftsync.cluster.kubeconfig import UNSAFE, Kubeconfig
 from nftsync.objects.names import quote
 

@@ -12,7 +12,8 @@ from typing import Any
 
 from nftsync import config
 from nftsync.cli.pools import known_of_cluster
-from nftsync.cluster.api import Api, ApiError
+from nftsync.cluster.api import Api
+from nftsync.cluster.backoff import ApiError
 from nftsync.cluster.kubeconfig import allowed
 from nftsync.config import Config, ConfigError, Enforcement
 from nftsync.kernel.interfaces import LinkError, Links

@@ -75,7 +75,8 @@ def _parser() -> argparse.ArgumentParser:
 
     run = add("run", _run, "Keep the kernel's ruleset what the cluster asks for.", manifests)
     run.add_argument("--once", action="store_true", help="stop after the first complete sync")
-    add("boot", _boot, "Load the last good ruleset, as after a reboot; one that stands already stays.")
+    loaded = add("boot", _boot, "Load the rules that are remembered, as after a reboot.")
+    loaded.add_argument("--early", action="store_true", help="load the base only while no interface but lo is up")
     shown = add("render", _render, "Print the ruleset that manifests would give; nothing is changed.", manifests)
     shown.add_argument("--strict", action="store_true", help="exit 1 if anything was rejected")
     legal = add("pools", _pools, "Print which addresses are legal: what MetalLB, or manifests, say.", manifests)
@@ -97,7 +98,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from nftsync.cluster.api import ApiError
+    from nftsync.cluster.backoff import ApiError
     from nftsync.daemon.loop import Daemon, DaemonError, Options
     from nftsync.exporter.endpoint import EndpointError
     from nftsync.files.lock import LockedError
@@ -114,7 +115,7 @@ def _boot(options: argparse.Namespace) -> int:
     from nftsync.kernel.nft import KernelError
 
     try:
-        boot(options.config)
+        boot(options.config, early=options.early)
     except KernelError as fault:
         return fail(FAILED, f"no ruleset stands: {fault}")
     return 0
@@ -146,7 +147,7 @@ def _ratelimit(options: argparse.Namespace) -> int:
 
 def _pools(options: argparse.Namespace) -> int:
     from nftsync.cli.pools import legal_in_cluster, legal_in_manifests
-    from nftsync.cluster.api import ApiError
+    from nftsync.cluster.backoff import ApiError
 
     chosen = config.load(options.config)
     try:
@@ -174,7 +175,7 @@ def _check(options: argparse.Namespace) -> int:
 
 def _bootstrap(options: argparse.Namespace) -> int:
     from nftsync.cli.bootstrap import BootstrapError, administrators, bootstrap, text
-    from nftsync.cluster.api import ApiError
+    from nftsync.cluster.backoff import ApiError
 
     try:
         if options.print:

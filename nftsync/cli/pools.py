@@ -9,11 +9,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from nftsync.cli.preview import preview
-from nftsync.cluster.api import Api, ApiError
+from nftsync.cluster.api import Api
+from nftsync.cluster.backoff import ApiError
 from nftsync.cluster.kubeconfig import allowed
 from nftsync.cluster.metallb import MetalLB
 from nftsync.config import Config, Enforcement
-from nftsync.files.store import Store
+from nftsync.files.journal import Journal
 from nftsync.objects.address import AddressSet, Range
 from nftsync.objects.kinds import Resource, metallb, nfts
 from nftsync.objects.metallb import Configuration, Pool
@@ -101,7 +102,7 @@ def _namespace(api: Api, chosen: Config) -> str:
 def known_of_cluster(api: Api, chosen: Config, namespace: str) -> tuple[Configuration | None, tuple[Rejection, ...]]:
     """MetalLB's configuration as it is now; where that is none or no good one, what the daemon of this machine saw last."""
     found, unread = _read_metallb(api, namespace)
-    seen = Store(chosen.state).state.metallb
+    seen = Journal(chosen.state).load().facts.pools
     present, rejections = judge(found.objects(), seen)
     return present or seen, (*unread, *rejections)
 

@@ -70,9 +70,9 @@ def preview(
     metallb = MetalLB.empty(_nobody, time.monotonic)
     manifests = Manifests(paths, chosen.nft, services, resources, metallb)
     manifests.read()
-    pools = Pools(None, time.monotonic)
+    pools = Pools(None)
     if chosen.boundary.enforcement is not Enforcement.IGNORED:
-        pools.look(metallb)
+        pools.look(metallb.objects(), 0.0)
     guard = Guard.of(chosen.boundary, pools.known, own, attached)
     desired = Desired.of(services.objects(), chosen.filters, guard, chosen.caps)
     unread = (*manifests.rejections, *pools.rejections)

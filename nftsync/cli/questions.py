@@ -94,7 +94,8 @@ def _paths_and_words(options: argparse.Namespace) -> tuple[Sequence[Path], Seque
 def _preview_here(chosen: Config, paths: Sequence[Path]) -> tuple[Preview, list[Rejection]]:
     """What manifests would give on this router, which has addresses; and what would be refused."""
     from nftsync.cli.preview import local_chain, preview
-    from nftsync.kernel.interfaces import LinkError, Local, local_now
+    from nftsync.kernel.interfaces import LinkError, local_now
+    from nftsync.objects.address import Local
 
     chain, rejections = local_chain(chosen)
     try:

@@ -7,10 +7,11 @@ the input's thread, and only what was parsed is kept.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Generic, Protocol, TypeVar
 
 from nftsync.objects.names import Name, identify
@@ -40,7 +41,7 @@ class Inbox(Generic[T]):
     parse: from an API object and its last parsed version to its new one; None if it is not ours.
     wake: called after every change, from the input's thread.  clock: monotonic seconds.  fresh: keep the newest even of objects
     that compare equal; they are no change, and what does not compare wakes nobody.  remembered: what there was when the process
-    before this one ended; the first list is held against it.
+    before this one ended; the first list is held against it, and each object's last parsed version is one of these at first.
     """
 
     def __init__(
@@ -50,13 +51,13 @@ class Inbox(Generic[T]):
         clock: Callable[[], float],
         *,
         fresh: bool = False,
-        remembered: AbstractSet[Name] = frozenset(),
+        remembered: Mapping[Name, T] = MappingProxyType({}),
     ) -> None:
         self._parse = parse
         self._wake = wake
         self._clock = clock
         self._fresh = fresh
-        self._remembered = remembered
+        self._remembered = dict(remembered)
         self._lock = threading.Lock()
         self._objects: dict[Name, T] = {}
         self._dirty: set[Name] = set()
@@ -87,13 +88,13 @@ class Inbox(Generic[T]):
         not complete: what it lacks is in the kernel alone.
         """
         with self._lock:
-            listing = Listing(self._store, len(self._objects.keys() | self._remembered))
+            listing = Listing(self._store, len(self._objects.keys() | self._remembered.keys()))
         yield listing
         with self._lock:
-            listing.gone = (self._objects.keys() | self._remembered) - listing.names
+            listing.gone = (self._objects.keys() | self._remembered.keys()) - listing.names
             listing.doubted = doubts(listing.gone, listing.known)
             if not listing.doubted:
-                self._remembered = frozenset()
+                self._remembered = {}
                 for name in listing.gone:
                     self._drop(name)
         if self.synced.is_set() or not listing.doubted:
@@ -131,7 +132,7 @@ class Inbox(Generic[T]):
     def _store(self, name: Name, raw: object) -> None:
         with self._lock:
             before = self._objects.get(name)
-            parsed = self._parse(raw, before)
+            parsed = self._parse(raw, before or self._remembered.get(name))
             if parsed is None:
                 self._drop(name)
             elif parsed != before:

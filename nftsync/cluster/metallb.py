@@ -1,4 +1,4 @@
-"""What is read of MetalLB in one namespace, kind by kind."""
+"""The caches of MetalLB's kinds in one namespace."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 from nftsync.cluster.cache import Inbox
 from nftsync.objects.metallb import AddressPool, Advertisement, ConfigMap, Peer, parse_advertisement, parse_peer, parse_pool
 from nftsync.objects.metallb_v0 import parse_config_map
-from nftsync.policy.pools import PoolObjects
+from nftsync.policy.pools import MetalLBObjects
 
 
 @dataclass(frozen=True, slots=True)
 class MetalLB:
-    """An inbox for each kind."""
+    """What is read of MetalLB in one namespace."""
 
     pools: Inbox[AddressPool]
     advertisements: Inbox[Advertisement]
@@ -40,23 +40,18 @@ class MetalLB:
         """Whether every kind was listed once, or is not there."""
         return all(inbox.synced.is_set() for inbox in self.inboxes)
 
-    @property
-    def readable(self) -> tuple[bool, ...]:
-        """Of each kind, whether it can be read."""
-        return tuple(inbox.readable for inbox in self.inboxes)
-
     def take(self) -> list[float]:
         """When the changes since the last take were received, the earliest of each kind (monotonic seconds)."""
         changes = (inbox.take() for inbox in self.inboxes)
         return [each.since for each in changes if each.objects]
 
-    def objects(self) -> PoolObjects:
+    def objects(self) -> MetalLBObjects:
         """What is there now."""
-        return PoolObjects(
+        return MetalLBObjects(
             tuple(self.pools.objects()),
             tuple(self.advertisements.objects()),
             tuple(self.peers.objects()),
             tuple(self.config_maps.objects()),
-            advertisements_readable=self.advertisements.readable,
-            peers_readable=self.peers.readable,
+            self.advertisements.readable,
+            self.peers.readable,
         )

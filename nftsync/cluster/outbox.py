@@ -16,8 +16,8 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Protocol
 
-from nftsync.cluster.api import Api, ApiError
-from nftsync.cluster.backoff import Pace
+from nftsync.cluster.api import Api
+from nftsync.cluster.backoff import ApiError, Pace
 from nftsync.objects.kinds import MEND
 from nftsync.objects.names import Name
 from nftsync.objects.nft import Nft

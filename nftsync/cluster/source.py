@@ -21,8 +21,9 @@ from nftsync.cluster.watch import Watcher
 from nftsync.cluster.watchstate import Cause, Doubt, State
 from nftsync.config import Config
 from nftsync.objects.kinds import SERVICES, Resource, metallb, nfts
+from nftsync.objects.names import Name
 from nftsync.objects.nft import Nft, parse_nft
-from nftsync.objects.service import Opened, Service, parse_service
+from nftsync.objects.service import Service, parse_service
 from nftsync.objects.status import RouterStatus
 from nftsync.report.notices import News, Topic
 
@@ -73,16 +74,16 @@ class Observer(watchstate.Observer, outbox.Observer, Protocol):
 class ClusterSource:
     """Lists and watches a Kubernetes API. Raises KubeconfigError if it can't even try.
 
-    wake: called after every change, from the threads that watch.  before: what was open when the last process ended.
+    remembered: Services as they were accepted last.  wake: called after every change, from the threads that watch.
     """
 
     def __init__(
         self,
         chosen: Config,
+        remembered: Mapping[Name, Service],
         observer: Observer,
         wake: Callable[[], None],
         clock: Clock,
-        before: Opened,
     ) -> None:
         self._wake = wake
         self._clock = clock
@@ -91,12 +92,13 @@ class ClusterSource:
         self._api = partial(Api, chosen.kubeconfig, allowed=unsafe, count=observer.requested)
         api = self._api()
         api.connect()
-        services = Inbox[Service](partial(parse_service, limits=before.limits), wake, clock, remembered=before.names)
+        named = {name: service for name, service in remembered.items() if name.namespace}
+        services = Inbox[Service](parse_service, wake, clock, remembered=named)
         resources = Inbox[Nft](parse_nft, wake, clock, fresh=True)
         watched = ((SERVICES, services), (nfts(chosen.nft.namespace, chosen.nft.name), resources))
         self._watches = _Watches(api, watched, self._report, clock)
         self._metallb: tuple[str, MetalLB, _Watches] | None = None
-        self._inputs = Inputs(services, resources, self.metallb)
+        self._inputs = Inputs(services, resources, self.metallb, fresh=lambda: not self.stale())
         self._reports = self._api(read_timeout=_REPORT_TIMEOUT)
         self._reporter = Reporter(
             self._reports,
@@ -240,9 +242,9 @@ class ManifestSource:
     """Reads files and follows them. Raises ManifestError if a path is not there. before: as of a ClusterSource."""
 
     def __init__(
-        self, chosen: Config, paths: Sequence[Path], wake: Callable[[], None], clock: Clock, before: Opened
+        self, chosen: Config, paths: Sequence[Path], remembered: Mapping[Name, Service], wake: Callable[[], None], clock: Clock
     ) -> None:
-        services = Inbox[Service](partial(parse_service, limits=before.limits), wake, clock)
+        services = Inbox[Service](parse_service, wake, clock, remembered=remembered)
         resources = Inbox[Nft](parse_nft, wake, clock)
         inboxes = MetalLB.empty(wake, clock)
         manifests = Manifests(paths, chosen.nft, services, resources, inboxes)

@@ -20,9 +20,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from nftsync.cluster.api import Api, ApiError, KubeconfigError, MalformedAnswerError, TooLargeError, parse_json
-from nftsync.cluster.backoff import Pace, attempts
+from nftsync.cluster.api import Api, MalformedAnswerError, TooLargeError, parse_json
+from nftsync.cluster.backoff import ApiError, Pace, attempts
 from nftsync.cluster.cache import Inbox, Listing
+from nftsync.cluster.kubeconfig import KubeconfigError
 from nftsync.cluster.watchstate import Cause, Doubt, Observer, State
 from nftsync.objects.kinds import Resource
 from nftsync.objects.names import Malformed, Name, quote

@@ -9,16 +9,14 @@ from itertools import islice
 
 from nftsync import __version__
 from nftsync.cluster.source import Source
-from nftsync.config import Config
 from nftsync.daemon.control import Answer, Question
 from nftsync.daemon.publish import Publisher
 from nftsync.daemon.reconcile import Reconciler
 from nftsync.kernel import counters
 from nftsync.kernel.netlink import DumpError
 from nftsync.plan.result import SyncResult
-from nftsync.report.explain import View, explain
-from nftsync.ruleset.elements import ruleset
-from nftsync.ruleset.tables import Ruleset
+from nftsync.plan.snapshot import Origin
+from nftsync.report.explain import explain, view_of
 from nftsync.ruleset.text import render
 
 _REJECTIONS = 1000  # that one answer holds
@@ -26,9 +24,8 @@ _REJECTIONS = 1000  # that one answer holds
 
 @dataclass(frozen=True, slots=True)
 class Daemon:
-    """Everything that an answer may be drawn from. ages: seconds since the start, and since the last sync that succeeded."""
+    """Everything that an answer may be drawn from. running, synced: seconds since the start, and since a sync last succeeded."""
 
-    config: Config
     reconciler: Reconciler
     source: Source
     publisher: Publisher
@@ -49,18 +46,17 @@ def answer(daemon: Daemon, question: Question) -> Answer:
 
 
 def _status(daemon: Daemon, _: Question) -> Answer:
-    reconciler, settings = daemon.reconciler, daemon.reconciler.settings
-    rejections = reconciler.rejections()
-    pools = reconciler.guard.pools
+    last, settings, s = daemon.last, daemon.last.settings, daemon.last.snapshot
+    pools = last.guard.pools
     return {
-        "router": daemon.config.router_name,
+        "router": s.config.router_name if s else "",
         "version": __version__,
         "running_seconds": round(daemon.running, 1),
         "sync": {
-            "result": daemon.last.outcome,
-            "message": daemon.last.message,
+            "result": last.outcome,
+            "message": last.message,
             "last_success_seconds": None if daemon.synced is None else round(daemon.synced, 1),
-            "hash": reconciler.hash,
+            "hash": last.hash,
         },
         "watches": dict(daemon.source.watches()),
         "public_nic": {
@@ -69,16 +65,20 @@ def _status(daemon: Daemon, _: Question) -> Answer:
             "missing": bool(settings and settings.nic_missing),
             "rate_shaping": bool(settings and settings.enable_rateshape),
         },
-        "settings": {"confirmation": reconciler.in_force.confirming.state, "message": str(reconciler.in_force.confirming)},
-        "pools": {"guarded": reconciler.guard.guarded, "names": [pool.name for pool in pools or ()]},
-        "services": len(reconciler.desired.services),
-        "pinholes": len(reconciler.desired.pinholes),
-        "stale": daemon.publisher.stale(daemon.source),
+        "settings": {"confirmation": last.confirming.state, "message": str(last.confirming)},
+        "pools": {
+            "known": s is not None and s.pools.origin is not Origin.UNKNOWN,
+            "guarded": last.guard.guarded,
+            "names": [pool.name for pool in pools or ()],
+        },
+        "services": len(last.index.services),
+        "pinholes": len(last.pinholes),
+        "stale": daemon.publisher.stale(daemon.source, last),
         "rejections": [
             {"object": str(each.object), "reason": each.reason, "message": each.message}
-            for each in islice(rejections, _REJECTIONS)
+            for each in islice(last.rejections, _REJECTIONS)
         ],
-        "rejected": len(rejections),
+        "rejected": len(last.rejections),
         "changes": [
             {"time": time, "about": str(news.about or ""), "topic": news.topic, "message": news.message}
             for time, news in daemon.publisher.recent
@@ -87,40 +87,29 @@ def _status(daemon: Daemon, _: Question) -> Answer:
 
 
 def _ruleset(daemon: Daemon, _: Question) -> Answer:
-    settings = daemon.reconciler.settings
-    shown = ruleset(daemon.reconciler.desired.pinholes.values(), settings) if settings else Ruleset()
-    return {"text": render(shown)}
+    wanted = daemon.reconciler.wanted()
+    if wanted is None:
+        raise ValueError(f"it is not known yet what should be in the kernel: {daemon.last.message}")
+    return {"text": render(wanted)}
 
 
 def _confirm(daemon: Daemon, _: Question) -> Answer:
     confirmed = daemon.reconciler.confirm()
-    return {"confirmed": confirmed, "text": str(daemon.reconciler.in_force.confirming)}
+    return {"confirmed": confirmed, "text": str(daemon.reconciler.confirming)}
 
 
 def _owners(daemon: Daemon, _: Question) -> Answer:
-    return {"owners": {key: str(pinhole.service) for key, pinhole in daemon.reconciler.desired.pinholes.items()}}
+    return {"owners": {key: str(pinhole.service) for key, pinhole in daemon.last.pinholes.items()}}
 
 
 def _explain(daemon: Daemon, question: Question) -> Answer:
     words = question.get("words")
     if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
         raise ValueError("what is to be explained is a list of words")
-    reconciler = daemon.reconciler
-    view = View(
-        services={service.name: service for service in daemon.source.inputs.services.objects()},
-        desired=reconciler.desired,
-        guard=reconciler.guard,
-        filters=daemon.config.filters,
-        boundary=daemon.config.boundary,
-        settings=reconciler.settings,
-        waiting=daemon.last.message,
-        own=reconciler.own,
-        routed=cache(reconciler.routed),
-        drops=_drops(),
-        opened=reconciler.opened(),
-        quarantined=reconciler.quarantined,
-    )
-    found = explain(view, words)
+    services = {service.name: service for service in daemon.source.inputs.services.objects()}
+    if daemon.last.snapshot is None or daemon.last.snapshot.services is not Origin.LISTED:
+        services = {service.name: service for service in daemon.last.index.services}
+    found = explain(view_of(daemon.last, services, cache(daemon.reconciler.routed), _drops()), words)
     return {"text": found.text(), **found.as_json()}
 
 

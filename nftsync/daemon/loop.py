@@ -12,13 +12,13 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 from nftsync import __version__, config
-from nftsync.cluster.api import ApiError
+from nftsync.cluster.backoff import ApiError
 from nftsync.cluster.manifests import ManifestError
 from nftsync.cluster.source import Clock, ClusterSource, ManifestSource, Source
 from nftsync.config import Config, ConfigError
@@ -27,23 +27,25 @@ from nftsync.daemon.control import ControlError, Questions, Server
 from nftsync.daemon.heap import give_back, settle_in
 from nftsync.daemon.observer import MetricsObserver
 from nftsync.daemon.publish import Publisher
-from nftsync.daemon.reconcile import Reconciler
+from nftsync.daemon.reconcile import NOT_FILTERING, Reconciler
+from nftsync.daemon.record import Record, Store
 from nftsync.daemon.signals import Signals, process_signals
 from nftsync.daemon.systemd import Systemd
 from nftsync.exporter.collector import KernelCollector, ReadError
 from nftsync.exporter.endpoint import Endpoint, EndpointError
 from nftsync.exporter.metrics import Metrics
-from nftsync.files import lastgood
-from nftsync.files.lastgood import LastGood
+from nftsync.files.bootmark import BootMark
+from nftsync.files.journal import Journal
 from nftsync.files.lock import locked
-from nftsync.files.store import Store
 from nftsync.kernel import commits, counters
 from nftsync.kernel import interfaces as links
 from nftsync.kernel.commits import Meddling
 from nftsync.kernel.interfaces import Links
 from nftsync.kernel.netlink import DumpError
+from nftsync.kernel.network import Network
 from nftsync.kernel.nft import Kernel
 from nftsync.kernel.routes import reachability
+from nftsync.plan.memory import BootFacts
 from nftsync.plan.result import Outcome, SyncResult
 from nftsync.ruleset.tables import Ruleset
 from nftsync.ruleset.transaction import transaction
@@ -81,7 +83,6 @@ class Daemon:
         self._signals = Signals()
         self._systemd = Systemd(os.environ)
         self._listeners: list[threading.Thread] = []
-        self._last_good = LastGood(clock)
         self._meddling = Meddling(self._signals.asked, clock)
         self._metrics = Metrics()
         self._config = config.load(options.config)
@@ -89,7 +90,7 @@ class Daemon:
         self._collector: KernelCollector | None = None
         self._stale: dict[str, str] = {}  # what is used though it is not the present one
         self._turned = clock()
-        self._last = SyncResult(Outcome.WAITING)
+        self._last = SyncResult(Outcome.WAITING, NOT_FILTERING)
         self._publisher = Publisher(self._metrics)
         self._questions = Questions(self._signals.asked)
         self._server: Server | None = None
@@ -108,10 +109,13 @@ class Daemon:
         return 1 if self._options.once and self._last.outcome not in (Outcome.APPLIED, Outcome.UNCHANGED) else 0
 
     def _run(self) -> None:
-        source = self._open_source()
+        record = Record(_store(self._config))
+        source = self._open_source(record)
         network = Links()
         try:
-            reconciler = Reconciler(self._config, source.inputs, Kernel(), network, Store(self._config.state))
+            facts = record.memory.facts
+            here = Network(network, facts.local, facts.peers)
+            reconciler = Reconciler(self._config, source.inputs, Kernel(), here, record)
             if not self._options.once:
                 self._collector = self._open_collector(self._config, reconciler)
                 self._endpoint = self._open_endpoint(self._config)
@@ -120,7 +124,6 @@ class Daemon:
             self._listen("commits", commits.listen, self._meddling.tell, commits.identity())
             log.info("nftsync %s started as router %s", __version__, self._config.router_name)
             source = self._loop(reconciler, source)
-            self._last_good.finish(lambda: self._keep(reconciler))
         finally:
             self._systemd.stopping()
             if not self._options.once:
@@ -131,6 +134,7 @@ class Daemon:
                 self._endpoint.close()
             if self._server:
                 self._server.close()
+            record.finish()
 
     def _listen(self, name: str, listen: Callable[..., None], *arguments: object) -> None:
         """Listen to the kernel in a thread, until stopped."""
@@ -138,11 +142,11 @@ class Daemon:
         thread.start()
         self._listeners.append(thread)
 
-    def _open_source(self) -> Source:
-        chosen, wake, before = self._config, self._signals.changed, lastgood.services(self._config.state)
+    def _open_source(self, record: Record) -> Source:
+        remembered = record.memory.services
         if self._options.manifests:
-            return ManifestSource(chosen, self._options.manifests, wake, self._clock, before)
-        return ClusterSource(chosen, MetricsObserver(self._metrics), wake, self._clock, before)
+            return ManifestSource(self._config, self._options.manifests, remembered, self._signals.changed, self._clock)
+        return ClusterSource(self._config, remembered, MetricsObserver(self._metrics), self._signals.changed, self._clock)
 
     def _open_server(self, chosen: Config) -> Server | None:
         try:
@@ -155,9 +159,7 @@ class Daemon:
         """Answer whoever has asked since the last turn."""
         now = self._clock()
         synced = None if self._synced is None else now - self._synced
-        asked = answers.Daemon(
-            self._config, reconciler, source, self._publisher, self._last, now - self._started, synced
-        )
+        asked = answers.Daemon(reconciler, source, self._publisher, self._last, now - self._started, synced)
         self._questions.answer(lambda question: answers.answer(asked, question))
 
     def _open_collector(self, chosen: Config, reconciler: Reconciler) -> KernelCollector:
@@ -165,7 +167,7 @@ class Daemon:
         collector = KernelCollector(
             reconciler.opened,
             partial(_reading, counters.read),
-            lambda opened: _reading(lambda: reachability(opened, reconciler.guard.legal)),
+            lambda opened: _reading(lambda: reachability(opened, self._last.guard.legal)),
             cap=chosen.metrics_services,
         )
         collector.prime()
@@ -190,23 +192,20 @@ class Daemon:
         resynced, retry_at, retry_after = self._clock(), float("inf"), RETRY_FIRST
         while True:
             resync_at = min(resynced + self._config.resync_interval, self._meddling.due)
-            waits = (TICK, resync_at - self._clock(), retry_at - self._clock(), reconciler.wakes_in)
-            signals.wait(min(waits))
+            signals.wait(min(TICK, min(resync_at, retry_at, reconciler.deadline) - self._clock()))
             self._turned = now = self._clock()
             self._systemd.alive()
             if not self._goes_on(source):
                 return source
             self._answer(reconciler, source)
-            stale, self._stale = self._stale, self._publisher.stale(source)
-            changed = signals.take(signals.inputs) or reconciler.wakes_in == 0
+            stale, self._stale = self._stale, self._publisher.stale(source, self._last)
+            changed = signals.take(signals.inputs) or now >= reconciler.deadline or reconciler.local_chain_changed()
             if signals.take(signals.reload):
                 source, changed = self._reload(reconciler, source), True
-            resync, retry = now >= resync_at, now >= retry_at
-            whole = reconciler.local_chain_changed() or (signals.take(signals.links) and reconciler.links_changed())
-            if not (changed or resync or retry or whole or stale != self._stale):
-                self._keep_if_due(reconciler)
+            resync, retry, look = now >= resync_at, now >= retry_at, signals.take(signals.links)
+            if not (changed or resync or retry or look or stale != self._stale):
                 continue
-            result = self._sync(reconciler, source, whole=whole or retry, resync=resync)
+            result = self._sync(reconciler, source, whole=retry, look=look, resync=resync)
             if resync:
                 resynced = self._clock()
             if result.outcome is Outcome.FAILED:
@@ -216,24 +215,7 @@ class Daemon:
             if self._options.once and result.listed:
                 return source
             if result.listed:
-                self._settle(reconciler)
-
-    def _settle(self, reconciler: Reconciler) -> None:
-        """Let changes that follow become one transaction; meanwhile there is time to write down what stands."""
-        until = self._clock() + SETTLE
-        self._keep_if_due(reconciler)
-        self._signals.stop.wait(max(0.0, until - self._clock()))
-
-    def _keep_if_due(self, reconciler: Reconciler) -> None:
-        reconciler.in_force.store.retry()
-        self._metrics.state_kept.set(self._last_good.kept and reconciler.in_force.store.kept)
-        if self._clock() >= self._last_good.due:
-            self._keep(reconciler)
-
-    def _keep(self, reconciler: Reconciler) -> None:
-        """Begin to write down what stands, for the next boot; not settings that a reboot shall undo unless they are confirmed."""
-        if reconciler.settings and reconciler.in_force.confirming.waits == float("inf"):
-            self._last_good.write(self._config.state, reconciler.opened().values(), reconciler.settings)
+                self._signals.stop.wait(SETTLE)
 
     def _goes_on(self, source: Source) -> bool:
         """Whether nobody asked to stop. Raises DaemonError if nothing would be heard of the cluster any more."""
@@ -243,23 +225,23 @@ class Daemon:
             raise DaemonError("an input ended by itself, which is a bug: its traceback stands above; the ruleset stays")
         return True
 
-    def _sync(self, reconciler: Reconciler, source: Source, *, whole: bool, resync: bool) -> SyncResult:
+    def _sync(self, reconciler: Reconciler, source: Source, *, whole: bool, look: bool, resync: bool) -> SyncResult:
         started, first = self._clock(), not self._synced
-        result = reconciler.sync(whole=whole, resync=resync, meddler=self._meddling.take() if resync else "")
+        changed_by = self._meddling.take() if resync else ""
+        result = reconciler.sync(whole=whole, look=look, resync=resync, changed_by=changed_by)
         ended = self._clock()
         metrics = self._metrics
         metrics.syncs.labels(result.outcome).inc()
         metrics.sync_duration.observe(ended - started)
+        metrics.state_kept.set(reconciler.record.kept)
         if result.outcome in (Outcome.APPLIED, Outcome.UNCHANGED):
             metrics.last_success.set_to_current_time()
-            if result.outcome is Outcome.APPLIED or not self._synced:
-                self._last_good.changed()
             self._synced = ended
             if result.since is not None:
                 metrics.event_to_kernel.observe(ended - result.since)
-        self._publisher.publish(self._config, reconciler, source, result)
-        self._systemd.ready(_in_words(result))
         self._last = result
+        self._publisher.publish(source, result)
+        self._systemd.ready(_in_words(result))
         if first and self._synced:
             settle_in()
         elif resync:
@@ -273,7 +255,7 @@ class Daemon:
         try:
             self._config = config.load(self._options.config)
             if not self._reads_the_same(before):
-                opened = self._open_source()
+                opened = self._open_source(reconciler.record)
             if self._config.metrics != before.metrics:
                 self._move_endpoint(before)
         except (ConfigError, EndpointError, ApiError, ManifestError) as fault:
@@ -286,9 +268,9 @@ class Daemon:
             if not self._speaks_the_same(before):
                 source.farewell()  # from this Nft, or under this name
             source.stop()
-        reconciler.configure(self._config, opened.inputs, Store(self._config.state))
-        if self._config.state != before.state:
-            self._last_good.changed()
+        reconciler.configure(self._config, opened.inputs)
+        if (self._config.state, self._config.runtime) != (before.state, before.runtime):
+            reconciler.record.move(_store(self._config))
         if self._collector:
             self._collector.cap = self._config.metrics_services
         log.info("configuration reloaded")
@@ -323,25 +305,30 @@ def _in_words(result: SyncResult) -> str:
     return f"{result.outcome.capitalize()}: {result.message or 'the ruleset that stands stays'}"
 
 
+def _reading(read: Callable[[], T]) -> T:
+    """What is read of the kernel for a scrape. Raises ReadError."""
+    try:
+        return read()
+    except DumpError as error:
+        raise ReadError(str(error)) from error
+
+
 def flush(chosen: Config) -> None:
     """Remove our tables and our ingress qdisc from this machine; done twice, it changes nothing.
 
     Raises KernelError; LockedError while a daemon runs, which would put them back.
     """
     with locked(chosen.runtime):
-        kernel, store, network = Kernel(), Store(chosen.state), Links()
+        kernel, mark, network = Kernel(), BootMark(chosen.runtime), Links()
+        ours = mark.facts.ingress if mark.facts else None
         try:
             kernel.apply(transaction(kernel.read().ruleset, Ruleset()))
-            if store.state.ingress is not None and network.ingress_kind(store.state.ingress) == "ingress":
-                network.remove_ingress(store.state.ingress)
+            if ours is not None and network.ingress_kind(ours) == "ingress":
+                network.remove_ingress(ours)
         finally:
             network.close()
-        store.save(replace(store.state, ingress=None))
+        mark.write(BootFacts())
 
 
-def _reading(read: Callable[[], T]) -> T:
-    """What is read of the kernel for a scrape. Raises ReadError."""
-    try:
-        return read()
-    except DumpError as fault:
-        raise ReadError(str(fault)) from fault
+def _store(chosen: Config) -> Store:
+    return Store(Journal(chosen.state), BootMark(chosen.runtime))

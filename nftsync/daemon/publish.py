@@ -10,16 +10,16 @@ from itertools import islice
 
 from nftsync import __version__
 from nftsync.cluster.source import Source
-from nftsync.config import Config, Enforcement
-from nftsync.daemon.reconcile import Reconciler
+from nftsync.config import Enforcement
 from nftsync.exporter.metrics import Metrics
 from nftsync.objects.names import ObjectRef, Reason, Rejection
 from nftsync.objects.status import Confirmation, RouterStatus
 from nftsync.plan.result import Outcome, SyncResult
-from nftsync.policy.guard import Guard
+from nftsync.plan.snapshot import Origin
 from nftsync.report.conditions import Standing
 from nftsync.report.events import utc_now
 from nftsync.report.notices import News, Topic, of_changes, of_confirmation, of_rejections
+from nftsync.ruleset.tables import Settings
 
 RECENT = 20  # pieces of news that are remembered
 LINES = 200  # of one sync in the log; the rest of them is counted
@@ -44,24 +44,24 @@ class Publisher:
         self._hash, self._changed = "", ""
         self.recent: deque[tuple[str, News]] = deque(maxlen=RECENT)  # what was told last, and when
 
-    def publish(self, config: Config, reconciler: Reconciler, source: Source, result: SyncResult) -> None:
-        """Never blocks on the network. config: the one that is in force."""
+    def publish(self, source: Source, result: SyncResult) -> None:
+        """Never blocks on the network."""
         metrics = self._metrics
-        metrics.services.set(len(reconciler.desired.services))
-        metrics.pinholes.set(len(reconciler.desired.pinholes))
+        metrics.services.set(len(result.index.services))
+        metrics.pinholes.set(len(result.pinholes))
         if result.drift:
             metrics.drift_repairs.inc()
-        metrics.show_settings(reconciler.settings)
+        metrics.show_settings(result.settings)
         self._tell_result(result)
-        if result.outcome is not Outcome.WAITING:
-            self._tell_guard(reconciler.guard)
-        news = [*self._news(reconciler, result), *self._news_of_settings(reconciler)]
-        news.extend(self._news_of_rejections(reconciler.rejections()))
+        self._tell_guard(result)
+        news = [*self._news(result), *self._news_of_settings(result)]
+        news.extend(self._news_of_rejections(result.rejections))
         news.sort(key=lambda each: not each.warning)  # what somebody has to mend is told first
-        self._log(news, config.router_name)
+        router = result.snapshot.config.router_name if result.snapshot else ""
+        self._log(news, router)
         self.recent.extend((self._now(), each) for each in news)
         source.tell(news)
-        source.report(self._status(config, reconciler, source, result))
+        source.report(self._status(source, result, router))
 
     def _tell_result(self, result: SyncResult) -> None:
         """One line for what concerns the router as a whole; nothing for a sync that changed nothing."""
@@ -75,8 +75,12 @@ class Publisher:
             if result.message != waiting:
                 log.log(logging.WARNING if result.drift else logging.INFO, "waiting: %s", result.message)
 
-    def _tell_guard(self, guard: Guard) -> None:
+    def _tell_guard(self, result: SyncResult) -> None:
         """One line when it changes what decides which addresses may be opened: pools, none of them, or nothing."""
+        guard, s = result.guard, result.snapshot
+        if s is None or s.pools.origin is Origin.UNKNOWN:
+            self._metrics.pools_guarded.set(float("nan"))  # which is neither yes nor no
+            return
         self._metrics.pools_guarded.set(guard.guarded)
         level, said = logging.INFO, "addresses are checked against MetalLB's pools"
         if not guard.guarded:
@@ -88,16 +92,16 @@ class Publisher:
             self._guarding = said
             log.log(level, "%s", said)
 
-    def _news(self, reconciler: Reconciler, result: SyncResult) -> Iterable[News]:
+    def _news(self, result: SyncResult) -> Iterable[News]:
         yield from of_changes(result.changes)
-        if result.drift and reconciler.in_force.nft is not None:
-            yield News(reconciler.in_force.nft.ref, Topic.DRIFT_REPAIRED, result.message, warning=True)
+        if result.drift and result.nft is not None:
+            yield News(result.nft.ref, Topic.DRIFT_REPAIRED, result.message, warning=True)
 
-    def _news_of_settings(self, reconciler: Reconciler) -> Iterable[News]:
+    def _news_of_settings(self, result: SyncResult) -> Iterable[News]:
         """When they cut off whoever administers the router, and when that is settled."""
-        told = reconciler.in_force.confirming.state, str(reconciler.in_force.confirming)
-        if told != self._confirmation and reconciler.in_force.confirming.cut:
-            yield of_confirmation(reconciler.in_force.nft.ref if reconciler.in_force.nft else None, *told)
+        told = result.confirming.state, str(result.confirming)
+        if told != self._confirmation and result.confirming.cut:
+            yield of_confirmation(result.nft.ref if result.nft else None, *told)
         self._confirmation = told
 
     def _news_of_rejections(self, rejections: tuple[Rejection, ...]) -> Iterable[News]:
@@ -120,54 +124,64 @@ class Publisher:
 
     # --- the status ---------------------------------------------------------------------------------------
 
-    def _status(self, config: Config, reconciler: Reconciler, source: Source, result: SyncResult) -> RouterStatus:
-        digest = reconciler.hash
-        if digest != self._hash:
-            self._hash, self._changed = digest, self._now()
-        nft = reconciler.in_force.nft
+    def _status(self, source: Source, result: SyncResult, router: str) -> RouterStatus:
+        if result.hash != self._hash:
+            self._hash, self._changed = result.hash, self._now()
         return RouterStatus(
-            config.router_name,
+            router,
             __version__,
-            nft.generation if nft else 0,
-            digest,
+            result.nft.generation if result.nft else 0,
+            result.hash,
             self._changed,
-            len(reconciler.desired.services),
-            len(reconciler.desired.pinholes),
+            len(result.index.services),
+            len(result.pinholes),
             self._rejected,
-            self._standing(config, reconciler, source, result).conditions(),
+            self._standing(source, result).conditions(),
         )
 
-    def stale(self, source: Source) -> dict[str, str]:
+    def stale(self, source: Source, result: SyncResult) -> dict[str, str]:
         """By what is used though it is not the present one, why."""
-        found = {_STALE.get(kind, "pools"): why for kind, why in source.stale().items()}
+        found = dict(_remembered(result))
+        found |= {_STALE.get(kind, "pools"): why + found.get(_STALE.get(kind, "pools"), "") for kind, why in source.stale().items()}
         for of, reasons in (("settings", _SETTINGS), ("pools", (Reason.INVALID_POOLS,))):
             if messages := [each.message for each in self._rejections if each.reason in reasons]:
                 found[of] = messages[0]
         self._metrics.show_stale(dict.fromkeys(found, True))
         return found
 
-    def _standing(self, config: Config, reconciler: Reconciler, source: Source, result: SyncResult) -> Standing:
+    def _standing(self, source: Source, result: SyncResult) -> Standing:
         return Standing(
             not_ready=result.message if result.outcome in (Outcome.WAITING, Outcome.FAILED) else "",
-            unguarded=_unguarded(reconciler, config.boundary.enforcement),
-            no_pools=reconciler.guard.pools == (),
-            confirmation=(reconciler.in_force.confirming.state, str(reconciler.in_force.confirming)),
-            unshaped=_unshaped(reconciler),
+            unguarded=_unguarded(result),
+            no_pools=result.guard.pools == (),
+            confirmation=(result.confirming.state, str(result.confirming)),
+            unshaped=_unshaped(result.settings),
             local_chain=next((each.message for each in self._rejections if each.reason is Reason.INVALID_LOCAL_CHAIN), ""),
-            stale=tuple(sorted(self.stale(source).items())),
+            stale=tuple(sorted(self.stale(source, result).items())),
         )
 
 
-def _unguarded(reconciler: Reconciler, enforcement: Enforcement) -> str:
-    if reconciler.guard.guarded:
+def _remembered(result: SyncResult) -> Iterable[tuple[str, str]]:
+    """What counts as it was accepted last, since the list of it is not complete yet; and since when."""
+    s = result.snapshot
+    if s is None:
+        return
+    origins = {"services": s.services, "settings": s.spec.origin, "pools": s.pools.origin}
+    for what, origin in origins.items():
+        if origin is Origin.REMEMBERED:
+            yield what, f"remembered, as of {result.as_of or 'an unknown time'}"
+
+
+def _unguarded(result: SyncResult) -> str:
+    s = result.snapshot
+    if result.guard.guarded:
         return ""
-    if enforcement is Enforcement.IGNORED:
-        return f'pools = "{enforcement}"'
-    return "no MetalLB configuration was seen" if reconciler.settings else "nothing is applied yet"
+    if s is not None and s.config.boundary.enforcement is Enforcement.IGNORED:
+        return f'pools = "{Enforcement.IGNORED}"'
+    return "no MetalLB configuration was seen" if result.settings else "nothing is applied yet"
 
 
-def _unshaped(reconciler: Reconciler) -> str:
-    settings = reconciler.settings
+def _unshaped(settings: Settings | None) -> str:
     if settings is None:
         return "nothing is applied yet"
     if not settings.enable_rateshape:

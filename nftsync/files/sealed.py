@@ -18,7 +18,12 @@ _BY = " by version "
 
 
 def replace_sealed(path: Path, text: str, form: int) -> None:
-    """Write a file whole, for its owner's eyes alone. form: its format's version. Raises OSError; then the old one stays."""
+    """Write a file whole, sealed. form: its format's version. Raises OSError; then the old one stays."""
+    replace_text(path, seal(text, form))
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a file whole, readable for its owner alone. Raises OSError; then the old one stays."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.new")  # one name: a process that is killed again and again leaves one such file
     temporary.unlink(missing_ok=True)
@@ -26,7 +31,7 @@ def replace_sealed(path: Path, text: str, form: int) -> None:
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8", newline="") as file:
             give_to_owner(file.fileno(), path.parent)
-            file.write(seal(text, form))
+            file.write(text)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -37,7 +42,7 @@ def replace_sealed(path: Path, text: str, form: int) -> None:
 
 def read_sealed(path: Path, form: int) -> str:
     """What was written. Raises OSError; ValueError with a sentence if it is not what was written, or of another format."""
-    head, _, text = _read(path).partition("\n")
+    head, _, text = read_text(path).partition("\n")
     if head.partition(_BY)[0] != _head(text, form):
         if head.startswith("# nftsync ") and not head.startswith(f"# nftsync {form} "):
             raise ValueError("it has the format of another version")
@@ -45,8 +50,8 @@ def read_sealed(path: Path, form: int) -> str:
     return text
 
 
-def _read(path: Path) -> str:
-    """The text of a file that is one: a pipe would be waited for."""
+def read_text(path: Path) -> str:
+    """The text of a regular file: a pipe would keep the reader waiting. Raises OSError or ValueError."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     with open(descriptor, encoding="utf-8", newline="") as file:  # noqa: PTH123  # as it is, line ends too
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):

@@ -11,14 +11,13 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from ipaddress import IPv6Address, ip_address, ip_network
 
 from pyroute2 import DiagSocket, IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 from pyroute2.netlink.rtnl import RTMGRP_IPV4_IFADDR, RTMGRP_IPV6_IFADDR, RTMGRP_LINK
 
-from nftsync.objects.address import Address, Network
+from nftsync.objects.address import Address, Local, Network
 
 INGRESS_KINDS = ("ingress", "clsact")  # either one offers the ingress hook; a NIC can have one of them
 _CHECK = 1.0  # seconds until a stopped listener notices
@@ -30,14 +29,6 @@ _NO_DIAG = (errno.EPROTONOSUPPORT, errno.EAFNOSUPPORT, errno.ENOENT)
 
 class LinkError(Exception):
     """The kernel refused to tell of a network interface, or to change it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Local:
-    """The router's own addresses, broadcast and subnet-router anycast addresses among them, and the networks that they are in."""
-
-    addresses: frozenset[Address] = frozenset()
-    networks: frozenset[Network] = frozenset()
 
 
 class Links:

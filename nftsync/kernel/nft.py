@@ -19,7 +19,7 @@ from nftables import Nftables
 from nftsync.kernel import nf_tables, readback
 from nftsync.kernel.netlink import DumpError, Netlink
 from nftsync.kernel.nf_tables import PROTOCOL
-from nftsync.kernel.readback import Found
+from nftsync.plan.plan import Found
 from nftsync.ruleset.tables import NAME, OWNED
 
 T = TypeVar("T")
@@ -52,11 +52,11 @@ class Kernel:
         """Run a transaction, whole or not at all. Raises KernelError."""
         _run(self._commands, text)
 
-    def apply_each(self, lines: Sequence[str]) -> dict[int, str]:
-        """Run a transaction of one command to a line, whole or not at all; returns the complaints, by the line's index.
+    def apply_lines(self, lines: Sequence[str]) -> list[tuple[int, str]]:
+        """Run a transaction, whole or not at all; returns nft's complaints: the number of the line, from 0, and a sentence.
 
-        Raises KernelError if it failed and nobody knows where. The kernel goes on to look for errors after the first one, and nft
-        names the line, but only of a file.
+        nft names the lines of a file alone, and the kernel goes on to look for errors after the first one. A complaint that names
+        no line is given for the one after the last.
         """
         with os.fdopen(os.memfd_create("nftsync"), "w", encoding="utf-8") as file:
             file.write("".join(f"{line}\n" for line in lines))
@@ -64,11 +64,10 @@ class Kernel:
             path = f"/proc/self/fd/{file.fileno()}"
             code, _, error = self._commands.cmd(f'include "{path}"')
         if code == 0:
-            return {}
-        complaints = re.findall(rf"^{path}:([0-9]+):[0-9-]+: Error: (.*)$", error, re.MULTILINE)
-        if not complaints:
-            raise KernelError(sentence(error))
-        return {int(line) - 1: complaint for line, complaint in complaints}
+            return []
+        # An error in a file that a line includes is told as "In file included from PATH:LINE:COLUMNS:", and on the next line.
+        complaints = re.findall(rf"{path}:([0-9]+):[0-9-]+:(?:[^\n]*\n)?[^\n]*?Error: ([^\n]*)", error)
+        return [(int(line) - 1, _printable(said)) for line, said in complaints] or [(len(lines), sentence(error))]
 
     def check(self, text: str) -> None:
         """Let nft parse and evaluate a transaction without running it. Raises KernelError."""
@@ -112,4 +111,9 @@ def sentence(error: str) -> str:
     """The first complaint of nft, on one printable line, without its position in a text that nobody sees."""
     first = next((line for line in error.splitlines() if "Error:" in line), error)
     said = first.partition("Error:")[2].strip() or first.strip() or "nft failed without saying why"
-    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in said)  # it quotes the local chain, for one
+    return _printable(said)
+
+
+def _printable(said: str) -> str:
+    """nft quotes what it was given, the local chain for one."""
+    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in said)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from hashlib import blake2b
 from ipaddress import ip_address
 from operator import itemgetter
@@ -20,6 +20,7 @@ from nftsync.kernel.netlink import Netlink, Span, attributes
 from nftsync.kernel.nf_tables import FAMILIES, HEADER, dump, elements, expression, text
 from nftsync.objects.address import Range
 from nftsync.objects.ratelimit import TIME_UNITS, RateLimit
+from nftsync.plan.plan import Found
 from nftsync.ruleset.tables import Chain, Ruleset, Set, Table
 
 _NAMEABLE = re.compile(r"[A-Za-z_.][A-Za-z0-9_./-]{0,254}")  # what nft takes as a name without quotes
@@ -64,18 +65,6 @@ class _Type(NamedTuple):
 
 _TYPES = {7: _Type("ipv4_addr", 4), 8: _Type("ipv6_addr", 16), 12: _Type("inet_proto", 1), 13: _Type("inet_service", 2)}
 _TYPE_BITS = 6  # of each field, in the number of a set's type
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """Our tables as they are in the kernel.
-
-    ruleset: sets, hooks and elements as read; the rules of its chains are unknown, so they equal no rules of ours.
-    rules: a digest of everything but elements and what was counted: where two are equal, the rules are.
-    """
-
-    ruleset: Ruleset
-    rules: str
 
 
 def read(kernel: Netlink) -> Found:

@@ -209,3 +209,11 @@ def _without(each: Range, holes: Iterable[Range]) -> Iterator[Range]:
             return
         each = Range(hole.last + 1, each.last)  # the rest of it
     yield each
+
+
+@dataclass(frozen=True, slots=True)
+class Local:
+    """The router's own addresses, broadcast and subnet-router anycast addresses among them, and the networks that they are in."""
+
+    addresses: frozenset[Address] = frozenset()
+    networks: frozenset[Network] = frozenset()

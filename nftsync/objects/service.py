@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from enum import StrEnum
-from types import MappingProxyType
 from typing import NamedTuple
 
 from nftsync.objects.address import Address, Network, collapse, parse_address, parse_source_range
@@ -60,21 +59,10 @@ class Service:
         return ObjectRef("Service", str(self.name), self.uid)
 
 
-Limits = Mapping[tuple[Name, str], RateLimit]  # of Services, by name and UID
-
-
-@dataclass(frozen=True, slots=True)
-class Opened:
-    """The Services that had pinholes, and what they were limited to."""
-
-    names: frozenset[Name] = frozenset()
-    limits: Limits = field(default_factory=dict)
-
-
-def parse_service(raw: object, before: Service | None, limits: Limits = MappingProxyType({})) -> Service | None:
+def parse_service(raw: object, before: Service | None) -> Service | None:
     """A Service from its API object; None if it is not of type LoadBalancer. Raises Malformed if not even the name can be read.
 
-    before: as it was last parsed; where the new version is refused, its good parts stay.  limits: stand in for it after a start.
+    before: as it was last parsed; where the new version is refused, its good parts stay.
     """
     name, uid = identify(raw)
     if before is not None and before.uid != uid:
@@ -84,7 +72,7 @@ def parse_service(raw: object, before: Service | None, limits: Limits = MappingP
         spec = mapping(service.get("spec"), "spec")
         if spec.get("type") != "LoadBalancer":
             return None  # whatever its status lists
-        return _parse_service(service, spec, before.limit if before else limits.get((name, uid)), name, uid)
+        return _parse_service(service, spec, before.limit if before else None, name, uid)
     except Malformed as fault:
         stays = "its previous version stays" if before else "it opens nothing"
         refused = (Rejection(ObjectRef("Service", str(name), uid), Reason.MALFORMED, f"{fault}; {stays}"),)

@@ -1,17 +1,26 @@
-"""What came of one sync: what the loop, the status, Events, metrics and the log are told."""
+"""What came of one sync: all that the loop, the status, Events, metrics, the log and those who ask are told."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 
+from nftsync.config import Filters
+from nftsync.objects.names import Rejection
+from nftsync.objects.nft import Nft
 from nftsync.plan.changes import Change
+from nftsync.plan.snapshot import Snapshot
+from nftsync.policy.confirm import Confirming
+from nftsync.policy.guard import UNGUARDED, Guard
+from nftsync.policy.pinholes import Desired, Pinhole
+from nftsync.ruleset.tables import Settings
 
 
 class Outcome(StrEnum):
     """How a sync ended."""
 
-    WAITING = "waiting"  # a list is not complete yet, or there are no settings: no pinhole was touched
+    WAITING = "waiting"  # a list is not complete yet, or there are no settings: what is remembered counts
     UNCHANGED = "unchanged"
     APPLIED = "applied"
     FAILED = "failed"
@@ -19,11 +28,17 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class SyncResult:
-    """What one sync did.
+    """What one sync did, and how things stand after it.
 
     message: for people, "" if there is nothing to say.  changes: what it was for each Service.  since: when the earliest of
     its events was received (monotonic seconds), None if it was not started by one.  drift: whether the kernel had been changed by
-    somebody else.  listed: whether every list that it needs was complete.
+    somebody else.
+
+    snapshot: what it was planned with, None before the first one.  settings: those that the kernel has, None before it took any.
+    pinholes: those that are open, by key.  index: whose they are, and who waits; it and the pinholes change with the next sync.
+    nft: the resource as it was last seen.  rejections: everything that is refused, the same tuple while nothing changed.
+    hash: of what routers of one cluster have in common.  as_of: when the cluster was last known to ask for what is remembered,
+    RFC 3339, "" if nothing is.
     """
 
     outcome: Outcome
@@ -31,4 +46,22 @@ class SyncResult:
     changes: tuple[Change, ...] = ()
     since: float | None = None
     drift: bool = False
-    listed: bool = True
+    snapshot: Snapshot | None = None
+    settings: Settings | None = None
+    pinholes: Mapping[str, Pinhole] = field(default_factory=dict)
+    index: Desired = field(default_factory=lambda: Desired(Filters()))
+    nft: Nft | None = None
+    confirming: Confirming = field(default_factory=Confirming)
+    rejections: tuple[Rejection, ...] = ()
+    hash: str = ""
+    as_of: str = ""
+
+    @property
+    def listed(self) -> bool:
+        """Whether every list that it needs was complete."""
+        return self.snapshot is not None and self.snapshot.complete
+
+    @property
+    def guard(self) -> Guard:
+        """What judges addresses."""
+        return self.snapshot.guard if self.snapshot else UNGUARDED

@@ -6,8 +6,7 @@ meanwhile, which can only be done by who still gets to the router.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 from nftsync.objects.nft import NftSpec
 from nftsync.objects.status import Confirmation
@@ -27,61 +26,54 @@ def _ssh(spec: NftSpec) -> bool:
     return spec.enable_ssh or not spec.enable_dropall
 
 
+@dataclass(frozen=True, slots=True)
 class Confirming:
-    """Decides which settings are in force.
+    """Which settings are in force.
 
-    settled: the last ones that wait for nothing; None if there never were any.  rolled_back: those that nobody confirmed.
-    state: of what the resource asks for.  cut: what of the way to the router that cuts, in words; "" for nothing.
-    clock: monotonic seconds.
+    settled: the last ones that wait for nothing; None if there never were any.  state: of what the resource asks for.
+    asked: what waits or was rolled back, None for nothing.  cut: what of the way to the router that cuts, in words; "" for nothing.
+    deadline: when they are rolled back, in the clock's seconds; inf if that is not due.
     """
 
-    def __init__(
-        self, settled: NftSpec | None, rolled_back: NftSpec | None = None, clock: Callable[[], float] = time.monotonic
-    ) -> None:
-        self._clock = clock
-        self.settled = settled
-        self._asked = rolled_back  # what waits, or was rolled back
-        self.state = Confirmation.ROLLED_BACK if rolled_back else Confirmation.NOT_NEEDED
-        self.cut = cut_off(settled, rolled_back) if settled and rolled_back else ""
-        self._until = float("inf")
+    settled: NftSpec | None = None
+    state: Confirmation = Confirmation.NOT_NEEDED
+    asked: NftSpec | None = None
+    cut: str = ""
+    deadline: float = float("inf")
+
+    @classmethod
+    def remembered(cls, settled: NftSpec | None, rolled_back: NftSpec | None) -> Confirming:
+        """As a new process begins. rolled_back: what nobody confirmed."""
+        if rolled_back is None:
+            return cls(settled)
+        return cls(settled, Confirmation.ROLLED_BACK, rolled_back, cut_off(settled, rolled_back) if settled else "")
 
     @property
     def rolled_back(self) -> NftSpec | None:
-        return self._asked if self.state is Confirmation.ROLLED_BACK else None
-
-    def take(self, asked: NftSpec, seconds: float) -> NftSpec:
-        """The settings in force now. asked: what the resource says.  seconds: to confirm in; 0 for no confirmation."""
-        if asked == self.settled:
-            if self._asked is not None:  # it was taken back in the resource
-                self._settle(asked, Confirmation.NOT_NEEDED, "")
-            return asked
-        if asked != self._asked:
-            self._ask(asked, seconds)
-        if self.state is Confirmation.WAITING and self.waits == 0:
-            self.state, self._until = Confirmation.ROLLED_BACK, float("inf")
-        return self.settled if self.settled and self.state is Confirmation.ROLLED_BACK else asked
-
-    def _ask(self, asked: NftSpec, seconds: float) -> None:
-        cut = cut_off(self.settled, asked) if self.settled else ""
-        if cut and seconds:
-            self.state, self.cut, self._asked, self._until = Confirmation.WAITING, cut, asked, self._clock() + seconds
-        else:
-            self._settle(asked, Confirmation.NOT_NEEDED, cut)
-
-    def confirm(self) -> bool:
-        """Let what waits hold for good; returns whether anything waited."""
-        if self.state is not Confirmation.WAITING or self._asked is None:
-            return False
-        self._settle(self._asked, Confirmation.CONFIRMED, self.cut)
-        return True
-
-    def _settle(self, spec: NftSpec, state: Confirmation, cut: str) -> None:
-        self.settled, self.state, self.cut, self._asked, self._until = spec, state, cut, None, float("inf")
+        return self.asked if self.state is Confirmation.ROLLED_BACK else None
 
     @property
-    def waits(self) -> float:
-        """Seconds until the rollback; inf if none is due."""
-        return max(0.0, self._until - self._clock())
+    def in_force(self) -> NftSpec | None:
+        return self.asked if self.state is Confirmation.WAITING else self.settled
+
+    def take(self, asked: NftSpec, seconds: float, now: float) -> Confirming:
+        """With what the resource says now. seconds: to confirm in; 0 for no confirmation."""
+        if asked == self.settled:  # if something else was asked for, it was taken back in the resource
+            return self if self.asked is None else Confirming(asked)
+        if asked != self.asked:
+            cut = cut_off(self.settled, asked) if self.settled else ""
+            if not (cut and seconds):
+                return Confirming(asked, cut=cut)
+            return Confirming(self.settled, Confirmation.WAITING, asked, cut, now + seconds)
+        if now >= self.deadline:
+            return replace(self, state=Confirmation.ROLLED_BACK, deadline=float("inf"))
+        return self
+
+    def confirmed(self) -> Confirming:
+        """With what waits for good; the same where nothing waits."""
+        if self.state is not Confirmation.WAITING:
+            return self
+        return Confirming(self.asked, Confirmation.CONFIRMED, cut=self.cut)
 
     def __str__(self) -> str:
         if not self.cut:

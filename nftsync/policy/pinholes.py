@@ -64,40 +64,47 @@ class Desired:
     The cost of `put` follows the Service that changed, not the number of Services.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # see `of`
         self,
         filters: Filters,
         guard: Guard = UNGUARDED,
         caps: Caps = UNCAPPED,
         services: Iterable[Service] = (),
         admitted: Mapping[Name, Service] = MappingProxyType({}),
+        quarantined: Mapping[Name, str] = MappingProxyType({}),
     ) -> None:
         """See `of`."""
         self._filters = filters
         self._guard = guard
         ours = {service.name: service for service in services if filters.admit(service)}
-        self._admission = Admission(caps, ours.values(), admitted)
+        self._admission = Admission(caps, ours.values(), admitted, quarantined)
         self._services: dict[Name, Service] = {}  # the version of each that counts
         self._claims: dict[str, list[Name]] = {}  # every Service that claims a key, owner first
         self._rejected: set[Name] = set()  # Services with a rejection of their own or a claim lost
         self.pinholes: dict[str, Pinhole] = {}
+        self._changed: dict[Name, Service | None] = {}
         self.rejections_changed = 0  # how often: who remembers it need not ask for the rejections again
         for service in self._admission.admitted.values():
             self._replace(service.name, service)
         for name in self._admission.waiting:
             self._note_rejections(name, ())
+        self._changed.clear()
 
     @classmethod
-    def of(
+    def of(  # noqa: PLR0913  # all that decides
         cls,
         services: Iterable[Service],
         filters: Filters,
         guard: Guard = UNGUARDED,
         caps: Caps = UNCAPPED,
         admitted: Mapping[Name, Service] = MappingProxyType({}),
+        quarantined: Mapping[Name, str] = MappingProxyType({}),
     ) -> Desired:
-        """From scratch. admitted: who is in already, and with which version; over a cap these stay, and the oldest come first."""
-        return cls(filters, guard, caps, services, admitted)
+        """From scratch. admitted: who is in already, and with which version; over a cap these stay, and the oldest come first.
+
+        quarantined: why the kernel refuses the newest version of some Services; the version that is in goes on counting.
+        """
+        return cls(filters, guard, caps, services, admitted, quarantined)
 
     @property
     def services(self) -> Collection[Service]:
@@ -107,12 +114,17 @@ class Desired:
 
     @property
     def admitted(self) -> Mapping[Name, Service]:
-        """Who is in, and with which version: an older one where there is no room for the newest."""
+        """Who is in, and with which version: an older one where there is no room for the newest, or the kernel refuses it."""
         return self._admission.admitted
 
-    def over_cap(self, name: Name) -> str | None:
-        """Why a Service's newest version waits for room; None if it does not."""
+    def held_back(self, name: Name) -> tuple[Reason, str] | None:
+        """Why a Service's newest version waits, OVER_CAP or QUARANTINED; None if it does not."""
         return self._admission.refusal(name)
+
+    def take_changed(self) -> dict[Name, Service | None]:
+        """The Services of which another version counts since the last time, and that version; None for one that is out."""
+        changed, self._changed = self._changed, {}
+        return changed
 
     def put(self, name: Name, service: Service | None) -> Iterable[str]:
         """Take a Service's new version, or None when it is gone; returns the keys that may have changed."""
@@ -127,6 +139,7 @@ class Desired:
     def _replace(self, name: Name, service: Version) -> set[str]:
         """Let another version of a Service count; returns the keys that may have changed."""
         before = self._services.pop(name, None)
+        self._changed[name] = service
         withdrawn = pinholes_of(before, self._guard) if before else {}
         claimed = pinholes_of(service, self._guard) if service else {}
         affected = self._withdraw(withdrawn, name)
@@ -204,8 +217,8 @@ class Desired:
         if service is not None:
             yield from service.rejections
             yield from self._refused(service)
-            if message := self.over_cap(name):
-                yield Rejection(service.ref, Reason.OVER_CAP, message, part="caps")  # which of them may change
+            if held_back := self.held_back(name):
+                yield Rejection(service.ref, *held_back, part=held_back[0])  # the message may change
         if held is not None:
             yield from self._lost(held)
 

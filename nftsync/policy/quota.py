@@ -16,13 +16,15 @@ from sys import maxsize
 from types import MappingProxyType
 
 from nftsync.config import Caps
-from nftsync.objects.names import Name
+from nftsync.objects.names import Name, Reason
 from nftsync.objects.service import Service
 
 Version = Service | None  # None: there is none
 Seniority = tuple[str, str, Name]
 
 RANGE = 5  # pinholes that a range of sources counts for
+
+_QUARANTINED = "the kernel does not take what it asks for: {}; what was open of it before stays, and every resync tries again"
 
 
 def size(service: Version) -> int:
@@ -59,8 +61,17 @@ class Admission:
     for which there is no room; there is none that would fit.
     """
 
-    def __init__(self, caps: Caps, services: Collection[Service] = (), held: Mapping[Name, Service] = MappingProxyType({})) -> None:
-        """From scratch. held: who is in already, and with which version."""
+    def __init__(
+        self,
+        caps: Caps,
+        services: Collection[Service] = (),
+        held: Mapping[Name, Service] = MappingProxyType({}),
+        quarantined: Mapping[Name, str] = MappingProxyType({}),
+    ) -> None:
+        """From scratch. held: who is in already, and with which version.
+
+        quarantined: why the kernel refuses the newest version of some; these wait, however much room there is, until the next time.
+        """
         self._total = caps.pinholes or maxsize
         self._each = caps.pinholes_per_namespace or maxsize
         self._used = 0
@@ -68,12 +79,18 @@ class Admission:
         self._queues: dict[str, list[Seniority]] = {}  # who waits, by namespace, oldest first
         self.admitted: dict[Name, Service] = {}
         self.waiting: dict[Name, Service] = {}
+        self.quarantined = quarantined
         asking = []
         fit = within(caps, services)
         for service in services:
             before = held.get(service.name)
             if before is not None and before.uid != service.uid:
                 before = None  # another that bears the name comes anew
+            if service.name in quarantined:
+                self.waiting[service.name] = service
+                if before is not None:
+                    self._count(service.name, before, size(before))
+                continue
             if fit or (before is not None and size(service) <= size(before)):
                 self._count(service.name, service, size(service))
                 continue
@@ -104,17 +121,19 @@ class Admission:
         self._count(name, service, more)
         return {name: service} if more >= 0 else {name: service, **self._let_in(name.namespace, former)}
 
-    def refusal(self, name: Name) -> str | None:
+    def refusal(self, name: Name) -> tuple[Reason, str] | None:
         """Why a Service's newest version has to wait; None if it does not."""
         service, namespace = self.waiting.get(name), name.namespace
         if service is None:
             return None
+        if name in self.quarantined:
+            return Reason.QUARANTINED, _QUARANTINED.format(self.quarantined[name])
         if size(service) - size(self.admitted.get(name)) > self._each - self._used_by[namespace]:
             whose, key, cap = f"namespace {namespace}", "pinholes_per_namespace", self._each
         else:
             whose, key, cap = "all Services together", "pinholes", self._total
         stays = "what was open of it before stays" if name in self.admitted else "it opens nothing"
-        return (
+        return Reason.OVER_CAP, (
             f"with the {size(service)} that it counts for, {whose} would have more than {cap} pinholes ({key} in [caps] of the "
             f"router's configuration); {stays}; delete what is not needed or raise the cap: it is let in as soon as there is room"
         )

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from nftsync.config import Boundary, Filters
+from nftsync.config import Boundary, Config, Filters
 from nftsync.objects.address import Address, Network, parse_address
-from nftsync.objects.names import NAME, Name, Reason, Rejection, quote
+from nftsync.objects.names import NAME, Name, Reason, quote
 from nftsync.objects.service import Port, Protocol, Service
+from nftsync.plan.result import SyncResult
 from nftsync.policy.guard import Guard
 from nftsync.policy.pinholes import Desired, Pinhole
 from nftsync.ruleset.tables import FILTER, FORWARD, INPUT, OPERATOR_CR, OPERATOR_SVC, Settings, tables
@@ -70,7 +71,7 @@ class View:
     services: all of type LoadBalancer, also those that the filters do not admit.  settings: None while nothing is applied; then
     `waiting` says why.  own: the router's addresses.  routed: whether the router has a route to an address that does not lead back
     through the public NIC.  drops: packets that the limit of a pinhole, by its key, has dropped.  Either gives None for not known.
-    opened: the pinholes that are open, by key.  quarantined: Services that the kernel does not take.
+    opened: the pinholes that are open, by key.
     """
 
     services: Mapping[Name, Service]
@@ -84,7 +85,30 @@ class View:
     routed: Callable[[Address], bool | None]
     drops: Callable[[str], int | None]
     opened: Mapping[str, Pinhole]
-    quarantined: Mapping[Name, Rejection] = field(default_factory=dict)
+
+
+def view_of(
+    result: SyncResult,
+    services: Mapping[Name, Service],
+    routed: Callable[[Address], bool | None],
+    drops: Callable[[str], int | None],
+) -> View:
+    """What there is to explain with after a sync."""
+    s = result.snapshot
+    config, local = (s.config, s.interfaces.local) if s else (Config(), None)
+    return View(
+        services,
+        result.index,
+        result.guard,
+        config.filters,
+        config.boundary,
+        result.settings,
+        result.message,
+        local.addresses if local else frozenset(),
+        routed,
+        drops,
+        result.pinholes,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,10 +325,8 @@ def _why_closed(view: View, service: Service, query: PacketQuery | None) -> tupl
         unannounced = refusal[0] is Reason.OUTSIDE_POOLS and view.boundary.advertised_only
         return Cause(refusal[0]), refusal[1] + "; only pools announced over BGP count (advertised_pools_only)" * unannounced
     owner = view.desired.pinholes.get(query.key)
-    if refused := view.desired.over_cap(service.name):
-        return Cause.OVER_CAP, refused
-    if service.name in view.quarantined:
-        return Cause.QUARANTINED, view.quarantined[service.name].message
+    if held_back := view.desired.held_back(service.name):
+        return Cause(held_back[0]), held_back[1]
     if owner is None or owner.service == service.name:
         return Cause.WAITING, "it is not applied yet: the next sync does it"
     return Cause.LOST_TO_OLDER, f"it belongs to the older Service {owner.service}, and is inherited when that one goes"

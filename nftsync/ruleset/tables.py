@@ -105,6 +105,7 @@ class Settings:
     bgp_peers: who may speak BGP with the router on its public side; empty for everybody.
     cluster: addresses that are the cluster's alone (see guard.Guard).
     flags: the tables'.
+    limits_refused: whether the kernel did not take the limits; then those that stand stay.
     """
 
     public_nic: str | None = None
@@ -117,6 +118,7 @@ class Settings:
     bgp_peers: tuple[Network, ...] = ()
     cluster: AddressSet = field(default_factory=AddressSet)
     flags: frozenset[str] = frozenset()
+    limits_refused: bool = False
 
     @property
     def nic_missing(self) -> bool:
@@ -131,7 +133,7 @@ class Settings:
     @property
     def device(self) -> str | None:
         """The NIC that the ingress hook is attached to."""
-        return self.public if self.enable_rateshape else None
+        return self.public if self.enable_rateshape and not self.limits_refused else None
 
     @classmethod
     def of(  # noqa: PLR0913  # each is a setting of its own

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import urllib3
 
-from nftsync.cluster.api import Api, ApiError
+from nftsync.cluster.api import Api
+from nftsync.cluster.backoff import ApiError
 from tests.apiserver.harness import HERE, MANIFESTS, NFTS, ApiServer, Programs, eventually, refusal_of
 
 CONFIG_MAPS = "/api/v1/namespaces/default/configmaps"

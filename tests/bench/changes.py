@@ -18,7 +18,7 @@ from nftsync.cluster.inputs import Inputs
 from nftsync.config import Config
 from nftsync.daemon.reconcile import Reconciler
 from nftsync.daemon.signals import Signals
-from nftsync.files.store import Store
+from nftsync.daemon.record import Store
 from nftsync.kernel.interfaces import Links
 from nftsync.kernel.nft import Kernel
 from nftsync.objects.nft import Nft, parse_nft

@@ -31,7 +31,7 @@ from nftsync.cluster.watch import PAGE
 from nftsync.config import load
 from nftsync.daemon.loop import Daemon, Options
 from nftsync.kernel.nft import Kernel
-from nftsync.kernel.readback import Found
+from nftsync.plan.plan import Found
 from nftsync.objects.kinds import SERVICES
 
 _CONTINUE = re.compile(rb'"continue":"([^"]+)"')

@@ -17,7 +17,8 @@ from nftsync import __version__
 from nftsync.cli.main import main
 from nftsync.cli.output import FAILED, WRONG
 from nftsync.daemon.control import Server
-from nftsync.kernel.interfaces import LinkError, Local
+from nftsync.kernel.interfaces import LinkError
+from nftsync.objects.address import Local
 from nftsync.report.traffic import Reading
 from tests.objects.test_ratelimit import near_misses
 from tests.support import ROOT

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from nftsync.cluster.api import ApiError
+from nftsync.cluster.backoff import ApiError
 from nftsync.cluster.outbox import DENIED, DISAGREE, LONGEST, QUIET, SETTLE, TICK, Reporter
 from nftsync.objects.names import Name, ObjectRef
 from nftsync.objects.nft import Nft, parse_nft

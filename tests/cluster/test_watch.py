@@ -26,7 +26,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nftsync.cluster.api import SOCKET_OPTIONS, Api, ApiError, KubeconfigError, TooLargeError, split_lines
+from nftsync.cluster.api import SOCKET_OPTIONS, Api, TooLargeError, split_lines
+from nftsync.cluster.backoff import ApiError
+from nftsync.cluster.kubeconfig import KubeconfigError
 from nftsync.cluster.backoff import Pace
 from nftsync.cluster.cache import Inbox
 from nftsync.cluster.kubeconfig import UNSAFE, Kubeconfig

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from nftsync.files.store import Store
+from nftsync.daemon.record import Store
 from nftsync.plan.result import Outcome
 from tests.lab.lab import Lab
 from tests.labtools import SERVICE4, elements, needs_root, rules, service

@@ -19,7 +19,7 @@ from nftsync.config import Boundary, Config, Enforcement
 from nftsync.daemon.publish import LINES, RECENT, Publisher
 from nftsync.daemon.reconcile import Reconciler
 from nftsync.exporter.metrics import Metrics
-from nftsync.files.store import Store
+from nftsync.daemon.record import Store
 from nftsync.kernel.interfaces import Links
 from nftsync.kernel.nft import Kernel
 from nftsync.objects.nft import parse_nft

@@ -14,11 +14,11 @@ from nftsync.cluster.cache import Inbox
 from nftsync.cluster.inputs import Inputs
 from nftsync.config import Config
 from nftsync.daemon.reconcile import Reconciler
-from nftsync.files.store import Store
+from nftsync.daemon.record import Store
 from nftsync.kernel.commits import SOMEBODY
 from nftsync.kernel.interfaces import Links
 from nftsync.kernel.nft import Kernel, KernelError
-from nftsync.kernel.readback import Found
+from nftsync.plan.plan import Found
 from nftsync.objects.nft import Nft, parse_nft
 from nftsync.objects.service import Service, parse_service
 from nftsync.plan.result import Outcome, SyncResult

@@ -22,7 +22,7 @@ from nftsync.cluster.inputs import Inputs
 from nftsync.cluster.metallb import MetalLB
 from nftsync.config import Boundary
 from nftsync.daemon.reconcile import Reconciler
-from nftsync.files.store import Store
+from nftsync.daemon.record import Store
 from nftsync.kernel.interfaces import LinkError, Links
 from nftsync.kernel.nft import Kernel, KernelError
 from nftsync.objects.nft import Nft, parse_nft

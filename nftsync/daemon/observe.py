@@ -1,0 +1,145 @@
+"""What the inputs hold now, as a Snapshot: of each kind what its complete list says, or what is remembered until there is one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+from nftsync.cluster.inputs import Inputs
+from nftsync.cluster.metallb import MetalLB
+from nftsync.config import Config, Enforcement
+from nftsync.files.localchainfile import read_local_chain, stamp
+from nftsync.objects.address import Address
+from nftsync.objects.metallb import Configuration
+from nftsync.objects.names import Name
+from nftsync.objects.nft import Nft, NftSpec
+from nftsync.objects.service import Service
+from nftsync.plan.memory import Facts
+from nftsync.plan.snapshot import Interfaces, Known, LocalChain, Origin, Snapshot
+from nftsync.policy.confirm import Confirming
+from nftsync.policy.pools import Pools
+
+
+class Network(Protocol):
+    """This machine's network, as a sync needs it."""
+
+    def look(self, nic: str | None) -> Interfaces:
+        """What is there now. nic: the public one's name, None if it is not known."""
+
+    def settle(self, *, shaped: bool, ours: int | None) -> int | None:
+        """Give the public NIC what its limits need; returns the index of the NIC that has an ingress qdisc of ours."""
+
+    def routed(self, address: Address) -> bool | None:
+        """Whether the router has a route to an address that does not lead back through the public NIC; None if not known."""
+
+
+@dataclass(frozen=True, slots=True)
+class News:
+    """What the inputs have changed since the last time.
+
+    services: by name, only while the list of Services is complete.  since: when the earliest of it was received, in the clock's
+    seconds; None for nothing.
+    """
+
+    services: Mapping[Name, Service | None] = field(default_factory=dict)
+    since: float | None = None
+
+
+class Observer:
+    """One thread owns it.
+
+    nft: the resource as it was last seen.  clock: monotonic seconds.
+    """
+
+    def __init__(self, config: Config, inputs: Inputs, network: Network, facts: Facts, clock: Callable[[], float]) -> None:
+        """facts: what is remembered."""
+        self._config, self._inputs, self._network, self._clock = config, inputs, network, clock
+        self.nft: Nft | None = None
+        self._asked: NftSpec | None = facts.rolled_back or facts.spec  # by the last good resource, which may be gone
+        self.confirming = Confirming.remembered(facts.spec, facts.rolled_back)
+        self.pools = Pools(facts.pools)
+        self._metallb: tuple[MetalLB, tuple[bool, ...]] | None = None  # the caches that were looked at, and what could be read
+        self._nic: str | None = None  # that was looked for
+        self._interfaces: Interfaces | None = None
+        self._chain = LocalChain()
+        self._stamp: object = object()  # of the local chain's file
+
+    def configure(self, config: Config, inputs: Inputs) -> None:
+        """Take another configuration and inputs."""
+        if inputs is not self._inputs:
+            self.nft, self._metallb = None, None  # its settings stay until the new inputs have told of others
+        self._config, self._inputs, self._stamp = config, inputs, object()
+
+    @property
+    def deadline(self) -> float:
+        """When time alone changes the snapshot, in the clock's seconds; inf for never."""
+        return min(self.pools.deadline, self.confirming.deadline)
+
+    def local_chain_changed(self) -> bool:
+        """Whether the local chain's file has a version that was not read."""
+        return stamp(self._config.local_chain) != self._stamp
+
+    def observe(self, facts: Facts, before: Snapshot, *, look: bool) -> tuple[Snapshot, News]:
+        """The inputs as they are now, and which Services changed; `before` itself if nothing else did.
+
+        facts: what is remembered.  look: whether to look at the network again, too.
+        """
+        known = Origin.REMEMBERED if facts.spec else Origin.UNKNOWN
+        services = self._inputs.services
+        listed = services.synced.is_set()  # before anything is taken: what comes later is taken the next time
+        spec, sinces = self._take_settings(known)
+        pools, pools_sinces = self._take_pools(spec.value, facts)
+        changes = services.take() if listed else None
+        sinces += pools_sinces
+        if changes and changes.objects:
+            sinces.append(changes.since)
+        nic = spec.value.public_nic if spec.value else self._config.public_nic
+        if look or self._interfaces is None or nic != self._nic:
+            self._nic, self._interfaces = nic, self._network.look(nic)
+        if self.local_chain_changed():
+            self._stamp = stamp(self._config.local_chain)
+            self._chain = LocalChain(*read_local_chain(self._config.local_chain))
+        snapshot = replace(
+            before,
+            config=self._config,
+            services=Origin.LISTED if listed else known,
+            spec=spec,
+            pools=pools,
+            speakers=self.pools.speakers,
+            interfaces=self._interfaces,
+            local_chain=replace(self._chain, last_good=facts.local_chain),
+        )
+        news = News(changes.objects if changes else {}, min(sinces, default=None))
+        return before if snapshot == before else snapshot, news
+
+    def _take_settings(self, known: Origin) -> tuple[Known[NftSpec | None], list[float]]:
+        sinces = []
+        listed = self._inputs.nfts.synced.is_set()
+        if listed:
+            changes = self._inputs.nfts.take()
+            if changes.objects:
+                self.nft = changes.objects.get(self._config.nft)
+                sinces.append(changes.since)
+            if self.nft is not None and self.nft.spec is not None:
+                self._asked = self.nft.spec
+        if self._asked is not None:
+            asked = replace(self._asked, public_nic=self._config.public_nic or self._asked.public_nic)
+            self.confirming = self.confirming.take(asked, self._config.confirm_seconds, self._clock())
+        return Known(self.confirming.in_force, Origin.LISTED if listed else known), sinces
+
+    def _take_pools(self, spec: NftSpec | None, facts: Facts) -> tuple[Known[Configuration | None], list[float]]:
+        if self._config.boundary.enforcement is Enforcement.IGNORED:
+            self.pools.relist()
+            return Known(None, Origin.LISTED), []
+        metallb = self._inputs.metallb(spec.metallb_namespace) if spec else None
+        if metallb is None or not metallb.synced:
+            self.pools.relist()
+            known = Origin.REMEMBERED if facts.pools_listed else Origin.UNKNOWN
+            return Known(self.pools.known, known), []
+        seen = metallb, tuple(inbox.readable for inbox in metallb.inboxes)
+        sinces = metallb.take()
+        if sinces or seen != self._metallb or self.pools.deadline != float("inf"):
+            self._metallb = seen
+            self.pools.look(metallb.objects(), self._clock())
+        return Known(self.pools.known, Origin.LISTED), sinces

@@ -1,0 +1,135 @@
+"""What the kernel has accepted: as this process knows it, in the journal, and in /run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from hashlib import blake2b
+
+from nftsync.files.bootmark import BootMark
+from nftsync.files.journal import Journal
+from nftsync.objects.names import Name
+from nftsync.objects.service import Service
+from nftsync.plan.applied import Applied
+from nftsync.plan.memory import BootFacts
+from nftsync.plan.plan import Left, Plan, tables_digest
+from nftsync.plan.snapshot import Origin, Snapshot
+from nftsync.policy.confirm import Confirming
+from nftsync.policy.pinholes import Pinhole
+
+AS_OF = 300.0  # seconds until it is written down anew that the cluster still asks for the same
+
+Versions = Mapping[Name, Service | None]  # None: the Service is gone
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """What outlives the process, and what outlives it until the next boot."""
+
+    journal: Journal
+    mark: BootMark
+
+
+class Record:
+    """Nothing is recorded as accepted before the kernel has accepted it. One thread owns a Record.
+
+    memory: as the journal has it.  applied: what the kernel has.  left: what tells whether its rules are still ours.
+    boot: what counts until the next boot.  boots: whether this is the command that loads the rules at boot.
+    clock: monotonic seconds.
+    """
+
+    def __init__(self, store: Store, *, boots: bool = False, clock: Callable[[], float] = time.monotonic) -> None:
+        self._store = store
+        self._clock = clock
+        self.memory = store.journal.load()
+        self.first_since_boot = boots or store.mark.facts is None
+        self.boot = BootFacts() if store.mark.facts is None else store.mark.facts
+        self.left = Left() if self.first_since_boot else Left.by_another_process(self.boot)
+        self.applied = Applied()
+        self._as_of = float("-inf")  # when facts.as_of was written down
+        self._hash, self._hashed = "", tuple[object, ...]()
+
+    def move(self, store: Store) -> None:
+        """Keep it in another store from now on."""
+        if store is not self._store:
+            store.journal.replace(self.memory)
+            store.mark.write(self.boot)
+            self._store = store
+
+    @property
+    def kept(self) -> bool:
+        """Whether the disk has what it should."""
+        return self._store.journal.kept
+
+    def changed(self, admitted: Mapping[Name, Service]) -> dict[Name, Service | None]:
+        """What differs from what was accepted last."""
+        before = self.memory.services
+        gone: dict[Name, Service | None] = {name: None for name in before if name not in admitted}
+        return gone | {name: service for name, service in admitted.items() if before.get(name) != service}
+
+    def expect(self, changed: Versions) -> None:
+        """The kernel is about to take these versions. They are written down first: so a process that is killed between the two
+        opens nothing again that it had closed.
+        """
+        self._store.journal.remember(changed)
+
+    def revert(self, changed: Versions) -> None:
+        """The kernel has not taken them."""
+        self._store.journal.remember({name: self.memory.services.get(name) for name in changed})
+
+    def take(self, changed: Versions) -> None:
+        """The kernel has taken them."""
+        for name, service in changed.items():
+            if service is None:
+                self.memory.services.pop(name, None)
+            else:
+                self.memory.services[name] = service
+
+    def accept(self, planned: Plan, pinholes: dict[str, Pinhole], rules: str, boot: BootFacts, *, alone: bool) -> None:
+        """The kernel has taken a whole plan. rules: as they were read back.  alone: whether nobody else can have changed them."""
+        self.applied = Applied.of(planned.wanted.tables, pinholes, planned.settings)
+        self.left = Left(rules, planned.wanted.tables)
+        self.first_since_boot = False
+        self.boot = replace(boot, rules=f"{rules} {tables_digest(planned.wanted.tables)}" if alone else "")
+        self._store.mark.write(self.boot)
+        if planned.local_chain.last_good != self.memory.facts.local_chain:
+            self.memory.facts = replace(self.memory.facts, local_chain=planned.local_chain.last_good)
+            self._store.journal.remember({}, self.memory.facts)
+
+    def remember(self, s: Snapshot, confirming: Confirming, *, fresh: bool) -> None:
+        """The facts beside the Services, if they are others than before. fresh: whether the cluster says all this now."""
+        before = self.memory.facts
+        facts = replace(
+            before,
+            spec=confirming.settled,
+            rolled_back=confirming.rolled_back,
+            pools=before.pools if s.pools.origin is Origin.UNKNOWN else s.pools.value,
+            pools_listed=before.pools_listed or s.pools.listed,
+            config=s.config.text,
+            local=s.interfaces.local,
+            peers=s.interfaces.peers,
+        )
+        now = self._clock()
+        renew = s.complete and fresh
+        if facts != before or (renew and now - self._as_of >= AS_OF):
+            if renew:
+                facts, self._as_of = replace(facts, as_of=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")), now
+            self.memory.facts = facts
+            self._store.journal.remember({}, facts)
+        if self._store.journal.wants_all:
+            self._store.journal.replace(self.memory)
+
+    def hash(self, s: Snapshot) -> str:
+        """Of what routers of one cluster have in common of their rulesets: not their NIC, not their local chain."""
+        of = (self.applied.fingerprint, s.spec.value, s.guard)
+        if of != self._hashed:
+            spec = replace(s.spec.value, public_nic="") if s.spec.value else None
+            common = f"{self.applied.fingerprint} {spec} {s.guard.legal}"
+            self._hashed, self._hash = of, blake2b(common.encode(), digest_size=16).hexdigest()
+        return self._hash
+
+    def finish(self) -> None:
+        """Wait a while for the disk."""
+        self._store.journal.finish()

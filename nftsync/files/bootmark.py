@@ -1,0 +1,42 @@
+"""What counts until the next boot, in /run: that nftsync has run since the boot, and what it left in the kernel."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from nftsync.files.sealed import read_sealed, replace_sealed
+from nftsync.plan.memory import BootFacts, boot_facts_record, parse_boot_facts
+
+FILE = "since-boot"
+_FORM = 1
+
+log = logging.getLogger(__name__)
+
+
+class BootMark:
+    """facts: as they were written last; None at the first run since the boot, or where the file can't be used."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / FILE
+        self._failed = False
+        self.facts: BootFacts | None = None
+        try:
+            self.facts = parse_boot_facts(read_sealed(self._path, _FORM))
+        except FileNotFoundError:
+            pass
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            log.warning("%s can't be used: this counts as the first run since the boot: %s", self._path, error)
+
+    def write(self, facts: BootFacts) -> None:
+        """A folder that can't be written is told once: then the next run counts as the first one, and nothing else suffers."""
+        if facts == self.facts and not self._failed:
+            return
+        self.facts = facts
+        try:
+            replace_sealed(self._path, boot_facts_record(facts), _FORM)
+            self._failed = False
+        except OSError as error:
+            if not self._failed:
+                log.warning("%s: %s; the next start counts as the first one since the boot", self._path, error.strerror)
+            self._failed = True

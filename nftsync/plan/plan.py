@@ -1,0 +1,200 @@
+"""From a snapshot, and what the kernel has, to what must change: the settings, the ruleset, and the transaction between the two."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from hashlib import sha256
+
+from nftsync.plan.memory import BootFacts
+from nftsync.plan.snapshot import LocalChain, Origin, Snapshot
+from nftsync.policy.pinholes import Pinhole
+from nftsync.ruleset.elements import pinhole_key, ruleset
+from nftsync.ruleset.localchain import by_name
+from nftsync.ruleset.tables import FILTER, LOCAL_CHAIN, SHAPER, Elements, Ruleset, Settings, Table, flags_for, tables
+from nftsync.ruleset.text import render
+from nftsync.ruleset.transaction import transaction
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """Our tables as they are in the kernel.
+
+    ruleset: sets, hooks and elements as read; the rules of its chains are unknown, so they equal no rules of ours.
+    rules: a digest of everything but elements and what was counted: where two are equal, the rules are.
+    """
+
+    ruleset: Ruleset
+    rules: str
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """What this process, or the one before it, left in the kernel. tables: None where only their digest is known.
+
+    rules: as they were read back after that, "" if they can't be trusted.
+    """
+
+    rules: str = ""
+    tables: Mapping[str, Table] | None = None
+    digest: str = ""
+
+    @classmethod
+    def by_another_process(cls, facts: BootFacts | None) -> Left:
+        if facts is None or not facts.rules:
+            return cls()
+        rules, digest = facts.rules.split(" ")
+        return cls(rules, digest=digest)
+
+
+@dataclass(frozen=True, slots=True)
+class ChainInUse:
+    """Which local chain a plan has. body: None for the one that stands.  error: why it is not the file's version, "" if it is."""
+
+    body: str | None
+    error: str = ""
+    instead: str = ""
+    last_good: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What the kernel should hold, and how it gets there.
+
+    current: what it holds, with our own rules where they are known to be ours.  wanted: what it should hold.
+    text: the transaction, "" if nothing differs.
+    """
+
+    settings: Settings
+    local_chain: ChainInUse
+    current: Ruleset
+    wanted: Ruleset
+    text: str
+
+
+def plan(s: Snapshot, pinholes: Collection[Pinhole], found: Found, left: Left) -> Plan:
+    """Pure: the same snapshot, pinholes and kernel give the same plan.
+
+    pinholes: those that the snapshot's Services have.  left: what nftsync left in the kernel, nothing where somebody else may have
+    changed it.
+    """
+    trusted = bool(left.rules) and left.rules == found.rules
+    standing = not s.first_since_boot and _can_stay(found.ruleset)
+    chain = choose_local_chain(s.local_chain, s.verdicts.local_chains, standing=standing)
+    settings = settings_of(s, found.ruleset.tables, chain)
+    wanted = wanted_ruleset(s, pinholes, settings)
+    if chain.body is None:
+        wanted = _with_chain_of(wanted, found.ruleset)
+    if s.verdicts.limits:
+        wanted = _with_limits_of(wanted, found.ruleset)
+        settings = replace(settings, limits_refused=True)
+    current = found.ruleset
+    if trusted and left.tables is not None:
+        current = ours_as(current, left.tables)
+    elif trusted and left.digest == tables_digest(wanted.tables):
+        current = ours_as(current, wanted.tables)
+    return Plan(settings, chain, current, wanted, transaction(current, wanted))
+
+
+def choose_local_chain(chain: LocalChain, refused: Mapping[str, str], *, standing: bool) -> ChainInUse:
+    """The first that the kernel has not refused: the file's, the last good one, that by its interfaces' names, the one that stands.
+
+    standing: whether one of ours stands, which can stay.
+    """
+    if chain.body is not None and chain.body not in refused:
+        return ChainInUse(chain.body, last_good=chain.body)
+    error = chain.error or refused.get(chain.body or "", "")
+    if chain.last_good not in refused:
+        return ChainInUse(chain.last_good, error, "the last good chain stays", chain.last_good)
+    named = by_name(chain.last_good)
+    if named not in refused:
+        instead = "the last good chain holds, its interfaces by their names"
+        return ChainInUse(named, error, instead, chain.last_good)
+    if standing:
+        return ChainInUse(None, error, "the chain that stands stays", chain.last_good)
+    return ChainInUse("", error, "no local chain is in force", chain.last_good)
+
+
+def settings_of(s: Snapshot, standing: Mapping[str, Table], chain: ChainInUse) -> Settings:
+    """What tables are made from. standing: those that are there."""
+    spec = s.spec.value
+    return Settings.of(
+        spec,
+        public_nic=spec.public_nic if spec else s.config.public_nic,
+        index=s.interfaces.index if spec else None,
+        local_chain=chain.last_good if chain.body is None else chain.body,
+        bgp_peers=s.config.bgp_peers,
+        cluster=s.cluster,
+        flags=flags_for(standing, s.flags if s.config.own_tables else frozenset()),
+    )
+
+
+def wanted_ruleset(s: Snapshot, pinholes: Collection[Pinhole], settings: Settings) -> Ruleset:
+    """What should be in force: what the snapshot says, and what nobody has decided about yet."""
+    decided = ruleset(pinholes, settings)
+    if not s.undecided:
+        return decided
+    keys = {hole.key for hole in pinholes}
+    merged = {family: dict(sets) for family, sets in decided.elements.items()}
+    for family, sets in s.undecided.items():
+        declared = decided.tables[family].sets if family in decided.tables else {}
+        for name, members in sets.items():
+            if name not in declared:
+                continue
+            if name.startswith("pools"):
+                if s.pools.origin is Origin.UNKNOWN:  # in the place of others: a set has no ranges that overlap
+                    merged.setdefault(family, {})[name] = dict(members)
+                continue
+            kept = {element: said for element, said in members.items() if pinhole_key(name, element) not in keys}
+            if kept:
+                merged.setdefault(family, {})[name] = {**merged.get(family, {}).get(name, {}), **kept}
+    return Ruleset(decided.tables, merged)
+
+
+def undecided_of(found: Ruleset, known: Collection[str], pools: Origin) -> Mapping[str, Elements]:
+    """What stands, and was neither remembered nor listed. known: keys of pinholes."""
+    undecided: dict[str, Elements] = {}
+    for family, sets in found.elements.items():
+        for name, members in sets.items():
+            if name.startswith("pools"):
+                kept = dict(members) if pools is Origin.UNKNOWN else {}
+            else:
+                kept = {element: said for element, said in members.items() if pinhole_key(name, element) not in known}
+            if kept:
+                undecided.setdefault(family, {})[name] = kept
+    return undecided
+
+
+def _can_stay(found: Ruleset) -> bool:
+    """Whether the local chain that stands can be left alone: no set that rules refer to would be made anew."""
+    table = found.tables.get(FILTER, Table())
+    same_sets = table.sets == tables(Settings())[FILTER].sets
+    return table.filters and same_sets and not table.strangers and LOCAL_CHAIN in table.chains
+
+
+def _with_chain_of(wanted: Ruleset, found: Ruleset) -> Ruleset:
+    table = wanted.tables[FILTER]
+    chains = {**table.chains, LOCAL_CHAIN: found.tables[FILTER].chains[LOCAL_CHAIN]}
+    return replace(wanted, tables={**wanted.tables, FILTER: replace(table, chains=chains)})
+
+
+def _with_limits_of(wanted: Ruleset, found: Ruleset) -> Ruleset:
+    """The limits stay as they are: the kernel does not take them now."""
+    tables = {family: table for family, table in wanted.tables.items() if family != SHAPER}
+    elements = {family: sets for family, sets in wanted.elements.items() if family != SHAPER}
+    if SHAPER in found.tables:
+        tables[SHAPER], elements[SHAPER] = found.tables[SHAPER], found.elements.get(SHAPER, {})
+    return Ruleset(tables, elements)
+
+
+def ours_as(found: Ruleset, known: Mapping[str, Table]) -> Ruleset:
+    """What was found, with the rules that it is known to have; as it was found if that can't be."""
+    if found.tables.keys() != known.keys():
+        return found
+    tables = {family: replace(table, flags=found.tables[family].flags) for family, table in known.items()}
+    return Ruleset(tables, found.elements)
+
+
+def tables_digest(tables: Mapping[str, Table]) -> str:
+    """What tells, in another process too, whether rules were made from these tables."""
+    return sha256(render(Ruleset(tables)).encode()).hexdigest()

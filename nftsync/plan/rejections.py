@@ -1,0 +1,29 @@
+"""Everything that is refused now, beside files that can't be read: settings, the local chain, pools, Services."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from nftsync.config import Enforcement
+from nftsync.objects.names import ObjectRef, Reason, Rejection
+from nftsync.objects.nft import Nft
+from nftsync.plan.plan import ChainInUse
+from nftsync.plan.snapshot import Snapshot
+from nftsync.policy.pinholes import Desired
+
+
+def refused(
+    s: Snapshot, nft: Nft | None, chain: ChainInUse, pools: Iterable[Rejection], index: Desired
+) -> Iterator[Rejection]:
+    """nft: the resource as it was last seen.  pools: what is refused of MetalLB's objects."""
+    config = s.config
+    if nft is not None:
+        yield from nft.rejections
+    elif s.spec.listed:
+        stays = "the last good settings stay" if s.spec.value else "nothing is applied until there is one"
+        yield Rejection(ObjectRef("Nft", str(config.nft)), Reason.MISSING_SETTINGS, f"there is no such resource; {stays}")
+    if chain.error:
+        yield Rejection(ObjectRef("File", str(config.local_chain)), Reason.INVALID_LOCAL_CHAIN, f"{chain.error}; {chain.instead}")
+    if config.boundary.enforcement is not Enforcement.IGNORED:
+        yield from pools
+    yield from index.rejections()

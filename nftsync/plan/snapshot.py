@@ -1,0 +1,132 @@
+"""Everything that decides what the kernel should hold, as one frozen value.
+
+Each kind of input is listed (its list is complete), remembered (it counts as it was accepted last) or unknown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from functools import cached_property
+from typing import Generic, TypeVar
+
+from nftsync.config import Config, Enforcement
+from nftsync.objects.address import Address, AddressSet, Local, Range
+from nftsync.objects.metallb import Configuration
+from nftsync.objects.names import Name
+from nftsync.objects.nft import NftSpec
+from nftsync.policy.guard import Guard
+from nftsync.ruleset.tables import Elements
+
+T = TypeVar("T")
+
+
+class Origin(StrEnum):
+    """How a value came to be known."""
+
+    LISTED = "listed"  # its list was complete, and is not in doubt
+    REMEMBERED = "remembered"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class Known(Generic[T]):
+    """A value, and how it came to be known."""
+
+    value: T
+    origin: Origin
+
+    @property
+    def listed(self) -> bool:
+        return self.origin is Origin.LISTED
+
+
+@dataclass(frozen=True, slots=True)
+class Interfaces:
+    """This machine's network.
+
+    index: the public NIC's (if_nametoindex(3)); 0 while there is none of its name, None where nobody has looked.
+    local: the router's addresses, None while they are not known.  peers: the other ends of its BGP sessions.
+    """
+
+    index: int | None = None
+    local: Local | None = None
+    peers: frozenset[Address] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class LocalChain:
+    """The operator's own rules. body: of the file as it is now, None if it can't be used; then `error` says why.
+
+    last_good: the last body of the file that the kernel took.
+    """
+
+    body: str | None = ""
+    error: str = ""
+    last_good: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdicts:
+    """What the kernel has refused, and why, until it is asked again.
+
+    services: of each the newest version.  local_chains: by body.  limits: "" if it takes them.
+    """
+
+    services: Mapping[Name, str] = field(default_factory=dict)
+    local_chains: Mapping[str, str] = field(default_factory=dict)
+    limits: str = ""
+
+    def __bool__(self) -> bool:
+        return bool(self.services or self.local_chains or self.limits)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """All inputs of a plan but the Services, which change too often to be compared as a whole.
+
+    spec: the settings in force.  pools: MetalLB's last good configuration.  speakers: addresses of its BGPPeers, good or not.
+    flags: those that the kernel can give our tables.  former: addresses that had pinholes before the guard refused them.
+    undecided: elements that stood when this process began, and that nobody has decided about yet.
+    first_since_boot: whether what stands was not left by nftsync since the boot; then what is remembered is right, whatever stands.
+    """
+
+    config: Config
+    services: Origin
+    spec: Known[NftSpec | None]
+    pools: Known[Configuration | None]
+    speakers: frozenset[Address] = frozenset()
+    interfaces: Interfaces = field(default_factory=Interfaces)
+    local_chain: LocalChain = field(default_factory=LocalChain)
+    flags: frozenset[str] = frozenset()
+    former: frozenset[Address] = frozenset()
+    undecided: Mapping[str, Elements] = field(default_factory=dict)
+    first_since_boot: bool = False
+    verdicts: Verdicts = field(default_factory=Verdicts)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every list is."""
+        return self.services is Origin.LISTED and self.spec.listed and self.pools.listed
+
+    @property
+    def missing(self) -> str:
+        """What was never listed, for people; "" if everything was."""
+        if self.services is not Origin.LISTED or not self.spec.listed:
+            return "the first lists are not complete"
+        return "" if self.pools.listed else "MetalLB's configuration is not read yet"
+
+    @cached_property
+    def guard(self) -> Guard:
+        """What judges addresses. While nothing is known of pools, and they would count, no address passes that was not open."""
+        boundary, local = self.config.boundary, self.interfaces.local or Local()
+        pools = self.pools.value
+        if self.pools.origin is Origin.UNKNOWN and boundary.enforcement is not Enforcement.IGNORED:
+            pools = pools or Configuration()
+        return Guard.of(boundary, pools, local.addresses | self.interfaces.peers | self.speakers, local.networks)
+
+    @property
+    def cluster(self) -> AddressSet:
+        """The addresses that are cut off where they have no pinhole. Those that left the pools were the cluster's, too."""
+        return self.guard.cluster | AddressSet.of(Range(each, each) for each in self.former)
