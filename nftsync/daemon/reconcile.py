@@ -28,8 +28,8 @@ from nftsync.plan.result import Outcome, SyncResult
 from nftsync.plan.snapshot import Known, Origin, Snapshot, Verdicts
 from nftsync.policy.confirm import Confirming
 from nftsync.policy.pinholes import Desired, Pinhole, pinholes_of
-from nftsync.ruleset.elements import open_keys
-from nftsync.ruleset.tables import FILTER, Ruleset, Table, elements
+from nftsync.ruleset.elements import elements, open_keys
+from nftsync.ruleset.tables import FILTER, Ruleset, Table
 from nftsync.ruleset.transaction import transaction
 
 TRIES = 20  # transactions that one sync tries, each without what the kernel refused of the one before

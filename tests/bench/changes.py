@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import subprocess
 import tempfile
@@ -13,20 +14,12 @@ from functools import partial
 from pathlib import Path
 from statistics import median
 
-from nftsync.cluster.cache import Inbox
-from nftsync.cluster.inputs import Inputs
 from nftsync.config import Config
-from nftsync.daemon.reconcile import Reconciler
 from nftsync.daemon.signals import Signals
-from nftsync.daemon.record import Store
-from nftsync.kernel.interfaces import Links
-from nftsync.kernel.nft import Kernel
-from nftsync.objects.nft import Nft, parse_nft
-from nftsync.objects.service import Service, parse_service
+from nftsync.kernel.netns import Namespace
 from nftsync.plan.result import Outcome, SyncResult
 from tests.bench.measure import NIC, Goal, Samples, address_of, in_turns, nft_resource, service, spread, table
-from tests.lab.namespace import Namespace
-from tests.labtools import no_metallb
+from tests.router import Router
 
 SIZES = (1_000, 10_000)
 ROUNDS = 100
@@ -35,7 +28,7 @@ STEPS = ("add", "change", "remove")
 GRACE = 0.03  # seconds: an nft process ends only when the kernel has freed what was deleted before, which is not its cost
 
 
-class Router:
+class Looped:
     """A namespace in which the daemon's own parts hold `count` Services, with a loop in a thread of its own as the daemon has."""
 
     def __init__(self, opened: ExitStack, count: int) -> None:
@@ -43,33 +36,27 @@ class Router:
         self.namespace = Namespace()
         opened.callback(self.namespace.close)
         self._signals = Signals()
-        self._services = Inbox[Service](parse_service, self._signals.changed, time.monotonic)
-        nfts = Inbox[Nft](parse_nft, self._signals.changed, time.monotonic)
-        for inbox, objects in ((self._services, [service(number) for number in range(count)]), (nfts, [nft_resource()])):
-            with inbox.listing() as listing:
-                for each in objects:
-                    listing.put(each)
+        objects = [nft_resource(), *map(service, range(count))]
         state = Path(opened.enter_context(tempfile.TemporaryDirectory()))
-        metallb = no_metallb()
-        with self.namespace.entered():
-            kernel, links = Kernel(), Links()
-        opened.callback(links.close)
         config = Config(state=state, local_chain=state / "local-chain.nft")
-        self._reconciler = Reconciler(config, Inputs(self._services, nfts, lambda _: metallb), kernel, links, Store(state))
+        self._router = Router(self.namespace, config, *objects, wake=self._signals.changed)
+        opened.callback(self._router.close)
         self._results: list[tuple[SyncResult, float]] = []
         self._synced = threading.Event()
         self._loop = threading.Thread(target=self._run)
         self._loop.start()
         opened.callback(self._stop)
         self._outcome()
+        gc.freeze()  # the cluster's objects, which the daemon does not keep, are none of a change's cost
 
     def _run(self) -> None:
-        while not self._signals.stop.is_set():
-            self._signals.wait(1.0)
-            if self._signals.take(self._signals.inputs):
-                result = self._reconciler.sync()
-                self._results.append((result, time.perf_counter()))
-                self._synced.set()
+        with self.namespace.entered():
+            while not self._signals.stop.is_set():
+                self._signals.wait(1.0)
+                if self._signals.take(self._signals.inputs):
+                    result = self._router.sync_events()
+                    self._results.append((result, time.perf_counter()))
+                    self._synced.set()
 
     def _stop(self) -> None:
         self._signals.stop.set()
@@ -90,7 +77,7 @@ class Router:
         raw = service(self._number, port=443 if step == "add" else 8443)
         line = json.dumps({"type": step, "object": raw}).encode()
         began = time.perf_counter()
-        (self._services.delete if step == "remove" else self._services.put)(json.loads(line)["object"])
+        (self._router.delete if step == "remove" else self._router.put)(json.loads(line)["object"])
         return self._outcome() - began
 
     def process(self, step: str) -> float:
@@ -132,9 +119,9 @@ def _old_operator(count: int) -> Iterator[Callable[[], float]]:
 
 def run() -> list[Goal]:
     with ExitStack() as opened:
-        routers = {count: Router(opened, count) for count in SIZES}
+        routers = {count: Looped(opened, count) for count in SIZES}
         contestants: dict[str, Callable[[], float]] = {}
-        for kind, do in (("nftsync", Router.event), ("nft -f -", Router.process)):
+        for kind, do in (("nftsync", Looped.event), ("nft -f -", Looped.process)):
             for count, router in routers.items():
                 for step in STEPS:
                     contestants[f"{kind}, {step}, {count}"] = partial(do, router, step)

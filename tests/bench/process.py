@@ -31,8 +31,8 @@ from nftsync.cluster.watch import PAGE
 from nftsync.config import load
 from nftsync.daemon.loop import Daemon, Options
 from nftsync.kernel.nft import Kernel
-from nftsync.plan.plan import Found
 from nftsync.objects.kinds import SERVICES
+from nftsync.plan.plan import Found
 
 _CONTINUE = re.compile(rb'"continue":"([^"]+)"')
 

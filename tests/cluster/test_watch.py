@@ -27,11 +27,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nftsync.cluster.api import SOCKET_OPTIONS, Api, TooLargeError, split_lines
-from nftsync.cluster.backoff import ApiError
-from nftsync.cluster.kubeconfig import KubeconfigError
-from nftsync.cluster.backoff import Pace
+from nftsync.cluster.backoff import ApiError, Pace
 from nftsync.cluster.cache import Inbox
-from nftsync.cluster.kubeconfig import UNSAFE, Kubeconfig
+from nftsync.cluster.kubeconfig import UNSAFE, Kubeconfig, KubeconfigError
 from nftsync.cluster.watch import Timing, Watcher
 from nftsync.cluster.watchstate import Cause, Doubt, State
 from nftsync.objects.kinds import SERVICES, Resource, nfts

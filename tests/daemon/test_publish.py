@@ -1,34 +1,25 @@
-"""What is told of a sync: its lines in the log, its news and its status, of a real reconciler on a kernel of its own."""
+"""What is told of a sync: its lines in the log, its news and its status, of a real sync on a kernel of its own."""
 
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from nftsync.cluster.cache import Inbox
-from nftsync.cluster.inputs import Inputs
-from nftsync.cluster.metallb import MetalLB
-from nftsync.config import Boundary, Config, Enforcement
+from nftsync.config import Boundary, Enforcement
 from nftsync.daemon.publish import LINES, RECENT, Publisher
-from nftsync.daemon.reconcile import Reconciler
 from nftsync.exporter.metrics import Metrics
-from nftsync.daemon.record import Store
-from nftsync.kernel.interfaces import Links
-from nftsync.kernel.nft import Kernel
-from nftsync.objects.nft import parse_nft
-from nftsync.objects.service import parse_service
+from nftsync.kernel.netns import Namespace
 from nftsync.objects.status import Condition, RouterStatus
 from nftsync.plan.result import Outcome, SyncResult
 from nftsync.report.notices import News, Topic
-from tests.lab.namespace import Namespace
 from tests.labtools import PUBLIC_NIC, SERVICE4, Raw, needs_root, nft, service
+from tests.router import Router, config_in
 
 pytestmark = needs_root
 
@@ -43,10 +34,10 @@ POOL = {
 
 
 @dataclass
-class Told:
+class Hearer:
     """A source that remembers what it is to pass on. old: by kind, why what is known of it may be old."""
 
-    inputs: Inputs
+    inputs: Any = None  # a publisher asks for none
     old: dict[str, str] = field(default_factory=dict)
     news: list[News] = field(default_factory=list)
     statuses: list[RouterStatus] = field(default_factory=list)
@@ -71,38 +62,20 @@ class Told:
         """It has no threads."""
 
 
-class Router:
-    """A reconciler in a namespace without NICs, the objects that it is told of, and a publisher with a clock of its own."""
+class Told(Router):
+    """A router in a namespace without NICs, and a publisher with a clock of its own, which tells of each sync."""
 
     def __init__(self, namespace: Namespace, folder: Path, caplog: pytest.LogCaptureFixture) -> None:
-        self.namespace = namespace
-        self.config = Config(state=folder, local_chain=folder / "local-chain.nft", router_name="edge1", own_tables=False)
+        super().__init__(namespace, config_in(folder, router_name="edge1"), listed=False)
         self.now = datetime(2026, 1, 1, tzinfo=UTC)
         self.metrics = Metrics()
         self.publisher = Publisher(self.metrics, lambda: self.now)
-        self.services = Inbox(parse_service, lambda: None, time.monotonic)
-        self.nfts = Inbox(parse_nft, lambda: None, time.monotonic)
-        self.metallb = MetalLB.empty(lambda: None, time.monotonic)
-        self.source = Told(Inputs(self.services, self.nfts, lambda _: self.metallb))
-        self.links: Links = namespace.call(Links)
-        self.reconciler = Reconciler(self.config, self.source.inputs, namespace.call(Kernel), self.links, Store(folder))
+        self.source = Hearer()
         self._log = caplog
 
-    def configure(self, boundary: Boundary) -> None:
-        self.config = replace(self.config, boundary=boundary)
-        self.reconciler.configure(self.config, self.source.inputs, Store(self.config.state))
-
-    def listed(self, *services: Raw, resources: Sequence[Raw] = (nft(),), pools: Sequence[Raw] = ()) -> None:
-        """As the first lists do."""
-        kinds: list[tuple[Inbox[Any], Sequence[Raw]]] = [(self.services, services), (self.nfts, resources)]
-        for inbox, raws in [*kinds, *((each, pools if each is self.metallb.pools else ()) for each in self.metallb.inboxes)]:
-            with inbox.listing() as listing:
-                for raw in raws:
-                    listing.put(raw)
-
-    def begin(self, *services: Raw, pools: Sequence[Raw] = (POOL,)) -> None:
+    def begin(self, *services: Raw) -> None:
         """The first sync, of which nothing is remembered afterwards."""
-        self.listed(*services, pools=pools)
+        self.lists(nft(), *services, POOL)
         assert self.sync().outcome is Outcome.APPLIED
         self.forget()
 
@@ -112,16 +85,15 @@ class Router:
         self.source.statuses.clear()
         self.publisher.recent.clear()
 
-    def sync(self, *, resync: bool = False) -> SyncResult:
+    def sync(self, *, resync: bool = False, changed_by: str = "") -> SyncResult:
         """One sync a minute after the one before, and what it means for everybody else."""
         self.now += timedelta(minutes=1)
-        whole = self.reconciler.local_chain_changed()
-        result = self.namespace.call(self.reconciler.sync, whole=whole, resync=resync)
-        self.publish(result)
+        result = super().sync(resync=resync, changed_by=changed_by)
+        self.tell(result)
         return result
 
-    def publish(self, result: SyncResult) -> None:
-        self.publisher.publish(self.config, self.reconciler, self.source, result)
+    def tell(self, result: SyncResult) -> None:
+        self.publish(self.publisher, self.source, result)
 
     @property
     def lines(self) -> list[tuple[str, str]]:
@@ -153,15 +125,12 @@ class Router:
 
 
 @pytest.fixture
-def router(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Iterator[Router]:
+def router(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Iterator[Told]:
     caplog.set_level(logging.INFO)
     namespace = Namespace()
     try:
-        made = Router(namespace, tmp_path, caplog)
-        try:
+        with Told(namespace, tmp_path, caplog) as made:
             yield made
-        finally:
-            made.links.close()
     finally:
         namespace.close()
 
@@ -169,14 +138,14 @@ def router(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Iterator[Router]
 # --- changes ------------------------------------------------------------------------------------------
 
 
-def test_each_change_is_one_line_with_its_fields_and_one_piece_of_news(router: Router) -> None:
+def test_each_change_is_one_line_with_its_fields_and_one_piece_of_news(router: Told) -> None:
     router.begin()
-    router.services.put(WEB)
-    router.services.put(service("other", "172.30.254.2"))
+    router.put(WEB)
+    router.put(service("other", "172.30.254.2"))
     router.sync()
-    router.services.put(service("web", SERVICE4, limit="10 mbytes/second"))
+    router.put(service("web", SERVICE4, limit="10 mbytes/second"))
     router.sync()
-    router.services.delete(WEB)
+    router.delete(WEB)
     router.sync()
     assert router.stories == [
         ("Service default/other: opened 172.30.254.2 tcp 80", {**WEB_FIELDS, "name": "other", "topic": "Opened"}),
@@ -191,29 +160,30 @@ def test_each_change_is_one_line_with_its_fields_and_one_piece_of_news(router: R
     assert [f"{each.about}: {each.message}" for each in router.source.news] == [text for text, _ in router.stories]
 
 
-def test_a_file_has_no_namespace_in_its_fields(router: Router) -> None:
+def test_a_file_has_no_namespace_in_its_fields(router: Told) -> None:
     router.begin(WEB)
-    router.config.local_chain.write_text("nonsense here\n")
+    router.local_chain.write_text("nonsense here\n")
     router.sync()
     [(text, fields)] = router.stories
-    assert text.startswith(f"File {router.config.local_chain}: rejected: invalid_local_chain: ")
+    assert text.startswith(f"File {router.local_chain}: rejected: invalid_local_chain: ")
     assert fields == {
-        "kind": "File", "name": str(router.config.local_chain), "topic": "LocalChainRefused", "router": "edge1",
+        "kind": "File", "name": str(router.local_chain), "topic": "LocalChainRefused", "router": "edge1",
     }  # fmt: skip
     assert (router.condition("LocalChainValid").holds, router.condition("LocalChainValid").reason) == (False, "Refused")
 
 
-def test_a_thousand_changes_at_once_are_two_hundred_lines_and_the_number_of_the_others(router: Router) -> None:
+def test_a_thousand_changes_at_once_are_two_hundred_lines_and_the_number_of_the_others(router: Told) -> None:
     """The cap is the log's alone: each Service's owner hears of it."""
-    router.listed(*(service(f"s{number}", f"172.30.254.{number // 5}", ports=[("TCP", 1 + number % 5)]) for number in range(1000)))
+    crowd = (service(f"s{number}", f"172.30.254.{number // 5}", ports=[("TCP", 1 + number % 5)]) for number in range(1000))
+    router.lists(nft(), *crowd)
     router.sync()
     assert len(router.stories) == LINES == 200
     assert router.lines[-1] == ("INFO", "… and 800 more changes")
     assert router.topics == [Topic.OPENED] * 1000
 
 
-def test_as_many_changes_as_may_be_logged_are_logged_without_a_line_about_others(router: Router) -> None:
-    router.listed(*(service(f"s{number}", f"172.30.254.{number}") for number in range(LINES)))
+def test_as_many_changes_as_may_be_logged_are_logged_without_a_line_about_others(router: Told) -> None:
+    router.lists(nft(), *(service(f"s{number}", f"172.30.254.{number}") for number in range(LINES)))
     router.sync()
     assert len(router.stories) == LINES
     assert not [text for _, text in router.lines if "more changes" in text]
@@ -222,9 +192,9 @@ def test_as_many_changes_as_may_be_logged_are_logged_without_a_line_about_others
 # --- drift, and quiet ---------------------------------------------------------------------------------
 
 
-def test_drift_is_told_once(router: Router) -> None:
+def test_drift_is_told_once(router: Told) -> None:
     router.begin(WEB)
-    router.namespace.nft("flush set inet nftsync services4")
+    router.place.nft("flush set inet nftsync services4")
     assert router.sync(resync=True).drift
     router.sync(resync=True)
     repaired = "somebody else had changed our tables: repaired; pinholes: none changed"
@@ -236,7 +206,7 @@ def test_drift_is_told_once(router: Router) -> None:
     assert router.metric("drift_repairs_total") == 1
 
 
-def test_of_an_idle_resync_nothing_is_logged_or_told_and_the_status_stays_the_same(router: Router) -> None:
+def test_of_an_idle_resync_nothing_is_logged_or_told_and_the_status_stays_the_same(router: Told) -> None:
     router.begin(WEB, service("refused", "203.0.113.9"))
     for _ in range(5):
         assert router.sync(resync=True).outcome is Outcome.UNCHANGED
@@ -248,11 +218,11 @@ def test_of_an_idle_resync_nothing_is_logged_or_told_and_the_status_stays_the_sa
 # --- waiting and failing ------------------------------------------------------------------------------
 
 
-def test_what_is_waited_for_is_said_once_and_again_when_it_is_something_else(router: Router) -> None:
+def test_what_is_waited_for_is_said_once_and_again_when_it_is_something_else(router: Told) -> None:
     for _ in range(3):
         router.sync()
     assert router.lines == [("INFO", "waiting: the first lists are not complete")]
-    router.listed(WEB, resources=())
+    router.lists(WEB)
     for _ in range(3):
         router.sync()
     waiting = [text for _, text in router.lines if text.startswith("waiting: ")][1:]
@@ -260,15 +230,15 @@ def test_what_is_waited_for_is_said_once_and_again_when_it_is_something_else(rou
     assert (router.condition("Ready").holds, router.condition("Ready").message) == (False, waiting[0].removeprefix("waiting: "))
 
 
-def test_the_same_wait_after_something_else_is_said_again(router: Router) -> None:
+def test_the_same_wait_after_something_else_is_said_again(router: Told) -> None:
     for result in (SyncResult(Outcome.WAITING, "x"), SyncResult(Outcome.UNCHANGED), SyncResult(Outcome.WAITING, "x")):
-        router.publish(result)
+        router.tell(result)
     assert [text for _, text in router.lines if "waiting" in text] == ["waiting: x"] * 2
 
 
-def test_a_failure_is_an_error_in_the_log_and_the_reason_why_the_router_is_not_ready(router: Router) -> None:
+def test_a_failure_is_an_error_in_the_log_and_the_reason_why_the_router_is_not_ready(router: Told) -> None:
     router.begin(WEB)
-    router.publish(SyncResult(Outcome.FAILED, "the last ruleset stays: no"))
+    router.tell(SyncResult(Outcome.FAILED, "the last ruleset stays: no"))
     assert router.lines == [("ERROR", "the last ruleset stays: no")]
     assert router.condition("Ready") == Condition("Ready", holds=False, reason="NotSynced", message="the last ruleset stays: no")
 
@@ -276,15 +246,15 @@ def test_a_failure_is_an_error_in_the_log_and_the_reason_why_the_router_is_not_r
 # --- pools --------------------------------------------------------------------------------------------
 
 
-def test_whether_pools_decide_is_said_when_it_changes_and_not_while_nothing_is_known(router: Router) -> None:
+def test_whether_pools_decide_is_said_when_it_changes_and_not_while_nothing_is_known(router: Told) -> None:
     router.sync()
     assert not [text for _, text in router.lines if "addresses are" in text]
-    router.listed(WEB)
+    router.lists(nft(), WEB)
     for _ in range(2):
         router.sync(resync=True)
     assert router.metric("pools_guarded") == 0
     assert not router.condition("PoolsGuarded").holds
-    router.metallb.pools.put(POOL)
+    router.put(POOL)
     for _ in range(2):
         router.sync(resync=True)
     assert router.metric("pools_guarded") == 1
@@ -296,34 +266,34 @@ def test_whether_pools_decide_is_said_when_it_changes_and_not_while_nothing_is_k
     assert (router.condition("PoolsGuarded").holds, router.condition("PoolsGuarded").reason) == (True, "Guarded")
 
 
-def test_pools_that_are_required_and_not_known_are_told_apart_from_pools_that_are(router: Router) -> None:
-    router.configure(Boundary(enforcement=Enforcement.REQUIRED))
-    router.listed(WEB)
+def test_pools_that_are_required_and_not_known_are_told_apart_from_pools_that_are(router: Told) -> None:
+    router.reload(listed=False, boundary=Boundary(enforcement=Enforcement.REQUIRED))
+    router.lists(nft(), WEB)
     router.sync()
-    assert router.reconciler.opened() == {}
+    assert router.pinholes() == {}
     without = router.condition("PoolsGuarded")
     assert (without.holds, without.reason) == (True, "NoPools")
     assert "no address is opened" in without.message
     assert ("WARNING", "no address is opened: there is no pool of MetalLB's that counts") in router.lines
-    router.metallb.pools.put(POOL)
+    router.put(POOL)
     router.sync()
-    assert set(router.reconciler.opened()) == {f"{SERVICE4} . tcp . 80"}
+    assert set(router.pinholes()) == {f"{SERVICE4} . tcp . 80"}
     assert router.condition("PoolsGuarded").reason == "Guarded"
     assert ("INFO", "addresses are checked against MetalLB's pools") in router.lines
 
 
-def test_before_the_first_sync_nobody_says_that_there_are_no_pools(router: Router) -> None:
+def test_before_the_first_sync_nobody_says_that_there_are_no_pools(router: Told) -> None:
     """After a restart the last ruleset is in force, and so are its pools."""
     router.sync()
     assert (router.condition("PoolsGuarded").holds, router.condition("PoolsGuarded").message) == (False, "nothing is applied yet")
-    router.listed(WEB)
+    router.lists(nft(), WEB)
     router.sync()
     assert router.condition("PoolsGuarded").message == "no MetalLB configuration was seen"
 
 
-def test_pools_that_are_ignored_are_named_as_the_reason(router: Router) -> None:
-    router.configure(Boundary(enforcement=Enforcement.IGNORED))
-    router.listed(WEB, pools=[POOL])
+def test_pools_that_are_ignored_are_named_as_the_reason(router: Told) -> None:
+    router.reload(listed=False, boundary=Boundary(enforcement=Enforcement.IGNORED))
+    router.lists(nft(), WEB, POOL)
     router.sync()
     found = router.condition("PoolsGuarded")
     assert (found.holds, found.reason, found.message) == (False, "Unguarded", 'pools = "ignored"')
@@ -332,12 +302,12 @@ def test_pools_that_are_ignored_are_named_as_the_reason(router: Router) -> None:
 # --- rejections ---------------------------------------------------------------------------------------
 
 
-def test_a_rejection_is_told_when_it_is_new_and_when_it_is_gone(router: Router) -> None:
+def test_a_rejection_is_told_when_it_is_new_and_when_it_is_gone(router: Told) -> None:
     router.begin(WEB)
-    router.services.put(service("web", SERVICE4, limit="fast"))
+    router.put(service("web", SERVICE4, limit="fast"))
     router.sync()
     router.sync(resync=True)
-    router.services.put(WEB)
+    router.put(WEB)
     router.sync()
     router.sync(resync=True)
     of_rejections = [(text, fields["topic"]) for text, fields in router.stories if "invalid_ratelimit" in text]
@@ -349,21 +319,21 @@ def test_a_rejection_is_told_when_it_is_new_and_when_it_is_gone(router: Router) 
     assert [line[0] for line in router.lines if "invalid_ratelimit" in line[1]] == ["WARNING", "INFO"]
 
 
-def test_a_rejection_whose_object_is_gone_is_told_as_gone(router: Router) -> None:
+def test_a_rejection_whose_object_is_gone_is_told_as_gone(router: Told) -> None:
     stray = service("stray", "203.0.113.9")
     router.begin(WEB, stray)
     assert router.metric("rejections", reason="outside_pools") == 1
-    router.services.delete(stray)
+    router.delete(stray)
     router.sync()
     assert router.topics == [Topic.ACCEPTED]
     assert router.metric("rejections", reason="outside_pools") == 0
 
 
-def test_the_status_counts_objects_that_are_refused_not_reasons(router: Router) -> None:
+def test_the_status_counts_objects_that_are_refused_not_reasons(router: Told) -> None:
     router.begin(WEB)
-    router.services.put(service("stray", "203.0.113.9", "203.0.113.10", limit="fast"))
+    router.put(service("stray", "203.0.113.9", "203.0.113.10", limit="fast"))
     router.sync()
-    assert len(router.reconciler.rejections()) == 3
+    assert len(router.rejections()) == 3
     assert router.source.statuses[-1].rejected == 1
 
 
@@ -373,7 +343,7 @@ def test_the_status_counts_objects_that_are_refused_not_reasons(router: Router) 
 @pytest.mark.parametrize(
     ("kind", "source"), [("Service", "services"), ("Nft", "settings"), ("IPAddressPool", "pools"), ("ConfigMap", "pools")]
 )
-def test_what_can_not_be_watched_is_stale_by_what_it_is_for(router: Router, kind: str, source: str) -> None:
+def test_what_can_not_be_watched_is_stale_by_what_it_is_for(router: Told, kind: str, source: str) -> None:
     router.begin(WEB)
     router.source.old[kind] = "no answer"
     assert router.publisher.stale(router.source) == {source: "no answer"}
@@ -387,10 +357,10 @@ def test_what_can_not_be_watched_is_stale_by_what_it_is_for(router: Router, kind
     assert router.metric("config_stale", source=source) == 0
 
 
-def test_what_is_refused_makes_its_last_good_version_stale(router: Router) -> None:
+def test_what_is_refused_makes_its_last_good_version_stale(router: Told) -> None:
     router.begin(WEB)
-    router.nfts.put({**nft(), "spec": {"public_nic": "lo"}})
-    router.metallb.pools.put({**POOL, "spec": {"addresses": ["nonsense"]}})
+    router.put({**nft(), "spec": {"public_nic": "lo"}})
+    router.put({**POOL, "spec": {"addresses": ["nonsense"]}})
     router.sync()
     stale = router.publisher.stale(router.source)
     assert stale.keys() == {"settings", "pools"}
@@ -400,9 +370,9 @@ def test_what_is_refused_makes_its_last_good_version_stale(router: Router) -> No
     assert router.condition("Stale").reason == "LastGoodHolds"
 
 
-def test_settings_whose_resource_is_gone_are_stale(router: Router) -> None:
+def test_settings_whose_resource_is_gone_are_stale(router: Told) -> None:
     router.begin(WEB)
-    router.nfts.delete(nft())
+    router.delete(nft())
     router.sync()
     assert router.publisher.stale(router.source) == {"settings": "there is no such resource; the last good settings stay"}
 
@@ -410,10 +380,10 @@ def test_settings_whose_resource_is_gone_are_stale(router: Router) -> None:
 # --- what is remembered -------------------------------------------------------------------------------
 
 
-def test_the_last_twenty_pieces_of_news_are_remembered_with_their_times(router: Router) -> None:
+def test_the_last_twenty_pieces_of_news_are_remembered_with_their_times(router: Told) -> None:
     router.begin()
     for number in range(RECENT + 5):
-        router.services.put(service(f"s{number}", f"172.30.254.{number}"))
+        router.put(service(f"s{number}", f"172.30.254.{number}"))
         router.sync()
     assert len(router.publisher.recent) == RECENT == 20
     times, news = zip(*router.publisher.recent, strict=True)
@@ -421,27 +391,27 @@ def test_the_last_twenty_pieces_of_news_are_remembered_with_their_times(router: 
     assert times == tuple(f"2026-01-01T00:{number + 2:02}:00Z" for number in range(5, RECENT + 5))
 
 
-def test_the_time_of_the_last_change_moves_with_the_hash_alone(router: Router) -> None:
+def test_the_time_of_the_last_change_moves_with_the_hash_alone(router: Told) -> None:
     """Not with a resync, a refusal, or what only this router has: its local chain."""
     router.begin(WEB)
     router.sync()
     first = router.source.statuses[-1]
     assert first.last_change == "2026-01-01T00:01:00Z", "that of the first sync"
     router.sync(resync=True)
-    router.services.put(service("stray", "203.0.113.9"))
-    router.config.local_chain.write_text("chain local-chain {\n\tudp dport 1111 accept\n}\n")
+    router.put(service("stray", "203.0.113.9"))
+    router.local_chain.write_text("chain local-chain {\n\tudp dport 1111 accept\n}\n")
     router.sync()
     same = router.source.statuses[-1]
     assert same.rejected == 1
     assert (same.hash, same.last_change) == (first.hash, first.last_change)
-    router.services.put(service("more", "172.30.254.2"))
+    router.put(service("more", "172.30.254.2"))
     router.sync()
     other = router.source.statuses[-1]
     assert other.hash != first.hash
     assert other.last_change == "2026-01-01T00:05:00Z"
 
 
-def test_the_status_says_what_the_router_does(router: Router) -> None:
+def test_the_status_says_what_the_router_does(router: Told) -> None:
     router.begin(service("web", SERVICE4, ports=[("TCP", 80), ("UDP", 53)]), service("stray", "203.0.113.9"))
     router.sync(resync=True)
     found = router.source.statuses[-1]
@@ -449,6 +419,6 @@ def test_the_status_says_what_the_router_does(router: Router) -> None:
     assert router.metric("services") == 2
     assert router.metric("pinholes") == 2
     assert router.condition("RateShaping").message == f"there is no interface {PUBLIC_NIC}"
-    router.nfts.put(nft(enable_rateshape=False))
+    router.put(nft(enable_rateshape=False))
     router.sync()
     assert router.condition("RateShaping").message == "enable_rateshape is false"

@@ -16,8 +16,8 @@ from nftsync.objects.names import Name, Reason
 from nftsync.objects.ratelimit import RateLimit, parse_ratelimit
 from nftsync.plan.result import Outcome
 from tests.lab.lab import Lab
-from tests.labtools import elements, eventually, needs_root, service, tables
-from tests.reconciling import Router
+from tests.labtools import elements, eventually, needs_root, nft, service, tables
+from tests.router import LabRouter, config_in
 
 pytestmark = needs_root
 
@@ -36,19 +36,17 @@ def poison(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def router(tmp_path: Path) -> Iterator[Router]:
-    with Lab() as lab:
-        made = Router(lab, tmp_path)
+def router(tmp_path: Path) -> Iterator[LabRouter]:
+    with Lab() as lab, LabRouter(lab, config_in(tmp_path), nft()) as made:
         yield made
-        made.links.close()
 
 
-def opened(router: Router) -> set[str]:
+def opened(router: LabRouter) -> set[str]:
     """The pinholes that the kernel has."""
     return set(elements(router.lab, "services4"))
 
 
-def quarantined(router: Router) -> set[str]:
+def quarantined(router: LabRouter) -> set[str]:
     return router.refused(Reason.QUARANTINED)
 
 
@@ -57,7 +55,7 @@ def key(address: str, port: int = 80) -> str:
 
 
 @pytest.mark.parametrize("started", [False, True], ids=["at the start", "later"])
-def test_all_but_the_offender_is_applied_in_one_sync_and_it_is_named(router: Router, started: bool) -> None:  # noqa: FBT001
+def test_all_but_the_offender_is_applied_in_one_sync_and_it_is_named(router: LabRouter, started: bool) -> None:  # noqa: FBT001
     good, bad = service("good", GOOD4, limit="2 mbytes/second"), service("bad", BAD4, limit=POISON)
     if started:
         router.put(service("beside", BESIDE4))
@@ -70,12 +68,12 @@ def test_all_but_the_offender_is_applied_in_one_sync_and_it_is_named(router: Rou
     assert not router.lab.arrives("tcp", BAD4, 80)
     assert quarantined(router) == {"default/bad"}
     assert {change.service.name for change in result.changes} == {"default/good"}
-    (told,) = (each for each in router.reconciler.rejections() if each.reason is Reason.QUARANTINED)
+    (told,) = (each for each in router.rejections() if each.reason is Reason.QUARANTINED)
     assert told.message.startswith("the kernel does not take what it asks for: ")
     assert "what was open of it before stays" in told.message
 
 
-def test_what_was_open_of_the_offender_stays_and_the_rest_changes(router: Router) -> None:
+def test_what_was_open_of_the_offender_stays_and_the_rest_changes(router: LabRouter) -> None:
     router.put(service("good", GOOD4), service("bad", BAD4))
     router.sync()
     router.put(service("good", GOOD4, ports=[("TCP", 443)]), service("bad", BAD4, ports=[("TCP", 443)], limit=POISON))
@@ -84,10 +82,10 @@ def test_what_was_open_of_the_offender_stays_and_the_rest_changes(router: Router
     assert router.lab.arrives("tcp", BAD4, 80)
     assert not router.lab.arrives("tcp", BAD4, 443)
     assert {change.service.name for change in result.changes} == {"default/good"}
-    assert router.reconciler.opened().keys() == opened(router)
+    assert router.pinholes().keys() == opened(router)
 
 
-def test_while_one_is_in_quarantine_the_others_change_as_always_and_no_drift_is_seen(router: Router) -> None:
+def test_while_one_is_in_quarantine_the_others_change_as_always_and_no_drift_is_seen(router: LabRouter) -> None:
     router.put(service("good", GOOD4), service("bad", BAD4))
     router.sync()
     router.put(service("bad", BAD4, limit=POISON))
@@ -104,31 +102,31 @@ def test_while_one_is_in_quarantine_the_others_change_as_always_and_no_drift_is_
 
 
 @pytest.mark.parametrize("limit", ["400/second", "2 mbytes/second burst 512 kbytes", None])
-def test_what_was_open_of_the_offender_stays_as_it_was_limited_over_a_restart(router: Router, limit: str | None) -> None:
+def test_what_was_open_of_the_offender_stays_as_it_was_limited_over_a_restart(router: LabRouter, limit: str | None) -> None:
     router.put(service("bad", BAD4, limit=limit), service("good", GOOD4, limit="1 kbytes/second burst 5 kbytes"))
     router.sync()
-    before = router.reconciler.opened()
+    before = router.pinholes()
     limits = elements(router.lab, "limited4", "netdev") | elements(router.lab, "limited4-packets", "netdev")
     router.put(service("bad", BAD4, limit=POISON))
-    router.start()
+    router.restart()
     assert router.sync().changes == ()
     assert quarantined(router) == {"default/bad"}
-    assert router.reconciler.opened() == before, "or the next boot would load what the kernel does not take"
+    assert router.pinholes() == before, "or the next boot would load what the kernel does not take"
     assert elements(router.lab, "limited4", "netdev") | elements(router.lab, "limited4-packets", "netdev") == limits
     resynced = router.sync(resync=True)
     assert (resynced.outcome, resynced.drift, resynced.changes) == (Outcome.UNCHANGED, False, ())
 
 
-def test_a_limit_that_changed_while_the_daemon_was_down_is_a_change(router: Router) -> None:
+def test_a_limit_that_changed_while_the_daemon_was_down_is_a_change(router: LabRouter) -> None:
     router.put(service("web", GOOD4, limit="2 mbytes/second"))
     router.sync()
     router.put(service("web", GOOD4, limit="1 mbytes/second"))
-    router.start()
+    router.restart()
     (change,) = router.sync().changes
     assert (change.service.name, change.opened, change.closed, change.limit_changed) == ("default/web", (), (), True)
 
 
-def test_an_offender_that_is_mended_or_deleted_is_in_quarantine_no_longer(router: Router) -> None:
+def test_an_offender_that_is_mended_or_deleted_is_in_quarantine_no_longer(router: LabRouter) -> None:
     router.put(service("bad", BAD4, limit=POISON), service("worse", GOOD4, limit=POISON), service("beside", BESIDE4))
     router.sync()
     assert quarantined(router) == {"default/bad", "default/worse"}
@@ -142,7 +140,7 @@ def test_an_offender_that_is_mended_or_deleted_is_in_quarantine_no_longer(router
     assert opened(router) == {key(BAD4), key(BESIDE4)}
 
 
-def test_an_offender_that_was_open_closes_when_it_is_deleted(router: Router) -> None:
+def test_an_offender_that_was_open_closes_when_it_is_deleted(router: LabRouter) -> None:
     router.put(service("bad", BAD4))
     router.sync()
     router.put(service("bad", BAD4, limit=POISON))
@@ -154,7 +152,7 @@ def test_an_offender_that_was_open_closes_when_it_is_deleted(router: Router) -> 
     assert not router.lab.arrives("tcp", BAD4, 80)
 
 
-def test_who_inherits_a_pinhole_of_an_offender_gets_it(router: Router) -> None:
+def test_who_inherits_a_pinhole_of_an_offender_gets_it(router: LabRouter) -> None:
     younger, older = service("younger", BAD4), service("older", BAD4)
     younger["metadata"]["creationTimestamp"] = "2024-01-01T00:00:00Z"
     older["metadata"]["creationTimestamp"] = "2020-01-01T00:00:00Z"
@@ -164,14 +162,14 @@ def test_who_inherits_a_pinhole_of_an_offender_gets_it(router: Router) -> None:
     poisoned["metadata"]["creationTimestamp"] = "2024-01-01T00:00:00Z"
     router.put(poisoned)
     router.sync()
-    assert router.reconciler.opened()[key(BAD4)].service == Name("default", "younger")
+    assert router.pinholes()[key(BAD4)].service == Name("default", "younger")
     router.put(older)
     router.sync()
-    assert router.reconciler.opened()[key(BAD4)].service == Name("default", "older")
+    assert router.pinholes()[key(BAD4)].service == Name("default", "older")
     assert opened(router) == {key(BAD4)}
 
 
-def test_a_refusal_that_is_nobodys_fault_quarantines_nobody(router: Router, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_refusal_that_is_nobodys_fault_quarantines_nobody(router: LabRouter, monkeypatch: pytest.MonkeyPatch) -> None:
     router.put(service("good", GOOD4))
     router.sync()
     tries = 0
@@ -194,7 +192,7 @@ def test_a_refusal_that_is_nobodys_fault_quarantines_nobody(router: Router, monk
     assert len(opened(router)) == 191
 
 
-def test_of_a_thousand_good_ones_and_five_hundred_offenders_all_good_ones_are_open_in_seconds(router: Router) -> None:
+def test_of_a_thousand_good_ones_and_five_hundred_offenders_all_good_ones_are_open_in_seconds(router: LabRouter) -> None:
     crowd = [
         service(f"s{number}", f"172.30.{number // 250}.{number % 250 + 1}", limit=POISON if number % 3 == 0 else "400/second")
         for number in range(1500)
@@ -207,10 +205,10 @@ def test_of_a_thousand_good_ones_and_five_hundred_offenders_all_good_ones_are_op
     assert seconds < 5
     assert len(opened(router)) == 1000
     assert len(quarantined(router)) == 500
-    assert len(router.reconciler.rejections()) == 500, "each is named once"
+    assert len(router.rejections()) == 500, "each is named once"
 
 
-def test_who_may_pass_does_not_wait_for_limits_that_the_kernel_refuses(router: Router) -> None:
+def test_who_may_pass_does_not_wait_for_limits_that_the_kernel_refuses(router: LabRouter) -> None:
     """Such as those of a NIC that went after it was looked at; here, because the table is in somebody else's hands."""
     owner = router.lab.router.popen(["nft", "--interactive"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
     assert owner.stdin

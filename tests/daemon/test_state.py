@@ -6,27 +6,31 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from nftsync.cluster.cache import Inbox
-from nftsync.cluster.inputs import Inputs
-from nftsync.config import Config
-from nftsync.daemon.reconcile import Reconciler
-from nftsync.daemon.record import Store
 from nftsync.kernel.commits import SOMEBODY
-from nftsync.kernel.interfaces import Links
 from nftsync.kernel.nft import Kernel, KernelError
 from nftsync.plan.plan import Found
-from nftsync.objects.nft import Nft, parse_nft
-from nftsync.objects.service import Service, parse_service
-from nftsync.plan.result import Outcome, SyncResult
+from nftsync.plan.result import Outcome
 from nftsync.ruleset.tables import FILTER
 from nftsync.ruleset.text import render
 from tests.lab.lab import CLIENT, PUBLIC, Lab, Probe
-from tests.labtools import SERVICE4, SERVICE6, Raw, eventually, needs_root, nft, no_metallb, packets, rules, service, tables, wanted
+from tests.labtools import (
+    SERVICE4,
+    SERVICE6,
+    Raw,
+    eventually,
+    needs_root,
+    nft,
+    packets,
+    rules,
+    service,
+    tables,
+    wanted,
+)
 from tests.load import traffic
+from tests.router import LabRouter, config_in
 
 pytestmark = needs_root
 
@@ -39,113 +43,71 @@ SLOW_PACKETS = service("slow-packets", PACKETS4, limit="1/week burst 4 packets")
 OTHER = service("other", "172.30.254.77", ports=[("TCP", 80), ("UDP", 80)], limit="1/second burst 5 packets")
 
 
-class Router:
-    """A reconciler in the lab's router and the objects that it is told of."""
-
-    def __init__(self, lab: Lab, folder: Path) -> None:
-        self.lab = lab
-        self.config = Config(state=folder, local_chain=folder / "local-chain.nft", own_tables=False)
-        self._links: Links = lab.router.call(Links)
-        self._objects: dict[str, dict[str, Raw]] = {"Service": {}, "Nft": {}}
-
-    def close(self) -> None:
-        self._links.close()
-
-    def begin(self, *objects: Raw) -> None:
-        for raw in objects:
-            self._objects[raw["kind"]][raw["metadata"]["name"]] = raw
-        self.restart()
-        assert self.sync().outcome is Outcome.APPLIED
-
-    def restart(self) -> None:
-        """As a new process begins: it knows what is in the kernel and in the state file, and lists all objects."""
-        self._inboxes: dict[str, Inbox[Any]] = {
-            "Service": Inbox[Service](parse_service, lambda: None, time.monotonic),
-            "Nft": Inbox[Nft](parse_nft, lambda: None, time.monotonic),
-        }
-        for kind, inbox in self._inboxes.items():
-            with inbox.listing() as listing:
-                for raw in self._objects[kind].values():
-                    listing.put(raw)
-        self._metallb = no_metallb()
-        inputs = Inputs(self._inboxes["Service"], self._inboxes["Nft"], lambda _: self._metallb)
-        kernel = self.lab.router.call(Kernel)
-        self.reconciler = Reconciler(self.config, inputs, kernel, self._links, Store(self.config.state))
-
-    def put(self, raw: Raw) -> None:
-        self._objects[raw["kind"]][raw["metadata"]["name"]] = raw
-        self._inboxes[raw["kind"]].put(raw)
-
-    def delete(self, name: str) -> None:
-        self._inboxes["Service"].delete(self._objects["Service"].pop(name))
-
-    def sync(self, *, resync: bool = False) -> SyncResult:
-        result = self.reconciler.sync(whole=self.reconciler.local_chain_changed(), resync=resync)
-        assert result.outcome in (Outcome.APPLIED, Outcome.UNCHANGED), result.message
-        return result
-
-
 @pytest.fixture
-def router(lab: Lab, tmp_path: Path) -> Iterator[Router]:
-    made = Router(lab, tmp_path)
-    yield made
-    made.close()
+def router(lab: Lab, tmp_path: Path) -> Iterator[LabRouter]:
+    with LabRouter(lab, config_in(tmp_path), listed=False) as made:
+        yield made
 
 
-def add_another_service(router: Router) -> None:
+def begin(router: LabRouter, *objects: Raw) -> None:
+    router.lists(*objects)
+    assert router.synced().outcome is Outcome.APPLIED
+
+
+def add_another_service(router: LabRouter) -> None:
     router.put(OTHER)
-    router.sync()
+    router.synced()
 
 
-def change_and_remove_another_service(router: Router) -> None:
+def change_and_remove_another_service(router: LabRouter) -> None:
     router.put(OTHER)
-    router.sync()
+    router.synced()
     router.put(service("other", "172.30.254.78", sources=["192.0.2.0/24"], limit="2 mbytes/second"))
-    router.sync()
-    router.delete("other")
-    router.sync()
+    router.synced()
+    router.delete(OTHER)
+    router.synced()
 
 
-def switch_ssh_and_bgp_off(router: Router) -> None:
+def switch_ssh_and_bgp_off(router: LabRouter) -> None:
     router.put(nft(enable_ssh=False, enable_bgp=False))
-    router.sync()
+    router.synced()
 
 
-def let_everything_pass_and_drop_it_again(router: Router) -> None:
+def let_everything_pass_and_drop_it_again(router: LabRouter) -> None:
     for dropall in (False, True):
         router.put(nft(enable_dropall=dropall))
-        router.sync()
+        router.synced()
 
 
-def change_the_local_chain(router: Router) -> None:
+def change_the_local_chain(router: LabRouter) -> None:
     for body in ("udp dport 7 drop", "udp dport 7 counter accept"):
-        router.config.local_chain.write_text(f"chain local-chain {{ {body} }}")
-        router.sync()
+        router.local_chain.write_text(f"chain local-chain {{ {body} }}")
+        router.synced()
 
 
-def resync(router: Router) -> None:
-    assert router.sync(resync=True).outcome is Outcome.UNCHANGED
+def resync(router: LabRouter) -> None:
+    assert router.synced(resync=True).outcome is Outcome.UNCHANGED
 
 
-def restart_the_daemon(router: Router) -> None:
+def restart_the_daemon(router: LabRouter) -> None:
     router.restart()
-    router.sync()
+    router.synced()
 
 
-def restart_the_daemon_with_other_settings(router: Router) -> None:
+def restart_the_daemon_with_other_settings(router: LabRouter) -> None:
     router.restart()
     router.put(nft(enable_bgp=False))
-    router.sync()
+    router.synced()
 
 
-def repair_what_somebody_else_did(router: Router) -> None:
+def repair_what_somebody_else_did(router: LabRouter) -> None:
     router.lab.router.nft("add rule inet nftsync global accept")
-    assert router.sync(resync=True).drift
+    assert router.synced(resync=True).drift
 
 
-def write_the_same_service_again_with_another_unimportant_field(router: Router) -> None:
+def write_the_same_service_again_with_another_unimportant_field(router: LabRouter) -> None:
     router.put(service("counted", SERVICE4, externalTrafficPolicy="Local"))
-    router.sync()
+    router.synced()
 
 
 @pytest.mark.parametrize("change", [
@@ -160,8 +122,8 @@ def write_the_same_service_again_with_another_unimportant_field(router: Router) 
     repair_what_somebody_else_did,
     write_the_same_service_again_with_another_unimportant_field,
 ], ids=lambda change: change.__name__)  # fmt: skip
-def test_counters_and_buckets_survive(lab: Lab, router: Router, change: Callable[[Router], None]) -> None:
-    router.begin(nft(), COUNTED, SLOW_BYTES, SLOW_PACKETS)
+def test_counters_and_buckets_survive(lab: Lab, router: LabRouter, change: Callable[[LabRouter], None]) -> None:
+    begin(router, nft(), COUNTED, SLOW_BYTES, SLOW_PACKETS)
     assert len(lab.deliver([Probe("tcp", SERVICE4, 80)] * 7)) == 7
     for address, fits in ((BYTES4, 5), (PACKETS4, 4)):
         assert len(lab.deliver([Probe("tcp", address, 80, length=1024)] * 20)) == fits
@@ -185,36 +147,36 @@ class Flaky(Kernel):
 
 @pytest.mark.parametrize("failures", [1, 2, 3])
 def test_a_local_chain_is_in_force_in_the_end_when_the_kernel_refused_for_another_reason(
-    lab: Lab, router: Router, monkeypatch: pytest.MonkeyPatch, failures: int
+    lab: Lab, router: LabRouter, monkeypatch: pytest.MonkeyPatch, failures: int
 ) -> None:
-    router.begin(nft(), COUNTED)
-    monkeypatch.setattr("tests.daemon.test_state.Kernel", Flaky)
+    begin(router, nft(), COUNTED)
+    monkeypatch.setattr("tests.router.Kernel", Flaky)
     router.restart()
     monkeypatch.setattr(Flaky, "failures", failures)
-    router.config.local_chain.write_text("chain local-chain {\n\tip saddr 192.0.2.1 drop\n}\n")
+    router.local_chain.write_text("chain local-chain {\n\tip saddr 192.0.2.1 drop\n}\n")
     for _ in range(3):
-        router.reconciler.sync(whole=True, resync=True)
+        router.sync(resync=True)
     assert "ip saddr 192.0.2.1 drop" in rules(lab)
-    assert router.reconciler.rejections() == ()
+    assert router.rejections() == ()
 
 
-def test_a_new_limit_has_a_new_bucket_and_keeps_the_count_and_the_neighbours_bucket(lab: Lab, router: Router) -> None:
-    router.begin(nft(), SLOW_BYTES, SLOW_PACKETS)
+def test_a_new_limit_has_a_new_bucket_and_keeps_the_count_and_the_neighbours_bucket(lab: Lab, router: LabRouter) -> None:
+    begin(router, nft(), SLOW_BYTES, SLOW_PACKETS)
     for address in (BYTES4, PACKETS4):
         lab.deliver([Probe("tcp", address, 80, length=1024)] * 20)
     router.put(service("slow-packets", PACKETS4, limit="1/week burst 6 packets"))
-    router.sync()
+    router.synced()
     assert packets(lab, "services4", f"{PACKETS4} . tcp . 80") == 4
     assert len(lab.deliver([Probe("tcp", PACKETS4, 80)] * 20)) == 6
     assert not lab.deliver([Probe("tcp", BYTES4, 80, length=1024)] * 20)
 
 
-def test_counters_survive_when_rate_shaping_goes_off_and_on(lab: Lab, router: Router) -> None:
-    router.begin(nft(), COUNTED, SLOW_PACKETS)
+def test_counters_survive_when_rate_shaping_goes_off_and_on(lab: Lab, router: LabRouter) -> None:
+    begin(router, nft(), COUNTED, SLOW_PACKETS)
     lab.deliver([Probe("tcp", SERVICE4, 80)] * 7)
     for on in (False, True):
         router.put(nft(enable_rateshape=on))
-        router.sync()
+        router.synced()
         assert ("netdev nftsync" in tables(lab)) is on
         assert packets(lab, "services4", f"{SERVICE4} . tcp . 80") == 7
 
@@ -242,22 +204,22 @@ def test_counters_survive_when_rate_shaping_goes_off_and_on(lab: Lab, router: Ro
     "delete table inet nftsync",
     "flush ruleset",
 ])  # fmt: skip
-def test_the_next_resync_repairs(lab: Lab, router: Router, change: str) -> None:
-    router.begin(nft(), COUNTED, SLOW_BYTES)
+def test_the_next_resync_repairs(lab: Lab, router: LabRouter, change: str) -> None:
+    begin(router, nft(), COUNTED, SLOW_BYTES)
     good = rules(lab)
     lab.router.nft(change)
     assert rules(lab) != good
-    result = router.sync(resync=True)
+    result = router.synced(resync=True)
     assert (result.outcome, result.drift) == (Outcome.APPLIED, True)
     assert rules(lab) == good
-    again = router.sync(resync=True)
+    again = router.synced(resync=True)
     assert (again.outcome, again.drift) == (Outcome.UNCHANGED, False)
 
 
 @pytest.mark.parametrize("change", ["insert rule inet nftsync forward accept", "flush ruleset"])
 @pytest.mark.parametrize("repaired_by", ["this process", "this process, which does not know who it was", "the next process"])
 def test_what_somebody_does_just_before_it_is_read_back_as_ours_is_found_out(
-    lab: Lab, router: Router, monkeypatch: pytest.MonkeyPatch, change: str, repaired_by: str
+    lab: Lab, router: LabRouter, monkeypatch: pytest.MonkeyPatch, change: str, repaired_by: str
 ) -> None:
     read = Kernel.read_tables
 
@@ -265,19 +227,19 @@ def test_what_somebody_does_just_before_it_is_read_back_as_ours_is_found_out(
         lab.router.nft(change)
         return read(kernel)
 
-    router.begin(nft(), COUNTED)
+    begin(router, nft(), COUNTED)
     with monkeypatch.context() as patched:
         patched.setattr(Kernel, "read_tables", meddled)
         router.put(nft(enable_bgp=False))
-        router.sync()
+        router.synced()
     assert lab.arrives("tcp", SERVICE4, 81)
     if repaired_by == "the next process":
         router.restart()
-        assert router.sync().outcome is Outcome.APPLIED
+        assert router.synced().outcome is Outcome.APPLIED
     else:
         lab.router.nft("add table inet nftsync; add chain inet nftsync theirs")  # and something else
         told = "nft (pid 1)" if repaired_by == "this process" else SOMEBODY
-        result = router.reconciler.sync(resync=True, meddler=told)
+        result = router.sync(resync=True, changed_by=told)
         assert (result.outcome, result.drift) == (Outcome.APPLIED, True)
         assert result.message.startswith(f"{told} had changed our tables: repaired")
     assert not lab.arrives("tcp", SERVICE4, 81)
@@ -286,7 +248,7 @@ def test_what_somebody_does_just_before_it_is_read_back_as_ours_is_found_out(
 
 
 def test_what_others_committed_meanwhile_leaves_nothing_behind_for_the_next_process(
-    lab: Lab, router: Router, monkeypatch: pytest.MonkeyPatch
+    lab: Lab, router: LabRouter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whether they touched our tables is not known, so the next process makes sure."""
     read = Kernel.read_tables
@@ -295,25 +257,25 @@ def test_what_others_committed_meanwhile_leaves_nothing_behind_for_the_next_proc
         lab.router.nft("add table inet theirs")
         return read(kernel)
 
-    router.begin(nft(), COUNTED)
-    assert router.reconciler.in_force.store.state.rules
+    begin(router, nft(), COUNTED)
+    assert router.rules_are_known()
     with monkeypatch.context() as patched:
         patched.setattr(Kernel, "read_tables", busy)
         router.put(nft(enable_bgp=False))
-        router.sync()
-    assert not router.reconciler.in_force.store.state.rules
+        router.synced()
+    assert not router.rules_are_known()
     good = rules(lab, "--handle")
-    assert router.sync(resync=True).outcome is Outcome.UNCHANGED
+    assert router.synced(resync=True).outcome is Outcome.UNCHANGED
     assert rules(lab, "--handle") == good, "this one knows"
-    assert router.reconciler.in_force.store.state.rules
+    assert router.rules_are_known()
 
 
-def test_a_table_that_comes_back_while_a_service_changes_is_repaired_and_counted(lab: Lab, router: Router) -> None:
-    router.begin(nft(), COUNTED)
+def test_a_table_that_comes_back_while_a_service_changes_is_repaired_and_counted(lab: Lab, router: LabRouter) -> None:
+    begin(router, nft(), COUNTED)
     lab.router.nft("delete table inet nftsync")
     router.put(OTHER)
-    assert router.sync().outcome is Outcome.APPLIED
-    assert router.reconciler.sync(resync=True, meddler="nft (pid 7)").drift
+    assert router.synced().outcome is Outcome.APPLIED
+    assert router.sync(resync=True, changed_by="nft (pid 7)").drift
 
 
 # --- under load ---------------------------------------------------------------------------------------
@@ -327,7 +289,7 @@ STANDING = (
 )
 
 
-def step(router: Router, number: int) -> None:
+def step(router: LabRouter, number: int) -> None:
     """One of the changes that a cluster and its operators make; each makes the kernel's ruleset another one."""
     turn, address = number // 8, f"10.9.{number // 8 % 200}.{number % 8}"
     name = f"churn{number // 8 % 50}"
@@ -343,26 +305,26 @@ def step(router: Router, number: int) -> None:
         case 4:
             router.put(service(f"{name}-b", address, "172.30.254.3", ports=[("TCP", 1 + turn)]))
         case 5:
-            router.delete(f"{name}-b")
+            router.delete(service(f"{name}-b"))
         case 6 if turn % 2:
-            router.delete(name)
+            router.delete(service(name))
         case 6:
             router.put(service(name, address, ports=[("SCTP", 1 + turn)]))
         case _:
             switched = {"enable_ssh": turn % 2 == 0, "enable_bgp": turn % 4 < 2, "enable_rateshape": turn % 8 < 4}
             router.put(nft(**switched))
             if turn % 5 == 0:
-                router.config.local_chain.write_text(f"chain local-chain {{ tcp dport {1 + turn} drop }}")
+                router.local_chain.write_text(f"chain local-chain {{ tcp dport {1 + turn} drop }}")
 
 
-def test_two_thousand_changes_under_load_let_nothing_forbidden_pass_and_lose_nothing_allowed(lab: Lab, router: Router) -> None:
-    router.begin(nft(), *STANDING)
+def test_two_thousand_changes_under_load_let_nothing_forbidden_pass_and_lose_nothing_allowed(lab: Lab, router: LabRouter) -> None:
+    begin(router, nft(), *STANDING)
     applied = 0
     with traffic(lab, [*ALLOWED, *FORBIDDEN]) as running:
         assert eventually(lambda: running.through(len(ALLOWED)))
         for number in range(CHANGES):
             step(router, number)
-            applied += router.sync(resync=number % 100 == 0).outcome is Outcome.APPLIED
+            applied += router.synced(resync=number % 100 == 0).outcome is Outcome.APPLIED
         tallies = running.end()
     assert applied == CHANGES
     allowed = dict(zip(ALLOWED, tallies, strict=False))

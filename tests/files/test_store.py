@@ -17,10 +17,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nftsync.files.sealed import read_sealed, seal
-from nftsync.files.store import FORMAT
 from nftsync.cluster.watchstate import State
 from nftsync.daemon.record import Store
+from nftsync.files.sealed import read_sealed, seal
+from nftsync.files.store import FORMAT
 from nftsync.objects.address import Address, Range, parse_range
 from nftsync.objects.metallb import Configuration, Pool
 from tests.support import ROOT, json_values

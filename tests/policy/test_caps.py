@@ -21,7 +21,7 @@ from nftsync.objects.metallb import Configuration, Pool
 from nftsync.objects.names import Name, Reason, Rejection
 from nftsync.objects.service import Port, Protocol, Service
 from nftsync.plan.applied import adopted
-from nftsync.plan.result import Outcome, SyncResult
+from nftsync.plan.result import SyncResult
 from nftsync.policy import quota as module
 from nftsync.policy.guard import UNGUARDED, Guard
 from nftsync.policy.pinholes import Desired, pinholes_of
@@ -29,7 +29,7 @@ from nftsync.policy.quota import UNCAPPED, seniority, size
 from nftsync.report.explain import Cause, Verdict, explain_service
 from tests.lab.lab import Lab
 from tests.labtools import Daemon, Raw, elements, eventually, needs_root, nft, service, write_manifests
-from tests.reconciling import Router
+from tests.router import LabRouter, config_in
 
 ALL = Filters()
 SMALL = Caps(pinholes=6, pinholes_per_namespace=4)
@@ -421,13 +421,12 @@ def test_a_service_of_which_a_newer_version_waits_is_explained_as_open_in_part()
 # --- in a kernel ------------------------------------------------------------------------------------------
 
 
-class Capped(Router):
-    """A router whose kernel has, after each sync, what its reconciler believes."""
+class Capped(LabRouter):
+    """A router whose kernel has, after each sync, what the process believes."""
 
-    def sync(self, *, resync: bool = False, meddler: str = "") -> SyncResult:
-        result = super().sync(resync=resync, meddler=meddler)
-        assert result.outcome in {Outcome.APPLIED, Outcome.UNCHANGED}, result.message
-        assert elements(self.lab, "services4").keys() == self.reconciler.opened().keys()
+    def synced(self, *, resync: bool = False, changed_by: str = "") -> SyncResult:
+        result = super().synced(resync=resync, changed_by=changed_by)
+        assert elements(self.lab, "services4").keys() == self.pinholes().keys()
         return result
 
     def opened(self) -> Counter[str]:
@@ -440,10 +439,8 @@ class Capped(Router):
 
 @pytest.fixture
 def router(tmp_path: Path) -> Iterator[Capped]:
-    with Lab(services=SERVED) as lab:
-        made = Capped(lab, tmp_path, Caps(0, 50))
+    with Lab(services=SERVED) as lab, Capped(lab, config_in(tmp_path, caps=Caps(0, 50)), nft()) as made:
         yield made
-        made.links.close()
 
 
 def at(number: int) -> str:
@@ -460,7 +457,7 @@ def greedy(number: int, ports: int = 1, year: int = 2024) -> Raw:
 def test_of_two_hundred_services_fifty_are_in_and_stay_in_whatever_comes(router: Capped) -> None:
     lab, modest = router.lab, service("modest", at(900))
     router.put(*map(greedy, range(200)), modest)
-    router.sync()
+    router.synced()
     first = {at(number) for number in range(50)} | {at(900)}
     assert router.opened().keys() == first
     assert len(router.waiting()) == 150
@@ -469,25 +466,25 @@ def test_of_two_hundred_services_fifty_are_in_and_stay_in_whatever_comes(router:
     assert not lab.arrives("tcp", at(50), 80)
 
     router.put(*(greedy(number, year=1999) for number in range(300, 350)))  # they say that they are older
-    router.sync()
+    router.synced()
     assert router.opened().keys() == first
-    assert router.sync(resync=True).changes == ()
+    assert router.synced(resync=True).changes == ()
     assert router.opened().keys() == first
     router.put(greedy(7, ports=2))
-    router.sync()
+    router.synced()
     assert router.opened().keys() == first
     assert "greedy/s007" in router.waiting()
 
-    router.start(Caps(0, 50))
-    assert router.sync().changes == (), "a restart lets nobody else in and nobody out"
+    router.restart(caps=Caps(0, 50))
+    assert router.synced().changes == (), "a restart lets nobody else in and nobody out"
     assert router.opened().keys() == first
     assert "greedy/s007" in router.waiting()
     router.put(service("late", at(901)))
-    router.sync()
+    router.synced()
     assert lab.arrives("tcp", at(901), 80)
 
     router.delete(greedy(3))
-    result = router.sync()
+    result = router.synced()
     assert {change.service.name for change in result.changes} == {"greedy/s003", "greedy/s300"}
     assert lab.arrives("tcp", at(300), 80)
     assert not lab.arrives("tcp", at(3), 80)
@@ -496,31 +493,31 @@ def test_of_two_hundred_services_fifty_are_in_and_stay_in_whatever_comes(router:
 @needs_root
 def test_a_reload_with_a_larger_cap_lets_in_the_oldest_and_one_with_a_smaller_cap_closes_nothing(router: Capped) -> None:
     router.put(*map(greedy, range(60)))
-    router.sync()
+    router.synced()
     assert len(router.opened()) == 50
-    router.reload(Caps(0, 55))
-    router.sync()
+    router.reload(caps=Caps(0, 55))
+    router.synced()
     assert router.opened().keys() == {at(number) for number in range(55)}
     assert router.lab.arrives("tcp", at(54), 80)
-    router.reload(Caps(10, 10))
-    router.sync()
-    router.sync(resync=True)
+    router.reload(caps=Caps(10, 10))
+    router.synced()
+    router.synced(resync=True)
     assert router.opened().keys() == {at(number) for number in range(55)}
-    router.start(Caps(10, 10))
-    router.sync()
+    router.restart(caps=Caps(10, 10))
+    router.synced()
     assert router.opened().keys() == {at(number) for number in range(55)}, "nor does a restart with it"
     router.delete(greedy(0))
-    router.sync()
+    router.synced()
     assert router.opened().keys() == {at(number) for number in range(1, 55)}, "there are still more than the cap"
-    router.reload(Caps(0, 0))
-    router.sync()
+    router.reload(caps=Caps(0, 0))
+    router.synced()
     assert router.opened().keys() == {at(number) for number in range(1, 60)}
     assert router.waiting() == set()
 
 
 @needs_root
 def test_twenty_thousand_services_of_one_namespace_do_not_keep_ten_of_another_out(router: Capped) -> None:
-    router.reload(Caps())
+    router.reload(caps=Caps())
     crowd = [
         service(f"g{number}", f"10.{number // 250}.{number % 250}.1", ports=[("TCP", port) for port in range(80, 85)])
         for number in range(20_000)
@@ -529,14 +526,14 @@ def test_twenty_thousand_services_of_one_namespace_do_not_keep_ten_of_another_ou
         each["metadata"]["namespace"] = "greedy"
     router.put(*crowd)
     began = time.monotonic()
-    router.lab.router.call(router.reconciler.sync)
+    router.sync()
     seconds = time.monotonic() - began
     modest = [service(f"m{number}", at(number)) for number in range(10)]
     router.put(*modest)
     began = time.monotonic()
-    router.lab.router.call(router.reconciler.sync)
+    router.sync()
     print(f"20,000 Services of one namespace: {seconds:.1f} s; then 10 of another: {time.monotonic() - began:.3f} s")
-    assert len(router.reconciler.opened()) == 50_010
+    assert len(router.pinholes()) == 50_010
     assert all(router.lab.arrives("tcp", at(number), 80) for number in range(10))
     assert len(router.waiting()) == 10_000
 
@@ -544,18 +541,18 @@ def test_twenty_thousand_services_of_one_namespace_do_not_keep_ten_of_another_ou
 @needs_root
 def test_a_service_with_more_source_ranges_than_the_kernel_takes_in_time_holds_nobody_up(router: Capped) -> None:
     """The kernel needs the square of their number; without a cap, these hold up a processor for the better part of a minute."""
-    router.reload(Caps())
+    router.reload(caps=Caps())
     ranges = [f"{20 + number // 32768}.{number // 128 % 256}.{number % 128 * 2}.1/32" for number in range(2500)]
     ports = [("TCP", 1000 + number) for number in range(20)]
     router.put(service("greedy", at(1), ports=ports, sources=ranges), service("modest", at(2)))
     began = time.monotonic()
-    router.sync()
+    router.synced()
     assert time.monotonic() - began < 2
     assert router.opened().keys() == {at(2)}
     assert router.waiting() == {"default/greedy"}
     router.put(service("greedy", at(1), ports=ports, sources=ranges[:400]))
     began = time.monotonic()
-    router.lab.router.call(router.reconciler.sync)
+    router.sync()
     print(f"8,000 ranges: {time.monotonic() - began:.1f} s")
     assert router.waiting() == set()
     assert len(elements(router.lab, "sources4")) == 8000

@@ -9,7 +9,6 @@ import socket
 import struct
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
@@ -17,21 +16,15 @@ from typing import Any
 import pytest
 
 from nftsync import config
-from nftsync.cluster.cache import Inbox
-from nftsync.cluster.inputs import Inputs
-from nftsync.cluster.metallb import MetalLB
 from nftsync.config import Boundary
-from nftsync.daemon.reconcile import Reconciler
-from nftsync.daemon.record import Store
 from nftsync.kernel.interfaces import LinkError, Links
 from nftsync.kernel.nft import Kernel, KernelError
-from nftsync.objects.nft import Nft, parse_nft
-from nftsync.objects.service import Service, parse_service
 from nftsync.plan.result import Outcome
 from nftsync.policy.pools import DOUBT
 from tests.lab.lab import CLIENT, CLUSTER, NODE, PUBLIC, Lab, Probe, Protocol, TcpServer
 from tests.lab.probe import _checksum, packet
 from tests.labtools import SERVICE4, SERVICE6, Daemon, Raw, answers, elements, eventually, needs_root, nft, rules, service, tables
+from tests.router import LabRouter
 
 pytestmark = needs_root
 
@@ -99,61 +92,31 @@ def at(address: str) -> set[str]:
     return {key for key in WEB_KEYS | STRAY_KEYS if key.startswith(f"{address} ")}
 
 
-class Router:
-    """A reconciler in the lab's router and the objects that it is told of. lines: of its configuration file."""
+class Router(LabRouter):
+    """Syncs with success after each change. lines: of its configuration file."""
 
     def __init__(self, lab: Lab, folder: Path, *lines: str) -> None:
-        self.lab = lab
         path = folder / "nftsync.toml"
         paths = f'[paths]\nlocal_chain = "{folder / "local-chain.nft"}"\nstate = "{folder / "state"}"\n'
         path.write_text("\n".join(["own_tables = false", *lines, paths]))
-        self.config = config.load(path)
-        self._links: Links = lab.router.call(Links)
-        services = Inbox[Service](parse_service, lambda: None, time.monotonic)
-        nfts = Inbox[Nft](parse_nft, lambda: None, time.monotonic)
-        found = MetalLB.empty(lambda: None, time.monotonic)
-        kinds = ("Service", "Nft", "IPAddressPool", "BGPAdvertisement", "BGPPeer", "ConfigMap")
-        self._inboxes: dict[str, Inbox[Any]] = dict(zip(kinds, (services, nfts, *found.inboxes), strict=True))
-        for inbox in self._inboxes.values():
-            with inbox.listing():
-                pass
-        self.kernel: Kernel = lab.router.call(Kernel)
-        self._inputs = Inputs(services, nfts, lambda _: found)
-        self.reconciler = Reconciler(self.config, self._inputs, self.kernel, self._links, Store(self.config.state))
-
-    def close(self) -> None:
-        self._links.close()
+        super().__init__(lab, config.load(path))
 
     def put(self, *objects: Raw) -> None:
-        for raw in objects:
-            self._inboxes[raw["kind"]].put(raw)
-        self.sync()
+        super().put(*objects)
+        self.synced()
 
     def delete(self, *objects: Raw) -> None:
-        for raw in objects:
-            self._inboxes[raw["kind"]].delete(raw)
-        self.sync()
+        super().delete(*objects)
+        self.synced()
 
-    def sync(self, *, resync: bool = False) -> float:
-        """Sync as the daemon does; returns the seconds that it took."""
-        started = time.monotonic()
-        result = self.lab.router.call(self._sync, resync=resync)
-        assert result.outcome in (Outcome.APPLIED, Outcome.UNCHANGED), result.message
-        return time.monotonic() - started
-
-    def _sync(self, *, resync: bool) -> Any:
-        whole = self.reconciler.local_chain_changed() or self.reconciler.links_changed()
-        return self.reconciler.sync(whole=whole, resync=resync)
-
-    def refused(self) -> dict[str, str]:
+    def refusals(self) -> dict[str, str]:
         """The reason of each rejection, by the first word of its sentence: of an address, the address."""
-        return {each.message.split()[0]: str(each.reason) for each in self.reconciler.rejections()}
+        return {each.message.split()[0]: str(each.reason) for each in self.rejections()}
 
     def allow(self, *prefixes: str) -> None:
         """Another version of the configuration, with these allowed_prefixes."""
-        boundary = Boundary(allowed=tuple(map(ip_network, prefixes)))
-        self.reconciler.configure(replace(self.config, boundary=boundary), self._inputs, Store(self.config.state))
-        self.sync()
+        self.reload(boundary=Boundary(allowed=tuple(map(ip_network, prefixes))))
+        self.synced()
 
     def pools(self) -> set[str]:
         """What the kernel holds in pools4 and pools6."""
@@ -251,7 +214,7 @@ def test_somebody_elses_change_of_the_pools_in_the_kernel_is_repaired(lab: Lab, 
         "add element inet nftsync pools6 { ff00::/8, ::1.2.3.4 }\n"
     )
     assert router.pools() != held
-    result = lab.router.call(router.reconciler.sync, resync=True)
+    result = router.sync(resync=True)
     assert (result.outcome, result.drift) == (Outcome.APPLIED, True)
     assert router.pools() == held
 
@@ -267,10 +230,11 @@ def test_an_edited_pool_opens_and_closes_within_a_second(lab: Lab, router: Route
         ((f"{SERVICE4}-{SERVICE4}", f"{OUTSIDE6}/128"), at(SERVICE4) | at(OUTSIDE6)),
         (("172.30.254.0/24", "2001:db8:254::/64", f"{OUTSIDE4}/32", f"{OUTSIDE6}/128"), WEB_KEYS | STRAY_KEYS),
     ):
-        router._inboxes["IPAddressPool"].put(pool("services", *addresses))
-        assert router.sync() < 1.0
+        began = time.monotonic()
+        router.put(pool("services", *addresses))
+        assert time.monotonic() - began < 1.0
         assert opened(lab) == expected
-        assert set(router.refused()) == {key.split()[0] for key in (WEB_KEYS | STRAY_KEYS) - expected}
+        assert set(router.refusals()) == {key.split()[0] for key in (WEB_KEYS | STRAY_KEYS) - expected}
 
 
 def test_the_daemon_takes_up_an_edited_pool_within_the_second_after_it_looks(lab: Lab, daemon: Daemon) -> None:
@@ -288,7 +252,7 @@ def test_of_two_pools_the_one_that_is_deleted_closes(lab: Lab, router: Router) -
     router.put(nft(), WEB, STRAY, CLUSTER_POOL, second)
     assert opened(lab) == WEB_KEYS | STRAY_KEYS
     router.delete(second)
-    assert eventually(lambda: router.sync() and opened(lab) == WEB_KEYS, 1.0)
+    assert eventually(lambda: router.synced() and opened(lab) == WEB_KEYS, 1.0)
     assert router.pools() == {"172.30.254.0/24", "2001:db8:254::/64", OUTSIDE4, OUTSIDE6}, "whoever came there is cut off"
 
 
@@ -307,9 +271,9 @@ def test_of_two_pools_the_one_that_is_deleted_closes(lab: Lab, router: Router) -
 def test_after_an_invalid_edit_the_last_good_pools_stay_and_it_is_reported(lab: Lab, router: Router, broken: list[Raw]) -> None:
     router.put(nft(), WEB, STRAY, CLUSTER_POOL)
     good, held = rules(lab), router.pools()
-    assert "invalid_pools" not in router.refused().values()
+    assert "invalid_pools" not in router.refusals().values()
     router.put(*broken)
-    invalid = [each for each in router.reconciler.rejections() if each.reason == "invalid_pools"]
+    invalid = [each for each in router.rejections() if each.reason == "invalid_pools"]
     assert invalid
     assert all("the last good pools stay" in each.message for each in invalid)
     assert (rules(lab), router.pools()) == (good, held)
@@ -320,8 +284,8 @@ def test_after_an_invalid_edit_the_last_good_pools_stay_and_it_is_reported(lab: 
         if raw["metadata"]["name"] != "services":
             router.delete(raw)
     router.put(CLUSTER_POOL)
-    assert "invalid_pools" not in router.refused().values()
-    assert eventually(lambda: router.sync() and opened(lab) == WEB_KEYS, 1.0)
+    assert "invalid_pools" not in router.refusals().values()
+    assert eventually(lambda: router.synced() and opened(lab) == WEB_KEYS, 1.0)
     assert router.pools() >= held
 
 
@@ -443,7 +407,7 @@ def test_what_is_no_longer_legal_after_a_restart_is_cut_off(
             restarted.put(nft(), WEB, OTHER, narrowed)
             if not line:
                 time.sleep(DOUBT)
-                restarted.sync()
+                restarted.synced()
             assert not answers(connection, 0.7), "TCP has sent it again by then"
             assert answers(neighbour)
         finally:
@@ -512,10 +476,10 @@ def wide(lab: Lab, router: Router) -> Router:
 
 
 def test_networks_that_the_router_is_in_are_not_the_clusters_because_a_pool_swallows_them(wide: Router) -> None:
-    held = wide.reconciler.guard.cluster
+    held = wide.cluster_addresses()
     for address in (*PUBLIC, *CLIENT, *CLUSTER, *NODE):
         assert address not in held
-        assert wide.reconciler.guard.admits(address) == (address in (*CLIENT, *NODE))
+        assert wide.admits(address) == (address in (*CLIENT, *NODE))
     for text in (SERVICE4, SERVICE6, EMPTY4, EMPTY6, ROUTED4, ROUTED6, OUTSIDE4, OUTSIDE6, "0.0.0.1", "255.255.255.254"):
         assert ip_address(text) in held
     assert wide.pools() == {each.element for each in held.ranges}
@@ -535,7 +499,7 @@ def test_a_tcp_connection_from_behind_the_router_gets_its_answers(lab: Lab, wide
         lab.node.call(socket.create_connection, (outside, 7000), 3.0, (behind, 0)) as connection,
     ):
         assert answers(connection)
-        wide.sync(resync=True)
+        wide.synced(resync=True)
         wide.put(OTHER)
         assert answers(connection)
 
@@ -552,7 +516,7 @@ def test_a_udp_question_from_behind_the_router_gets_its_answer(lab: Lab, wide: R
 
 @pytest.mark.parametrize("inside", [str(NODE[0]), str(NODE[1])])
 def test_what_the_local_chain_let_in_to_a_network_beside_the_router_goes_on(lab: Lab, router: Router, inside: str) -> None:
-    router.config.local_chain.write_text("chain local-chain { ct state new meta l4proto { tcp, udp } th dport 7000-7001 accept; }")
+    router.local_chain.write_text("chain local-chain { ct state new meta l4proto { tcp, udp } th dport 7000-7001 accept; }")
     router.put(nft(), WEB, EVERYTHING)
     flow = Probe("udp", inside, 7001, sport=4000)
     with TcpServer(lab.node, 7000), lab.tcp_connect(inside, 7000) as connection:
@@ -560,7 +524,7 @@ def test_what_the_local_chain_let_in_to_a_network_beside_the_router_goes_on(lab:
         assert lab.deliver([flow]) == [flow]
         assert lab.arrives("udp", str(CLIENT[":" in inside]), 4000, source=inside, sport=7001, origin="node")
         assert lab.deliver([flow] * 3) == [flow] * 3
-        router.sync(resync=True)
+        router.synced(resync=True)
         assert answers(connection)
 
 
@@ -568,7 +532,7 @@ def test_what_the_local_chain_let_in_to_a_network_beside_the_router_goes_on(lab:
 def test_with_a_pool_of_everything_services_are_open_and_nothing_beside_them(
     lab: Lab, wide: Router, address: str, empty: str
 ) -> None:
-    assert wide.refused() == {}
+    assert wide.refusals() == {}
     with TcpServer(lab.node, 80), lab.tcp_connect(address, 80) as connection:
         assert answers(connection)
     assert lab.arrives("udp", address, 53)
@@ -659,7 +623,7 @@ def test_the_routers_own_addresses_are_never_opened_whatever_pools_say(
     try:
         router.put(nft(), WEB, service("hijack", *own, ports=[("TCP", 22)]), *objects)
         assert opened(lan) == WEB_KEYS
-        assert router.refused() == dict.fromkeys(own, "reserved_address")
+        assert router.refusals() == dict.fromkeys(own, "reserved_address")
     finally:
         router.close()
 
@@ -670,7 +634,7 @@ def test_the_broadcast_address_of_a_network_beside_the_router_is_never_opened_ev
     broadcasts = ["198.51.100.255", "172.30.250.255"]
     router.put(nft(), WEB, service("hijack", *broadcasts), EVERYTHING)
     assert opened(lab) == WEB_KEYS
-    assert router.refused() == dict.fromkeys(broadcasts, "reserved_address")
+    assert router.refusals() == dict.fromkeys(broadcasts, "reserved_address")
 
 
 def test_an_address_that_the_router_is_given_closes_within_a_second_and_opens_again_when_it_goes(lab: Lab, daemon: Daemon) -> None:
@@ -721,7 +685,7 @@ def test_the_address_of_a_bgp_peer_is_never_opened(lab: Lab, tmp_path: Path, lin
     try:
         router.put(nft(), WEB, *objects)
         assert opened(lab) == at(SERVICE6)
-        assert router.refused() == {SERVICE4: "reserved_address"}
+        assert router.refusals() == {SERVICE4: "reserved_address"}
         assert not lab.arrives("tcp", SERVICE4, 80)
         assert lab.arrives("tcp", SERVICE6, 80)
     finally:
@@ -735,7 +699,7 @@ def test_a_peers_one_address_is_never_opened_if_its_neighbour_or_network_is_a_pe
     router = Router(lab, tmp_path, f'bgp_peers = ["{SERVICE4}/32", "{beside}"]')
     try:
         router.put(nft(), WEB, CLUSTER_POOL)
-        assert router.refused() == {SERVICE4: "reserved_address"}
+        assert router.refusals() == {SERVICE4: "reserved_address"}
     finally:
         router.close()
 
@@ -743,7 +707,7 @@ def test_a_peers_one_address_is_never_opened_if_its_neighbour_or_network_is_a_pe
 def test_a_bgp_peer_in_ipv6_notation_of_an_ipv4_address_is_never_opened(lab: Lab, router: Router) -> None:
     router.put(nft(), WEB, CLUSTER_POOL)
     router.put(metallb("BGPPeer", "router", "v1beta2", peerAddress=f"::ffff:{SERVICE4}"))
-    assert "invalid_pools" in router.refused().values() or at(SERVICE4).isdisjoint(opened(lab))
+    assert "invalid_pools" in router.refusals().values() or at(SERVICE4).isdisjoint(opened(lab))
 
 
 @pytest.mark.parametrize("family", [0, 1], ids=["IPv4", "IPv6"])
@@ -779,12 +743,12 @@ def test_before_the_routers_own_addresses_are_known_nothing_is_opened(
         with pytest.raises(AssertionError, match="the last ruleset stays: the kernel refused to say"):
             router.put(nft(), WEB, EVERYTHING, service("hijack", own))
         assert tables(lab) == set()
-    router.sync()
+    router.synced()
     assert opened(lab) == WEB_KEYS
-    assert router.refused() == {own: "reserved_address"}
+    assert router.refusals() == {own: "reserved_address"}
     monkeypatch.setattr(Links, "local", refuse)
     router.put(service("more", own, ports=[("TCP", 22)]))
-    router.sync(resync=True)
+    router.synced(resync=True)
     assert opened(lab) == WEB_KEYS, "what was known before holds"
 
 
@@ -795,7 +759,7 @@ def test_while_the_kernel_does_not_tell_of_bgp_sessions_those_that_were_known_ho
     router.put(nft(), WEB, CLUSTER_POOL)
     assert opened(lab) == at(SERVICE6)
     monkeypatch.setattr(Links, "bgp_peers", refuse)
-    router.sync(resync=True)
+    router.synced(resync=True)
     assert opened(lab) == at(SERVICE6)
 
 
@@ -838,7 +802,7 @@ def test_whatever_bgp_peers_are_a_resync_finds_in_the_kernel_what_was_put_there(
     router = Router(lab, tmp_path, f"bgp_peers = {json.dumps(peers)}")
     try:
         router.put(nft(), WEB, CLUSTER_POOL)
-        result = lab.router.call(router.reconciler.sync, resync=True)
+        result = router.sync(resync=True)
         assert (result.outcome, result.drift) == (Outcome.UNCHANGED, False)
     finally:
         router.close()

@@ -1,0 +1,226 @@
+"""A router as the tests see it: a kernel in a network namespace, kept up to date, and the cluster that it is told of.
+
+No test sees how the daemon's parts join behind it. `Router` stands for one process after another; the kernel, the files and
+the cluster outlive them. The cluster is either listed, or the API server is silent.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Self
+
+from nftsync.cluster.cache import Inbox
+from nftsync.cluster.inputs import Inputs
+from nftsync.cluster.metallb import MetalLB
+from nftsync.cluster.source import Source
+from nftsync.config import Config
+from nftsync.daemon.publish import Publisher
+from nftsync.daemon.reconcile import Reconciler
+from nftsync.daemon.record import Store
+from nftsync.files.lastgood import LastGood
+from nftsync.kernel.interfaces import Links
+from nftsync.kernel.netns import Namespace
+from nftsync.kernel.nft import Kernel
+from nftsync.objects.address import Address, AddressSet
+from nftsync.objects.names import Name, Reason, Rejection, identify
+from nftsync.objects.nft import Nft, parse_nft
+from nftsync.objects.service import Service, parse_service
+from nftsync.objects.status import Confirmation
+from nftsync.plan.result import Outcome, SyncResult
+from nftsync.policy.pinholes import Pinhole
+from nftsync.ruleset.tables import Settings
+from tests.lab.lab import Lab
+from tests.labtools import Raw
+
+KINDS = ("Service", "Nft", "IPAddressPool", "BGPAdvertisement", "BGPPeer", "ConfigMap")
+
+
+def config_in(folder: Path, **changes: Any) -> Config:
+    """A configuration with its files in a folder; tests and other programs may change the tables. changes: fields of Config."""
+    made = Config(state=folder, local_chain=folder / "local-chain.nft", own_tables=False)
+    return replace(made, **changes)
+
+
+class Router:
+    """One router. objects: in the cluster.  listed: whether the API answers.  wake: called after each change, as in the daemon."""
+
+    def __init__(
+        self, place: Namespace, config: Config, *objects: Raw, listed: bool = True, wake: Callable[[], None] = lambda: None
+    ) -> None:
+        self.place = place
+        self.config = config
+        self._wake = wake
+        self._cluster: dict[str, dict[Name, Raw]] = {kind: {} for kind in KINDS}
+        self._links: Links = place.call(Links)
+        self._keep(*objects)
+        self._begin(listed=listed)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the process; what it did to the kernel stays."""
+        self._links.close()
+
+    @property
+    def local_chain(self) -> Path:
+        """The local chain's file."""
+        return self.config.local_chain
+
+    # --- the cluster --------------------------------------------------------------------------------------
+
+    def put(self, *objects: Raw) -> None:
+        """Objects of any kind are added or changed."""
+        for raw in objects:
+            self._keep(raw)
+            if self._listed:
+                self._inboxes[raw["kind"]].put(raw)
+
+    def delete(self, *objects: Raw) -> None:
+        """Objects of any kind are deleted."""
+        for raw in objects:
+            self._cluster[raw["kind"]].pop(identify(raw)[0], None)
+            if self._listed:
+                self._inboxes[raw["kind"]].delete(raw)
+
+    def lists(self, *objects: Raw) -> None:
+        """The API, silent until now, answers: the first lists are complete, and hold these objects too."""
+        self._keep(*objects)
+        self._listed = True
+        for kind, inbox in self._inboxes.items():
+            with inbox.listing() as listing:
+                for raw in self._cluster[kind].values():
+                    listing.put(raw)
+
+    def _keep(self, *objects: Raw) -> None:
+        for raw in objects:
+            self._cluster[raw["kind"]][identify(raw)[0]] = raw
+
+    def _connect(self, *, listed: bool) -> None:
+        """Begin to hear of the cluster."""
+        services = Inbox[Service](parse_service, self._wake, time.monotonic)
+        nfts = Inbox[Nft](parse_nft, self._wake, time.monotonic)
+        metallb = MetalLB.empty(self._wake, time.monotonic)
+        self._inboxes: dict[str, Inbox[Any]] = dict(zip(KINDS, (services, nfts, *metallb.inboxes), strict=True))
+        self._inputs = Inputs(services, nfts, lambda _: metallb)
+        self._listed = False
+        if listed:
+            self.lists()
+
+    # --- the process --------------------------------------------------------------------------------------
+
+    def restart(self, *, listed: bool = True, **changes: Any) -> None:
+        """Another process begins, with the kernel and the files as they are. listed: whether the API answers."""
+        self.config = replace(self.config, **changes)
+        self._begin(listed=listed)
+
+    def _begin(self, *, listed: bool) -> None:
+        self._connect(listed=listed)
+        self.kernel: Kernel = self.place.call(Kernel)
+        self._reconciler = Reconciler(self.config, self._inputs, self.kernel, self._links, Store(self.config.state))
+
+    def reload(self, *, listed: bool = True, **changes: Any) -> None:
+        """Take up changes of the configuration. listed: whether the API answers; if not, it is another one, which is silent."""
+        self.config = replace(self.config, **changes)
+        if not (listed and self._listed):
+            self._connect(listed=listed)
+        self._reconciler.configure(self.config, self._inputs, Store(self.config.state))
+
+    def sync(self, *, resync: bool = False, changed_by: str = "") -> SyncResult:
+        """Sync as the daemon does: look at local chain and NICs first. changed_by: the program that changed our tables."""
+        whole = self.local_chain_changed() or self.links_changed()
+        return self.place.call(self._reconciler.sync, whole=whole, resync=resync, meddler=changed_by)
+
+    def synced(self, *, resync: bool = False, changed_by: str = "") -> SyncResult:
+        """Sync with success."""
+        result = self.sync(resync=resync, changed_by=changed_by)
+        assert result.outcome in (Outcome.APPLIED, Outcome.UNCHANGED), result.message
+        return result
+
+    def sync_events(self) -> SyncResult:
+        """Sync after events of the cluster alone, at the daemon's speed; the calling thread is in the namespace already."""
+        return self._reconciler.sync()
+
+    def publish(self, publisher: Publisher, source: Source, result: SyncResult) -> None:
+        """Let a publisher tell what a sync's result means."""
+        publisher.publish(self.config, self._reconciler, source, result)
+
+    def keep_for_boot(self) -> None:
+        """Write down what stands, for the next boot."""
+        settings = self.settings_in_force()
+        assert settings, "nothing was applied yet"
+        last_good = LastGood()
+        last_good.write(self.config.state, self.pinholes().values(), settings)
+        last_good.finish(lambda: None)
+
+    # --- its state now ------------------------------------------------------------------------------------
+
+    def pinholes(self) -> Mapping[str, Pinhole]:
+        """Those that the kernel has accepted, by their keys."""
+        return self._reconciler.opened()
+
+    def settings_in_force(self) -> Settings | None:
+        """What the rules in the kernel are made from; None before the first successful sync."""
+        return self._reconciler.settings
+
+    def rejections(self) -> tuple[Rejection, ...]:
+        """Everything that is refused now."""
+        return self._reconciler.rejections()
+
+    def refused(self, reason: Reason) -> set[str]:
+        """The names of the objects that are refused for a reason."""
+        return {each.object.name for each in self.rejections() if each.reason is reason}
+
+    def admits(self, address: Address) -> bool:
+        """Whether a Service may have an address, by what the last sync knew."""
+        return self._reconciler.guard.admits(address)
+
+    def cluster_addresses(self) -> AddressSet:
+        """The addresses that are cut off where they have no pinhole, by what the last sync knew."""
+        return self._reconciler.guard.cluster
+
+    def confirmation(self) -> tuple[Confirmation, str]:
+        """Whether settings that cut somebody off are confirmed, and the sentence about it."""
+        confirming = self._reconciler.in_force.confirming
+        return confirming.state, str(confirming)
+
+    def next_deadline(self) -> float:
+        """Seconds until a sync is worth it though nothing has changed; infinite if none is."""
+        return self._reconciler.wakes_in
+
+    def local_chain_changed(self) -> bool:
+        """Whether the local chain's file has a version that no sync has looked at."""
+        return self._reconciler.local_chain_changed()
+
+    def links_changed(self) -> bool:
+        """Whether NICs or addresses changed in a way that matters."""
+        return self.place.call(self._reconciler.links_changed)
+
+    # --- the state folder ---------------------------------------------------------------------------------
+
+    def saved_local_chain(self) -> str:
+        """The last good local chain in the state folder."""
+        return Store(self.config.state).state.local_chain
+
+    def save_local_chain(self, body: str) -> None:
+        """Replace the last good local chain in the state folder, behind the process's back."""
+        store = Store(self.config.state)
+        store.save(replace(store.state, local_chain=body))
+
+    def rules_are_known(self) -> bool:
+        """Whether the next process can tell whether the rules are those that this one left."""
+        return bool(Store(self.config.state).state.rules)
+
+
+class LabRouter(Router):
+    """The router of a lab."""
+
+    def __init__(self, lab: Lab, config: Config, *objects: Raw, listed: bool = True) -> None:
+        super().__init__(lab.router, config, *objects, listed=listed)
+        self.lab = lab
