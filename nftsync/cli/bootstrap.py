@@ -20,6 +20,7 @@ import yaml
 from nftsync.cluster.api import Api
 from nftsync.cluster.backoff import ApiError
 from nftsync.cluster.kubeconfig import UNSAFE, Kubeconfig
+from nftsync.objects.kinds import NFT
 from nftsync.objects.names import quote
 
 INSTALLED = Path("/usr/share/nftsync")  # by the package
@@ -38,7 +39,7 @@ _PLURALS = {
     "Role": "roles",
     "RoleBinding": "rolebindings",
     "CustomResourceDefinition": "customresourcedefinitions",
-    "Nft": "nfts",
+    NFT.name: NFT.plural,
 }
 
 

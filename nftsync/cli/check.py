@@ -17,7 +17,7 @@ from nftsync.cluster.backoff import ApiError
 from nftsync.cluster.kubeconfig import allowed
 from nftsync.config import Config, ConfigError, Enforcement
 from nftsync.kernel.interfaces import LinkError, Links
-from nftsync.objects.kinds import MEND, nfts
+from nftsync.objects.kinds import ADVERTISEMENT, KINDS, LEGACY, MEND, NFT, PEER, POOL, nfts
 from nftsync.objects.metallb import CONFIG_MAP
 from nftsync.objects.names import Malformed, quote
 from nftsync.objects.nft import METALLB_NAMESPACE, NftSpec, parse_nft
@@ -27,21 +27,16 @@ from nftsync.ruleset.tables import Ruleset, Settings, tables
 from nftsync.ruleset.text import render
 
 # What the daemon can't do without.
-_PERMISSIONS = (
-    {"group": "", "resource": "services"},
-    {"group": "nft.acnodal.com", "resource": "nfts"},
-)
+_PERMISSIONS = tuple({"group": kind.group, "resource": kind.plural} for kind in KINDS.values() if not kind.optional)
 # What it tells the cluster with, each with its verbs.
 _REPORTS = (
-    ({"group": "nft.acnodal.com", "resource": "nfts", "subresource": "status"}, ("patch",)),
+    ({"group": NFT.group, "resource": NFT.plural, "subresource": "status"}, ("patch",)),
     ({"group": "events.k8s.io", "resource": "events"}, ("create", "patch")),
 )
 # What it needs to know which addresses are the cluster's.
 _METALLB = (
-    {"group": "metallb.io", "resource": "ipaddresspools"},
-    {"group": "metallb.io", "resource": "bgpadvertisements"},
-    {"group": "metallb.io", "resource": "bgppeers"},
-    {"group": "", "resource": "configmaps", "name": CONFIG_MAP},
+    *({"group": kind.group, "resource": kind.plural} for kind in (POOL, ADVERTISEMENT, PEER)),
+    {"group": LEGACY.group, "resource": LEGACY.plural, "name": CONFIG_MAP},
 )
 _READ = ("list", "watch")
 _FORWARDING = {"IPv4": Path("/proc/sys/net/ipv4/ip_forward"), "IPv6": Path("/proc/sys/net/ipv6/conf/all/forwarding")}

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from nftsync.config import InputError
 from nftsync.objects import yaml as yamltext
+from nftsync.objects.kinds import KINDS
 from nftsync.objects.metallb import CONFIG_MAP
 from nftsync.objects.names import Malformed, Name, ObjectRef, Reason, Rejection, identify
 from nftsync.objects.nft import METALLB_NAMESPACE
@@ -227,18 +228,10 @@ def _kind(raw: object) -> str | None:
     version, kind = raw.get("apiVersion"), raw.get("kind")
     if not isinstance(version, str) or not isinstance(kind, str):
         return None
-    group = _GROUPS.get(kind)
-    return kind if group is not None and (version == "v1" if group == "" else version.startswith(f"{group}/")) else None
-
-
-_GROUPS = {
-    "Service": "",
-    "ConfigMap": "",
-    "Nft": "nft.acnodal.com",
-    "IPAddressPool": "metallb.io",
-    "BGPAdvertisement": "metallb.io",
-    "BGPPeer": "metallb.io",
-}
+    if kind not in KINDS:
+        return None
+    group = KINDS[kind].group
+    return kind if (version.startswith(f"{group}/") if group else version == "v1") else None
 
 
 def _printable(path: Path) -> str:

@@ -18,7 +18,7 @@ from typing import Protocol
 
 from nftsync.cluster.api import Api
 from nftsync.cluster.backoff import ApiError, Pace
-from nftsync.objects.kinds import MEND
+from nftsync.objects.kinds import MEND, NFT
 from nftsync.objects.names import Name
 from nftsync.objects.nft import Nft
 from nftsync.objects.status import Figures, NftStatus, RouterStatus
@@ -117,10 +117,10 @@ class StatusWriter:
         return self._differ_since is not None and (said or now - self._differ_since >= DISAGREE)
 
     def _request(self, status: dict[str, object]) -> Request:
-        path = f"/apis/nft.acnodal.com/v1alpha1/namespaces/{self._nft.namespace}/nfts/{self._nft.name}/status"
+        path = f"{NFT.path(self._nft.namespace)}/{self._nft.name}/status"
         body: dict[str, object] = {
-            "apiVersion": "nft.acnodal.com/v1alpha1",
-            "kind": "Nft",
+            "apiVersion": NFT.api_version,
+            "kind": NFT.name,
             "metadata": {"namespace": self._nft.namespace, "name": self._nft.name},
             "status": status,
         }

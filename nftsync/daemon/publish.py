@@ -12,6 +12,7 @@ from nftsync import __version__
 from nftsync.cluster.source import Source
 from nftsync.config import Enforcement
 from nftsync.exporter.metrics import Metrics
+from nftsync.objects.kinds import NFT, SERVICE
 from nftsync.objects.names import ObjectRef, Reason, Rejection
 from nftsync.objects.status import Confirmation, RouterStatus
 from nftsync.plan.result import Outcome, SyncResult
@@ -26,7 +27,7 @@ LINES = 200  # of one sync in the log; the rest of them is counted
 
 log = logging.getLogger(__name__)
 
-_STALE = {"Service": "services", "Nft": "settings"}  # what a kind is for; the others are for pools
+_STALE = {SERVICE.name: "services", NFT.name: "settings"}  # what a kind is for; the others are for pools
 _SETTINGS = (Reason.INVALID_SETTINGS, Reason.MISSING_SETTINGS)
 
 

@@ -1,4 +1,4 @@
-"""What is read of a cluster: API paths of the kinds of objects. Source: the Kubernetes API, MetalLB's api/."""
+"""The kinds of objects that are read of a cluster, and where they are. Source: the Kubernetes API, MetalLB's api/."""
 
 from __future__ import annotations
 
@@ -25,22 +25,50 @@ class Resource:
     cautious: bool = False
 
 
-SERVICES = Resource("Service", "/api/v1/services", cautious=True)
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A kind. group: "" for Kubernetes' own.  optional, cautious: see Resource."""
+
+    name: str
+    group: str
+    version: str
+    plural: str
+    optional: bool = False
+    cautious: bool = False
+
+    @property
+    def api_version(self) -> str:
+        """As an object says it."""
+        return f"{self.group}/{self.version}" if self.group else self.version
+
+    def path(self, namespace: str = "") -> str:
+        """Of a list of them: those of one namespace, or "" for all."""
+        within = f"namespaces/{namespace}/" if namespace else ""
+        return f"/{'apis' if self.group else 'api'}/{self.api_version}/{within}{self.plural}"
+
+    def watched(self, namespace: str = "", name: str = "") -> Resource:
+        """What to watch: all of them, those of a namespace, or the one of a name."""
+        query = (("fieldSelector", f"metadata.name={name}"),) if name else ()
+        return Resource(self.name, self.path(namespace), query, self.optional, self.cautious)
+
+
+SERVICE = Kind("Service", "", "v1", "services", cautious=True)
+NFT = Kind("Nft", "nft.acnodal.com", "v1alpha1", "nfts")
+POOL = Kind("IPAddressPool", "metallb.io", "v1beta1", "ipaddresspools", optional=True)
+ADVERTISEMENT = Kind("BGPAdvertisement", "metallb.io", "v1beta1", "bgpadvertisements", optional=True)
+PEER = Kind("BGPPeer", "metallb.io", "v1beta2", "bgppeers", optional=True)
+LEGACY = Kind("ConfigMap", "", "v1", "configmaps", optional=True)  # which MetalLB read up to 0.12
+
+KINDS = {kind.name: kind for kind in (SERVICE, NFT, POOL, ADVERTISEMENT, PEER, LEGACY)}
+
+SERVICES = SERVICE.watched()
 
 
 def nfts(namespace: str, name: str) -> Resource:
     """The one Nft resource of this name."""
-    path = f"/apis/nft.acnodal.com/v1alpha1/namespaces/{namespace}/nfts"
-    return Resource("Nft", path, (("fieldSelector", f"metadata.name={name}"),))
+    return NFT.watched(namespace, name)
 
 
 def metallb(namespace: str) -> tuple[Resource, Resource, Resource, Resource]:
     """MetalLB's pools, advertisements and peers, and the ConfigMap that held all of them up to 0.12."""
-    group, namespaced = "/apis/metallb.io", f"namespaces/{namespace}"
-    config_map = (("fieldSelector", f"metadata.name={CONFIG_MAP}"),)
-    return (
-        Resource("IPAddressPool", f"{group}/v1beta1/{namespaced}/ipaddresspools", optional=True),
-        Resource("BGPAdvertisement", f"{group}/v1beta1/{namespaced}/bgpadvertisements", optional=True),
-        Resource("BGPPeer", f"{group}/v1beta2/{namespaced}/bgppeers", optional=True),
-        Resource("ConfigMap", f"/api/v1/{namespaced}/configmaps", config_map, optional=True),
-    )
+    return POOL.watched(namespace), ADVERTISEMENT.watched(namespace), PEER.watched(namespace), LEGACY.watched(namespace, CONFIG_MAP)

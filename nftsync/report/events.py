@@ -15,21 +15,14 @@ from datetime import UTC, datetime
 from operator import itemgetter
 from typing import TypeVar
 
+from nftsync.objects.kinds import KINDS, NFT
 from nftsync.objects.names import ObjectRef
 from nftsync.report.notices import News, Topic
 
 K = TypeVar("K")
 V = TypeVar("V")
 
-CONTROLLER = "nft.acnodal.com/nftsync"
-_VERSIONS = {
-    "Service": "v1",
-    "ConfigMap": "v1",
-    "Nft": "nft.acnodal.com/v1alpha1",
-    "IPAddressPool": "metallb.io/v1beta1",
-    "BGPAdvertisement": "metallb.io/v1beta1",
-    "BGPPeer": "metallb.io/v1beta2",
-}
+CONTROLLER = f"{NFT.group}/nftsync"
 _ACTIONS = {Topic.OPENED: "Open", Topic.CLOSED: "Close", Topic.DRIFT_REPAIRED: "Repair"}
 _NOTE = 1024  # bytes, the API's limit
 _INSTANCE = 128  # the same
@@ -105,7 +98,7 @@ class EventQueue:
 
     def put(self, news: News) -> None:
         """Take news about an object that an Event can be about; others concern nobody in the cluster."""
-        if news.about is None or news.about.kind not in _VERSIONS or not news.about.uid:
+        if news.about is None or news.about.kind not in KINDS or not news.about.uid:
             return
         self._number += 1
         (self._warnings if news.warning else self._others).append((self._number, news))
@@ -175,7 +168,7 @@ class EventQueue:
     def _event(self, news: News, about: ObjectRef, namespace: str, event: str, time: str) -> dict[str, object]:
         name = about.name.partition("/")[2]
         regarding = {
-            "apiVersion": _VERSIONS[about.kind], "kind": about.kind, "namespace": namespace, "name": name, "uid": about.uid,
+            "apiVersion": KINDS[about.kind].api_version, "kind": about.kind, "namespace": namespace, "name": name, "uid": about.uid,
         }  # fmt: skip
         note = f"{news.message} (router {self._instance})"
         return {
