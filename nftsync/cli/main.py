@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from nftsync import __version__, config
 from nftsync.cli.output import FAILED, WRONG, discard_output, fail, open_output
@@ -17,9 +17,6 @@ from nftsync.daemon import logs
 from nftsync.daemon.logs import LogFormat
 from nftsync.objects.ratelimit import RateLimitError, parse_ratelimit
 from nftsync.ruleset.text import render
-
-if TYPE_CHECKING:
-    pass
 
 _PATHS: dict[str, Any] = {"type": Path, "nargs": "+", "action": "extend", "metavar": "PATH"}
 _STATUS = "Exits with 0 if it did what it was asked for, with 1 if that failed, with 2 if it was asked for wrongly."
