@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Protocol
 
 from nftsync.cluster.api import Api
@@ -23,7 +23,7 @@ from nftsync.objects.names import Name
 from nftsync.objects.nft import Nft
 from nftsync.objects.status import Figures, NftStatus, RouterStatus
 from nftsync.report.conditions import describe, stamped, stopped, summary
-from nftsync.report.events import EventQueue, Request, utc_now
+from nftsync.report.events import EventQueue, Request
 from nftsync.report.notices import News
 
 SETTLE = 1.0  # seconds after the start until the status is written: a restart is no news
@@ -35,6 +35,10 @@ ABSENT = 3  # writes in a row that find no status, of a resource that is there, 
 DENIED = 300.0  # seconds until what was forbidden is tried again
 
 log = logging.getLogger(__name__)
+
+
+def utc_now() -> datetime:
+    return datetime.now(UTC)
 
 
 class Observer(Protocol):

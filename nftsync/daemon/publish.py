@@ -9,6 +9,7 @@ from datetime import datetime
 from itertools import islice
 
 from nftsync import __version__
+from nftsync.cluster.outbox import utc_now
 from nftsync.cluster.source import Source
 from nftsync.config import Enforcement
 from nftsync.exporter.metrics import Metrics
@@ -18,7 +19,6 @@ from nftsync.objects.status import Confirmation, RouterStatus
 from nftsync.plan.result import Outcome, SyncResult
 from nftsync.plan.snapshot import Origin
 from nftsync.report.conditions import Standing
-from nftsync.report.events import utc_now
 from nftsync.report.notices import News, Topic, of_changes, of_confirmation, of_rejections
 from nftsync.ruleset.tables import Settings
 

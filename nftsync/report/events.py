@@ -11,7 +11,7 @@ import secrets
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from operator import itemgetter
 from typing import TypeVar
 
@@ -205,7 +205,3 @@ def _remembered(known: OrderedDict[K, V], key: K, make: Callable[[], V]) -> V:
             known.popitem(last=False)
     known.move_to_end(key)
     return known[key]
-
-
-def utc_now() -> datetime:
-    return datetime.now(UTC)

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import yaml
 
+from nftsync.cluster.outbox import utc_now
 from nftsync.cluster.source import ClusterSource
 from nftsync.config import Config
 from nftsync.daemon.observer import MetricsObserver
@@ -24,7 +25,7 @@ from nftsync.exporter.metrics import Metrics
 from nftsync.objects.names import ObjectRef
 from nftsync.objects.service import Opened
 from nftsync.objects.status import RouterStatus, parse_status
-from nftsync.report.events import EventQueue, Request, utc_now
+from nftsync.report.events import EventQueue, Request
 from nftsync.report.notices import News, Topic
 from tests.apiserver.harness import MANIFESTS, NAMESPACE, NFTS, ApiServer, eventually, refusal_of
 from tests.apiserver.router import NFT, SERVICES, SPEC, Router, fresh_router

@@ -8,13 +8,13 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
-from nftsync.report.events import utc_now
+from nftsync.cluster.outbox import utc_now
 from tests.lab.lab import Lab
 from tests.labtools import SERVICE4, Daemon, eventually, needs_root, nft, service
 from tests.support import ROOT
 
 WALL = {("time", each) for each in ("time", "time_ns", "gmtime", "localtime")} | {("datetime", "now"), ("datetime", "utcnow")}
-STAMPS = {"report/events.py"}  # where people are told when something happened
+STAMPS = {"cluster/outbox.py", "daemon/record.py"}  # where people are told when something happened, or how old it is
 
 
 def calls(source: str) -> Iterator[tuple[str, str]]:
