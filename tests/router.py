@@ -19,10 +19,12 @@ from nftsync.cluster.source import Source
 from nftsync.config import Config
 from nftsync.daemon.publish import Publisher
 from nftsync.daemon.reconcile import Reconciler
-from nftsync.daemon.record import Store
-from nftsync.files.lastgood import LastGood
+from nftsync.daemon.record import Record, Store
+from nftsync.files.bootmark import BootMark
+from nftsync.files.journal import Journal
 from nftsync.kernel.interfaces import Links
 from nftsync.kernel.netns import Namespace
+from nftsync.kernel.network import Network
 from nftsync.kernel.nft import Kernel
 from nftsync.objects.address import Address, AddressSet
 from nftsync.objects.names import Name, Reason, Rejection, identify
@@ -40,7 +42,7 @@ KINDS = ("Service", "Nft", "IPAddressPool", "BGPAdvertisement", "BGPPeer", "Conf
 
 def config_in(folder: Path, **changes: Any) -> Config:
     """A configuration with its files in a folder; tests and other programs may change the tables. changes: fields of Config."""
-    made = Config(state=folder, local_chain=folder / "local-chain.nft", own_tables=False)
+    made = Config(state=folder, runtime=folder, local_chain=folder / "local-chain.nft", own_tables=False)
     return replace(made, **changes)
 
 
@@ -66,6 +68,7 @@ class Router:
 
     def close(self) -> None:
         """End the process; what it did to the kernel stays."""
+        self._reconciler.record.finish()
         self._links.close()
 
     @property
@@ -104,7 +107,7 @@ class Router:
 
     def _connect(self, *, listed: bool) -> None:
         """Begin to hear of the cluster."""
-        services = Inbox[Service](parse_service, self._wake, time.monotonic)
+        services = Inbox[Service](parse_service, self._wake, time.monotonic, remembered=self._record.memory.services)
         nfts = Inbox[Nft](parse_nft, self._wake, time.monotonic)
         metallb = MetalLB.empty(self._wake, time.monotonic)
         self._inboxes: dict[str, Inbox[Any]] = dict(zip(KINDS, (services, nfts, *metallb.inboxes), strict=True))
@@ -117,25 +120,35 @@ class Router:
 
     def restart(self, *, listed: bool = True, **changes: Any) -> None:
         """Another process begins, with the kernel and the files as they are. listed: whether the API answers."""
+        self._record.finish()
         self.config = replace(self.config, **changes)
         self._begin(listed=listed)
 
     def _begin(self, *, listed: bool) -> None:
+        self._record = Record(self._store())
         self._connect(listed=listed)
         self.kernel: Kernel = self.place.call(Kernel)
-        self._reconciler = Reconciler(self.config, self._inputs, self.kernel, self._links, Store(self.config.state))
+        facts = self._record.memory.facts
+        network = Network(self._links, facts.local, facts.peers)
+        self._reconciler = Reconciler(self.config, self._inputs, self.kernel, network, self._record)
+        self._result = SyncResult(Outcome.WAITING)
+
+    def _store(self) -> Store:
+        return Store(Journal(self.config.state), BootMark(self.config.runtime))
 
     def reload(self, *, listed: bool = True, **changes: Any) -> None:
         """Take up changes of the configuration. listed: whether the API answers; if not, it is another one, which is silent."""
-        self.config = replace(self.config, **changes)
+        before, self.config = self.config, replace(self.config, **changes)
         if not (listed and self._listed):
             self._connect(listed=listed)
-        self._reconciler.configure(self.config, self._inputs, Store(self.config.state))
+        self._reconciler.configure(self.config, self._inputs)
+        if self.config.state != before.state:
+            self._record.move(self._store())
 
     def sync(self, *, resync: bool = False, changed_by: str = "") -> SyncResult:
         """Sync as the daemon does: look at local chain and NICs first. changed_by: the program that changed our tables."""
-        whole = self.local_chain_changed() or self.links_changed()
-        return self.place.call(self._reconciler.sync, whole=whole, resync=resync, meddler=changed_by)
+        self._result = self.place.call(self._reconciler.sync, look=True, resync=resync, changed_by=changed_by)
+        return self._result
 
     def synced(self, *, resync: bool = False, changed_by: str = "") -> SyncResult:
         """Sync with success."""
@@ -145,19 +158,12 @@ class Router:
 
     def sync_events(self) -> SyncResult:
         """Sync after events of the cluster alone, at the daemon's speed; the calling thread is in the namespace already."""
-        return self._reconciler.sync()
+        self._result = self._reconciler.sync()
+        return self._result
 
     def publish(self, publisher: Publisher, source: Source, result: SyncResult) -> None:
         """Let a publisher tell what a sync's result means."""
-        publisher.publish(self.config, self._reconciler, source, result)
-
-    def keep_for_boot(self) -> None:
-        """Write down what stands, for the next boot."""
-        settings = self.settings_in_force()
-        assert settings, "nothing was applied yet"
-        last_good = LastGood()
-        last_good.write(self.config.state, self.pinholes().values(), settings)
-        last_good.finish(lambda: None)
+        publisher.publish(source, result)
 
     # --- its state now ------------------------------------------------------------------------------------
 
@@ -167,11 +173,11 @@ class Router:
 
     def settings_in_force(self) -> Settings | None:
         """What the rules in the kernel are made from; None before the first successful sync."""
-        return self._reconciler.settings
+        return self._result.settings
 
     def rejections(self) -> tuple[Rejection, ...]:
         """Everything that is refused now."""
-        return self._reconciler.rejections()
+        return self._result.rejections
 
     def refused(self, reason: Reason) -> set[str]:
         """The names of the objects that are refused for a reason."""
@@ -179,43 +185,43 @@ class Router:
 
     def admits(self, address: Address) -> bool:
         """Whether a Service may have an address, by what the last sync knew."""
-        return self._reconciler.guard.admits(address)
+        return self._result.guard.admits(address)
 
     def cluster_addresses(self) -> AddressSet:
         """The addresses that are cut off where they have no pinhole, by what the last sync knew."""
-        return self._reconciler.guard.cluster
+        return self._result.guard.cluster
 
     def confirmation(self) -> tuple[Confirmation, str]:
         """Whether settings that cut somebody off are confirmed, and the sentence about it."""
-        confirming = self._reconciler.in_force.confirming
+        confirming = self._reconciler.confirming
         return confirming.state, str(confirming)
 
     def next_deadline(self) -> float:
         """Seconds until a sync is worth it though nothing has changed; infinite if none is."""
-        return self._reconciler.wakes_in
+        return max(0.0, self._reconciler.deadline - time.monotonic())
 
     def local_chain_changed(self) -> bool:
         """Whether the local chain's file has a version that no sync has looked at."""
         return self._reconciler.local_chain_changed()
 
-    def links_changed(self) -> bool:
-        """Whether NICs or addresses changed in a way that matters."""
-        return self.place.call(self._reconciler.links_changed)
-
     # --- the state folder ---------------------------------------------------------------------------------
 
     def saved_local_chain(self) -> str:
         """The last good local chain in the state folder."""
-        return Store(self.config.state).state.local_chain
+        return Journal(self.config.state).load().facts.local_chain
 
     def save_local_chain(self, body: str) -> None:
         """Replace the last good local chain in the state folder, behind the process's back."""
-        store = Store(self.config.state)
-        store.save(replace(store.state, local_chain=body))
+        journal = Journal(self.config.state)
+        memory = journal.load()
+        memory.facts = replace(memory.facts, local_chain=body)
+        journal.replace(memory)
+        journal.finish()
 
     def rules_are_known(self) -> bool:
         """Whether the next process can tell whether the rules are those that this one left."""
-        return bool(Store(self.config.state).state.rules)
+        mark = BootMark(self.config.runtime)
+        return mark.facts is not None and bool(mark.facts.rules)
 
 
 class LabRouter(Router):

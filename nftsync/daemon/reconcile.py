@@ -211,8 +211,7 @@ class Reconciler:
         stands = "" if filters else f"{NOT_FILTERING}: "
         if s.spec.value is None:
             shut = self._base or self._filtered  # before there is a network; or somebody took away what kept the door shut
-            missing = "" if s.spec.listed else s.missing
-            return "" if shut and not filters else stands + (missing or f"there is no usable Nft resource {s.config.nft}")
+            return "" if shut and not filters else stands + (s.missing or f"there is no usable Nft resource {s.config.nft}")
         if s.interfaces.local is None:
             raise KernelError("the router's own addresses are not known")
         remembered = self.record.memory.facts.spec is not None

@@ -124,6 +124,8 @@ class Journal:
         if not services and facts is None:
             return
         with self._lock:
+            if self._whole and not (self._pending.whole or self._busy):
+                return  # there is no file to append to: replace() comes
             self._pending.add(_Batch(dict(services), facts))
             idle = not self._busy
             self._start()
@@ -141,7 +143,7 @@ class Journal:
     @property
     def wants_all(self) -> bool:
         """Whether the file has to be replaced: it is not there, damaged, or has grown by too much."""
-        return not self._busy and (self._whole or self._size > 2 * self._compact_size + SLACK)
+        return not self._busy and not self._pending.whole and (self._whole or self._size > 2 * self._compact_size + SLACK)
 
     def finish(self) -> None:
         """Wait a while for the disk to have everything."""

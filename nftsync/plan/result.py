@@ -59,7 +59,7 @@ class SyncResult:
     @property
     def listed(self) -> bool:
         """Whether every list that it needs was complete."""
-        return self.snapshot is not None and self.snapshot.complete
+        return self.snapshot is not None and not self.snapshot.missing
 
     @property
     def guard(self) -> Guard:

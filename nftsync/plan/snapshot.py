@@ -112,10 +112,10 @@ class Snapshot:
 
     @property
     def missing(self) -> str:
-        """What was never listed, for people; "" if everything was."""
+        """What was never listed, for people; "" if everything was. Without settings nobody knows where MetalLB is."""
         if self.services is not Origin.LISTED or not self.spec.listed:
             return "the first lists are not complete"
-        return "" if self.pools.listed else "MetalLB's configuration is not read yet"
+        return "" if self.pools.listed or self.spec.value is None else "MetalLB's configuration is not read yet"
 
     @cached_property
     def guard(self) -> Guard:
