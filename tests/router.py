@@ -136,6 +136,12 @@ class Router:
     def _store(self) -> Store:
         return Store(Journal(self.config.state), BootMark(self.config.runtime))
 
+    def forget(self) -> None:
+        """The disk loses what the process remembers, before the next one begins."""
+        self._record.finish()
+        for path in self.config.state.glob("*.journal"):
+            path.unlink()
+
     def reload(self, *, listed: bool = True, **changes: Any) -> None:
         """Take up changes of the configuration. listed: whether the API answers; if not, it is another one, which is silent."""
         before, self.config = self.config, replace(self.config, **changes)

@@ -22,7 +22,7 @@ from nftsync.objects.service import Service
 from nftsync.plan.blame import learn, lines_of
 from nftsync.plan.changes import changes_between, summary
 from nftsync.plan.memory import BootFacts
-from nftsync.plan.plan import Found, Left, Plan, choose_local_chain, plan, undecided_of, wanted_ruleset
+from nftsync.plan.plan import ChainInUse, Found, Left, Plan, plan, undecided_of, wanted_ruleset
 from nftsync.plan.rejections import refused
 from nftsync.plan.result import Outcome, SyncResult
 from nftsync.plan.snapshot import Known, Origin, Snapshot, Verdicts
@@ -70,6 +70,7 @@ class Reconciler:
         self._planned: Snapshot | None = None  # the last snapshot that the kernel has accepted
         self._begun = self._filtered = False  # whether the kernel was read; whether tables of ours ever kept the door shut
         self.index = Desired(config.filters, caps=config.caps)
+        self._chain = ChainInUse("")  # of the last plan
         self._confirmed = False  # since the last sync
         self._rejections: tuple[Rejection, ...] = ()
         self._causes = tuple[object, ...]()  # what they were worked out from
@@ -134,8 +135,8 @@ class Reconciler:
         except KernelError as error:
             self.record.applied.tables = None
             result = SyncResult(Outcome.FAILED, f"the last ruleset stays: {error}")
-        if self.record.applied.tables is not None:
-            self.record.remember(self._snapshot, self._observer.confirming, fresh=self._inputs.fresh())
+        fresh, accepted = self._inputs.fresh(), self.record.applied.tables is not None
+        self.record.remember(self._snapshot, self._observer.confirming if accepted else None, fresh=fresh)
         return self._told(replace(result, since=news.since))
 
     def _forget_verdicts(self, before: Snapshot, news: News, *, again: bool) -> None:
@@ -189,6 +190,7 @@ class Reconciler:
             self._note_former(found)
             left = Left() if changed_by else self.record.left
             planned = plan(self._snapshot, self.index.pinholes.values(), found, left)
+            self._chain = planned.local_chain
             before = self._before(found)
             if self._apply(planned, before, generation):
                 return self._accepted(planned, found, generation, before, resync=resync, changed_by=changed_by)
@@ -277,7 +279,7 @@ class Reconciler:
         """The kernel holds what it should: record it, and tell what that changed."""
         s, record, pinholes = self._snapshot, self.record, dict(self.index.pinholes)
         changes = changes_between(before, pinholes)
-        drift = resync and (bool(changed_by) or planned.settings == record.applied.settings) and self._drifted(planned.current)
+        drift = resync and (bool(changed_by) or planned.settings == record.applied.settings) and self._drifted(planned)
         renewed = planned.current.tables != planned.wanted.tables
         rules = self._kernel.read_tables().rules if planned.text else found.rules
         alone = not planned.text or self._kernel.generation() == generation + 1
@@ -285,7 +287,9 @@ class Reconciler:
         record.accept(planned, pinholes, rules, BootFacts("", ingress, s.former), alone=alone)
         self._snapshot = self._planned = replace(s, first_since_boot=False)
         self._filtered = True
-        done = f"{changed_by or SOMEBODY} had changed our tables: repaired" if drift else "rules renewed" if renewed else ""
+        done = "rules renewed" if renewed and not s.verdicts.limits else ""
+        if drift:
+            done = f"{changed_by or SOMEBODY} had changed our tables: repaired"
         refused_again = s.verdicts.services and not (changes or drift or renewed)
         applied = planned.text and not refused_again
         if s.verdicts.limits:
@@ -297,10 +301,12 @@ class Reconciler:
         said = summary(changes) if changes or not tail else ""
         return SyncResult(outcome, "; ".join(filter(None, (done, said, tail))), changes, drift=drift)
 
-    def _drifted(self, current: Ruleset) -> bool:
-        """Whether the kernel holds something other than what it accepted."""
-        applied, s = self.record.applied, self._planned
-        if applied.tables is None or applied.settings is None or s is None or applied.settings.limits_refused:
+    def _drifted(self, planned: Plan) -> bool:
+        """Whether the kernel holds something other than what it accepted, or what kept the door shut is gone."""
+        applied, s, current = self.record.applied, self._planned, planned.current
+        if applied.tables is None or applied.settings is None or s is None:
+            return self._filtered and not current.tables.get(FILTER, Table()).filters
+        if applied.settings.limits_refused:
             return False
         believed = wanted_ruleset(s, applied.pinholes.values(), applied.settings)
         return transaction(current, replace(believed, tables=applied.tables)) != ""
@@ -309,12 +315,11 @@ class Reconciler:
         """With how things stand."""
         observer, record, s = self._observer, self.record, self._snapshot
         unreadable = tuple(self._inputs.rejections())
-        chain = choose_local_chain(s.local_chain, s.verdicts.local_chains, standing=not s.first_since_boot)
         pools, index = observer.pools.rejections, self.index
-        causes = (unreadable, observer.nft, s.config, s.spec, chain, pools, index, index.rejections_changed)
+        causes = (unreadable, observer.nft, s.config, s.spec, self._chain, pools, index, index.rejections_changed)
         if causes != self._causes:
             self._causes = causes
-            self._rejections = (*unreadable, *refused(s, observer.nft, chain, pools, index))
+            self._rejections = (*unreadable, *refused(s, observer.nft, self._chain, pools, index))
         return replace(
             result,
             snapshot=s,

@@ -15,7 +15,7 @@ from nftsync.objects.service import Service
 from nftsync.plan.applied import Applied
 from nftsync.plan.memory import BootFacts
 from nftsync.plan.plan import Left, Plan, tables_digest
-from nftsync.plan.snapshot import Origin, Snapshot
+from nftsync.plan.snapshot import Snapshot
 from nftsync.policy.confirm import Confirming
 from nftsync.policy.pinholes import Pinhole
 
@@ -98,21 +98,26 @@ class Record:
             self.memory.facts = replace(self.memory.facts, local_chain=planned.local_chain.last_good)
             self._store.journal.remember({}, self.memory.facts)
 
-    def remember(self, s: Snapshot, confirming: Confirming, *, fresh: bool) -> None:
-        """The facts beside the Services, if they are others than before. fresh: whether the cluster says all this now."""
-        before = self.memory.facts
-        facts = replace(
-            before,
-            spec=confirming.settled,
-            rolled_back=confirming.rolled_back,
-            pools=before.pools if s.pools.origin is Origin.UNKNOWN else s.pools.value,
-            pools_listed=before.pools_listed or s.pools.listed,
-            config=s.config.text,
-            local=s.interfaces.local,
-            peers=s.interfaces.peers,
-        )
-        now = self._clock()
-        renew = s.complete and fresh
+    def remember(self, s: Snapshot, confirming: Confirming | None, *, fresh: bool) -> None:
+        """The facts beside the Services, if they are others than before.
+
+        confirming: None while the kernel has not accepted the snapshot; pools count even then, since an address that they do not
+        hold is refused from the moment in which they were seen.  fresh: whether the cluster says all this now.
+        """
+        before, now = self.memory.facts, self._clock()
+        facts = before
+        if s.pools.listed:
+            facts = replace(facts, pools=s.pools.value, pools_listed=True)
+        if confirming is not None:
+            facts = replace(
+                facts,
+                spec=confirming.settled,
+                rolled_back=confirming.rolled_back,
+                config=s.config.text,
+                local=s.interfaces.local,
+                peers=s.interfaces.peers,
+            )
+        renew = confirming is not None and s.complete and fresh
         if facts != before or (renew and now - self._as_of >= AS_OF):
             if renew:
                 facts, self._as_of = replace(facts, as_of=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")), now

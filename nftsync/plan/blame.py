@@ -16,7 +16,7 @@ from nftsync.plan.plan import Plan
 from nftsync.plan.snapshot import Verdicts
 from nftsync.policy.pinholes import Pinhole
 from nftsync.ruleset.elements import pinhole_key
-from nftsync.ruleset.tables import FILTER, LOCAL_CHAIN, NAME, SHAPER, Elements, Ruleset
+from nftsync.ruleset.tables import FILTER, LOCAL_CHAIN, NAME, SHAPER, Elements, Ruleset, Table
 from nftsync.ruleset.transaction import transaction
 
 
@@ -43,19 +43,20 @@ class Line:
 def lines_of(plan: Plan, before: Mapping[str, Pinhole], after: Mapping[str, Pinhole]) -> list[Line]:
     """The plan's transaction, line by line. before, after: the pinholes that were open, and those that should be, by key."""
     common, services = _taken_apart(plan.current, plan.wanted, before, after)
-    lines = [Line(f"add table {FILTER} {NAME}{_flags(plan)}", Part.TABLES)]
+    lines = []
     for family in sorted(plan.current.tables.keys() | plan.wanted.tables.keys()):
-        text = transaction(_of(family, plan.current), _of(family, Ruleset(plan.wanted.tables, common)))
         part = Part.LIMITS if family == SHAPER else Part.TABLES
+        if family in plan.wanted.tables:  # a table that others own refuses this too, and no Service is blamed for that
+            lines.append(Line(f"add table {family} {NAME}{_flags(plan.wanted.tables[family])}", part))
+        text = transaction(_of(family, plan.current), _of(family, Ruleset(plan.wanted.tables, common)))
         lines.extend(_lines(text, part, plan.settings.local_chain.count("\n")))
     for name in sorted(services):
         lines.extend(Line(text, name) for text in _commands(plan.wanted, services[name]))
     return lines
 
 
-def _flags(plan: Plan) -> str:
-    flags = plan.wanted.tables[FILTER].flags
-    return f" {{ flags {','.join(sorted(flags))}; }}" if flags else ""
+def _flags(table: Table) -> str:
+    return f" {{ flags {','.join(sorted(table.flags))}; }}" if table.flags else ""
 
 
 def _of(family: str, ruleset: Ruleset) -> Ruleset:
@@ -128,6 +129,6 @@ def learn(verdicts: Verdicts, plan: Plan, lines: Sequence[Line], complaints: Seq
         verdicts = replace(verdicts, local_chains={**verdicts.local_chains, plan.local_chain.body: chain})
     elif Part.TABLES in blamed:
         return verdicts
-    if Part.LIMITS in blamed:
-        verdicts = replace(verdicts, limits=blamed[Part.LIMITS])
+    if Part.LIMITS in blamed:  # which makes every Service's limit wrong
+        return replace(verdicts, limits=blamed[Part.LIMITS])
     return replace(verdicts, services={**verdicts.services, **services}) if services else verdicts

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -179,8 +179,14 @@ def test_a_refusal_that_is_nobodys_fault_quarantines_nobody(router: LabRouter, m
         tries += 1
         raise KernelError("Could not process rule: No buffer space available")
 
+    def complain(_: Kernel, lines: Sequence[str]) -> list[tuple[int, str]]:
+        nonlocal tries
+        tries += 1
+        return [(len(lines), "Could not process rule: No buffer space available")]
+
     with monkeypatch.context() as patched:
         patched.setattr(Kernel, "apply", full)
+        patched.setattr(Kernel, "apply_lines", complain)
         router.put(*(service(f"s{number}", f"172.30.254.{number}") for number in range(10, 200)))
         result = router.sync()
     assert result.outcome is Outcome.FAILED

@@ -318,6 +318,7 @@ def test_pools_that_the_kernel_does_not_take_yet_are_known_after_a_restart(
     router = Router(lab, tmp_path)
     with monkeypatch.context() as patched:
         patched.setattr(Kernel, "apply", full)
+        patched.setattr(Kernel, "apply_lines", full)
         with pytest.raises(AssertionError, match="no space left"):
             router.put(nft(), WEB, STRAY, CLUSTER_POOL)
     router.close()
@@ -740,7 +741,7 @@ def test_before_the_routers_own_addresses_are_known_nothing_is_opened(
     own = f"{CLUSTER[0]}"
     with monkeypatch.context() as patched:
         patched.setattr(Links, "local", refuse)
-        with pytest.raises(AssertionError, match="the last ruleset stays: the kernel refused to say"):
+        with pytest.raises(AssertionError, match="the last ruleset stays: the router's own addresses are not known"):
             router.put(nft(), WEB, EVERYTHING, service("hijack", own))
         assert tables(lab) == set()
     router.synced()
