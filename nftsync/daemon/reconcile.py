@@ -258,6 +258,10 @@ class Reconciler:
             if self._kernel.generation() != generation or not self._applied_by_lines(planned, before):
                 self.record.revert(changed)
                 return False
+        if self._snapshot.verdicts.limits:  # who has one was not taken as a whole
+            limited = {name for name, service in changed.items() if service is not None and service.limit is not None}
+            self.record.revert(limited)
+            changed = {name: service for name, service in changed.items() if name not in limited}
         self.record.take(changed)
         return True
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from hashlib import blake2b
@@ -75,9 +75,9 @@ class Record:
         """
         self._store.journal.remember(changed)
 
-    def revert(self, changed: Versions) -> None:
-        """The kernel has not taken them."""
-        self._store.journal.remember({name: self.memory.services.get(name) for name in changed})
+    def revert(self, names: Iterable[Name]) -> None:
+        """The kernel has not taken the newest versions of these."""
+        self._store.journal.remember({name: self.memory.services.get(name) for name in names})
 
     def take(self, changed: Versions) -> None:
         """The kernel has taken them."""

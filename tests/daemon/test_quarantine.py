@@ -224,7 +224,8 @@ def test_who_may_pass_does_not_wait_for_limits_that_the_kernel_refuses(router: L
     router.put(service("good", GOOD4, limit="2 mbytes/second"), service("bad", BAD4, limit=POISON))
     result = router.sync()
     assert (result.outcome, result.message) == (
-        Outcome.FAILED, "what may pass is up to date, limits are not: Could not process rule: Operation not permitted"
+        Outcome.FAILED,
+        "pinholes: 2 opened; what may pass is up to date, limits are not: Could not process rule: Operation not permitted",
     )  # fmt: skip
     assert router.lab.arrives("tcp", GOOD4, 80)
     assert not router.lab.arrives("tcp", "172.30.254.9", 80)
