@@ -125,11 +125,12 @@ class Reconciler:
         """
         self._confirmed = False
         before, applied = self._snapshot, self.record.applied
-        self._snapshot, news = self._observer.observe(self.record.memory.facts, before, look=look or whole or resync)
-        self._forget_verdicts(before, news, again=whole or resync)
+        whole |= resync or bool(before.verdicts.limits)  # limits are tried again each time
+        self._snapshot, news = self._observer.observe(self.record.memory.facts, before, look=look or whole)
+        self._forget_verdicts(before, news, again=whole)
         if self._snapshot.complete and self._snapshot.undecided:
             self._snapshot = replace(self._snapshot, undecided={})
-        part = self._planned is self._snapshot and applied.tables is not None and not (whole or resync)
+        part = self._planned is self._snapshot and applied.tables is not None and not whole
         try:
             result = (part and self._sync_part(news.services)) or self._sync_whole(resync=resync, changed_by=changed_by)
         except KernelError as error:
