@@ -3,6 +3,8 @@
 What is right is the default: paged lists from a snapshot, a log of events, compaction, bookmarks, gzip, a bearer token.
 A fault is scripted for a coming request of one kind and is a function of its handler; it returns DONE if it has answered
 the request, and None if the server is to go on as usual, in whatever way the fault has prepared.
+
+FaultyServer serves one resource. tests/faultycluster.py puts several of them behind one address.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import threading
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
@@ -48,6 +51,8 @@ class FaultyServer:
     """Holds the truth: `objects`, by namespace and name.
 
     token: what a request has to bring; None for anything.  largest_page: objects in a page, whatever the client allows.
+    standing: by kind of request, the fault that meets those for which none is scripted.  listens: False where somebody else
+    hands it the requests.
     """
 
     path: str = "/api/v1/services"
@@ -55,6 +60,8 @@ class FaultyServer:
     largest_page: int = 10_000
     objects: dict[tuple[str, str], Object] = field(default_factory=dict)
     requests: list[Request] = field(default_factory=list)
+    standing: dict[str, Fault] = field(default_factory=dict)
+    listens: bool = True
 
     def __post_init__(self) -> None:
         self._changed = threading.Condition()
@@ -65,11 +72,8 @@ class FaultyServer:
         self._faults: dict[str, deque[Fault]] = defaultdict(deque)
         self._watches_end = 0
         self.stopping = threading.Event()
-        handler = type("BoundHandler", (Handler,), {"world": self})
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        self.http.daemon_threads = True
-        self.http.block_on_close = False
-        threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        if self.listens:
+            self.http = serve(("127.0.0.1", 0), lambda _: self)
 
     def __enter__(self) -> Self:
         return self
@@ -144,7 +148,7 @@ class FaultyServer:
 
     def next_fault(self, kind: str) -> Fault | None:
         faults = self._faults[kind]
-        return faults.popleft() if faults else None
+        return faults.popleft() if faults else self.standing.get(kind)
 
     def page(self, limit: int, token: str) -> Object | None:
         """A page of a list; None if what the token stands for was compacted."""
@@ -181,6 +185,41 @@ class FaultyServer:
         return self._watches_end
 
 
+class HttpServer(ThreadingHTTPServer):
+    """Knows its connections, so that it can cut them."""
+
+    daemon_threads = True
+    block_on_close = False
+    request_queue_size = 100  # connections that wait while Python is busy
+
+    def __init__(self, address: tuple[str, int], handler: type[Handler]) -> None:
+        self._open: set[socket.socket] = set()
+        super().__init__(address, handler)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        self._open.add(request)
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        self._open.discard(request)
+        super().shutdown_request(request)
+
+    def end(self) -> None:
+        """Refuse connections from now on, and cut those that there are."""
+        self.shutdown()
+        self.server_close()
+        for connection in list(self._open):
+            with suppress(OSError):  # the client was faster
+                connection.shutdown(socket.SHUT_RDWR)
+
+
+def serve(address: tuple[str, int], world_of: Callable[[str], FaultyServer]) -> HttpServer:
+    """Listen in the calling thread's network namespace. world_of: from a request's path to the world that answers it."""
+    server = HttpServer(address, type("BoundHandler", (Handler,), {"world_of": staticmethod(world_of)}))
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+    return server
+
+
 class Handler(BaseHTTPRequestHandler):
     """One connection; each of its requests meets at most one fault.
 
@@ -188,7 +227,7 @@ class Handler(BaseHTTPRequestHandler):
     prelude: lines that the watch begins with.
     """
 
-    world: FaultyServer
+    world_of: Callable[[str], FaultyServer]
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
 
@@ -208,6 +247,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def _meet(self, kind: str, query: dict[str, str], body: bytes) -> None:
         path = urlsplit(self.path).path
+        self.world = self.world_of(path)
         headers = {name.lower(): value for name, value in self.headers.items()}
         self.world.requests.append(Request(time.monotonic(), kind, path, query, headers, body))
         self.dribble, self.events_left, self.prelude = False, -1, list[bytes]()
@@ -343,6 +383,16 @@ def body(content: bytes, *, length: int | None = None) -> Fault:
 def never_answers(handler: Handler) -> bool:
     handler.hang()
     return DONE
+
+
+def waits_for(gate: threading.Event) -> Fault:
+    """The answer comes when somebody opens the gate, as usual."""
+
+    def fault(handler: Handler) -> None:
+        while not gate.wait(0.02) and not handler.world.stopping.is_set():
+            pass
+
+    return fault
 
 
 def resets(handler: Handler) -> bool:

@@ -187,6 +187,8 @@ class Daemon:
     """`nftsync run` as a process in the lab's router, with files of its own in a folder.
 
     Use it as a context manager: on leaving, the process is ended, and what it did to the kernel stays.
+
+    program: what stands for `nftsync` on a command line.  environment: what the process is told besides.
     """
 
     lab: Lab
@@ -195,6 +197,8 @@ class Daemon:
     own_tables: bool = False  # so that a test can change them, where nft and the kernel could see to it that nobody does
     extra: str = ""  # lines for the configuration
     process: subprocess.Popen[str] | None = field(default=None, init=False)
+    program: Sequence[str] = field(default=(sys.executable, "-m", "nftsync"), init=False)
+    environment: Mapping[str, str] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         self.manifests = self.folder / "manifests"
@@ -232,12 +236,12 @@ class Daemon:
         return self.manifests / f"{raw['kind']}-{raw['metadata']['name']}.yaml"
 
     def argv(self, *options: str) -> list[str]:
-        return [sys.executable, "-m", "nftsync", "run", "--config", str(self.config), "--manifests", str(self.manifests), *options]
+        return [*self.program, "run", "--config", str(self.config), "--manifests", str(self.manifests), *options]
 
     def start(self, *, ready: bool = True) -> Self:
         """Start it; return when it is ready, or without `ready` when it answers at all."""
         with self.logfile.open("a") as log:
-            self.process = self.lab.router.popen(self.argv(), stdout=log, stderr=log)
+            self.process = self.lab.router.popen(self.argv(), stdout=log, stderr=log, env={**os.environ, **self.environment})
         good = {200} if ready else {200, 503}
         assert eventually(lambda: self.get("/readyz").status in good or self.ended), f"never ready: {self.log()}"
         assert not self.ended, f"it ended: {self.log()}"
@@ -266,7 +270,7 @@ class Daemon:
 
     def command_line(self, *arguments: str) -> list[str]:
         """That of another nftsync command with this configuration."""
-        return [sys.executable, "-m", "nftsync", *arguments, "--config", str(self.config)]
+        return [*self.program, *arguments, "--config", str(self.config)]
 
     def log(self) -> str:
         return self.logfile.read_text() if self.logfile.exists() else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 from tests.labtools import Daemon
@@ -14,9 +15,10 @@ def last_good_file(daemon: Daemon) -> Path:
 
 
 def power_off(daemon: Daemon) -> None:
-    """Stop the daemon; what it did to the kernel is gone."""
+    """Stop the daemon; what it did to the kernel is gone, and so is what stands in /run."""
     assert daemon.stop() == 0
     daemon.lab.router.nft("flush ruleset")
+    shutil.rmtree(daemon.folder / "run", ignore_errors=True)
 
 
 def boot(daemon: Daemon) -> str:
