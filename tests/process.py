@@ -51,12 +51,16 @@ class ClusterDaemon(Daemon):
         super().__post_init__()
         self._systemd = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._systemd.bind(str(self.folder / "notify"))
-        self._systemd.setblocking(False)
-        self._said = ""
+        self.systemd_status = ""  # the sentence that `systemctl status` shows
+        self._hearing = threading.Thread(target=self._hear, daemon=True)
+        self._hearing.start()
         self.environment = {"NOTIFY_SOCKET": str(self.folder / "notify")}
 
     def __exit__(self, *error: object) -> None:
         super().__exit__(*error)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as end:
+            end.sendto(b"", str(self.folder / "notify"))
+        self._hearing.join()
         self._systemd.close()
 
     @property
@@ -104,15 +108,11 @@ class ClusterDaemon(Daemon):
         found: dict[str, Any] = json.loads(done.stdout)
         return found
 
-    def systemd_status(self) -> str:
-        """The sentence that `systemctl status` shows."""
-        while True:
-            try:
-                message = self._systemd.recv(4096).decode()
-            except BlockingIOError:
-                return self._said
+    def _hear(self) -> None:
+        """In the place of systemd. A message of no length is our own: the end."""
+        while message := self._systemd.recv(4096).decode():
             if found := re.search(r"^STATUS=(.*)$", message, re.MULTILINE):
-                self._said = found[1]
+                self.systemd_status = found[1]
 
 
 @contextmanager

@@ -128,7 +128,7 @@ def test_everybody_is_told_that_this_router_does_not_filter(daemon: ClusterDaemo
     assert "waiting" in shown
     assert "nothing is applied yet" in shown
     assert "this router does not filter" in shown
-    assert eventually(lambda: "this router does not filter" in daemon.systemd_status()), daemon.systemd_status()
+    assert eventually(lambda: "this router does not filter" in daemon.systemd_status), daemon.systemd_status
     found = daemon.status()
     assert found["sync"]["result"] == "waiting"
     assert found["pinholes"] == 0
