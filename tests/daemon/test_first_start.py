@@ -67,8 +67,8 @@ def test_nothing_is_cut_while_something_is_not_known_yet(daemon: ClusterDaemon, 
     with flow(daemon.lab, *FORWARDING, passing=len(FORWARDING)) as flowing:
         STARTS[start](daemon)
         daemon.local_chain.write_text("chain local-chain {\n\ttcp dport 4444 accept\n}\n")  # something to look at again
-        before = daemon.metric("nftsync_syncs_total", {"result": "waiting"})
-        assert eventually(lambda: daemon.metric("nftsync_syncs_total", {"result": "waiting"}) > before + 1)
+        before = daemon.syncs()
+        assert eventually(lambda: daemon.syncs() > before + 1), daemon.log()
         found = flowing.end()
     assert found.lost() == {}
     assert tables(daemon.lab) == set()
