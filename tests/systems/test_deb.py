@@ -24,6 +24,7 @@ PACKAGES = {"kubernetes", "pyroute2", "tenacity", "prometheus-client", "yaml"}
 FILES = f"""
 /etc/nftables.d/local-chain.nft
 /etc/nftsync/nftsync.toml
+/lib/systemd/system/nftsync-boot-fallback.service
 /lib/systemd/system/nftsync-boot.service
 /lib/systemd/system/nftsync.service
 /usr/bin/nftsync
@@ -32,6 +33,8 @@ FILES = f"""
 /{INFO}/WHEEL
 /{INFO}/entry_points.txt
 /{INFO}/top_level.txt
+/usr/lib/nftsync/base.nft
+/usr/lib/nftsync/boot-fallback
 /usr/lib/sysusers.d/nftsync.conf
 /usr/share/bash-completion/completions/nftsync
 /usr/share/doc/nftsync/CHANGELOG.md

@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 UNITS = ROOT / "systemd"
-BOOT, DAEMON = "nftsync-boot.service", "nftsync.service"
+BOOT, FALLBACK, DAEMON = "nftsync-boot.service", "nftsync-boot-fallback.service", "nftsync.service"
 REMEMBERED = ["|/etc/nftsync/kubeconfig", "|/var/lib/nftsync/memory.journal", "|/var/lib/nftsync/ruleset.nft"]
 
 # Each makes a mount namespace, another one, or credentials, which need one. Source: exec_needs_mount_namespace() in systemd 252
@@ -26,9 +26,9 @@ NAMESPACES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("unit", [BOOT, DAEMON])
+@pytest.mark.parametrize("unit", [BOOT, FALLBACK, DAEMON])
 def test_systemd_understands_the_units(tmp_path: Path, unit: str) -> None:
-    for each in (BOOT, DAEMON):
+    for each in (BOOT, FALLBACK, DAEMON):
         (tmp_path / each).write_text((UNITS / each).read_text().replace("/usr/bin/nftsync", "/bin/true"))
     command = ["systemd-analyze", "verify", "--man=no", "--recursive-errors=no", str(tmp_path / unit)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -67,6 +67,16 @@ def test_no_unit_starts_before_there_is_a_kubeconfig_or_has_more_than_one_capabi
     assert capabilities == ["AmbientCapabilities=CAP_NET_ADMIN", "CapabilityBoundingSet=CAP_NET_ADMIN"]
 
 
-def test_what_runs_at_boot_needs_no_namespace() -> None:
-    settings = {line.partition("=")[0] for line in (UNITS / BOOT).read_text().splitlines() if "=" in line and line[0] != "#"}
+@pytest.mark.parametrize("unit", [BOOT, FALLBACK])
+def test_what_runs_at_boot_needs_no_namespace(unit: str) -> None:
+    settings = {line.partition("=")[0] for line in (UNITS / unit).read_text().splitlines() if "=" in line and line[0] != "#"}
     assert settings & NAMESPACES == set()
+
+
+def test_the_fallback_runs_under_the_same_conditions_and_before_the_same_units() -> None:
+    texts = [(UNITS / unit).read_text().splitlines() for unit in (BOOT, FALLBACK)]
+    for setting in ("ConditionPathExists", "Before", "Conflicts", "DefaultDependencies"):
+        boot, fallback = ([line for line in text if line.startswith(f"{setting}=")] for text in texts)
+        assert boot == fallback
+    assert f"OnFailure={FALLBACK}" in texts[0]
+    assert not any(line.startswith("Restart=") for line in texts[0]), "systemd 252 would start no fallback"
