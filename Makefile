@@ -36,7 +36,7 @@ if [ -n "$$missing" ]; then \
 fi
 endef
 
-.PHONY: demo test test-newest lint bench chaos deb test-deb apt-repo clean
+.PHONY: demo test test-newest lint bench chaos deb test-deb test-boots apt-repo clean
 
 demo: .venv/bin/nftsync
 	.venv/bin/python -m tests.lab
@@ -65,11 +65,19 @@ deb:
 	packaging/build-deb dist
 	lintian --fail-on error,warning $(DEB)
 
-# The package on Debian 12 and 13, booted with systemd in containers, with a real API server: half a minute for each, and once a minute
-# more to make its root file system, which is kept in the cache folder of tests/apiserver/build.
+# The package on Debian 12 and 13, booted with systemd in containers, with a real API server, and then ten boots in a row on a busy
+# machine: two minutes for each, and once a minute more to make its root file system, which is kept in the cache folder of
+# tests/apiserver/build.
 test-deb: .venv/dev deb
 	@packages='$(BOOTING)'; $(install)
 	PYTHON=.venv/bin/python packaging/debian/tests/systems $(DEB)
+
+# Only the boots, sixty in a row on Debian 12: make test-boots BOOTS=100 SUITE=trixie
+BOOTS = 60
+SUITE = bookworm
+test-boots: .venv/dev deb
+	@packages='$(BOOTING)'; $(install)
+	PYTHON=.venv/bin/python packaging/debian/tests/systems $(DEB) --suite $(SUITE) --only-boots $(BOOTS)
 
 # dist/apt: a folder to copy to a web server, or to a router. Signed by a key of yours: make apt-repo KEY=you@example.org
 apt-repo: deb

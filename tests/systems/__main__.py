@@ -1,6 +1,7 @@
-"""The Debian package on real systems: python -m tests.systems [--suite NAME…] PACKAGE.
+"""The Debian package on real systems: python -m tests.systems [--suite NAME…] [--only-boots NUMBER] PACKAGE.
 
-Needs root, debootstrap, systemd-nspawn and an API server (see tests/apiserver). Prints a line for each step, with its seconds.
+Needs root, debootstrap, systemd-nspawn and an API server (see tests/apiserver); boots alone need no API server. Prints a line for
+each step, with its seconds.
 """
 
 from __future__ import annotations
@@ -11,14 +12,15 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 from tests.apiserver.harness import MANIFESTS, NFTS, ApiServer, HarnessError, build_programs
 from tests.lab.probe import NODE
-from tests.systems.machine import between
+from tests.systems.boots import Boots
+from tests.systems.machine import Machine, between
 from tests.systems.proof import OLDER, PACKAGE, Proof
 from tests.systems.rootfs import SUITES, copied, root_file_system, run_tests
 
@@ -27,6 +29,8 @@ _NFT = {"apiVersion": "nft.acnodal.com/v1alpha1", "kind": "Nft", "metadata": {"n
 # The tests of what only this release's nft can.
 _TESTS = {"trixie": ("tests/kernel/test_owned.py",)}
 
+_BOOTS = 10  # in a row
+
 T = TypeVar("T")
 
 
@@ -34,15 +38,19 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="tests.systems")
     parser.add_argument("package", type=Path)
     parser.add_argument("--suite", choices=SUITES, action="append")
+    parser.add_argument("--only-boots", type=int, metavar="NUMBER")
     options = parser.parse_args()
-    build_programs()
-    return max(_on(suite, options.package) for suite in options.suite or SUITES)
+    if not options.only_boots:
+        build_programs()
+    return max(_on(suite, options.package, options.only_boots) for suite in options.suite or SUITES)
 
 
-def _on(suite: str, package: Path) -> int:
+def _on(suite: str, package: Path, only_boots: int | None) -> int:
     say(f"{SUITES[suite]} ({suite})")
     root = timed("its root file system", lambda: root_file_system(suite))
-    return max(_test(suite, root), _prove(root, package))
+    if only_boots:
+        return _boot(root, package, only_boots)
+    return max(_test(suite, root), _prove(root, package), _boot(root, package, _BOOTS))
 
 
 def _test(suite: str, root: Path) -> int:
@@ -57,7 +65,6 @@ def _test(suite: str, root: Path) -> int:
 
 
 def _prove(root: Path, package: Path) -> int:
-    """Every step, until one fails; then with what the router's journal says."""
     with (
         tempfile.TemporaryDirectory(prefix="nftsync-systems-") as folder,
         copied(root, Path(folder)) as copy,
@@ -69,16 +76,38 @@ def _prove(root: Path, package: Path) -> int:
         (copy / PACKAGE.lstrip("/")).write_bytes(package.read_bytes())
         older(package, copy / OLDER.lstrip("/"), Path(folder))
         machine.plug()
-        try:
-            timed("boot", machine.boot)
-            for step in Proof(machine, client, cluster, server).steps():
-                timed(step.__name__.replace("_", " "), step)
-        except (AssertionError, HarnessError):
-            traceback.print_exc()
-            print(machine.try_run("journalctl", "--no-pager", "--lines=60", "--unit=nftsync*").stdout)
-            return 1
-        timed("power off", machine.power_off)
+        return _walk(machine, (machine.boot, *Proof(machine, client, cluster, server).steps(), machine.power_off))
+
+
+def _boot(root: Path, package: Path, number: int) -> int:
+    """Boots in a row, and each fault."""
+    with (
+        tempfile.TemporaryDirectory(prefix="nftsync-systems-") as folder,
+        copied(root, Path(folder)) as copy,
+        between(copy) as (machine, _, _),
+    ):
+        (copy / PACKAGE.lstrip("/")).write_bytes(package.read_bytes())
+        boots = Boots(machine)
+        first = (boots.the_router_gets_rules_and_loses_its_api_server, partial(boots.boots_in_a_row_on_a_busy_machine, number))
+        return _walk(machine, (*first, *boots.faults(), machine.power_off))
+
+
+def _walk(machine: Machine, steps: Iterable[Callable[[], None]]) -> int:
+    """Every step, until one fails; then with what the router's journal says."""
+    try:
+        for step in steps:
+            timed(_sentence(step), step)
+    except (AssertionError, HarnessError):
+        traceback.print_exc()
+        print(machine.try_run("journalctl", "--no-pager", "--lines=60", "--unit=nftsync*").stdout)
+        return 1
     return 0
+
+
+def _sentence(step: Callable[[], None]) -> str:
+    if isinstance(step, partial):
+        return " ".join((*map(str, step.args), _sentence(step.func)))
+    return step.__name__.replace("_", " ")
 
 
 def older(package: Path, target: Path, folder: Path) -> None:

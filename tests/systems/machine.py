@@ -28,6 +28,7 @@ iface cluster0 inet static
 """
 # What stands in the kernel before an interface is up.
 _BEFORE_UP = '#!/bin/sh\nnft list ruleset >"/run/before-$IFACE"\n'
+_PATIENCE = 300.0  # seconds until a start that always ends, on a busy machine too, is taken to have failed
 _COMPLAINT = 4000  # characters of the console's end
 _PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -57,6 +58,10 @@ class Machine:
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_text(text)
 
+    def remove(self, path: str) -> None:
+        """A file of the router's, which does not run."""
+        (self.root / path.lstrip("/")).unlink()
+
     def plug(self) -> None:
         """Lay both wires to a router that knows nothing of nftables; its ends are down. No packet waits for a neighbour."""
         self._unplug()
@@ -82,8 +87,8 @@ class Machine:
         with self._console.open("w") as console:
             streams = {"stdin": subprocess.DEVNULL, "stdout": console, "stderr": console}
             self._container = self._network.popen(command, env={"PATH": _PATH}, **streams)
-        eventually(self._started, "the container does not start", 30.0)
-        eventually(self._booted, "not every unit has started", 60.0)
+        eventually(self._started, "the container does not start", _PATIENCE)
+        eventually(self._booted, "not every unit has started", _PATIENCE)
 
     def _started(self) -> bool:
         assert self._container
@@ -100,7 +105,7 @@ class Machine:
         assert self._container
         self.try_run("systemctl", "poweroff")
         try:
-            self._container.wait(60.0)
+            self._container.wait(_PATIENCE)
         finally:
             self.pull_the_plug()
 
