@@ -23,6 +23,7 @@ from ipaddress import ip_address, ip_network
 from pathlib import Path
 from statistics import median
 
+from tests.children import give_children_default_signals
 from tests.lab.lab import CLIENT, Lab, Probe
 from tests.labtools import PUBLIC_NIC, Daemon, Raw, eventually, nft, service, tables, write
 from tests.load import traffic
@@ -319,6 +320,7 @@ def chaos(seed: int, faults: int) -> Tally:
 
 
 def main() -> int:
+    give_children_default_signals()
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__.partition("\n")[0])
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
     parser.add_argument("--faults", type=int, default=1000)

@@ -10,8 +10,11 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.children import give_children_default_signals
 from tests.lab.lab import Lab
 from tests.support import Netns
+
+give_children_default_signals()
 
 CI = bool(os.environ.get("CI"))
 

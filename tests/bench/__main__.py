@@ -5,11 +5,13 @@ from __future__ import annotations
 import sys
 
 from tests.bench import changes, memory, packets, start
+from tests.children import give_children_default_signals
 
 PARTS = {"changes": changes.run, "start": start.run, "memory": memory.run, "packets": packets.run}
 
 
 def main(chosen: list[str]) -> int:
+    give_children_default_signals()
     goals = []
     for part in chosen or PARTS:
         goals += PARTS[part]()

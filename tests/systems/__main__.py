@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from tests.apiserver.harness import MANIFESTS, NFTS, ApiServer, HarnessError, build_programs
+from tests.children import give_children_default_signals
 from tests.lab.probe import NODE
 from tests.systems.boots import Boots
 from tests.systems.machine import Machine, between
@@ -35,6 +36,7 @@ T = TypeVar("T")
 
 
 def main() -> int:
+    give_children_default_signals()
     parser = argparse.ArgumentParser(prog="tests.systems")
     parser.add_argument("package", type=Path)
     parser.add_argument("--suite", choices=SUITES, action="append")
