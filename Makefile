@@ -2,30 +2,36 @@
 
 PYTHON := /usr/bin/python3
 RUNTIME := nftables python3-nftables python3-kubernetes python3-pyroute2 python3-tenacity python3-prometheus-client \
-	python3-yaml python3-venv iproute2 netbase
-BUILDING := systemd debhelper dh-python pybuild-plugin-pyproject python3-setuptools lintian apt-utils gnupg bash-completion mandoc zsh
+	python3-yaml python3-venv python3-setuptools python3-wheel iproute2 netbase
+BUILDING := systemd debhelper dh-python pybuild-plugin-pyproject lintian apt-utils gnupg bash-completion mandoc zsh
 TESTING := etcd-server openssl prometheus $(BUILDING)
 BOOTING := debootstrap systemd-container
 DEB = dist/nftsync_$(shell sed -n '1s/.*(\(.*\)).*/\1/p' packaging/debian/changelog)_all.deb
 PARALLEL := --numprocesses 2 --dist loadfile
+# The distribution's setuptools builds: nothing comes from PyPI that is not pinned.
+EDITABLE := pip install --quiet --no-deps --no-build-isolation --editable .
+PINNED := pip install --quiet --require-hashes
+# For the oldest Python that is supported, and with markers for later ones: the same on every machine.
+PIN := uv --quiet pip compile --upgrade --universal --python-version 3.11 --generate-hashes --custom-compile-command "make pins"
 
 # The distribution's python3-nftables is the one that matches its libnftables: no other Python, no other copy.
 .venv/bin/nftsync: pyproject.toml
 	@packages='$(RUNTIME)'; $(install)
 	$(PYTHON) -m venv --system-site-packages .venv
-	.venv/bin/pip install --quiet --no-deps --editable .
+	.venv/bin/$(EDITABLE)
 	@touch $@
 
-.venv/dev: .venv/bin/nftsync requirements-dev.txt
+.venv/dev: .venv/bin/nftsync requirements/dev.txt
 	@packages='$(TESTING)'; $(install)
-	.venv/bin/pip install --quiet --requirement requirements-dev.txt
+	.venv/bin/$(PINNED) --requirement requirements/dev.txt
 	@touch $@
 
-# The newest versions from PyPI of the libraries that the distribution has older.
-.venv-newest/dev: pyproject.toml requirements-dev.txt .venv/dev
+# The newest versions from PyPI of the libraries that the distribution has older: pinned, so that no release of somebody else's
+# decides whether a change lands. `make pins` raises them.
+.venv-newest/dev: pyproject.toml requirements/dev.txt requirements/newest.txt .venv/dev
 	$(PYTHON) -m venv --system-site-packages .venv-newest
-	.venv-newest/bin/pip install --quiet --upgrade --upgrade-strategy eager --editable .
-	.venv-newest/bin/pip install --quiet --requirement requirements-dev.txt
+	.venv-newest/bin/$(PINNED) --requirement requirements/dev.txt --requirement requirements/newest.txt
+	.venv-newest/bin/$(EDITABLE)
 	@touch $@
 
 define install
@@ -36,7 +42,7 @@ if [ -n "$$missing" ]; then \
 fi
 endef
 
-.PHONY: demo test test-newest lint bench chaos deb test-deb test-boots apt-repo clean
+.PHONY: demo test test-newest lint pins bench chaos deb test-deb test-boots apt-repo clean
 
 demo: .venv/bin/nftsync
 	.venv/bin/python -m tests.lab
@@ -51,6 +57,14 @@ lint: .venv/dev
 	.venv/bin/ruff check .
 	.venv/bin/mypy
 	.venv/bin/lint-imports
+
+# Raise every version of requirements/*.txt to the newest on PyPI. Run `make test test-newest` before you commit them.
+pins:
+	@packages='$(RUNTIME)'; $(install)
+	$(PYTHON) -m venv .venv-pins
+	.venv-pins/bin/pip install --quiet --upgrade uv
+	.venv-pins/bin/$(PIN) requirements/dev.in --output-file requirements/dev.txt
+	.venv-pins/bin/$(PIN) pyproject.toml requirements/newest.in --output-file requirements/newest.txt
 
 bench: .venv/dev
 	.venv/bin/python -m tests.bench
@@ -84,4 +98,4 @@ apt-repo: deb
 	packaging/build-apt-repo $(DEB) dist/apt $(KEY)
 
 clean:
-	rm -rf .venv .venv-newest build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-newest .venv-pins build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
