@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import urllib3
 
-from nftsync.cluster.api import Api
-from nftsync.cluster.backoff import ApiError
-from tests.apiserver.harness import HERE, MANIFESTS, NFTS, ApiServer, Programs, eventually, refusal_of
+from nftsync.cluster.api import Api, ApiError
+from tests.apiserver.client import refusal_of
+from tests.apiserver.harness import HERE, MANIFESTS, NFTS, ApiServer, Programs, eventually
 
 CONFIG_MAPS = "/api/v1/namespaces/default/configmaps"
 

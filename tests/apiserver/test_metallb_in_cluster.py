@@ -14,7 +14,8 @@ import pytest
 import yaml
 
 from nftsync.objects.nft import METALLB_NAMESPACE
-from tests.apiserver.harness import HERE, MANIFESTS, NAMESPACE, NFTS, ApiServer, Client, Programs, eventually, refusal_of
+from tests.apiserver.client import Client, refusal_of
+from tests.apiserver.harness import HERE, MANIFESTS, NAMESPACE, NFTS, ApiServer, Programs, eventually
 from tests.apiserver.router import Router, fresh_router, running_cluster
 from tests.lab.lab import Lab
 

@@ -27,7 +27,8 @@ from nftsync.objects.service import Opened
 from nftsync.objects.status import RouterStatus, parse_status
 from nftsync.report.events import EventQueue, Request
 from nftsync.report.notices import News, Topic
-from tests.apiserver.harness import MANIFESTS, NAMESPACE, NFTS, ApiServer, eventually, refusal_of
+from tests.apiserver.client import refusal_of
+from tests.apiserver.harness import MANIFESTS, NAMESPACE, NFTS, ApiServer, eventually
 from tests.apiserver.router import NFT, SERVICES, SPEC, Router, fresh_router
 from tests.lab.lab import Lab
 
