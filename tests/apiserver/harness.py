@@ -31,7 +31,8 @@ from typing import Any, Self, TypeVar
 import urllib3
 import yaml
 
-from tests.apiserver.client import Client, RefusedError, parsed
+from tests.apiserver.client import Client, RefusedError, parsed, refusal_of
+from tests.apiserver.settled import grants_rights, knows_bearer, serves_kind, serves_no_kind
 
 HERE = Path(__file__).parent
 MANIFESTS = HERE.parents[1] / "packaging" / "kubernetes"
@@ -41,6 +42,7 @@ ROUTER = "nftsync"  # the ServiceAccount of rbac.yaml
 ROUTER_SECRET = "nftsync-token"
 NFTS = f"/apis/nft.acnodal.com/v1alpha1/namespaces/{NAMESPACE}/nfts"
 
+_DEFINITIONS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
 _ADMIN_TOKEN = "admin"
 _ISSUER = "https://kubernetes.default.svc"
 # Below the ports that the kernel gives to outgoing connections (ip_local_port_range): a port of a killed server can't
@@ -49,6 +51,7 @@ _PORTS = range(20000, 30000)
 # The parent may have died before the kernel was asked to tell of its death.
 _UNLESS_ORPHANED = '[ "$PPID" = "$0" ] && exec "$@"'
 _START_SECONDS = 120.0  # a few on an idle machine
+_PATIENCE = 60.0  # seconds until something that always happens is taken to have failed: a busy machine is no fault
 
 T = TypeVar("T")
 
@@ -57,7 +60,7 @@ class HarnessError(Exception):
     """The API server can't be had, or is not as it should be; says why and what to do."""
 
 
-def eventually(condition: Callable[[], T | None], what: str, seconds: float = 20.0) -> T:
+def eventually(condition: Callable[[], T | None], what: str, seconds: float = _PATIENCE) -> T:
     """The first true value of `condition`, tried every 20 ms. Raises HarnessError after `seconds`."""
     end = time.monotonic() + seconds
     while not (value := condition()):
@@ -218,7 +221,10 @@ class ApiServer:
         return path
 
     def apply(self, *manifests: Path) -> None:
-        """Create every object of these YAML files, or patch it as `kubectl apply` would; a CRD is served on return."""
+        """Create every object of these YAML files, or patch it as `kubectl apply` would.
+
+        On return the server serves their kinds and grants their rights.
+        """
         for manifest in manifests:
             for document in yaml.safe_load_all(manifest.read_text(encoding="utf-8")):
                 if document:
@@ -234,12 +240,35 @@ class ApiServer:
                 raise
             self.admin.patch(f"{collection}/{document['metadata']['name']}", document)
         if document["kind"] == "CustomResourceDefinition":
-            spec = document["spec"]
-            served = f"/apis/{spec['group']}/{spec['versions'][0]['name']}/{spec['names']['plural']}"
-            eventually(lambda: self._answers(served), f"{served} is not served")
+            eventually(lambda: serves_kind(self.admin, document), f"{document['metadata']['name']} is not served")
+        elif document["apiVersion"].startswith("rbac."):
+            self._until_rights_count()
+
+    def delete_kind(self, name: str) -> None:
+        """Delete a CustomResourceDefinition, if there is one, with all objects. On return the server no longer serves the kind."""
+        path = f"{_DEFINITIONS}/{name}"
+        try:
+            definition = self.admin.get(path)
+            self.admin.delete(path)
+        except RefusedError as refusal:
+            if refusal.status != 404:
+                raise
+            return
+        eventually(lambda: refusal_of(lambda: self.admin.get(path)) == 404, f"{name} is not deleted")
+        eventually(lambda: serves_no_kind(self.admin, definition), f"{name} is still served")
 
     def issue_token(self, secret: str = ROUTER_SECRET) -> str:
-        """The token of a Secret of the shipped ServiceAccount, made and filled if need be as the cluster would."""
+        """The token of a Secret of the shipped ServiceAccount, made and filled if need be as the cluster would.
+
+        On return the server takes it, and grants what its bearer may do.
+        """
+        token = self._token_of(secret)
+        bearer = self.client(token)
+        eventually(lambda: knows_bearer(bearer), f"the token of Secret {secret} is not taken")
+        self._until_rights_count()
+        return token
+
+    def _token_of(self, secret: str) -> str:
         secrets = f"/api/v1/namespaces/{NAMESPACE}/secrets"
         try:
             found = self.admin.get(f"{secrets}/{secret}")
@@ -275,6 +304,9 @@ class ApiServer:
         self._etcd_request("compaction", {"revision": answer["header"]["revision"], "physical": True})
 
     # --- how it is done -----------------------------------------------------------------------------------
+
+    def _until_rights_count(self) -> None:
+        eventually(lambda: grants_rights(self.admin, NAMESPACE), f"rights in {NAMESPACE} are not granted")
 
     def _reserve_port(self) -> int:
         """A port that is free, and that no other harness on this machine takes until we close.

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import urllib3
 
 from nftsync.cluster.api import Api, ApiError
-from tests.apiserver.client import refusal_of
+from tests.apiserver.client import Client, RefusedError, refusal_of
 from tests.apiserver.harness import HERE, MANIFESTS, NFTS, ApiServer, Programs, eventually
 
 CONFIG_MAPS = "/api/v1/namespaces/default/configmaps"
@@ -40,6 +41,61 @@ def test_a_kubeconfig_makes_the_daemon_the_user_whom_it_names(
         assert refused == status
     finally:
         api.close()
+
+
+def lagging(monkeypatch: pytest.MonkeyPatch, about: Callable[[Client, str], bool], answer: Callable[[str], object]) -> list[int]:
+    """The next three requests about something get the answer of a server whose caches lag. Returns the answers still to come."""
+    honest, left = Client._request, [1, 2, 3]
+
+    def request(client: Client, method: str, path: str, *arguments: Any, **how: Any) -> Any:
+        if left and about(client, path):
+            left.pop()
+            return answer(path)
+        return honest(client, method, path, *arguments, **how)
+
+    monkeypatch.setattr(Client, "_request", request)
+    return left
+
+
+def refused(status: int) -> Callable[[str], object]:
+    def refuse(path: str) -> object:
+        raise RefusedError(path, status, {})
+
+    return refuse
+
+
+def test_a_token_is_handed_out_once_the_server_takes_it(server: ApiServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    left = lagging(monkeypatch, lambda client, _: client is not server.admin, refused(401))
+    server.issue_token("lagging")
+    assert left == []
+
+
+def test_apply_returns_once_the_server_serves_the_kind(server: ApiServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    left = lagging(monkeypatch, lambda _, path: path.endswith("/nfts"), refused(404))
+    server.apply(MANIFESTS / "crd.yaml")
+    assert left == []
+
+
+WAYS: dict[str, Callable[[ApiServer], object]] = {
+    "apply": lambda server: server.apply(MANIFESTS / "rbac.yaml"),
+    "issue_token": ApiServer.issue_token,
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_whoever_gets_rights_has_them_at_once(server: ApiServer, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+    denied = {"status": {"allowed": False}}
+    left = lagging(monkeypatch, lambda _, path: path.endswith("/subjectaccessreviews"), lambda _: denied)
+    WAYS[way](server)
+    assert left == []
+
+
+def test_delete_kind_returns_once_the_server_no_longer_serves_it(server: ApiServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    server.apply(HERE / "metallb-crds.yaml")
+    left = lagging(monkeypatch, lambda _, path: path.endswith("/ipaddresspools"), lambda _: {"items": []})
+    server.delete_kind("ipaddresspools.metallb.io")
+    assert left == []
+    server.delete_kind("ipaddresspools.metallb.io")
 
 
 def test_a_killed_server_comes_back_with_its_data_and_without_a_revoked_token(server: ApiServer) -> None:

@@ -20,7 +20,6 @@ from tests.apiserver.router import Router, fresh_router, running_cluster
 from tests.lab.lab import Lab
 
 CRDS = HERE / "metallb-crds.yaml"
-CRD_OBJECTS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
 RBAC = "/apis/rbac.authorization.k8s.io/v1"
 PLURALS = {"IPAddressPool": "ipaddresspools", "BGPAdvertisement": "bgpadvertisements", "BGPPeer": "bgppeers"}
 OTHER_NAMESPACE = "lb"
@@ -46,11 +45,7 @@ class MetalLB:
     def uninstall(self) -> None:
         """Delete the kinds, and every object of them."""
         for plural in PLURALS.values():
-            self._delete_kind(f"{CRD_OBJECTS}/{plural}.metallb.io")
-
-    def _delete_kind(self, path: str) -> None:
-        if refusal_of(lambda: self.server.admin.delete(path)) is None:
-            eventually(lambda: refusal_of(lambda: self.server.admin.get(path)) == 404, f"{path} is not deleted")
+            self.server.delete_kind(f"{plural}.metallb.io")
 
     def pool(self, name: str, *addresses: str) -> None:
         """Create an IPAddressPool, or give it other addresses."""

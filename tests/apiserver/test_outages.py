@@ -136,7 +136,7 @@ def without_rights(router: Router) -> Callable[[], None]:
     del binding["metadata"]["resourceVersion"], binding["metadata"]["uid"]
 
     def give_back() -> None:
-        router.server.admin.post(path.rpartition("/")[0], binding)
+        router.server.apply_object(binding)
 
     return give_back
 
