@@ -347,6 +347,7 @@ class ApiServer:
         """A JWT (RFC 7519, RS256) as the token controller of kube-controller-manager makes it for a Secret."""
         claims = {
             "iss": "kubernetes/serviceaccount",
+            "jti": os.urandom(8).hex(),  # no two are the same
             "kubernetes.io/serviceaccount/namespace": NAMESPACE,
             "kubernetes.io/serviceaccount/secret.name": secret,
             "kubernetes.io/serviceaccount/service-account.name": ROUTER,

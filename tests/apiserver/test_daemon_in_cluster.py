@@ -101,7 +101,9 @@ def test_a_revoked_token_stops_nothing_and_a_new_one_is_taken_from_its_file(rout
     eventually(lambda: router.metric(unauthorized) >= 1, "the server refuses the old token")
     assert router.lab.arrives("tcp", "172.30.254.1", 80)
     router.add("late", "172.30.254.2")
-    router.token.write_text(router.server.issue_token() + "\n", encoding="ascii")
+    token = router.server.issue_token()
+    assert token != router.token.read_text(encoding="ascii").strip()
+    router.token.write_text(token + "\n", encoding="ascii")
     router.opens("172.30.254.2")
 
 
