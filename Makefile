@@ -42,16 +42,20 @@ if [ -n "$$missing" ]; then \
 fi
 endef
 
-.PHONY: demo test test-newest lint pins bench chaos deb test-deb test-boots apt-repo clean
+.PHONY: demo test test-newest programs lint pins bench chaos deb test-deb test-boots apt-repo clean
 
 demo: .venv/bin/nftsync
 	.venv/bin/python -m tests.lab
 
-test: lint
+test: lint programs
 	.venv/bin/pytest $(PARALLEL)
 
-test-newest: .venv-newest/dev
+test-newest: .venv-newest/dev programs
 	.venv-newest/bin/pytest $(PARALLEL)
+
+# The API server, kept in the cache folder of tests/apiserver/build: eight minutes once, and no test runs beside its compiler.
+programs: .venv/dev
+	.venv/bin/python -m tests.apiserver
 
 lint: .venv/dev
 	.venv/bin/ruff check .
@@ -82,14 +86,14 @@ deb:
 # The package on Debian 12 and 13, booted with systemd in containers, with a real API server, and then ten boots in a row on a busy
 # machine: two minutes for each, and once a minute more to make its root file system, which is kept in the cache folder of
 # tests/apiserver/build.
-test-deb: .venv/dev deb
+test-deb: .venv/dev deb programs
 	@packages='$(BOOTING)'; $(install)
 	PYTHON=.venv/bin/python packaging/debian/tests/systems $(DEB)
 
 # Only the boots, sixty in a row on Debian 12: make test-boots BOOTS=100 SUITE=trixie
 BOOTS = 60
 SUITE = bookworm
-test-boots: .venv/dev deb
+test-boots: .venv/dev deb programs
 	@packages='$(BOOTING)'; $(install)
 	PYTHON=.venv/bin/python packaging/debian/tests/systems $(DEB) --suite $(SUITE) --only-boots $(BOOTS)
 

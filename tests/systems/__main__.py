@@ -42,14 +42,15 @@ def main() -> int:
     parser.add_argument("--suite", choices=SUITES, action="append")
     parser.add_argument("--only-boots", type=int, metavar="NUMBER")
     options = parser.parse_args()
-    if not options.only_boots:
-        build_programs()
-    return max(_on(suite, options.package, options.only_boots) for suite in options.suite or SUITES)
+    suites = options.suite or SUITES
+    build_programs()
+    say("Root file systems: a minute for each that is not in the cache")
+    roots = {suite: timed(f"{SUITES[suite]} ({suite})", partial(root_file_system, suite)) for suite in suites}
+    return max(_on(suite, root, options.package, options.only_boots) for suite, root in roots.items())
 
 
-def _on(suite: str, package: Path, only_boots: int | None) -> int:
+def _on(suite: str, root: Path, package: Path, only_boots: int | None) -> int:
     say(f"{SUITES[suite]} ({suite})")
-    root = timed("its root file system", lambda: root_file_system(suite))
     if only_boots:
         return _boot(root, package, only_boots)
     return max(_test(suite, root), _prove(root, package), _boot(root, package, _BOOTS))
