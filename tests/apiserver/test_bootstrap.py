@@ -15,7 +15,8 @@ import yaml
 
 from nftsync.cli import bootstrap
 from nftsync.cli.bootstrap import BootstrapError, Manifest
-from nftsync.cluster.api import Api, ApiError
+from nftsync.cluster.api import Api
+from nftsync.cluster.backoff import ApiError
 from tests.apiserver.client import RefusedError
 from tests.apiserver.harness import MANIFESTS, NAMESPACE, NFTS, ROUTER_SECRET, ApiServer, eventually
 from tests.labtools import write

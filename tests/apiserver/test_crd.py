@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
+from nftsync.objects.names import Malformed
 from nftsync.objects.nft import NftSpec, parse_nft, parse_nic
-from nftsync.objects.service import Malformed
 from tests.apiserver.client import Client, RefusedError, refusal_of
 from tests.apiserver.conftest import Start
 from tests.apiserver.harness import MANIFESTS, NAMESPACE, NFTS, ApiServer, eventually

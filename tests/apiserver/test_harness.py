@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import urllib3
 
-from nftsync.cluster.api import Api, ApiError
+from nftsync.cluster.api import Api
+from nftsync.cluster.backoff import ApiError
 from tests.apiserver.client import Client, RefusedError, refusal_of
 from tests.apiserver.harness import HERE, MANIFESTS, NFTS, ApiServer, Programs, eventually
 
