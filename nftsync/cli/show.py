@@ -19,18 +19,20 @@ def status(answer: dict[str, Any]) -> str:
 def _status(answer: dict[str, Any]) -> Iterator[str]:
     sync, nic, pools = answer["sync"], answer["public_nic"], answer["pools"]
     success = sync["last_success_seconds"]
-    ago = "never succeeded" if success is None else f"succeeded {duration(success)} ago"
+    ago = [] if success is None else [f"succeeded {duration(success)} ago"]
     yield f"router {answer['router']}, nftsync {answer['version']}, running for {duration(answer['running_seconds'])}"
     yield ""
     yield from table([
-        ("sync", f"{sync['result']}, {ago}" + (f": {sync['message']}" if sync["message"] else "")),
+        ("sync", ", ".join(filter(None, [sync["result"], *ago, sync["message"]]))),
         ("watches", ", ".join(f"{kind} {state}" for kind, state in sorted(answer["watches"].items())) or "none yet"),
         ("public NIC", _nic(nic)),
         ("settings", answer["settings"]["message"]),
-        ("pools", ", ".join(map(printable, pools["names"])) if pools["guarded"] else "unguarded: a Service may have any address"),
+        ("pools", _pools(pools)),
         ("open", f"{answer['pinholes']} pinholes of {answer['services']} Services"),
         ("refused", f"{answer['rejected']}"),
     ])  # fmt: skip
+    if answer["boot_failure"]:
+        yield f"boot: {answer['boot_failure']}"
     for source, why in answer["stale"].items():
         yield f"stale: {source}: {why}"
     if answer["rejections"]:
@@ -42,6 +44,12 @@ def _status(answer: dict[str, Any]) -> Iterator[str]:
         yield ""
         changes = [(each["time"], each["about"], each["message"]) for each in answer["changes"]]
         yield from table([("LAST CHANGES", "OF", "WHAT"), *changes])
+
+
+def _pools(pools: dict[str, Any]) -> str:
+    if not pools["known"]:
+        return "not known yet"
+    return ", ".join(map(printable, pools["names"])) if pools["guarded"] else "unguarded: a Service may have any address"
 
 
 def _rejections(rejections: Iterable[dict[str, str]]) -> list[tuple[str, str, str]]:

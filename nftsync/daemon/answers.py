@@ -24,7 +24,10 @@ _REJECTIONS = 1000  # that one answer holds
 
 @dataclass(frozen=True, slots=True)
 class Daemon:
-    """Everything that an answer may be drawn from. running, synced: seconds since the start, and since a sync last succeeded."""
+    """Everything that an answer may be drawn from.
+
+    running, synced: seconds since the start, and since a sync last succeeded.  boot_failure: a sentence, "" for none.
+    """
 
     reconciler: Reconciler
     source: Source
@@ -32,6 +35,7 @@ class Daemon:
     last: SyncResult
     running: float
     synced: float | None
+    boot_failure: str = ""
 
 
 def answer(daemon: Daemon, question: Question) -> Answer:
@@ -58,6 +62,7 @@ def _status(daemon: Daemon, _: Question) -> Answer:
             "last_success_seconds": None if daemon.synced is None else round(daemon.synced, 1),
             "hash": last.hash,
         },
+        "boot_failure": daemon.boot_failure,
         "watches": dict(daemon.source.watches()),
         "public_nic": {
             "name": settings.public_nic if settings else None,

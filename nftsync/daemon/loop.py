@@ -34,6 +34,7 @@ from nftsync.daemon.systemd import Systemd
 from nftsync.exporter.collector import KernelCollector, ReadError
 from nftsync.exporter.endpoint import Endpoint, EndpointError
 from nftsync.exporter.metrics import Metrics
+from nftsync.files.bootfailure import read_boot_failure
 from nftsync.files.bootmark import BootMark
 from nftsync.files.journal import Journal
 from nftsync.files.lock import locked
@@ -92,6 +93,8 @@ class Daemon:
         self._turned = clock()
         self._last = SyncResult(Outcome.WAITING, NOT_FILTERING)
         self._publisher = Publisher(self._metrics)
+        self._boot_failure = read_boot_failure(self._config.runtime)
+        self._metrics.show_boot_failure(self._boot_failure.loaded if self._boot_failure else "")
         self._questions = Questions(self._signals.asked)
         self._server: Server | None = None
         self._started = clock()
@@ -123,6 +126,8 @@ class Daemon:
             self._listen("links", links.listen, self._signals.links_changed)
             self._listen("commits", commits.listen, self._meddling.tell, commits.identity())
             log.info("nftsync %s started as router %s", __version__, self._config.router_name)
+            if self._boot_failure:
+                log.warning("%s", self._boot_failure)
             source = self._loop(reconciler, source)
         finally:
             self._systemd.stopping()
@@ -159,7 +164,8 @@ class Daemon:
         """Answer whoever has asked since the last turn."""
         now = self._clock()
         synced = None if self._synced is None else now - self._synced
-        asked = answers.Daemon(reconciler, source, self._publisher, self._last, now - self._started, synced)
+        failed = str(self._boot_failure or "")
+        asked = answers.Daemon(reconciler, source, self._publisher, self._last, now - self._started, synced, failed)
         self._questions.answer(lambda question: answers.answer(asked, question))
 
     def _open_collector(self, chosen: Config, reconciler: Reconciler) -> KernelCollector:

@@ -22,7 +22,7 @@ from nftsync.objects.service import Service
 from nftsync.plan.blame import learn, lines_of
 from nftsync.plan.changes import changes_between, summary
 from nftsync.plan.memory import BootFacts
-from nftsync.plan.plan import ChainInUse, Found, Left, Plan, plan, undecided_of, wanted_ruleset
+from nftsync.plan.plan import ChainInUse, Found, Left, Plan, plan, tables_digest, undecided_of, wanted_ruleset
 from nftsync.plan.rejections import refused
 from nftsync.plan.result import Outcome, SyncResult
 from nftsync.plan.snapshot import Known, Origin, Snapshot, Verdicts
@@ -289,7 +289,8 @@ class Reconciler:
         rules = self._kernel.read_tables().rules if planned.text else found.rules
         alone = not planned.text or self._kernel.generation() == generation + 1
         ingress = self._network.settle(shaped=planned.settings.device is not None, ours=record.boot.ingress)
-        record.accept(planned, pinholes, rules, BootFacts("", ingress, s.former), alone=alone)
+        left = f"{rules} {tables_digest(planned.wanted.tables)}" if alone else ""
+        record.accept(planned, pinholes, rules, BootFacts(left, ingress, s.former), base=s.spec.value is None)
         self._snapshot = self._planned = replace(s, first_since_boot=False)
         self._filtered = True
         done = "rules renewed" if renewed and not s.verdicts.limits else ""

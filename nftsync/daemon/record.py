@@ -14,7 +14,7 @@ from nftsync.objects.names import Name
 from nftsync.objects.service import Service
 from nftsync.plan.applied import Applied
 from nftsync.plan.memory import BootFacts
-from nftsync.plan.plan import Left, Plan, tables_digest
+from nftsync.plan.plan import Left, Plan
 from nftsync.plan.snapshot import Snapshot
 from nftsync.policy.confirm import Confirming
 from nftsync.policy.pinholes import Pinhole
@@ -87,13 +87,17 @@ class Record:
             else:
                 self.memory.services[name] = service
 
-    def accept(self, planned: Plan, pinholes: dict[str, Pinhole], rules: str, boot: BootFacts, *, alone: bool) -> None:
-        """The kernel has taken a whole plan. rules: as they were read back.  alone: whether nobody else can have changed them."""
+    def accept(self, planned: Plan, pinholes: dict[str, Pinhole], rules: str, boot: BootFacts, *, base: bool) -> None:
+        """The kernel has taken a whole plan. rules: as they were read back.
+
+        base: whether no settings were known. Then what is remembered, and could not be read, still has to be loaded.
+        """
         self.applied = Applied.of(planned.wanted.tables, pinholes, planned.settings)
         self.left = Left(rules, planned.wanted.tables)
         self.first_since_boot = False
-        self.boot = replace(boot, rules=f"{rules} {tables_digest(planned.wanted.tables)}" if alone else "")
-        self._store.mark.write(self.boot)
+        self.boot = boot
+        if not base:
+            self._store.mark.write(self.boot)
         if planned.local_chain.last_good != self.memory.facts.local_chain:
             self.memory.facts = replace(self.memory.facts, local_chain=planned.local_chain.last_good)
             self._store.journal.remember({}, self.memory.facts)

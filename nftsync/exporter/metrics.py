@@ -15,6 +15,7 @@ from nftsync.ruleset.tables import Settings
 # From a tenth of a millisecond, which an element takes, to the seconds of a full load.
 _SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _OUTCOMES = ("waiting", "unchanged", "applied", "failed")  # as result.Outcome has them
+_LOADED = ("rules", "base", "nothing", "unknown")
 _STALE = ("settings", "pools", "services")
 
 
@@ -49,6 +50,9 @@ class Metrics:
         self.api_requests = counter(
             "api_requests", 'Requests to the API server by the answer\'s code; "error" if there was no answer.', "verb", "code"
         )
+        self.boot_failed = gauge(
+            "boot_failed", "1 for what was loaded instead after the boot unit failed; all 0 if it did not fail.", "loaded"
+        )
         self.ready = gauge("ready", "1 if the kernel holds what it should, as /readyz says.")
         self.healthy = gauge("healthy", "1 if the daemon's loop turns, as /healthz says.")
         gauge("build_info", "Always 1; the labels tell the version.", "version").labels(__version__).set(1)
@@ -70,7 +74,13 @@ class Metrics:
         for outcome in _OUTCOMES:
             self.syncs.labels(outcome)
         self.state_kept.set(1)  # nothing was lost yet
+        self.show_boot_failure("")
         self.show_stale({})
+
+    def show_boot_failure(self, loaded: str) -> None:
+        """What was loaded after the boot unit failed, one of _LOADED; "" if it did not fail."""
+        for each in _LOADED:
+            self.boot_failed.labels(each).set(each == loaded)
 
     def show_settings(self, settings: Settings | None) -> None:
         """What the settings in force say about rate limits; None while there are none."""
