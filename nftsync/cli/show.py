@@ -47,7 +47,7 @@ def _status(answer: dict[str, Any]) -> Iterator[str]:
 
 
 def _pools(pools: dict[str, Any]) -> str:
-    if not pools["known"]:
+    if pools["guarded"] is None:
         return "not known yet"
     return ", ".join(map(printable, pools["names"])) if pools["guarded"] else "unguarded: a Service may have any address"
 

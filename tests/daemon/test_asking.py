@@ -113,7 +113,7 @@ def test_status_says_for_programs_how_the_router_is_doing(shared: Asked) -> None
     assert 0 <= found["sync"]["last_success_seconds"] <= found["running_seconds"]
     assert re.fullmatch("[0-9a-f]{32}", found["sync"]["hash"])
     assert found["public_nic"] == {"name": PUBLIC_NIC, "attached": True, "missing": False, "rate_shaping": True}
-    assert found["pools"] == {"known": True, "guarded": True, "names": ["services"]}
+    assert found["pools"] == {"guarded": True, "names": ["services"]}
     assert (found["services"], found["pinholes"]) == (9, 9)
     refused = {each["object"]: each["reason"] for each in found["rejections"]}
     assert refused == {
