@@ -308,7 +308,9 @@ def _in_words(result: SyncResult) -> str:
     """For `systemctl status`."""
     if result.outcome in (Outcome.APPLIED, Outcome.UNCHANGED):
         return "The kernel holds what the cluster asks for."
-    return f"{result.outcome.capitalize()}: {result.message or 'the ruleset that stands stays'}"
+    remembered = next(iter(result.remembered.values()), "") if result.settings else ""
+    said = [f"{result.outcome.capitalize()}: {result.message or 'the ruleset that stands stays'}"]
+    return "; ".join([*said, *([f"what is in force is {remembered}"] if remembered else [])])
 
 
 def _reading(read: Callable[[], T]) -> T:

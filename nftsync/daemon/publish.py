@@ -142,8 +142,10 @@ class Publisher:
 
     def stale(self, source: Source, result: SyncResult) -> dict[str, str]:
         """By what is used though it is not the present one, why."""
-        found = dict(_remembered(result))
-        found |= {_STALE.get(kind, "pools"): why + found.get(_STALE.get(kind, "pools"), "") for kind, why in source.stale().items()}
+        found = result.remembered
+        for kind, why in source.stale().items():
+            of = _STALE.get(kind, "pools")
+            found[of] = "; ".join(filter(None, (found.get(of), why)))
         for of, reasons in (("settings", _SETTINGS), ("pools", (Reason.INVALID_POOLS,))):
             if messages := [each.message for each in self._rejections if each.reason in reasons]:
                 found[of] = messages[0]
@@ -160,17 +162,6 @@ class Publisher:
             local_chain=next((each.message for each in self._rejections if each.reason is Reason.INVALID_LOCAL_CHAIN), ""),
             stale=tuple(sorted(self.stale(source, result).items())),
         )
-
-
-def _remembered(result: SyncResult) -> Iterable[tuple[str, str]]:
-    """What counts as it was accepted last, since the list of it is not complete yet; and since when."""
-    s = result.snapshot
-    if s is None:
-        return
-    origins = {"services": s.services, "settings": s.spec.origin, "pools": s.pools.origin}
-    for what, origin in origins.items():
-        if origin is Origin.REMEMBERED:
-            yield what, f"remembered, as of {result.as_of or 'an unknown time'}"
 
 
 def _unguarded(result: SyncResult) -> str:

@@ -10,7 +10,7 @@ from nftsync.config import Filters
 from nftsync.objects.names import Rejection
 from nftsync.objects.nft import Nft
 from nftsync.plan.changes import Change
-from nftsync.plan.snapshot import Snapshot
+from nftsync.plan.snapshot import Origin, Snapshot
 from nftsync.policy.confirm import Confirming
 from nftsync.policy.guard import UNGUARDED, Guard
 from nftsync.policy.pinholes import Desired, Pinhole
@@ -60,6 +60,16 @@ class SyncResult:
     def listed(self) -> bool:
         """Whether every list that it needs was complete."""
         return self.snapshot is not None and not self.snapshot.missing
+
+    @property
+    def remembered(self) -> dict[str, str]:
+        """What counts as it was accepted last, because the list of it is not complete yet; of each a sentence with its age."""
+        s = self.snapshot
+        if s is None:
+            return {}
+        origins = {"services": s.services, "settings": s.spec.origin, "pools": s.pools.origin}
+        said = f"remembered, as of {self.as_of}" if self.as_of else "remembered, as of an unknown time"
+        return {what: said for what, origin in origins.items() if origin is Origin.REMEMBERED}
 
     @property
     def guard(self) -> Guard:

@@ -71,7 +71,7 @@ class View:
     services: all of type LoadBalancer, also those that the filters do not admit.  settings: None while nothing is applied; then
     `waiting` says why.  own: the router's addresses.  routed: whether the router has a route to an address that does not lead back
     through the public NIC.  drops: packets that the limit of a pinhole, by its key, has dropped.  Either gives None for not known.
-    opened: the pinholes that are open, by key.
+    opened: the pinholes that are open, by key.  remembered: since when, if the list of Services is not complete.
     """
 
     services: Mapping[Name, Service]
@@ -85,6 +85,7 @@ class View:
     routed: Callable[[Address], bool | None]
     drops: Callable[[str], int | None]
     opened: Mapping[str, Pinhole]
+    remembered: str = ""
 
 
 def view_of(
@@ -108,6 +109,7 @@ def view_of(
         routed,
         drops,
         result.pinholes,
+        result.remembered.get("services", ""),
     )
 
 
@@ -176,7 +178,8 @@ def parse_query(words: Sequence[str]) -> PacketQuery | Name:
 def explain(view: View, words: Sequence[str]) -> Explanation:
     """The answer to what parse_query() reads. Raises ValueError with a sentence."""
     query = parse_query(words)
-    return explain_service(view, query) if isinstance(query, Name) else explain_packet(view, query)
+    found = explain_service(view, query) if isinstance(query, Name) else explain_packet(view, query)
+    return replace(found, lines=(*found.lines, f"Services are {view.remembered}")) if view.remembered else found
 
 
 def explain_packet(view: View, query: PacketQuery) -> Explanation:
