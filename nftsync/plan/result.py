@@ -68,7 +68,7 @@ class SyncResult:
         if s is None:
             return {}
         origins = {"services": s.services, "settings": s.spec.origin, "pools": s.pools.origin}
-        said = f"remembered, as of {self.as_of}" if self.as_of else "remembered, as of an unknown time"
+        said = f"remembered since {self.as_of}" if self.as_of else "remembered since an unknown time"
         return {what: said for what, origin in origins.items() if origin is Origin.REMEMBERED}
 
     @property
