@@ -10,6 +10,7 @@ knows at least of every Service that was closed. It is synced to the disk every 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import logging
 import os
@@ -46,6 +47,9 @@ class _Batch:
     facts: Facts | None = None
     whole: bool = False
 
+    def __bool__(self) -> bool:
+        return bool(self.services or self.facts or self.whole)
+
     def add(self, later: _Batch) -> None:
         if later.whole:
             self.services, self.whole = later.services, True
@@ -71,13 +75,16 @@ class Journal:
         self._path = folder / FILE
         self._clock = clock
         self._lock = threading.Condition()
-        self._pending = _Batch()
-        self._busy = self._ending = False
         self._thread: threading.Thread | None = None
+        self._pending = _Batch()
+        self._writing = self._ending = False
+        self._late = False  # a change has waited in vain for its record: the next ones do not, before the disk answers
         self._number = 0  # of the last record in the file
-        self._size = self._compact_size = 0
+        self._size = self._compact_size = 0  # bytes up to its end; bytes of a file that holds the same without its history
+        self._torn = False  # something stands behind that end
         self._whole = True  # what is written next has to replace the file
         self._unsynced = False
+        self._told = False  # of a disk that takes nothing
         self.kept = True
 
     # --- reading ------------------------------------------------------------------------------------------
@@ -92,58 +99,55 @@ class Journal:
             return read_version_1(self._path.parent)
         except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             log.warning("%s can't be used and is ignored: %s", self._path, error)
-            self.kept, self._number, self._whole = False, 0, True
+            self.kept = False
             return Memory()
+        if self._torn:
+            log.warning("%s: its end was torn off by a crash; what came before counts", self._path)
+        self._compact_size = self._size * (len(memory.services) + 1) // (self._number + 1)
+        self._whole = False
         return memory
 
     def _records(self) -> Iterator[str]:
         """The content of each record up to the torn end. Raises OSError; ValueError with a sentence."""
-        content = read_text(self._path)
-        head, *lines = content.split("\n")
-        if f"{head.partition(' by ')[0]}\n" != _HEAD:
+        head, *lines = read_text(self._path, errors="replace").split("\n")
+        if f"{head.partition(' by ')[0]}\n" != _HEAD or not lines:
             raise ValueError("it is no journal, or one of another version")
-        torn = 0
-        for place, line in enumerate(lines):
+        self._size, cut_short = len(head) + 1, lines.pop() != ""  # a record ends with its line
+        for line in lines:
             number, record = _opened(line)
             if number is None:
-                torn = torn or place + 1
-            elif torn or number != self._number + 1:
+                self._torn = True
+            elif self._torn or number != self._number + 1:
                 raise ValueError(f"it is damaged before record {number}")
             else:
                 self._number = number
+                self._size += len(line) + 1
                 yield record
-        self._size = self._compact_size = len(content)
-        self._whole = bool(torn and lines[torn - 1 :] != [""])  # a torn end is cut off by writing it anew
-        if self._whole:
-            log.warning("%s: its end was torn off by a crash; what came before counts", self._path)
+        self._torn = self._torn or cut_short
 
     # --- writing ------------------------------------------------------------------------------------------
 
     def remember(self, services: Mapping[Name, Service | None], facts: Facts | None = None) -> None:
-        """Begin to write, and wait a moment for it, unless the disk is busy."""
+        """Begin to write, and wait a moment for it, unless the disk does not answer."""
         if not services and facts is None:
             return
         with self._lock:
-            if self._whole and not (self._pending.whole or self._busy):
+            if self._whole and not (self._pending.whole or self._writing):
                 return  # there is no file to append to: replace() comes
-            self._pending.add(_Batch(dict(services), facts))
-            idle = not self._busy
-            self._start()
-            self._lock.notify_all()
-            if idle and self.kept:
-                self._lock.wait_for(lambda: not self._has_pending() and not self._busy, GRACE)
+            self._add(_Batch(dict(services), facts))
+            if self.kept and not self._late:
+                self._late = not self._lock.wait_for(self._answered, GRACE)
 
     def replace(self, memory: Memory) -> None:
         """Write all of it, in the place of what there is."""
         with self._lock:
-            self._pending.add(_Batch(dict(memory.services), memory.facts, whole=True))
-            self._start()
-            self._lock.notify_all()
+            self._add(_Batch(dict(memory.services), memory.facts, whole=True))
 
     @property
     def wants_all(self) -> bool:
         """Whether the file has to be replaced: it is not there, damaged, or has grown by too much."""
-        return not self._busy and not self._pending.whole and (self._whole or self._size > 2 * self._compact_size + SLACK)
+        under_way = self._writing or self._pending.whole
+        return not under_way and (self._whole or self._size > 2 * self._compact_size + SLACK)
 
     def finish(self) -> None:
         """Wait a while for the disk to have everything."""
@@ -153,85 +157,102 @@ class Journal:
         if self._thread:
             self._thread.join(PATIENCE)
 
-    def _start(self) -> None:
+    def _add(self, batch: _Batch) -> None:
+        self._pending.add(batch)
         if self._thread is None or not self._thread.is_alive():
             self._thread = threading.Thread(target=self._run, name="journal", daemon=True)
             self._thread.start()
+        self._lock.notify_all()
 
-    def _has_pending(self) -> bool:
-        return bool(self._pending.services or self._pending.facts or self._pending.whole)
+    def _answered(self) -> bool:
+        """Whether the disk has taken everything, or has refused something."""
+        return not (self.kept and (self._pending or self._writing))
+
+    # --- the thread that waits for the disk -----------------------------------------------------------------
 
     def _run(self) -> None:
         synced = float("-inf")
         while True:
             with self._lock:
-                self._busy = False
-                self._lock.notify_all()
-                while not self._has_pending() and not self._ending:
-                    wait = synced + SYNC - self._clock() if self._unsynced else None
-                    if wait is not None and wait <= 0:
-                        break
-                    self._lock.wait(wait)
-                if self._ending and not self._has_pending() and not self._unsynced:
+                while not (self._pending or self._ending or (self._unsynced and self._clock() >= synced + SYNC)):
+                    self._lock.wait(synced + SYNC - self._clock() if self._unsynced else None)
+                if self._ending and not (self._pending or self._unsynced):
                     return
-                batch, self._pending, self._busy = self._pending, _Batch(), True
-                ending = self._ending
+                batch, self._pending = self._pending, _Batch()
+                self._writing, ending = bool(batch), self._ending
             try:
-                self._write(batch, sync=ending or self._clock() >= synced + SYNC)
-                if not self._unsynced:
+                self._write(batch)
+                self._tell(None)
+                if self._unsynced and (ending or self._clock() >= synced + SYNC):
+                    self._sync()
                     synced = self._clock()
-                self._told(None)
             except OSError as error:
-                self._told(error)
                 with self._lock:
-                    batch.add(self._pending)
-                    self._pending = batch
-                    if ending:
-                        return
+                    if self._writing:  # nothing of it is written
+                        batch.add(self._pending)
+                        self._pending = batch
+                self._tell(error)
+                if ending:
+                    return
+                with self._lock:
                     self._lock.wait_for(lambda: self._ending, RETRY)
 
-    def _told(self, error: OSError | None) -> None:
-        if error is not None and self.kept:
+    def _tell(self, error: OSError | None) -> None:
+        """Tell who waits that the disk has answered."""
+        if error is not None and not self._told:
             log.warning("%s: %s; after a restart or a reboot older pinholes count", self._path, error.strerror)
-        self.kept = error is None
+        with self._lock:
+            self._writing = self._late = False
+            self._told, self.kept = error is not None, error is None
+            self._lock.notify_all()
 
-    def _write(self, batch: _Batch, *, sync: bool) -> None:
+    def _write(self, batch: _Batch) -> None:
         """Raises OSError; then nothing of the batch counts as written."""
         if batch.whole:
             self._replace(batch)
-        elif batch.services or batch.facts:
+        elif batch:
             self._append(batch)
-        if self._unsynced and sync:
-            descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+
+    def _sync(self) -> None:
+        descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        except OSError:
+            self._whole = True  # the kernel forgets what it could not write
+            raise
+        finally:
             self._unsynced = False
+            os.close(descriptor)
 
     def _append(self, batch: _Batch) -> None:
         content = "".join(_sealed(batch.lines(), self._number)).encode()
-        descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW)
         try:
-            size = os.fstat(descriptor).st_size
-            try:
-                written = 0
-                while written < len(content):
-                    written += os.write(descriptor, content[written:])
-            except OSError:
-                os.ftruncate(descriptor, size)
-                raise
+            descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except OSError as error:
+            self._whole = error.errno in (errno.ENOENT, errno.ELOOP)  # somebody took it away, or put a link in its place
+            raise
+        try:
+            if self._torn:
+                os.ftruncate(descriptor, self._size)
+            elif os.fstat(descriptor).st_size != self._size:
+                self._whole = True
+                raise OSError(errno.ESTALE, "somebody has changed it")
+            self._torn = True  # until all of it is written
+            written = 0
+            while written < len(content):
+                written += os.write(descriptor, content[written:])
+            self._torn = False
         finally:
             os.close(descriptor)
         self._number += content.count(b"\n")
-        self._size, self._unsynced = size + len(content), True
+        self._size, self._unsynced = self._size + len(content), True
 
     def _replace(self, batch: _Batch) -> None:
         content = f"{_HEAD.rstrip()} by version {__version__}\n" + "".join(_sealed(batch.lines(), 0))
         replace_text(self._path, content)
         self._number = content.count("\n") - 1
         self._size = self._compact_size = len(content)
-        self._whole = self._unsynced = False
+        self._torn = self._whole = self._unsynced = False
 
 
 def _sealed(records: Iterable[str], number: int) -> Iterator[str]:
@@ -243,10 +264,10 @@ def _opened(line: str) -> tuple[int | None, str]:
     """Number and content of a record; None for what is no whole record."""
     number, _, rest = line.partition(" ")
     checksum, _, record = rest.partition(" ")
-    if not number.isdecimal() or len(number) > 15 or checksum != _checksum(int(number), record):
+    if not (line.isascii() and number.isdecimal()) or len(number) > 15 or checksum != _checksum(int(number), record):
         return None, ""
     return int(number), record
 
 
 def _checksum(number: int, record: str) -> str:
-    return hashlib.blake2b(f"{number} {record}".encode(errors="replace"), digest_size=8).hexdigest()
+    return hashlib.blake2b(f"{number} {record}".encode(), digest_size=8).hexdigest()

@@ -50,10 +50,10 @@ def read_sealed(path: Path, form: int) -> str:
     return text
 
 
-def read_text(path: Path) -> str:
-    """The text of a regular file: a pipe would keep the reader waiting. Raises OSError or ValueError."""
+def read_text(path: Path, errors: str = "strict") -> str:
+    """The text of a regular file: a pipe would keep the reader waiting. errors: see open(). Raises OSError or ValueError."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    with open(descriptor, encoding="utf-8", newline="") as file:  # noqa: PTH123  # as it is, line ends too
+    with open(descriptor, encoding="utf-8", errors=errors, newline="") as file:  # noqa: PTH123  # as it is, line ends too
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise ValueError("it is not a file")
         return file.read()
