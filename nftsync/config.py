@@ -50,7 +50,8 @@ class Caps:
 class Filters:
     """Which Services are ours. An empty collection filters nothing.
 
-    load_balancer_classes: spec.loadBalancerClass values; "" stands for Services that have none.
+    load_balancer_classes: spec.loadBalancerClass values; "" stands for Services that have none. A Service of unknown class was
+    admitted by an earlier version (see files.memory_v1).
     """
 
     namespaces: frozenset[str] = frozenset()
@@ -59,7 +60,7 @@ class Filters:
 
     def admit(self, service: Service) -> bool:
         namespace = service.name.namespace
-        return (
+        return service.load_balancer_class is None or (
             (not self.namespaces or namespace in self.namespaces)
             and namespace not in self.exclude_namespaces
             and (not self.load_balancer_classes or service.load_balancer_class in self.load_balancer_classes)

@@ -40,14 +40,14 @@ class Port(NamedTuple):
 class Service:
     """A Service of type LoadBalancer, as far as it could be understood.
 
-    created: RFC 3339 UTC in seconds, or "" if unknown.  load_balancer_class: "" for none.
+    created: RFC 3339 UTC in seconds, or "" if unknown.  load_balancer_class: "" for none, None if unknown.
     addresses: status.loadBalancer.ingress[].ip.  sources: None for everybody; otherwise only these, collapsed; () for nobody.
     """
 
     name: Name
     uid: str
     created: str
-    load_balancer_class: str
+    load_balancer_class: str | None
     addresses: tuple[Address, ...]
     ports: tuple[Port, ...]
     sources: tuple[Network, ...] | None

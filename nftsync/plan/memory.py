@@ -7,13 +7,14 @@ turns it into records and back; files.journal keeps the records.
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_network
 from typing import Any
 
-from nftsync.objects.address import Address, Local, parse_range
-from nftsync.objects.metallb import Configuration, Pool
-from nftsync.objects.names import Name
+from nftsync.objects.address import Address, Local, Network, parse_range
+from nftsync.objects.metallb import Configuration, Pool, parse_peer_address
+from nftsync.objects.names import NAME, Name
 from nftsync.objects.nft import NftSpec, describe_spec, parse_spec
 from nftsync.objects.ratelimit import parse_ratelimit
 from nftsync.objects.service import Port, Protocol, Service
@@ -69,6 +70,9 @@ class BootFacts:
 
 # --- records: one JSON value a line -------------------------------------------------------------------
 
+_ADDRESS = re.compile(r"[0-9a-f.:-]{1,64}")
+_DIGESTS = re.compile(r"[0-9a-f]{1,128} [0-9a-f]{1,128}")
+
 GONE = "gone"
 SERVICE = "service"
 FACTS = "facts"
@@ -113,7 +117,7 @@ def replay(memory: Memory, record: str) -> None:
         service = _service(*content)
         memory.services[service.name] = service
     elif kind == GONE:
-        memory.services.pop(Name(*content), None)
+        memory.services.pop(_name(*content), None)
     elif kind == FACTS:
         memory.facts = _facts(*content)
     else:
@@ -123,14 +127,14 @@ def replay(memory: Memory, record: str) -> None:
 def _service(raw: dict[str, Any]) -> Service:
     sources, limit = raw["sources"], raw["limit"]
     return Service(
-        name=Name(*map(_text, raw["name"])),
+        name=_name(*raw["name"]),
         uid=_text(raw["uid"]),
         created=_text(raw["created"]),
-        load_balancer_class=_text(raw["class"]),
-        addresses=tuple(map(ip_address, map(_text, raw["addresses"]))),
+        load_balancer_class=None if raw["class"] is None else _text(raw["class"]),
+        addresses=tuple(map(_address, raw["addresses"])),
         ports=tuple(Port(Protocol(protocol), _port(number)) for protocol, number in raw["ports"]),
-        sources=None if sources is None else tuple(map(ip_network, map(_text, sources))),
-        limit=parse_ratelimit(limit) if limit else None,
+        sources=None if sources is None else tuple(map(_network, sources)),
+        limit=None if limit == "" else parse_ratelimit(_text(limit)),
         rejections=(),
     )
 
@@ -145,13 +149,13 @@ def _facts(raw: dict[str, Any]) -> Facts:
         local_chain=_text(raw["local_chain"]),
         config=_text(raw["config"]),
         local=None if raw["local"] is None else _local(*raw["local"]),
-        peers=frozenset(map(ip_address, map(_text, raw["peers"]))),
+        peers=frozenset(map(_address, raw["peers"])),
         as_of=_text(raw["as_of"]),
     )
 
 
 def _local(addresses: list[object], networks: list[object]) -> Local:
-    return Local(frozenset(map(ip_address, map(_text, addresses))), frozenset(map(ip_network, map(_text, networks))))
+    return Local(frozenset(map(_address, addresses)), frozenset(map(_network, networks)))
 
 
 def describe_pools(known: Configuration) -> dict[str, object]:
@@ -168,7 +172,7 @@ def parse_pools(raw: dict[str, Any]) -> Configuration:
         Pool(_text(pool["name"]), _text(pool["source"]), tuple(map(parse_range, pool["ranges"])), pool["advertised"] is True)
         for pool in raw["pools"]
     )
-    return Configuration(pools, frozenset(map(ip_address, map(_text, raw["peers"]))))
+    return Configuration(pools, frozenset(parse_peer_address(peer, "peers") for peer in raw["peers"]))
 
 
 def boot_facts_record(facts: BootFacts) -> str:
@@ -178,15 +182,37 @@ def boot_facts_record(facts: BootFacts) -> str:
 def parse_boot_facts(record: str) -> BootFacts:
     """Raises ValueError, TypeError or KeyError if it is not what boot_facts_record() gave."""
     raw = json.loads(record)
-    ingress = raw["ingress"]
+    rules, ingress = _text(raw["rules"]), raw["ingress"]
+    if rules and not _DIGESTS.fullmatch(rules):
+        raise ValueError("rules are no digests")
     if type(ingress) not in (int, type(None)):
         raise TypeError("ingress is no index")
-    return BootFacts(_text(raw["rules"]), ingress, frozenset(map(ip_address, map(_text, raw["former"]))))
-
+    return BootFacts(rules, ingress, frozenset(map(_address, raw["former"])))
 
 
 def _sorted(values: frozenset[Any]) -> list[str]:
     return sorted(map(str, values))
+
+
+def _name(namespace: object, name: object) -> Name:
+    """Of a Service; or of what an earlier version knew without its Service, in no namespace."""
+    if not (NAME if namespace else _ADDRESS).fullmatch(_text(name)) or (namespace and not NAME.fullmatch(_text(namespace))):
+        raise ValueError(f"{namespace!a}/{name!a} is no name")
+    return Name(_text(namespace), _text(name))
+
+
+def _address(value: object) -> Address:
+    return ip_address(_plain(value))
+
+
+def _network(value: object) -> Network:
+    return ip_network(_plain(value))
+
+
+def _plain(value: object) -> str:
+    if "%" in _text(value):  # a zone could hold anything
+        raise ValueError(f"{value!a} has a zone")
+    return _text(value)
 
 
 def _text(value: object) -> str:
