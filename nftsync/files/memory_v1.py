@@ -60,7 +60,7 @@ def _take_services(memory: Memory, text: str) -> None:
         name, uid, limit = line.split(" ", 2)
         service = Name(*name.split("/"))
         memory.services[service] = Service(
-            service, uid, "", "", (), (), None, parse_ratelimit(limit) if limit else None, rejections=()
+            service, uid, "", None, (), (), None, parse_ratelimit(limit) if limit else None, rejections=()
         )
 
 
@@ -73,7 +73,7 @@ def _take_ruleset(memory: Memory, text: str) -> None:
         alike.setdefault((address, networks, limits.get((address, port))), []).append(port)
     for number, ((address, networks, limit), ports) in enumerate(alike.items()):
         name = Name("", f"{address}-{number}")
-        memory.services[name] = Service(name, "", "", "", (ip_address(address),), tuple(ports), networks, limit, rejections=())
+        memory.services[name] = Service(name, "", "", None, (ip_address(address),), tuple(ports), networks, limit, rejections=())
 
 
 def _pinholes(text: str) -> _Found:
