@@ -25,7 +25,7 @@ class BootMark:
             self.facts = parse_boot_facts(read_sealed(self._path, _FORM))
         except FileNotFoundError:
             pass
-        except (OSError, ValueError, TypeError, KeyError) as error:
+        except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
             log.warning("%s can't be used: this counts as the first run since the boot: %s", self._path, error)
 
     def write(self, facts: BootFacts) -> None:
