@@ -5,6 +5,7 @@ FILE holds the word that the kernel does not know, or nothing. As on a real mach
 
 from __future__ import annotations
 
+import re
 import runpy
 import sys
 from pathlib import Path
@@ -17,8 +18,12 @@ def main(file: str, *arguments: str) -> None:
 
     def cmd(self: Nftables, text: str) -> tuple[int, str, str]:
         word = Path(file).read_text().strip()
-        if word and word in text and not self.get_dry_run():
-            return 1, "", "Error: Could not process rule: No such file or directory"
+        included = re.fullmatch(r'include "(.*)"', text)
+        lines = (Path(included[1]).read_text() if included else text).splitlines()
+        refused = next((number for number, line in enumerate(lines, start=1) if word and word in line), 0)
+        if refused and not self.get_dry_run():
+            where = f"{included[1]}:{refused}:1-2: " if included else ""
+            return 1, "", f"{where}Error: Could not process rule: No such file or directory"
         answer: tuple[int, str, str] = understood(self, text)
         return answer
 

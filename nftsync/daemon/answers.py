@@ -92,6 +92,8 @@ def _status(daemon: Daemon, _: Question) -> Answer:
 
 def _ruleset(daemon: Daemon, _: Question) -> Answer:
     wanted = daemon.reconciler.wanted()
+    if wanted is None and not daemon.last.filters:
+        return {"text": ""}  # there is nothing of ours, and nothing should be
     if wanted is None:
         raise ValueError(f"it is not known yet what should be in the kernel: {daemon.last.message}")
     return {"text": render(wanted)}

@@ -96,7 +96,7 @@ def _network_is_up() -> bool:
 def _tell(result: SyncResult, facts: Facts) -> None:
     for rejection in result.rejections:
         if rejection.object.kind == "File":
-            log.warning("%s", rejection)
+            log.warning("your local chain is not in force as it stands: %s", rejection)
     verdicts = result.snapshot.verdicts if result.snapshot else None
     if verdicts and verdicts.limits:
         log.warning("no rate limit is in force until nftsync runs: %s", verdicts.limits)

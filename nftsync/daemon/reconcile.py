@@ -185,7 +185,7 @@ class Reconciler:
             generation, found = self._kernel.generation(), self._kernel.read()
             if not self._begun:
                 self._begin(found)
-            if waits := self._waits(found):
+            if waits := self._waits(found, changed_by):
                 return SyncResult(Outcome.WAITING, waits)
             self.index = self._from_scratch()
             self._note_former(found)
@@ -208,13 +208,17 @@ class Reconciler:
             s = replace(s, undecided=undecided_of(found.ruleset, known, s.pools.origin))
         self._snapshot = s
 
-    def _waits(self, found: Found) -> str:
-        """What has to come before anything is applied, for people; "" if nothing has to."""
+    def _waits(self, found: Found, changed_by: str) -> str:
+        """What has to come before anything is applied, for people; "" if nothing has to.
+
+        Without settings the base is put back, if that is what stood, and nothing else is touched while it keeps the door shut.
+        """
         s, filters = self._snapshot, found.ruleset.tables.get(FILTER, Table()).filters
         stands = "" if filters else f"{NOT_FILTERING}: "
         if s.spec.value is None:
             shut = self._base or self._filtered  # before there is a network; or somebody took away what kept the door shut
-            return "" if shut and not filters else stands + (s.missing or f"there is no usable Nft resource {s.config.nft}")
+            harmed = bool(changed_by) and self.record.boot.base and self._filtered
+            return "" if (shut and not filters) or harmed else stands + (s.missing or f"there is no usable Nft resource {s.config.nft}")
         if s.interfaces.local is None:
             raise KernelError("the router's own addresses are not known")
         remembered = self.record.memory.facts.spec is not None
@@ -290,7 +294,7 @@ class Reconciler:
         alone = not planned.text or self._kernel.generation() == generation + 1
         ingress = self._network.settle(shaped=planned.settings.device is not None, ours=record.boot.ingress)
         left = f"{rules} {tables_digest(planned.wanted.tables)}" if alone else ""
-        record.accept(planned, pinholes, rules, BootFacts(left, ingress, s.former), base=s.spec.value is None)
+        record.accept(planned, pinholes, rules, BootFacts(left, ingress, s.former, base=s.spec.value is None))
         self._snapshot = self._planned = replace(s, first_since_boot=False)
         self._filtered = True
         done = "rules renewed" if renewed and not s.verdicts.limits else ""
@@ -335,6 +339,7 @@ class Reconciler:
             nft=observer.nft,
             confirming=observer.confirming,
             rejections=self._rejections,
+            filters=self._filtered,
             hash=record.hash(s),
             as_of=record.memory.facts.as_of,
         )

@@ -44,9 +44,9 @@ class Record:
         self._store = store
         self._clock = clock
         self.memory = store.journal.load()
-        self.first_since_boot = boots or store.mark.facts is None
-        self.boot = BootFacts() if store.mark.facts is None else store.mark.facts
-        self.left = Left() if self.first_since_boot else Left.by_another_process(self.boot)
+        self.boot = BootFacts(base=True) if store.mark.facts is None else store.mark.facts
+        self.first_since_boot = boots or self.boot.base
+        self.left = Left.by_another_process(self.boot)
         self.applied = Applied()
         self._as_of = float("-inf")  # when facts.as_of was written down
         self._hash, self._hashed = "", tuple[object, ...]()
@@ -87,17 +87,13 @@ class Record:
             else:
                 self.memory.services[name] = service
 
-    def accept(self, planned: Plan, pinholes: dict[str, Pinhole], rules: str, boot: BootFacts, *, base: bool) -> None:
-        """The kernel has taken a whole plan. rules: as they were read back.
-
-        base: whether no settings were known. Then what is remembered, and could not be read, still has to be loaded.
-        """
+    def accept(self, planned: Plan, pinholes: dict[str, Pinhole], rules: str, boot: BootFacts) -> None:
+        """The kernel has taken a whole plan. rules: as they were read back."""
         self.applied = Applied.of(planned.wanted.tables, pinholes, planned.settings)
         self.left = Left(rules, planned.wanted.tables)
         self.first_since_boot = False
         self.boot = boot
-        if not base:
-            self._store.mark.write(self.boot)
+        self._store.mark.write(self.boot)
         if planned.local_chain.last_good != self.memory.facts.local_chain:
             self.memory.facts = replace(self.memory.facts, local_chain=planned.local_chain.last_good)
             self._store.journal.remember({}, self.memory.facts)

@@ -61,11 +61,13 @@ class BootFacts:
 
     rules: digest of the rules that this boot's last transaction left, "" if somebody else may have changed them.  ingress: index of
     the NIC whose ingress qdisc is ours.  former: addresses that had pinholes before they left the pools.
+    base: whether the base alone was loaded, so that what is remembered, and could not be read then, still has to be.
     """
 
     rules: str = ""
     ingress: int | None = None
     former: frozenset[Address] = frozenset()
+    base: bool = False
 
 
 # --- records: one JSON value a line -------------------------------------------------------------------
@@ -176,7 +178,7 @@ def parse_pools(raw: dict[str, Any]) -> Configuration:
 
 
 def boot_facts_record(facts: BootFacts) -> str:
-    return _json({"rules": facts.rules, "ingress": facts.ingress, "former": _sorted(facts.former)})
+    return _json({"rules": facts.rules, "ingress": facts.ingress, "former": _sorted(facts.former), "base": facts.base})
 
 
 def parse_boot_facts(record: str) -> BootFacts:
@@ -187,7 +189,7 @@ def parse_boot_facts(record: str) -> BootFacts:
         raise ValueError("rules are no digests")
     if type(ingress) not in (int, type(None)):
         raise TypeError("ingress is no index")
-    return BootFacts(rules, ingress, frozenset(map(_address, raw["former"])))
+    return BootFacts(rules, ingress, frozenset(map(_address, raw["former"])), raw["base"] is True)
 
 
 def _sorted(values: frozenset[Any]) -> list[str]:

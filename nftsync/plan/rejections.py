@@ -8,7 +8,7 @@ from nftsync.config import Enforcement
 from nftsync.objects.names import ObjectRef, Reason, Rejection
 from nftsync.objects.nft import Nft
 from nftsync.plan.plan import ChainInUse
-from nftsync.plan.snapshot import Snapshot
+from nftsync.plan.snapshot import Origin, Snapshot
 from nftsync.policy.pinholes import Desired
 
 
@@ -26,4 +26,6 @@ def refused(
         yield Rejection(ObjectRef("File", str(config.local_chain)), Reason.INVALID_LOCAL_CHAIN, f"{chain.error}; {chain.instead}")
     if config.boundary.enforcement is not Enforcement.IGNORED:
         yield from pools
-    yield from index.rejections()
+    for rejection in index.rejections():
+        if s.pools.origin is not Origin.UNKNOWN or rejection.reason is not Reason.OUTSIDE_POOLS:  # else nobody knows
+            yield rejection

@@ -37,8 +37,8 @@ class SyncResult:
     snapshot: what it was planned with, None before the first one.  settings: those that the kernel has, None before it took any.
     pinholes: those that are open, by key.  index: whose they are, and who waits; it and the pinholes change with the next sync.
     nft: the resource as it was last seen.  rejections: everything that is refused, the same tuple while nothing changed.
-    hash: of what routers of one cluster have in common.  as_of: when the cluster was last known to ask for what is remembered,
-    RFC 3339, "" if nothing is.
+    filters: whether tables of ours keep the door shut.  hash: of what routers of one cluster have in common.
+    as_of: when the cluster was last known to ask for what is remembered, RFC 3339, "" if nothing is.
     """
 
     outcome: Outcome
@@ -53,6 +53,7 @@ class SyncResult:
     nft: Nft | None = None
     confirming: Confirming = field(default_factory=Confirming)
     rejections: tuple[Rejection, ...] = ()
+    filters: bool = False
     hash: str = ""
     as_of: str = ""
 

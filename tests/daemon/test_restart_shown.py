@@ -92,10 +92,10 @@ def restarted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
         assert {words: explained(daemon, words) for words in EXPLAINED} == EXPLAINED
         outage(daemon.cluster)
         end(daemon)
-        daemon.lab.deliver([Probe("udp", SERVICE4, 80)] * SENT)
         stopped = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         time.sleep(1.1)  # so that a time stamp tells the daemon before from this one
         daemon.waiting()
+        daemon.lab.deliver([Probe("udp", SERVICE4, 80)] * SENT)
         yield Restarted(daemon, before, stale, stopped)
 
 
