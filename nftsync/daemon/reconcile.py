@@ -218,7 +218,8 @@ class Reconciler:
         if s.spec.value is None:
             shut = self._base or self._filtered  # before there is a network; or somebody took away what kept the door shut
             harmed = bool(changed_by) and self.record.boot.base and self._filtered
-            return "" if (shut and not filters) or harmed else stands + (s.missing or f"there is no usable Nft resource {s.config.nft}")
+            missing = s.missing or f"there is no usable Nft resource {s.config.nft}"
+            return "" if harmed or (shut and not filters) else stands + missing
         if s.interfaces.local is None:
             raise KernelError("the router's own addresses are not known")
         remembered = self.record.memory.facts.spec is not None

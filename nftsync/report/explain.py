@@ -72,7 +72,7 @@ class View:
     `waiting` says why.  own: the router's addresses.  routed: whether the router has a route to an address that does not lead back
     through the public NIC.  drops: packets that the limit of a pinhole, by its key, has dropped.  Either gives None for not known.
     opened: the pinholes that are open, by key.  remembered: since when, if the list of Services is not complete.
-    filters: whether tables of ours keep the door shut.
+    shut: whether tables of ours keep the door shut.
     """
 
     services: Mapping[Name, Service]
@@ -87,7 +87,7 @@ class View:
     drops: Callable[[str], int | None]
     opened: Mapping[str, Pinhole]
     remembered: str = ""
-    filters: bool = True
+    shut: bool = True
 
 
 def view_of(
@@ -362,7 +362,7 @@ def _some(items: Iterable[object]) -> str:
 
 
 def _waiting(view: View) -> Explanation:
-    if not view.filters:
+    if not view.shut:
         return Explanation(Verdict.PASSES, Cause.WAITING, (f"everything passes: {view.waiting}",))
     line = f"nothing is applied yet: {view.waiting}; until then what the kernel held before decides"
     return Explanation(Verdict.DEPENDS, Cause.WAITING, (line,))
