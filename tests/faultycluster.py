@@ -94,11 +94,11 @@ class FaultyCluster:
             self.kinds[kind].path = path
         self.listen()
 
-    def hold(self, *kinds: str) -> threading.Event:
-        """Lists of these kinds are answered when somebody sets the event."""
+    def hold(self, *kinds: str, page: str = LIST) -> threading.Event:
+        """Lists of these kinds are answered when somebody sets the event. page: PAGE to hold what follows the first page."""
         gate = threading.Event()
         for kind in kinds:
-            self.kinds[kind].standing[LIST] = waits_for(gate)
+            self.kinds[kind].standing[page] = waits_for(gate)
         return gate
 
     def uninstall(self, kind: str) -> None:
