@@ -74,8 +74,9 @@ bench: .venv/dev
 	.venv/bin/python -m tests.bench
 
 # A thousand faults, a few minutes; another seed draws others: make chaos SEED=7
+# SIGKILL at 300 instants, nine minutes: make chaos FAULTS=0 KILLS=300
 chaos: .venv/dev
-	.venv/bin/python -m tests.chaos $(if $(SEED),--seed $(SEED)) $(if $(FAULTS),--faults $(FAULTS))
+	.venv/bin/python -m tests.chaos $(if $(SEED),--seed $(SEED)) $(if $(FAULTS),--faults $(FAULTS)) $(if $(KILLS),--kills $(KILLS))
 
 # dist/nftsync_VERSION_all.deb, the same bytes every time; lintian has nothing to say against it.
 deb:

@@ -1,6 +1,6 @@
 """Faults drawn by a seed, one after the other, while numbered packets flow: nothing forbidden passes, nothing allowed is lost.
 
-    python -m tests.chaos [--seed N] [--faults N]
+    python -m tests.chaos [--seed N] [--faults N] [--kills N]
 
 What should be open is told by an oracle that knows nothing of nft: a dictionary of what was asked for. After each fault the router
 has to come to that; while rules stand, packets to what is open all the time and to what never is are counted, every one.
@@ -324,11 +324,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__.partition("\n")[0])
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
     parser.add_argument("--faults", type=int, default=1000)
+    parser.add_argument("--kills", type=int, default=0, help="SIGKILL at so many instants, see tests/kill.py")
     options = parser.parse_args()
-    print(f"seed {options.seed}, {options.faults} faults", flush=True)
-    tally = chaos(options.seed, options.faults)
-    print(tally)
-    print(json.dumps(dict(sorted(tally.faults.items()))))
+    print(f"seed {options.seed}, {options.faults} faults, {options.kills} kills", flush=True)
+    if options.faults:
+        tally = chaos(options.seed, options.faults)
+        print(tally)
+        print(json.dumps(dict(sorted(tally.faults.items()))))
+    if options.kills:
+        from tests.kill import kills  # which needs this module
+
+        print(kills(options.seed, options.kills))
     return 0
 
 

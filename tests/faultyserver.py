@@ -14,6 +14,7 @@ import gzip
 import json
 import socket
 import struct
+import sys
 import threading
 import time
 from collections import defaultdict, deque
@@ -203,6 +204,11 @@ class HttpServer(ThreadingHTTPServer):
     def shutdown_request(self, request: Any) -> None:
         self._open.discard(request)
         super().shutdown_request(request)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that is killed resets its connection."""
+        if not isinstance(sys.exception(), OSError):
+            super().handle_error(request, client_address)
 
     def end(self) -> None:
         """Refuse connections from now on, and cut those that there are."""

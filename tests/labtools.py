@@ -240,12 +240,16 @@ class Daemon:
 
     def start(self, *, ready: bool = True) -> Self:
         """Start it; return when it is ready, or without `ready` when it answers at all."""
-        with self.logfile.open("a") as log:
-            self.process = self.lab.router.popen(self.argv(), stdout=log, stderr=log, env={**os.environ, **self.environment})
+        self.launch()
         good = {200} if ready else {200, 503}
         assert eventually(lambda: self.get("/readyz").status in good or self.ended), f"never ready: {self.log()}"
         assert not self.ended, f"it ended: {self.log()}"
         return self
+
+    def launch(self) -> None:
+        """Start it and wait for nothing."""
+        with self.logfile.open("a") as log:
+            self.process = self.lab.router.popen(self.argv(), stdout=log, stderr=log, env={**os.environ, **self.environment})
 
     @property
     def ended(self) -> bool:
