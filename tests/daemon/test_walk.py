@@ -1,0 +1,32 @@
+"""How many modules a reader has to know to follow one Service through the running daemon."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests import walk as walking
+from tests.labtools import needs_root
+from tests.process import not_yet
+
+pytestmark = needs_root
+
+MOST = 14
+
+
+@pytest.fixture(scope="module")
+def walk() -> walking.Walk:
+    """That of the Service which met the fewest: something else may happen at the same time."""
+    with walking.router() as (daemon, file):
+        return min(walking.walks(daemon, file, 4), key=lambda each: len(each.modules))
+
+
+def test_a_walk_leads_to_the_kernel_and_back_to_the_cluster(walk: walking.Walk) -> None:
+    print(walk)
+    assert len({thread for _, thread, _ in walk.there}) == 2, "one thread watches, one owns the state"
+    assert len({module for _, _, module in walk.there}) >= 5
+    assert len({module for _, _, module in walk.back}) >= 3
+
+
+@not_yet("one Service enters 33 modules")
+def test_one_service_enters_few_modules_there_and_back(walk: walking.Walk) -> None:
+    assert len(walk.modules) <= MOST, walk
