@@ -41,7 +41,7 @@ POOL: Raw = {
     "spec": {"addresses": ["172.30.254.0/24", "2001:db8:254::/64"]},
 }  # fmt: skip
 EVIL = "}; flush ruleset; #\n\x1b[2J\u202e"
-CONVERGES = 15.0  # seconds until the oracle has to be right
+CONVERGES = 60.0  # seconds until the oracle is taken never to be right
 
 
 class ChaosError(AssertionError):

@@ -343,7 +343,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def hang(self) -> None:
         """Keep the connection open and say nothing more."""
-        self.world.stopping.wait(60)
+        self.world.stopping.wait(3600)
         self.close_connection = True
 
     def reset(self) -> None:

@@ -29,9 +29,9 @@ from nftsync.policy.pinholes import Desired
 from nftsync.ruleset.elements import ruleset
 from nftsync.ruleset.tables import Ruleset, Settings
 from nftsync.ruleset.transaction import transaction
-from tests.lab.lab import Lab
+from tests.lab.lab import Flood, Lab
 
-PATIENCE = 15.0  # seconds until something that always happens is taken to have failed
+PATIENCE = 60.0  # seconds until something that always happens is taken to have failed: a busy machine is no fault
 PUBLIC_NIC = "public0"
 METRICS = "127.0.0.1:9469"  # the default address; the lab's router has a loopback of its own
 SERVICE4, SERVICE6 = "172.30.254.1", "2001:db8:254::1"
@@ -119,6 +119,14 @@ def eventually(condition: Callable[[], object], seconds: float = PATIENCE) -> bo
     return True
 
 
+def flooded(measure: Callable[[], Flood], rate: float, within: float) -> Flood:
+    """The first flood that came at this rate, in bytes a second, give or take this part of it: a busy machine holds up some."""
+    deadline = time.monotonic() + PATIENCE
+    while abs((measured := measure()).rate - rate) > within * rate:
+        assert time.monotonic() < deadline, f"{measured.rate:.0f} and never {rate:.0f} bytes/second"
+    return measured
+
+
 def elements(lab: Lab, name: str, family: str = "inet") -> dict[str, Raw]:
     """A set of ours as the kernel lists it: from "address . protocol . port" to what hangs on the element.
 
@@ -155,7 +163,7 @@ def rules(lab: Lab, *options: str) -> str:
     return "\n".join(sorted(shown))
 
 
-def answers(connection: socket.socket, seconds: float = 3.0) -> bool:
+def answers(connection: socket.socket, seconds: float = PATIENCE) -> bool:
     """Whether what is sent now comes back within that time."""
     text = b"still?%d" % time.monotonic_ns()
     connection.sendall(text)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tests.labtools import Daemon
 
-PATIENCE = 10.0  # seconds that a boot may take: a file that is none must not be waited for
+PATIENCE = 60.0  # seconds that a boot may take: a file that is none must not be waited for
 
 
 def last_good_file(daemon: Daemon) -> Path:

@@ -28,10 +28,10 @@ def storm(namespace: Namespace, rate: float) -> Iterator[None]:
 
 
 def _blow(pause: float) -> None:
-    """For a minute, so that whoever waits for the end is caught waiting."""
+    """For ten minutes, so that whoever waits for the end is caught waiting."""
     nft, began, number = Nftables(), time.monotonic(), 0
     nft.cmd("add table inet storm; add set inet storm s { type ipv4_addr; }")
-    while time.monotonic() < began + 60:
+    while time.monotonic() < began + 600:
         nft.cmd(f"add element inet storm s {{ 10.{number >> 16 & 255}.{number >> 8 & 255}.{number & 255} }}")
         number += 1
         if number == 20:

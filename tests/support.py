@@ -6,13 +6,16 @@ import ctypes
 import os
 import re
 import subprocess
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, ip_address
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
+import pytest
+import yaml
 from hypothesis import strategies as st
 from nftables import Nftables
 
@@ -86,6 +89,19 @@ def _unshare() -> None:
 
 def _run(argv: tuple[str, ...], text: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(argv, input=text, capture_output=True, text=True, check=False)
+
+
+def count_yaml_events(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """Counts what PyYAML makes of texts from now on: the measure of what they cost."""
+    parse, counted = yaml.parse, Counter[str]()
+
+    def counting(*arguments: Any, **options: Any) -> Iterator[Any]:
+        for event in parse(*arguments, **options):
+            counted["events"] += 1
+            yield event
+
+    monkeypatch.setattr(yaml, "parse", counting)
+    return counted
 
 
 # --- strategies ---------------------------------------------------------------------------------------

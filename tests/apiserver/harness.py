@@ -51,7 +51,7 @@ _PORTS = range(20000, 30000)
 # The parent may have died before the kernel was asked to tell of its death.
 _UNLESS_ORPHANED = '[ "$PPID" = "$0" ] && exec "$@"'
 _START_SECONDS = 120.0  # a few on an idle machine
-_PATIENCE = 60.0  # seconds until something that always happens is taken to have failed: a busy machine is no fault
+PATIENCE = 60.0  # seconds until something that always happens is taken to have failed: a busy machine is no fault
 
 T = TypeVar("T")
 
@@ -60,7 +60,7 @@ class HarnessError(Exception):
     """The API server can't be had, or is not as it should be; says why and what to do."""
 
 
-def eventually(condition: Callable[[], T | None], what: str, seconds: float = _PATIENCE) -> T:
+def eventually(condition: Callable[[], T | None], what: str, seconds: float = PATIENCE) -> T:
     """The first true value of `condition`, tried every 20 ms. Raises HarnessError after `seconds`."""
     end = time.monotonic() + seconds
     while not (value := condition()):

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tests.apiserver.harness import MANIFESTS, NFTS, ApiServer, Programs, eventually
+from tests.apiserver.harness import MANIFESTS, NFTS, PATIENCE, ApiServer, Programs, eventually
 from tests.lab.lab import Lab
 
 SERVICES = "/api/v1/namespaces/default/services"
@@ -56,12 +56,12 @@ class Router:
         if self.daemon:
             self.daemon.send_signal(signal.SIGCONT)
             self.daemon.terminate()
-            self.daemon.wait(10)
+            self.daemon.wait(PATIENCE)
             self.daemon = None
 
     def page(self, path: str) -> str:
         try:
-            with urllib.request.urlopen(METRICS + path, timeout=2) as answer:
+            with urllib.request.urlopen(METRICS + path, timeout=20) as answer:
                 content: bytes = answer.read()
         except OSError:
             return ""
@@ -82,11 +82,11 @@ class Router:
         self.server.admin.post(SERVICES, service)
         self.server.admin.patch(f"{SERVICES}/{name}/status", {"status": {"loadBalancer": {"ingress": [{"ip": address}]}}})
 
-    def opens(self, address: str, port: int = 80, seconds: float = 20.0) -> None:
-        eventually(lambda: self.lab.arrives("tcp", address, port), f"{address} port {port} does not open", seconds)
+    def opens(self, address: str, port: int = 80) -> None:
+        eventually(lambda: self.lab.arrives("tcp", address, port), f"{address} port {port} does not open")
 
-    def closes(self, address: str, port: int = 80, seconds: float = 20.0) -> None:
-        eventually(lambda: not self.lab.arrives("tcp", address, port), f"{address} port {port} does not close", seconds)
+    def closes(self, address: str, port: int = 80) -> None:
+        eventually(lambda: not self.lab.arrives("tcp", address, port), f"{address} port {port} does not close")
 
 
 @contextmanager

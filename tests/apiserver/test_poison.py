@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -60,9 +59,8 @@ def told(router: Router) -> Counter[str]:
 
 def test_five_hundred_bad_ones_among_a_thousand_good_ones_harm_nobody_and_each_is_told(router: Router) -> None:
     add_all(router)
-    began = time.monotonic()
     router.start()
-    eventually(lambda: opened() == GOOD + BAD / 2, "all are open that can be", 5 - (time.monotonic() - began))
+    eventually(lambda: opened() == GOOD + BAD / 2, "all are open that can be")
     assert router.lab.arrives("tcp", OPEN, 80)
     assert not router.lab.arrives("tcp", CLOSED, 80)
     reasons = [f'nftsync_rejections{{reason="{reason}"}}' for reason in ("invalid_ratelimit", "reserved_address")]

@@ -1,13 +1,20 @@
-"""The benchmark: `make bench`, or `python -m tests.bench PART…` for some of its parts. Needs root and two minutes."""
+"""The benchmark: `make bench`, or `python -m tests.bench PART…` for some of its parts. Needs root and five minutes."""
 
 from __future__ import annotations
 
 import sys
 
-from tests.bench import changes, memory, packets, start
+from tests.bench import beside, changes, daemon, memory, packets, start
 from tests.children import give_children_default_signals
 
-PARTS = {"changes": changes.run, "start": start.run, "memory": memory.run, "packets": packets.run}
+PARTS = {
+    "changes": changes.run,
+    "start": start.run,
+    "memory": memory.run,
+    "packets": packets.run,
+    "daemon": daemon.run,
+    "beside": beside.run,
+}
 
 
 def main(chosen: list[str]) -> int:

@@ -18,6 +18,7 @@ from nftsync.cluster.metallb import MetalLB
 from nftsync.objects.names import Name, Reason
 from nftsync.objects.nft import Nft, parse_nft
 from nftsync.objects.service import Service, parse_service
+from tests.labtools import PATIENCE
 
 pytestmark = pytest.mark.usefixtures("no_dns")
 
@@ -237,13 +238,13 @@ def followed(files: Files, monkeypatch: pytest.MonkeyPatch) -> Iterator[Files]:
     follower.start()
     yield files
     stop.set()
-    follower.join(5)
+    follower.join(PATIENCE)
     assert not follower.is_alive()
 
 
 def eventually(files: Files, names: list[str]) -> bool:
     """Whether these Services are there within some seconds."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + PATIENCE
     while sorted(each.name.name for each in files.services.objects()) != names:
         if not files.woken.wait(deadline - time.monotonic()):
             return False
@@ -281,7 +282,7 @@ def test_what_changes_between_the_first_reading_and_the_following_is_noticed(fil
         assert eventually(files, ["b"])
     finally:
         stop.set()
-        follower.join(5)
+        follower.join(PATIENCE)
 
 
 def test_when_the_folder_goes_what_was_read_stays_and_is_followed_when_it_is_back(followed: Files) -> None:

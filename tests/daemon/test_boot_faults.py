@@ -21,7 +21,20 @@ from nftsync.files.sealed import read_sealed, replace_sealed
 from nftsync.files.store import FORMAT
 from nftsync.ruleset.tables import Settings
 from tests.lab.lab import Lab, Probe
-from tests.labtools import PUBLIC_NIC, SERVICE4, SERVICE6, Daemon, eventually, needs_root, nft, rules, service, tables, written
+from tests.labtools import (
+    PATIENCE,
+    PUBLIC_NIC,
+    SERVICE4,
+    SERVICE6,
+    Daemon,
+    eventually,
+    needs_root,
+    nft,
+    rules,
+    service,
+    tables,
+    written,
+)
 from tests.reboot import boot, last_good_file, power_off
 from tests.support import ROOT
 
@@ -209,13 +222,13 @@ def test_a_full_disk_keeps_the_old_files_says_so_and_rules_apply(daemon: Daemon)
         old = last_good_file(daemon).read_bytes()
         fill(filler)
         daemon.put(service("more", "172.30.254.60"))
-        assert eventually(lambda: daemon.metric("nftsync_state_kept") == 0, 20), daemon.log()
+        assert eventually(lambda: daemon.metric("nftsync_state_kept") == 0), daemon.log()
         assert daemon.lab.arrives("tcp", "172.30.254.60", 80)
         assert not daemon.lab.arrives("tcp", "172.30.254.60", 81)
         assert last_good_file(daemon).read_bytes() == old
         assert sorted(os.listdir(daemon.state)) == ["filler", "ruleset.nft", "services", "state.json"]
         filler.unlink()
-        assert eventually(lambda: daemon.metric("nftsync_state_kept") == 1, 20), daemon.log()
+        assert eventually(lambda: daemon.metric("nftsync_state_kept") == 1), daemon.log()
         power_off(daemon)
         boot(daemon)
         assert daemon.lab.arrives("tcp", "172.30.254.60", 80)
@@ -271,7 +284,7 @@ def test_a_disk_that_hangs_keeps_nobody_waiting_and_is_written_to_once_at_a_time
 
     def hang(path: Path, text: str, form: int) -> None:
         calls.append(path)
-        assert going_on.wait(10)
+        assert going_on.wait(PATIENCE)
         replace_sealed(path, text, form)
 
     monkeypatch.setattr(lastgood, "replace_sealed", hang)

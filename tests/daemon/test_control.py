@@ -9,7 +9,6 @@ import os
 import socket
 import stat
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
@@ -21,7 +20,7 @@ import pytest
 from nftsync.daemon import control
 from nftsync.daemon.control import SOCKET, Answer, ControlError, Question, Questions, Server, ask
 from tests.lab.lab import Lab
-from tests.labtools import Daemon, elements, eventually, needs_root, nft, service
+from tests.labtools import PATIENCE, Daemon, elements, eventually, needs_root, nft, service
 
 NOBODY = 65534
 
@@ -45,7 +44,7 @@ def server(folder: Path) -> Iterator[Server]:
 def say(folder: Path, *pieces: bytes, hang_up: bool = False) -> bytes:
     """Say this as it is; returns all that comes back."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-        connection.settimeout(5.0)
+        connection.settimeout(PATIENCE)
         connection.connect(str(folder / SOCKET))
         for piece in pieces:
             connection.sendall(piece)
@@ -216,9 +215,7 @@ def test_who_says_nothing_is_given_up(folder: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(control, "PATIENCE", 0.2)
     server = Server(folder, echo)
     try:
-        began = time.monotonic()
-        error(say(folder, b'{"half'))
-        assert 0.1 < time.monotonic() - began < 4
+        assert error(say(folder, b'{"half')) == "the daemon is busy: ask again"
     finally:
         server.close()
 
@@ -231,14 +228,14 @@ def test_more_askers_than_there_are_places_hear_that_and_the_others_are_answered
 
     def slow(question: Question) -> Answer:
         begun.release()
-        go_on.wait(10)
+        go_on.wait(PATIENCE)
         return echo(question)
 
     server = Server(folder, slow)
     try:
         with ThreadPoolExecutor(control._AT_ONCE) as pool:
             asked = [pool.submit(ask, folder, {"n": number}) for number in range(control._AT_ONCE)]
-            assert all(begun.acquire(timeout=5) for _ in asked)
+            assert all(begun.acquire(timeout=PATIENCE) for _ in asked)
             assert error(say(folder)) == "too many ask at once: ask again"
             go_on.set()
             assert [each.result() for each in asked] == [{"asked": {"n": number}} for number in range(control._AT_ONCE)]
@@ -324,9 +321,9 @@ def test_a_question_wakes_who_answers() -> None:
     questions = Questions(woken.set)
     with ThreadPoolExecutor(1) as pool:
         asked = pool.submit(questions.ask, {"n": 1})
-        assert woken.wait(5)
+        assert woken.wait(PATIENCE)
         questions.answer(echo)
-        assert asked.result(5) == {"asked": {"n": 1}}
+        assert asked.result(PATIENCE) == {"asked": {"n": 1}}
 
 
 def test_a_loop_that_does_not_turn_is_busy(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -355,10 +352,10 @@ def test_what_was_given_up_is_not_done_later_behind_the_back_of_who_asked(monkey
         return bool(done)
 
     with ThreadPoolExecutor(1) as pool:
-        monkeypatch.setattr(control, "PATIENCE", 5.0)
+        monkeypatch.setattr(control, "PATIENCE", PATIENCE)
         asked = pool.submit(questions.ask, {"command": "status"})
         assert eventually(turn)
-        assert asked.result(5) == {"asked": {"command": "status"}}
+        assert asked.result(PATIENCE) == {"asked": {"command": "status"}}
     assert done == [{"command": "status"}]
 
 
@@ -368,7 +365,7 @@ def test_an_answer_that_has_begun_in_time_is_waited_for(monkeypatch: pytest.Monk
 
     def result(future: Future[Answer], timeout: float | None = None) -> Answer:
         if not begun.is_set():  # the time is up just after the answer has begun
-            assert begun.wait(5)
+            assert begun.wait(PATIENCE)
             raise TimeoutError
         return real(future, timeout)
 
@@ -380,9 +377,9 @@ def test_an_answer_that_has_begun_in_time_is_waited_for(monkeypatch: pytest.Monk
     questions, heard = Questions(woken.set), list[Answer]()
     thread = threading.Thread(target=lambda: heard.append(questions.ask({"n": 1})))
     thread.start()
-    assert woken.wait(5)
+    assert woken.wait(PATIENCE)
     questions.answer(answer)
-    thread.join(5)
+    thread.join(PATIENCE)
     assert heard == [{"asked": {"n": 1}}]
 
 

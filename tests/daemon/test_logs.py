@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from nftsync.daemon.logs import JournalHandler, JsonFormatter, LogFormat, TextFormatter, configure
+from tests.labtools import PATIENCE
 from tests.support import ROOT
 
 FIELDS = {"kind": "Service", "namespace": "shop", "name": "web", "topic": "Opened", "router": "edge1"}
@@ -114,7 +115,7 @@ class Journal:
         self.path = str(path)
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.socket.bind(self.path)
-        self.socket.settimeout(5.0)
+        self.socket.settimeout(PATIENCE)
 
     def entry(self) -> dict[str, str]:
         """The next datagram, read as https://systemd.io/JOURNAL_NATIVE_PROTOCOL says."""

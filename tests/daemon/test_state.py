@@ -35,7 +35,7 @@ from tests.router import LabRouter, config_in
 pytestmark = needs_root
 
 CHANGES = 2000
-CONTROL_SECONDS = 20.0
+CONTROL_SECONDS = 60.0
 BYTES4, PACKETS4 = "172.30.254.11", "172.30.254.12"
 COUNTED = service("counted", SERVICE4)
 SLOW_BYTES = service("slow-bytes", BYTES4, limit="4 kbytes/week burst 1 kbytes")

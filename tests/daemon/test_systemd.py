@@ -15,7 +15,7 @@ import pytest
 from nftsync import config
 from nftsync.daemon.systemd import Systemd
 from tests.lab.lab import Lab
-from tests.labtools import SERVICE4, Daemon, eventually, needs_root, nft, service
+from tests.labtools import PATIENCE, SERVICE4, Daemon, eventually, needs_root, nft, service
 
 
 class Manager:
@@ -25,7 +25,7 @@ class Manager:
         self.environment = {"NOTIFY_SOCKET": address.replace("\0", "@")}
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.socket.bind(address)
-        self.socket.settimeout(15.0)
+        self.socket.settimeout(PATIENCE)
         self.told: list[str] = []
 
     def hear(self) -> str:
@@ -141,7 +141,7 @@ def test_the_watchdog_hears_of_every_turn_of_the_loop_and_of_none_when_it_hangs(
     with pytest.raises(TimeoutError):
         manager.hear()
     daemon.signal(signal.SIGCONT)
-    manager.socket.settimeout(15.0)
+    manager.socket.settimeout(PATIENCE)
     assert manager.hear() == "WATCHDOG=1"
 
 

@@ -19,6 +19,7 @@ from nftsync.policy.pinholes import Pinhole
 from nftsync.report.reachability import Reachability
 from nftsync.report.traffic import Count, Reading
 from nftsync.ruleset.tables import Settings
+from tests.labtools import PATIENCE
 
 
 class Served:
@@ -31,7 +32,7 @@ class Served:
         self.endpoint = Endpoint((host, 0), self.metrics, lambda: self.healthy, lambda: self.ready)
 
     def get(self, path: str, method: str = "GET") -> tuple[HTTPResponse, str]:
-        connection = HTTPConnection(self.host, self.endpoint.port, timeout=10)
+        connection = HTTPConnection(self.host, self.endpoint.port, timeout=PATIENCE)
         try:
             connection.request(method, path)
             answer = connection.getresponse()

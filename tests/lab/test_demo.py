@@ -67,7 +67,7 @@ class Command:
 
     def end(self) -> tuple[int, str, str]:
         """Its exit status and what it printed."""
-        output, errors = self.process.communicate(timeout=60)
+        output, errors = self.process.communicate(timeout=PATIENCE)
         return self.process.returncode, output, errors
 
     def left(self) -> list[str]:
@@ -124,12 +124,17 @@ def test_it_shows_what_passed_and_what_was_dropped_of_any_manifests(small: Path,
 def test_the_examples_show_the_five_services_the_rates_of_the_limited_ones_and_the_ruleset(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert main([]) == 0
-    output = capsys.readouterr().out
+    output = ""
+
+    def held_to_their_rates() -> bool:
+        nonlocal output
+        status, output = main([]), capsys.readouterr().out
+        reached = re.findall(r"tcp (\S+) port .*: ([0-9.]+) mbytes/second, \d+ packets/second", section(output, "rates"))
+        return status == 0 and {address: float(rate) for address, rate in reached} == pytest.approx(LIMITS, rel=0.15)
+
+    assert eventually(held_to_their_rates), output  # a busy machine holds up a flood now and then
     passed = section(output, "passed")
     assert [probe for probe in EXAMPLES if f"tcp {probe} " not in passed] == []
-    reached = re.findall(r"tcp (\S+) port .*: ([0-9.]+) mbytes/second, \d+ packets/second", section(output, "rates"))
-    assert {address: float(rate) for address, rate in reached} == pytest.approx(LIMITS, rel=0.15)
     ruleset = output.partition("ruleset, as the router's kernel has it")[2]
     assert "table inet nftsync {" in ruleset
     assert "172.30.254.3 . tcp . 80 limit rate over 2 mbytes/second burst 512 kbytes" in ruleset

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -350,46 +349,28 @@ def test_room_elsewhere_costs_nothing_for_those_who_do_not_fit_into_their_namesp
     assert looked["size"] < 30
 
 
-def test_twenty_thousand_services_of_one_namespace_keep_nobody_else_out_and_cost_little() -> None:
+def test_twenty_thousand_services_of_one_namespace_keep_nobody_else_out_and_are_looked_at_a_few_times_each(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     crowd = [
         claim(f"s{number:05}", 5, OLD, "greedy", addresses=(ip_address(f"10.{number // 250}.{number % 250}.1"),))
         for number in range(20_000)
     ]
     others = [claim(name, 2, NEW, "modest") for name in "abcdefghij"]
-    seconds = {}
-    for caps in (UNCAPPED, Caps()):
-        desired = Desired(ALL, caps=caps)
-        began = time.process_time()
-        put(desired, *crowd, *others)
-        seconds[caps] = time.process_time() - began
+    looked = Counter[str]()
+    monkeypatch.setattr(module, "size", lambda each: looked.update(size=1) or size(each))
+    desired = Desired(ALL, caps=Caps())
+    put(desired, *crowd, *others)
+    assert looked["size"] <= 4 * 20_010
     in_force = Counter(hole.service.namespace for hole in desired.pinholes.values())
     assert in_force == {"greedy": 50_000, "modest": 20}
     assert len(told(desired)) == 10_000
-    began = time.process_time()
+    looked.clear()
     for each in crowd[:10_000]:
         desired.put(each.name, None)
-    gone = time.process_time() - began
+    assert looked["size"] <= 10 * 10_000, "10,000 go and as many come in"
     assert told(desired) == {}
     assert {hole.service for hole in desired.pinholes.values()} == {each.name for each in (*crowd[10_000:], *others)}
-    told_of = f"uncapped {seconds[UNCAPPED]:.2f} s, capped {seconds[Caps()]:.2f} s, 10,000 go and as many come in {gone:.2f} s"
-    print(f"20,010 Services of 100,020 pinholes: {told_of}")
-    assert seconds[Caps()] < 1.5 * seconds[UNCAPPED]
-    assert gone < 10 * seconds[UNCAPPED]
-
-
-def test_ten_thousand_services_below_the_caps_cost_about_as_much_as_without_caps() -> None:
-    crowd = [claim(f"s{number}", 2, addresses=(ip_address(f"10.0.{number // 250}.{number % 250}"),)) for number in range(10_000)]
-    took: dict[Caps, list[float]] = {UNCAPPED: [], Caps(): []}
-    for _ in range(5):
-        for caps, times in took.items():
-            began = time.process_time()
-            desired = Desired.of(crowd, ALL, caps=caps)
-            put(desired, *(replace(each, created=OLD) for each in crowd))
-            times.append(time.process_time() - began)
-            assert len(desired.pinholes) == 20_000
-    ratio = sorted(took[Caps()])[2] / sorted(took[UNCAPPED])[2]
-    print(f"10,000 Services computed and changed, with caps to without: {ratio:.2f}")
-    assert ratio < 1.5
 
 
 # --- what people are told ---------------------------------------------------------------------------------
@@ -525,14 +506,10 @@ def test_twenty_thousand_services_of_one_namespace_do_not_keep_ten_of_another_ou
     for each in crowd:
         each["metadata"]["namespace"] = "greedy"
     router.put(*crowd)
-    began = time.monotonic()
     router.sync()
-    seconds = time.monotonic() - began
     modest = [service(f"m{number}", at(number)) for number in range(10)]
     router.put(*modest)
-    began = time.monotonic()
     router.sync()
-    print(f"20,000 Services of one namespace: {seconds:.1f} s; then 10 of another: {time.monotonic() - began:.3f} s")
     assert len(router.pinholes()) == 50_010
     assert all(router.lab.arrives("tcp", at(number), 80) for number in range(10))
     assert len(router.waiting()) == 10_000
@@ -545,15 +522,12 @@ def test_a_service_with_more_source_ranges_than_the_kernel_takes_in_time_holds_n
     ranges = [f"{20 + number // 32768}.{number // 128 % 256}.{number % 128 * 2}.1/32" for number in range(2500)]
     ports = [("TCP", 1000 + number) for number in range(20)]
     router.put(service("greedy", at(1), ports=ports, sources=ranges), service("modest", at(2)))
-    began = time.monotonic()
     router.synced()
-    assert time.monotonic() - began < 2
+    assert elements(router.lab, "sources4") == {}, "the kernel is not asked for any"
     assert router.opened().keys() == {at(2)}
     assert router.waiting() == {"default/greedy"}
     router.put(service("greedy", at(1), ports=ports, sources=ranges[:400]))
-    began = time.monotonic()
     router.sync()
-    print(f"8,000 ranges: {time.monotonic() - began:.1f} s")
     assert router.waiting() == set()
     assert len(elements(router.lab, "sources4")) == 8000
 

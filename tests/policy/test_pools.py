@@ -23,7 +23,21 @@ from nftsync.plan.result import Outcome
 from nftsync.policy.pools import DOUBT
 from tests.lab.lab import CLIENT, CLUSTER, NODE, PUBLIC, Lab, Probe, Protocol, TcpServer
 from tests.lab.probe import _checksum, packet
-from tests.labtools import SERVICE4, SERVICE6, Daemon, Raw, answers, elements, eventually, needs_root, nft, rules, service, tables
+from tests.labtools import (
+    PATIENCE,
+    SERVICE4,
+    SERVICE6,
+    Daemon,
+    Raw,
+    answers,
+    elements,
+    eventually,
+    needs_root,
+    nft,
+    rules,
+    service,
+    tables,
+)
 from tests.router import LabRouter
 
 pytestmark = needs_root
@@ -222,7 +236,7 @@ def test_somebody_elses_change_of_the_pools_in_the_kernel_is_repaired(lab: Lab, 
 # --- edits --------------------------------------------------------------------------------------------
 
 
-def test_an_edited_pool_opens_and_closes_within_a_second(lab: Lab, router: Router) -> None:
+def test_an_edited_pool_opens_and_closes_with_the_next_sync(lab: Lab, router: Router) -> None:
     router.put(nft(), WEB, STRAY, CLUSTER_POOL)
     assert opened(lab) == WEB_KEYS
     for addresses, expected in (
@@ -230,21 +244,21 @@ def test_an_edited_pool_opens_and_closes_within_a_second(lab: Lab, router: Route
         ((f"{SERVICE4}-{SERVICE4}", f"{OUTSIDE6}/128"), at(SERVICE4) | at(OUTSIDE6)),
         (("172.30.254.0/24", "2001:db8:254::/64", f"{OUTSIDE4}/32", f"{OUTSIDE6}/128"), WEB_KEYS | STRAY_KEYS),
     ):
-        began = time.monotonic()
         router.put(pool("services", *addresses))
-        assert time.monotonic() - began < 1.0
         assert opened(lab) == expected
         assert set(router.refusals()) == {key.split()[0] for key in (WEB_KEYS | STRAY_KEYS) - expected}
 
 
-def test_the_daemon_takes_up_an_edited_pool_within_the_second_after_it_looks(lab: Lab, daemon: Daemon) -> None:
+def test_the_daemon_takes_up_an_edited_pool_before_the_next_resync(lab: Lab, daemon: Daemon) -> None:
+    daemon.interval = 600
+    configure(daemon)
     daemon.put(CLUSTER_POOL)
     daemon.start()
     assert opened(lab) == WEB_KEYS
     daemon.put(pool("services", "203.0.113.0/24", "2001:db8:113::/64"))
-    assert eventually(lambda: opened(lab) == STRAY_KEYS, 2.0)
+    assert eventually(lambda: opened(lab) == STRAY_KEYS)
     daemon.put(CLUSTER_POOL)
-    assert eventually(lambda: opened(lab) == WEB_KEYS, 2.0)
+    assert eventually(lambda: opened(lab) == WEB_KEYS)
 
 
 def test_of_two_pools_the_one_that_is_deleted_closes(lab: Lab, router: Router) -> None:
@@ -252,7 +266,7 @@ def test_of_two_pools_the_one_that_is_deleted_closes(lab: Lab, router: Router) -
     router.put(nft(), WEB, STRAY, CLUSTER_POOL, second)
     assert opened(lab) == WEB_KEYS | STRAY_KEYS
     router.delete(second)
-    assert eventually(lambda: router.synced() and opened(lab) == WEB_KEYS, 1.0)
+    assert eventually(lambda: router.synced() and opened(lab) == WEB_KEYS)
     assert router.pools() == {"172.30.254.0/24", "2001:db8:254::/64", OUTSIDE4, OUTSIDE6}, "whoever came there is cut off"
 
 
@@ -285,7 +299,7 @@ def test_after_an_invalid_edit_the_last_good_pools_stay_and_it_is_reported(lab: 
             router.delete(raw)
     router.put(CLUSTER_POOL)
     assert "invalid_pools" not in router.refusals().values()
-    assert eventually(lambda: router.synced() and opened(lab) == WEB_KEYS, 1.0)
+    assert eventually(lambda: router.synced() and opened(lab) == WEB_KEYS)
     assert router.pools() >= held
 
 
@@ -385,7 +399,7 @@ def test_closing_a_service_cuts_its_tcp_connections_and_no_other(
         assert answers(neighbour)
         assert server.received == received
         reopen(router)
-        assert select.select([connection], [], [], 5.0)[0], "only packets were dropped: the connection goes on when it may"
+        assert select.select([connection], [], [], PATIENCE)[0], "only packets were dropped: the connection goes on when it may"
 
 
 @pytest.mark.parametrize(("address", "other"), [(SERVICE4, OTHER4), (SERVICE6, OTHER6)])
@@ -638,18 +652,18 @@ def test_the_broadcast_address_of_a_network_beside_the_router_is_never_opened_ev
     assert router.refusals() == dict.fromkeys(broadcasts, "reserved_address")
 
 
-def test_an_address_that_the_router_is_given_closes_within_a_second_and_opens_again_when_it_goes(lab: Lab, daemon: Daemon) -> None:
-    daemon.interval = 60
+def test_an_address_that_the_router_is_given_closes_at_once_and_opens_again_when_it_goes(lab: Lab, daemon: Daemon) -> None:
+    daemon.interval = 600
     configure(daemon)
     daemon.put(CLUSTER_POOL)
     daemon.start()
     assert opened(lab) == WEB_KEYS
     for address in (SERVICE4, SERVICE6):
         lab.router.ip(f"address add {address} dev cluster0{' nodad' if ':' in address else ''}")
-        assert eventually(lambda address=address: not any(key.startswith(address) for key in opened(lab)), 1.0), daemon.log()  # type: ignore[misc]
+        assert eventually(lambda address=address: not any(key.startswith(address) for key in opened(lab))), daemon.log()  # type: ignore[misc]
         assert eventually(lambda: daemon.metric("nftsync_rejections", RESERVED) == 1)
         lab.router.ip(f"address del {address} dev cluster0")
-        assert eventually(lambda: opened(lab) == WEB_KEYS, 1.0), daemon.log()
+        assert eventually(lambda: opened(lab) == WEB_KEYS), daemon.log()
         assert eventually(lambda: daemon.metric("nftsync_rejections", RESERVED) == 0)
 
 
@@ -863,7 +877,7 @@ def test_a_reload_that_ignores_pools_no_longer_rejects_them(lab: Lab, daemon: Da
     assert eventually(lambda: daemon.metric("nftsync_rejections", {"reason": "invalid_pools"}) == 1)
     reload(daemon, 'pools = "ignored"')
     assert eventually(lambda: opened(lab) == WEB_KEYS | STRAY_KEYS), daemon.log()
-    assert eventually(lambda: daemon.metric("nftsync_rejections", {"reason": "invalid_pools"}) == 0, 2.0)
+    assert eventually(lambda: daemon.metric("nftsync_rejections", {"reason": "invalid_pools"}) == 0)
 
 
 def test_a_reload_takes_up_that_only_advertised_pools_count(lab: Lab, daemon: Daemon) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -502,9 +501,9 @@ def test_of_a_large_service_the_first_pairs_are_told_one_by_one_and_all_are_coun
     ports = [("TCP", number) for number in range(1, 1001)]
     large = service("large", "172.30.254.1", "172.30.254.2", "203.0.113.1", ports=ports, limit="400/second")
     elder = service("elder", "172.30.254.2", ports=[("TCP", 1000)], created="2020-01-01T00:00:00Z")
-    began = time.monotonic()
-    found = ask(view(large, elder, routed=lambda _: None), "default/large")
-    assert time.monotonic() - began < 0.5, "it takes 0.02 s on a machine that has nothing else to do"
+    asked = Counter[str]()
+    found = ask(view(large, elder, routed=lambda address: asked.update([str(address)])), "default/large")
+    assert asked.total() <= 3000, "once for each pair"
     assert short(found)[0] == Verdict.DEPENDS
     assert found.lines[0] == "Service default/large: 1999 of 3000 pairs of address and port are open"
     assert sum(" opens 172.30.254.1 tcp " in line for line in found.lines) == 200
@@ -570,9 +569,7 @@ def test_of_many_limited_pinholes_the_kernel_is_asked_once_and_once_for_each_add
     source = SimpleNamespace(inputs=SimpleNamespace(services=SimpleNamespace(objects=shown.services.values)))
     config, last = SimpleNamespace(filters=Filters(), boundary=Boundary()), SimpleNamespace(message="")
     daemon: Any = SimpleNamespace(config=config, reconciler=reconciler, source=source, last=last)
-    began = time.monotonic()
     found = answers.answer(daemon, {"command": "explain", "words": ["default/large"]})
-    assert time.monotonic() - began < 0.5, "it takes 0.03 s on a machine that has nothing else to do"
     assert found["verdict"] == "limited"
     assert found["lines"][0] == "Service default/large: 3000 of 3000 pairs of address and port are open"
     assert asked == Counter(["counters", *addresses])

@@ -28,7 +28,7 @@ iface cluster0 inet static
 """
 # What stands in the kernel before an interface is up.
 _BEFORE_UP = '#!/bin/sh\nnft list ruleset >"/run/before-$IFACE"\n'
-_PATIENCE = 300.0  # seconds until a start that always ends, on a busy machine too, is taken to have failed
+_PATIENCE = 180.0  # seconds until a start that always ends, on a busy machine too, is taken to have failed
 _COMPLAINT = 4000  # characters of the console's end
 _PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 
