@@ -320,7 +320,7 @@ def write(path: Path, text: str) -> None:
 
 def _get(url: str) -> Answer:
     try:
-        with urllib.request.urlopen(url, timeout=5.0) as response:
+        with urllib.request.urlopen(url, timeout=20.0) as response:
             return Answer(response.status, response.read().decode())
     except urllib.error.HTTPError as fault:
         return Answer(fault.code, fault.read().decode())
