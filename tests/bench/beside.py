@@ -10,13 +10,17 @@ from functools import partial
 from ipaddress import ip_address
 from statistics import median
 
+from nftsync.config import Caps, Filters
 from nftsync.kernel import commits, counters
 from nftsync.kernel.netns import Namespace
 from nftsync.kernel.nft import Kernel
-from nftsync.objects.service import Name, Port, Protocol, Service
-from nftsync.policy.pinholes import Desired, Filters
-from nftsync.policy.quota import UNCAPPED, Caps
-from nftsync.ruleset.tables import Settings, render, ruleset
+from nftsync.objects.names import Name
+from nftsync.objects.service import Port, Protocol, Service
+from nftsync.policy.pinholes import Desired
+from nftsync.policy.quota import UNCAPPED
+from nftsync.ruleset.elements import ruleset
+from nftsync.ruleset.tables import Settings
+from nftsync.ruleset.text import render
 from tests.bench.measure import Goal, Samples, in_turns, spread, table
 
 COUNT = 10_000
