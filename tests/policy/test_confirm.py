@@ -36,97 +36,101 @@ def test_what_a_change_cuts_off(before: NftSpec, after: NftSpec, words: str) -> 
     assert cut_off(before, after) == words
 
 
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
+NOW = 1000.0
+NEVER = float("inf")
 
 
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def confirming(clock: Clock) -> Confirming:
-    made = Confirming(OPEN, clock=clock)
-    assert made.take(OPEN, 60) == OPEN
+def confirming() -> Confirming:
+    made = Confirming(OPEN).take(OPEN, 60, NOW)
+    assert made.in_force == OPEN
     return made
 
 
-def test_the_first_settings_ever_wait_for_nobody(clock: Clock) -> None:
-    first = Confirming(None, clock=clock)
-    assert first.take(NO_SSH, 60) == NO_SSH
+def test_the_first_settings_ever_wait_for_nobody() -> None:
+    first = Confirming().take(NO_SSH, 60, NOW)
+    assert first.in_force == NO_SSH
     assert (first.state, first.settled) == (Confirmation.NOT_NEEDED, NO_SSH)
 
 
 def test_a_harmless_change_waits_for_nobody(confirming: Confirming) -> None:
-    assert confirming.take(HARMLESS, 60) == HARMLESS
-    assert (confirming.state, confirming.settled, confirming.waits) == (Confirmation.NOT_NEEDED, HARMLESS, float("inf"))
+    taken = confirming.take(HARMLESS, 60, NOW)
+    assert taken.in_force == HARMLESS
+    assert (taken.state, taken.settled, taken.deadline) == (Confirmation.NOT_NEEDED, HARMLESS, NEVER)
 
 
-def test_a_change_that_cuts_holds_for_a_while_and_is_then_taken_back(confirming: Confirming, clock: Clock) -> None:
-    assert confirming.take(NO_SSH, 60) == NO_SSH
-    assert (confirming.state, confirming.settled, confirming.waits) == (Confirmation.WAITING, OPEN, 60)
-    clock.now += 59.9
-    assert confirming.take(NO_SSH, 60) == NO_SSH
-    clock.now += 0.1
-    assert confirming.waits == 0
-    assert confirming.take(NO_SSH, 60) == OPEN
-    assert (confirming.state, confirming.settled, confirming.waits) == (Confirmation.ROLLED_BACK, OPEN, float("inf"))
-    clock.now += 1e6
-    assert confirming.take(NO_SSH, 60) == OPEN, "it is not tried again by itself"
-    assert not confirming.confirm()
+def test_a_change_that_cuts_holds_for_a_while_and_is_then_taken_back(confirming: Confirming) -> None:
+    waiting = confirming.take(NO_SSH, 60, NOW)
+    assert waiting.in_force == NO_SSH
+    assert (waiting.state, waiting.settled, waiting.deadline) == (Confirmation.WAITING, OPEN, NOW + 60)
+    assert waiting.take(NO_SSH, 60, NOW + 59.9).in_force == NO_SSH
+    rolled_back = waiting.take(NO_SSH, 60, NOW + 60)
+    assert rolled_back.in_force == OPEN
+    assert (rolled_back.state, rolled_back.settled, rolled_back.deadline) == (Confirmation.ROLLED_BACK, OPEN, NEVER)
+    assert rolled_back.take(NO_SSH, 60, NOW + 1e6).in_force == OPEN, "it is not tried again by itself"
+    assert rolled_back.confirmed() is rolled_back, "nothing waits any more"
 
 
-def test_a_change_that_is_confirmed_holds_for_good(confirming: Confirming, clock: Clock) -> None:
-    confirming.take(NO_SSH, 60)
-    clock.now += 59
-    assert confirming.confirm()
-    clock.now += 1e6
-    assert confirming.take(NO_SSH, 60) == NO_SSH
-    assert (confirming.state, confirming.settled) == (Confirmation.CONFIRMED, NO_SSH)
-    assert str(confirming) == "enable_ssh was switched off; it was confirmed"
-    assert not confirming.confirm(), "nothing waits any more"
+def test_a_change_that_is_confirmed_holds_for_good(confirming: Confirming) -> None:
+    waiting = confirming.take(NO_SSH, 60, NOW)
+    confirmed = waiting.confirmed()
+    assert confirmed != waiting
+    assert confirmed.take(NO_SSH, 60, NOW + 1e6) == confirmed
+    assert confirmed.in_force == NO_SSH
+    assert (confirmed.state, confirmed.settled) == (Confirmation.CONFIRMED, NO_SSH)
+    assert str(confirmed) == "enable_ssh was switched off; it was confirmed"
+    assert confirmed.confirmed() is confirmed, "nothing waits any more"
 
 
-def test_a_change_that_is_taken_back_in_the_resource_waits_no_longer(confirming: Confirming, clock: Clock) -> None:
-    for late in (False, True):
-        confirming.take(NO_SSH, 60)
-        clock.now += 60 * late
-        confirming.take(NO_SSH, 60)
-        assert confirming.take(OPEN, 60) == OPEN
-        assert (confirming.state, confirming.waits, str(confirming)) == (
-            Confirmation.NOT_NEEDED, float("inf"), "the settings cut off nobody",
-        )  # fmt: skip
+@pytest.mark.parametrize("later", [0.0, 60.0])
+def test_a_change_that_is_taken_back_in_the_resource_waits_no_longer(confirming: Confirming, later: float) -> None:
+    waiting = confirming.take(NO_SSH, 60, NOW)
+    asked_again = waiting.take(NO_SSH, 60, NOW + later)
+    taken_back = asked_again.take(OPEN, 60, NOW + later)
+    assert taken_back.in_force == OPEN
+    assert (taken_back.state, taken_back.deadline, str(taken_back)) == (
+        Confirmation.NOT_NEEDED, NEVER, "the settings cut off nobody",
+    )  # fmt: skip
 
 
-def test_another_change_meanwhile_waits_anew_and_what_it_is_taken_back_to_is_what_was_settled(
-    confirming: Confirming, clock: Clock
-) -> None:
-    confirming.take(NO_SSH, 60)
-    clock.now += 50
+def test_another_change_meanwhile_waits_anew_and_what_it_is_taken_back_to_is_what_was_settled(confirming: Confirming) -> None:
+    waiting = confirming.take(NO_SSH, 60, NOW)
     both = replace(NO_SSH, public_nic="eth1")
-    assert confirming.take(both, 60) == both
-    assert confirming.waits == 60
-    clock.now += 60
-    assert confirming.take(both, 60) == OPEN
-    assert confirming.take(NO_SSH, 60) == NO_SSH, "another one is asked for"
-    assert confirming.state is Confirmation.WAITING
+    second = waiting.take(both, 60, NOW + 50)
+    assert second.in_force == both
+    assert second.deadline == NOW + 50 + 60
+    rolled_back = second.take(both, 60, NOW + 50 + 60)
+    assert rolled_back.in_force == OPEN
+    third = rolled_back.take(NO_SSH, 60, NOW + 50 + 60)
+    assert third.in_force == NO_SSH, "another one is asked for"
+    assert third.state is Confirmation.WAITING
 
 
 def test_without_a_time_to_confirm_a_change_holds_at_once_and_is_said(confirming: Confirming) -> None:
-    assert confirming.take(NO_SSH, 0) == NO_SSH
-    assert (confirming.state, confirming.settled, confirming.cut) == (
-        Confirmation.NOT_NEEDED, NO_SSH, "enable_ssh was switched off",
-    )  # fmt: skip
-    assert "may be cut off" in str(confirming)
-    confirming.take(NO_SSH, 0)
-    assert confirming.cut, "as long as they are the latest"
-    confirming.take(replace(NO_SSH, enable_bgp=False), 0)
-    assert not confirming.cut
+    told = confirming.take(NO_SSH, 0, NOW)
+    assert told.in_force == NO_SSH
+    assert (told.state, told.settled, told.cut) == (Confirmation.NOT_NEEDED, NO_SSH, "enable_ssh was switched off")
+    assert "may be cut off" in str(told)
+    assert told.take(NO_SSH, 0, NOW).cut, "as long as they are the latest"
+    assert not told.take(replace(NO_SSH, enable_bgp=False), 0, NOW).cut
+
+
+@pytest.mark.parametrize(
+    ("settled", "rolled_back", "state", "cut"),
+    [
+        (None, None, Confirmation.NOT_NEEDED, ""),
+        (OPEN, None, Confirmation.NOT_NEEDED, ""),
+        (OPEN, NO_SSH, Confirmation.ROLLED_BACK, "enable_ssh was switched off"),
+    ],
+)
+def test_a_new_process_begins_with_what_was_settled_and_what_nobody_confirmed_stays_taken_back(
+    settled: NftSpec | None, rolled_back: NftSpec | None, state: Confirmation, cut: str
+) -> None:
+    remembered = Confirming.remembered(settled, rolled_back)
+    assert (remembered.in_force, remembered.settled, remembered.rolled_back) == (settled, settled, rolled_back)
+    assert (remembered.state, remembered.cut, remembered.deadline) == (state, cut, NEVER)
+    if rolled_back is not None:
+        assert remembered.take(rolled_back, 60, NOW) == remembered
 
 
 # --- through the daemon -------------------------------------------------------------------------------
