@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from ipaddress import ip_address, ip_network
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nftsync.cluster.inputs import Inputs
 from nftsync.cluster.metallb import MetalLB
-from nftsync.config import Boundary, Enforcement
+from nftsync.config import Boundary, Config, Enforcement
+from nftsync.daemon.observe import Observer
 from nftsync.objects.address import Address, AddressSet, Network, parse_range
 from nftsync.objects.metallb import Configuration, Pool
 from nftsync.objects.names import Reason
+from nftsync.objects.nft import NftSpec
+from nftsync.plan.memory import Facts
+from nftsync.plan.snapshot import Interfaces, Known, Origin, Snapshot
 from nftsync.policy.guard import UNGUARDED, Guard
-from nftsync.policy.pools import DOUBT, LONGEST_DOUBT, Pools, judge
+from nftsync.policy.pools import DOUBT, LONGEST_DOUBT, judge
 
 
 def pool(name: str, *texts: str, advertised: bool = True) -> Pool:
@@ -67,7 +74,10 @@ def admitted(guard: Guard, *texts: str) -> list[str]:
     ],
 )
 def test_pools_hold_once_they_are_known_and_nothing_is_open_before_if_they_are_required(
-    enforcement: Enforcement, known: Configuration | None, guarded: bool, opened: tuple[str, ...]  # noqa: FBT001
+    enforcement: Enforcement,
+    known: Configuration | None,
+    guarded: bool,
+    opened: tuple[str, ...],  # noqa: FBT001
 ) -> None:
     guard = Guard.of(Boundary(enforcement), known)
     assert guard.guarded == guarded
@@ -301,13 +311,42 @@ def test_where_no_address_is_illegal_none_is_the_clusters_alone() -> None:
 # --- the last good configuration -----------------------------------------------------------------------
 
 
+class _NoNetwork:
+    """Nothing is there, and nobody asks."""
+
+    def look(self, _: str | None) -> Interfaces:
+        return Interfaces()
+
+    def settle(self, *, shaped: bool, ours: int | None) -> int | None:  # noqa: ARG002  # nothing is shaped here
+        return ours
+
+    def routed(self, _: Address) -> bool | None:
+        return None
+
+
 class Seen:
-    """MetalLB's objects, what is remembered of them, and a clock that stands still."""
+    """MetalLB's objects, what an observer remembers of them, and a clock that stands still."""
 
     def __init__(self, known: Configuration | None = None) -> None:
         self.now = 1000.0
         self.metallb = MetalLB.empty(lambda: None, lambda: self.now)
-        self.pools = Pools(known, lambda: self.now)
+        self._config = Config(local_chain=Path("/nowhere/local-chain.nft"))
+        self._facts = Facts(spec=NftSpec("eth0"), pools=known)
+        inputs = replace(Inputs.nothing(), metallb=lambda _: self.metallb)
+        self._observer = Observer(self._config, inputs, _NoNetwork(), self._facts, lambda: self.now)
+        self.pools = self._observer.pools
+
+    def observe(self) -> tuple[bool, float | None]:
+        """Look; returns whether MetalLB's lists are complete, and when the earliest of the news was received."""
+        nothing = Snapshot(self._config, Origin.UNKNOWN, Known(None, Origin.UNKNOWN), Known(None, Origin.UNKNOWN))
+        snapshot, news = self._observer.observe(self._facts, nothing, look=False)
+        assert snapshot.pools.value == self.pools.known
+        return snapshot.pools.listed, news.since
+
+    @property
+    def doubted(self) -> float:
+        """Seconds until it shows whether what is gone was all that goes."""
+        return self._observer.deadline - self.now
 
     def sync(self) -> Seen:
         """Every kind was listed once."""
@@ -324,7 +363,7 @@ class Seen:
 
     def look(self) -> list[str]:
         """Look; returns the names of the pools that hold."""
-        self.pools.look(self.metallb)
+        self.observe()
         return [each.name for each in self.pools.known.pools] if self.pools.known else []
 
     def told(self) -> list[str]:
@@ -343,19 +382,17 @@ def test_what_is_not_complete_changes_nothing() -> None:
             with inbox.listing():
                 pass
         seen.put("new", "10.0.0.0/8")
-        assert seen.pools.look(seen.metallb) == []
+        assert seen.observe() == (False, None)
         assert seen.pools.known == KNOWN
-        assert not seen.pools.looked
 
 
 def test_the_first_complete_look_takes_what_is_there_and_says_since_when() -> None:
     seen = Seen().sync()
     seen.put("a", "192.0.2.0/24")
     seen.now += 5
-    assert seen.pools.look(seen.metallb) == [1000.0]
+    assert seen.observe() == (True, 1000.0)
     assert seen.look() == ["a"]
-    assert seen.pools.looked
-    assert seen.pools.look(seen.metallb) == [], "nothing is new"
+    assert seen.observe() == (True, None), "nothing is new"
 
 
 def test_where_nothing_is_there_nothing_is_known_and_nothing_is_wrong() -> None:
@@ -363,7 +400,7 @@ def test_where_nothing_is_there_nothing_is_known_and_nothing_is_wrong() -> None:
     assert seen.look() == []
     assert seen.pools.known is None
     assert seen.told() == []
-    assert seen.pools.looked
+    assert seen.observe() == (True, None)
 
 
 def test_an_invalid_later_configuration_keeps_the_last_good_one_and_says_so() -> None:
@@ -423,7 +460,7 @@ def test_when_everything_vanishes_at_once_or_one_by_one_the_last_good_pools_stay
                 assert seen.look() == ["a", "b", "c"]
         seen.now += 1_000_000
         assert seen.look() == ["a", "b", "c"]
-        assert seen.pools.doubted == float("inf")
+        assert seen.doubted == float("inf")
         assert seen.told() == []
 
 
@@ -432,17 +469,18 @@ def test_one_pool_that_goes_is_gone_when_no_other_went_for_a_moment() -> None:
     seen.put("a", "192.0.2.0/24")
     seen.put("b", "198.51.100.0/24")
     seen.look()
-    assert seen.pools.doubted == float("inf")
+    assert seen.doubted == float("inf")
     seen.delete("b")
     assert seen.look() == ["a", "b"]
-    assert seen.pools.doubted == pytest.approx(DOUBT)
+    assert seen.doubted == pytest.approx(DOUBT)
     seen.now += DOUBT / 2
     assert seen.look() == ["a", "b"]
-    assert seen.pools.doubted == pytest.approx(DOUBT / 2)
-    seen.now += DOUBT
-    assert seen.pools.doubted == 0
+    assert seen.doubted == pytest.approx(DOUBT / 2)
+    seen.now += DOUBT / 2
+    assert seen.doubted == pytest.approx(0)
+    seen.now += DOUBT / 2
     assert seen.look() == ["a"]
-    assert seen.pools.doubted == float("inf")
+    assert seen.doubted == float("inf")
 
 
 def test_a_pool_that_goes_and_comes_back_was_never_gone() -> None:
@@ -454,7 +492,7 @@ def test_a_pool_that_goes_and_comes_back_was_never_gone() -> None:
     seen.look()
     seen.put("b", "203.0.113.0/24")
     assert seen.look() == ["a", "b"]
-    assert seen.pools.doubted == float("inf")
+    assert seen.doubted == float("inf")
     assert seen.pools.known is not None
     assert str(seen.pools.known.pools[1].ranges[0]) == "203.0.113.0-203.0.113.255", "an edit counts at once"
 
@@ -521,7 +559,7 @@ def test_the_config_map_that_pool_objects_have_replaced_does_not_come_to_power_a
 
 
 def announced(seen: Seen) -> list[str]:
-    seen.pools.look(seen.metallb)
+    seen.observe()
     return [each.name for each in seen.pools.known.pools if each.advertised] if seen.pools.known else []
 
 
@@ -582,6 +620,4 @@ def test_what_is_asked_for_once_is_what_stands_there_now_and_the_last_good_one_w
     seen.put("b", "x")
     found, rejections = judge(seen.metallb.objects(), KNOWN)
     assert found is None
-    assert [each.message for each in rejections] == [
-        "'x' is neither a CIDR nor a range of addresses; the last good pools stay"
-    ]
+    assert [each.message for each in rejections] == ["'x' is neither a CIDR nor a range of addresses; the last good pools stay"]
