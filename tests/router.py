@@ -23,7 +23,6 @@ from nftsync.daemon.record import Record, Store
 from nftsync.files.bootmark import BootMark
 from nftsync.files.journal import Journal
 from nftsync.kernel.interfaces import Links
-from nftsync.kernel.netns import Namespace
 from nftsync.kernel.network import Network
 from nftsync.kernel.nft import Kernel
 from nftsync.objects.address import Address, AddressSet
@@ -35,6 +34,7 @@ from nftsync.plan.result import Outcome, SyncResult
 from nftsync.policy.pinholes import Pinhole
 from nftsync.ruleset.tables import Settings
 from tests.lab.lab import Lab
+from tests.lab.namespace import Namespace
 from tests.labtools import Raw
 
 KINDS = ("Service", "Nft", "IPAddressPool", "BGPAdvertisement", "BGPPeer", "ConfigMap")
@@ -130,7 +130,7 @@ class Router:
         self.kernel: Kernel = self.place.call(Kernel)
         facts = self._record.memory.facts
         network = Network(self._links, facts.local, facts.peers)
-        self._reconciler = Reconciler(self.config, self._inputs, self.kernel, network, self._record)
+        self._reconciler: Reconciler = Reconciler(self.config, self._inputs, self.kernel, network, self._record)
         self._result = SyncResult(Outcome.WAITING)
 
     def _store(self) -> Store:

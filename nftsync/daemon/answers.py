@@ -72,7 +72,7 @@ def _status(daemon: Daemon, _: Question) -> Answer:
         },
         "settings": {"confirmation": last.confirming.state, "message": str(last.confirming)},
         "pools": {
-            "guarded": last.guard.guarded if s is not None and s.pools.origin is not Origin.UNKNOWN else None,
+            "guarded": last.guard.guarded if last.pools_known else None,
             "names": [pool.name for pool in pools or ()],
         },
         "services": len(last.index.services),

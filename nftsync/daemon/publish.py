@@ -17,7 +17,6 @@ from nftsync.objects.kinds import NFT, SERVICE
 from nftsync.objects.names import ObjectRef, Reason, Rejection
 from nftsync.objects.status import Confirmation, RouterStatus
 from nftsync.plan.result import Outcome, SyncResult
-from nftsync.plan.snapshot import Origin
 from nftsync.report.conditions import Standing
 from nftsync.report.notices import News, Topic, of_changes, of_confirmation, of_rejections
 from nftsync.ruleset.tables import Settings
@@ -78,8 +77,8 @@ class Publisher:
 
     def _tell_guard(self, result: SyncResult) -> None:
         """One line when it changes what decides which addresses may be opened: pools, none of them, or nothing."""
-        guard, s = result.guard, result.snapshot
-        if s is None or s.pools.origin is Origin.UNKNOWN:
+        guard = result.guard
+        if not result.pools_known:
             self._metrics.pools_guarded.set(float("nan"))  # which is neither yes nor no
             return
         self._metrics.pools_guarded.set(guard.guarded)
@@ -156,7 +155,7 @@ class Publisher:
         return Standing(
             not_ready=result.message if result.outcome in (Outcome.WAITING, Outcome.FAILED) else "",
             unguarded=_unguarded(result),
-            no_pools=result.guard.pools == (),
+            no_pools=result.pools_known and result.guard.pools == (),
             confirmation=(result.confirming.state, str(result.confirming)),
             unshaped=_unshaped(result.settings),
             local_chain=next((each.message for each in self._rejections if each.reason is Reason.INVALID_LOCAL_CHAIN), ""),
@@ -165,12 +164,13 @@ class Publisher:
 
 
 def _unguarded(result: SyncResult) -> str:
-    s = result.snapshot
+    if not result.pools_known:
+        return "MetalLB's configuration is not read yet" if result.settings else "nothing is applied yet"
     if result.guard.guarded:
         return ""
-    if s is not None and s.config.boundary.enforcement is Enforcement.IGNORED:
+    if result.snapshot and result.snapshot.config.boundary.enforcement is Enforcement.IGNORED:
         return f'pools = "{Enforcement.IGNORED}"'
-    return "no MetalLB configuration was seen" if result.settings else "nothing is applied yet"
+    return "no MetalLB configuration was seen"
 
 
 def _unshaped(settings: Settings | None) -> str:

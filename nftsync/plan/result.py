@@ -73,6 +73,11 @@ class SyncResult:
         return {what: said for what, origin in origins.items() if origin is Origin.REMEMBERED}
 
     @property
+    def pools_known(self) -> bool:
+        """Whether it is known which pools there are, listed or remembered, or that they do not count."""
+        return self.snapshot is not None and self.snapshot.pools.origin is not Origin.UNKNOWN
+
+    @property
     def guard(self) -> Guard:
         """What judges addresses."""
         return self.snapshot.guard if self.snapshot else UNGUARDED

@@ -16,9 +16,9 @@ from statistics import median
 
 from nftsync.config import Config
 from nftsync.daemon.signals import Signals
-from nftsync.kernel.netns import Namespace
 from nftsync.plan.result import Outcome, SyncResult
 from tests.bench.measure import NIC, Goal, Samples, address_of, in_turns, nft_resource, service, spread, table
+from tests.lab.namespace import Namespace
 from tests.router import Router
 
 SIZES = (1_000, 10_000)

@@ -13,11 +13,12 @@ import pytest
 
 from nftsync.config import Boundary, Enforcement
 from nftsync.daemon.publish import LINES, RECENT, Publisher
+from nftsync.daemon.reconcile import NOT_FILTERING
 from nftsync.exporter.metrics import Metrics
-from nftsync.kernel.netns import Namespace
 from nftsync.objects.status import Condition, RouterStatus
 from nftsync.plan.result import Outcome, SyncResult
 from nftsync.report.notices import News, Topic
+from tests.lab.namespace import Namespace
 from tests.labtools import PUBLIC_NIC, SERVICE4, Raw, needs_root, nft, service
 from tests.router import Router, config_in
 
@@ -94,6 +95,10 @@ class Told(Router):
 
     def tell(self, result: SyncResult) -> None:
         self.publish(self.publisher, self.source, result)
+
+    def stale(self) -> dict[str, str]:
+        """What is used though it is not the present one, after the last sync."""
+        return self.publisher.stale(self.source, self._result)
 
     @property
     def lines(self) -> list[tuple[str, str]]:
@@ -221,12 +226,12 @@ def test_of_an_idle_resync_nothing_is_logged_or_told_and_the_status_stays_the_sa
 def test_what_is_waited_for_is_said_once_and_again_when_it_is_something_else(router: Told) -> None:
     for _ in range(3):
         router.sync()
-    assert router.lines == [("INFO", "waiting: the first lists are not complete")]
+    assert router.lines == [("INFO", f"waiting: {NOT_FILTERING}: the first lists are not complete")]
     router.lists(WEB)
     for _ in range(3):
         router.sync()
     waiting = [text for _, text in router.lines if text.startswith("waiting: ")][1:]
-    assert waiting == ["waiting: there is no usable Nft resource arbf-operators/nft"]
+    assert waiting == [f"waiting: {NOT_FILTERING}: there is no usable Nft resource arbf-operators/nft"]
     assert (router.condition("Ready").holds, router.condition("Ready").message) == (False, waiting[0].removeprefix("waiting: "))
 
 
@@ -346,14 +351,14 @@ def test_the_status_counts_objects_that_are_refused_not_reasons(router: Told) ->
 def test_what_can_not_be_watched_is_stale_by_what_it_is_for(router: Told, kind: str, source: str) -> None:
     router.begin(WEB)
     router.source.old[kind] = "no answer"
-    assert router.publisher.stale(router.source) == {source: "no answer"}
+    assert router.stale() == {source: "no answer"}
     assert {each: router.metric("config_stale", source=each) for each in ("services", "settings", "pools")} == {
         "services": 0, "settings": 0, "pools": 0, source: 1,
     }  # fmt: skip
     router.sync()
     assert (router.condition("Stale").holds, router.condition("Stale").message) == (True, f"{source}: no answer")
     router.source.old.clear()
-    assert router.publisher.stale(router.source) == {}
+    assert router.stale() == {}
     assert router.metric("config_stale", source=source) == 0
 
 
@@ -362,7 +367,7 @@ def test_what_is_refused_makes_its_last_good_version_stale(router: Told) -> None
     router.put({**nft(), "spec": {"public_nic": "lo"}})
     router.put({**POOL, "spec": {"addresses": ["nonsense"]}})
     router.sync()
-    stale = router.publisher.stale(router.source)
+    stale = router.stale()
     assert stale.keys() == {"settings", "pools"}
     assert "the last good settings stay" in stale["settings"]
     assert "the last good pools stay" in stale["pools"]
@@ -374,7 +379,7 @@ def test_settings_whose_resource_is_gone_are_stale(router: Told) -> None:
     router.begin(WEB)
     router.delete(nft())
     router.sync()
-    assert router.publisher.stale(router.source) == {"settings": "there is no such resource; the last good settings stay"}
+    assert router.stale() == {"settings": "there is no such resource; the last good settings stay"}
 
 
 # --- what is remembered -------------------------------------------------------------------------------
