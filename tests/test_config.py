@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nftsync import config
-from nftsync.config import Boundary, Caps, Config, ConfigError, Enforcement, Filters, load
+from nftsync.config import Boundary, Caps, Config, ConfigError, Enforcement, Filters, load, parse
 from nftsync.objects.names import Name
 from tests.support import ROOT
 
@@ -81,7 +81,15 @@ def test_every_key_means_this_and_nothing_else_changes(tmp_path: Path, text: str
 
 
 def test_every_field_of_the_configuration_can_be_set() -> None:
-    assert {key for key, _ in KEYS.values()} == {each.name for each in dataclasses.fields(Config)}
+    assert {key for key, _ in KEYS.values()} == {each.name for each in dataclasses.fields(Config)} - {"text"}
+
+
+def test_a_configuration_keeps_its_files_text_from_which_the_same_one_can_be_read_again(tmp_path: Path) -> None:
+    text = 'resync_interval = 5 # "seconds"\n[caps]\npinholes = 7\n'
+    found = read(tmp_path, text)
+    assert found.text == text
+    assert parse(found.text, "what is remembered") == found
+    assert Config().text == ""
 
 
 def test_the_shipped_file_holds_the_defaults(tmp_path: Path) -> None:

@@ -23,7 +23,6 @@ from nftsync.config import Config
 from nftsync.daemon.observer import MetricsObserver
 from nftsync.exporter.metrics import Metrics
 from nftsync.objects.names import ObjectRef
-from nftsync.objects.service import Opened
 from nftsync.objects.status import RouterStatus, parse_status
 from nftsync.report.events import EventQueue, Request
 from nftsync.report.notices import News, Topic
@@ -315,7 +314,7 @@ def test_a_reload_says_that_nftsync_stopped_only_if_it_goes_on_under_another_nam
 def second_router(router: Router) -> Iterator[Callable[[RouterStatus], None]]:
     """All that a second router does to the cluster's API: it watches, and writes the status that it is given."""
     chosen = Config(kubeconfig=router.server.kubeconfig(), router_name="edge2")
-    source = ClusterSource(chosen, MetricsObserver(Metrics()), lambda: None, time.monotonic, Opened())
+    source = ClusterSource(chosen, {}, MetricsObserver(Metrics()), lambda: None, time.monotonic)
     try:
         yield source.report
     finally:

@@ -285,9 +285,7 @@ def test_a_bookmark_moves_the_version_on_without_an_event(lab: Lab) -> None:
     assert lab.server.count(LIST) == 1
 
 
-def test_a_watch_that_the_server_ends_in_time_goes_on_from_the_same_version(
-    lab: Lab, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_watch_that_the_server_ends_in_time_goes_on_from_the_same_version(lab: Lab, caplog: pytest.LogCaptureFixture) -> None:
     lab.started()
     lab.server.put(service("one"))
     lab.converged()
@@ -528,9 +526,7 @@ def test_a_watch_that_lasted_and_broke_is_followed_at_once(lab: Lab) -> None:
     assert [request.kind for request in lab.server.requests] == [LIST, WATCH, WATCH]
 
 
-def test_an_api_server_that_is_away_is_found_again_when_the_kubeconfig_names_it(
-    lab: Lab, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_an_api_server_that_is_away_is_found_again_when_the_kubeconfig_names_it(lab: Lab, caplog: pytest.LogCaptureFixture) -> None:
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
         lab.point_at(f"http://127.0.0.1:{nobody.getsockname()[1]}")
@@ -624,9 +620,7 @@ def test_a_kubeconfig_that_comes_later_is_enough(lab: Lab, caplog: pytest.LogCap
         ("{kind: Config, contexts: [], clusters: [], users: [], current-context: c}", "Expected object with name c"),
     ],
 )
-def test_a_kubeconfig_that_is_none_is_refused_in_one_line_without_secrets(
-    tmp_path: Path, content: str, complaint: str
-) -> None:
+def test_a_kubeconfig_that_is_none_is_refused_in_one_line_without_secrets(tmp_path: Path, content: str, complaint: str) -> None:
     path = tmp_path / "kubeconfig"
     path.write_text(content)
     with pytest.raises(KubeconfigError) as caught:
@@ -651,9 +645,7 @@ def test_a_kubeconfig_that_is_none_is_refused_in_one_line_without_secrets(
     ],
     ids=lambda user: "-".join(f"{key}" for key in user),
 )
-def test_nobody_goes_on_without_the_credentials_that_the_kubeconfig_promises(
-    tmp_path: Path, user: dict[str, object]
-) -> None:
+def test_nobody_goes_on_without_the_credentials_that_the_kubeconfig_promises(tmp_path: Path, user: dict[str, object]) -> None:
     (tmp_path / "empty").write_text("\n")
     write_kubeconfig(tmp_path / "kubeconfig", {"server": "https://127.0.0.1:1"}, user)
     with pytest.raises(KubeconfigError) as caught:
@@ -748,9 +740,7 @@ def test_stop_ends_a_quiet_watch_over_tls_whose_ca_is_checked() -> None:
 def make_certificate(folder: Path) -> None:
     command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=localhost"
     command += " -addext subjectAltName=IP:127.0.0.1 -addext basicConstraints=critical,CA:TRUE"
-    subprocess.run(
-        [*command.split(), "-keyout", "key.pem", "-out", "cert.pem"], cwd=folder, check=True, capture_output=True
-    )
+    subprocess.run([*command.split(), "-keyout", "key.pem", "-out", "cert.pem"], cwd=folder, check=True, capture_output=True)
 
 
 # --- requests, lines, waits ---------------------------------------------------------------------------
@@ -823,9 +813,7 @@ def test_a_line_that_never_ends_is_not_collected_for_ever() -> None:
 
 
 @given(st.integers(1, 10**9), st.randoms(use_true_random=False), st.sampled_from([None, 429, 500, 403, 404]))
-def test_no_wait_is_longer_than_the_longest_and_none_is_nothing(
-    failures: int, rng: random.Random, status: int | None
-) -> None:
+def test_no_wait_is_longer_than_the_longest_and_none_is_nothing(failures: int, rng: random.Random, status: int | None) -> None:
     for retry_after in (None, 0.0, 5.0, 1e9):
         wait = Pace().wait(failures, ApiError("x", status, retry_after), rng)
         assert 0.8 <= wait <= 30.0
@@ -938,9 +926,7 @@ def test_any_other_fault_of_an_optional_kind_is_a_fault(optional: Lab, status: i
 
 
 @pytest.mark.parametrize(("status", "cause"), [(404, Cause.NOT_FOUND), (403, Cause.FORBIDDEN)])
-def test_a_kind_that_is_needed_is_waited_for(
-    lab: Lab, caplog: pytest.LogCaptureFixture, status: int, cause: Cause
-) -> None:
+def test_a_kind_that_is_needed_is_waited_for(lab: Lab, caplog: pytest.LogCaptureFixture, status: int, cause: Cause) -> None:
     with refusing(lab, status):
         assert not lab.inbox.synced.is_set()
         assert lab.observer.states[:4] == [State.LISTING, State.WAITING] * 2
@@ -1116,6 +1102,12 @@ def test_those_that_a_second_list_has_again_stay(lab: Lab, caplog: pytest.LogCap
     assert "a second list has 20 of the 30 missing objects of the kind Service again" in caplog.text
 
 
+def remembered(names: set[str]) -> dict[Name, Service]:
+    """As the process before this one has accepted them."""
+    parsed = [parse_service(service(name), None) for name in names]
+    return {each.name: each for each in parsed if each}
+
+
 @pytest.mark.parametrize("second", ["the same", "all again"])
 def test_the_first_list_is_held_against_what_was_open_before_the_restart(lab: Lab, second: str) -> None:
     names = {f"s{number}" for number in range(40)}
@@ -1128,7 +1120,7 @@ def test_the_first_list_is_held_against_what_was_open_before_the_restart(lab: La
 
     for name in names:
         lab.server.put(service(name))
-    lab.inbox = Inbox(parse_service, lambda: None, time.monotonic, remembered={Name("shop", name) for name in names})
+    lab.inbox = Inbox(parse_service, lambda: None, time.monotonic, remembered=remembered(names))
     lab.server.script(LIST, lacking(gone), looks)
     lab.start(CAUTIOUS)
     wait_for(lab.inbox.synced.is_set, "a list that counts")
@@ -1139,7 +1131,8 @@ def test_the_first_list_is_held_against_what_was_open_before_the_restart(lab: La
 
 
 def test_a_first_list_that_has_most_of_what_was_open_before_the_restart_counts_at_once(lab: Lab) -> None:
-    lab.inbox = Inbox(parse_service, lambda: None, time.monotonic, remembered={Name("shop", f"s{number}") for number in range(21)})
+    names = {f"s{number}" for number in range(21)}
+    lab.inbox = Inbox(parse_service, lambda: None, time.monotonic, remembered=remembered(names))
     for number in range(11):
         lab.server.put(service(f"s{number}"))
     lab.started(CAUTIOUS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -14,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nftsync.cluster.cache import Inbox
 from nftsync.config import Filters
 from nftsync.objects.address import parse_address, parse_source_range
 from nftsync.objects.names import Malformed, Name, Reason, Rejection, identify, quote
@@ -298,19 +300,23 @@ def test_an_invalid_limit_leaves_the_ports_open_and_the_previous_limit_in_force(
 
 def test_after_a_start_the_previous_limit_is_the_one_that_the_last_process_had_given_to_this_very_object() -> None:
     raw = service(annotations={RATELIMIT_ANNOTATION: "fast"}, uid="u1")
-    name, uid = identify(raw)
-    found = parse_service(raw, None, {(name, uid): LIMIT})
-    assert found is not None
+    remembered = {uid: parsed(service(annotations=LIMITED, uid=uid)) for uid in ("u1", "u2")}
+    name = remembered["u1"].name
+
+    def listed(before: Service, *objects: object) -> Service:
+        """As it is after a start with this version, and a list that has these ones in turn."""
+        inbox = Inbox(parse_service, lambda: None, time.monotonic, remembered={name: before})
+        for each in objects:
+            inbox.put(each)
+        [found] = inbox.objects()
+        return found
+
+    found = listed(remembered["u1"], raw)
     assert found.limit == LIMIT
     assert only_rejection(found).message.endswith("; the previous limit, 400/minute burst 10 packets, stays")
-    other = parse_service(raw, None, {(name, "u2"): LIMIT})
-    assert other is not None
-    assert other.limit is None
-    before = parsed(service(uid="u1"))
-    assert parsed(raw, before).limit is None
-    unlimited = parse_service(raw, before, {(name, uid): LIMIT})
-    assert unlimited is not None
-    assert unlimited.limit is None, "what was parsed since counts"
+    assert listed(remembered["u2"], raw).limit is None
+    assert parsed(raw, parsed(service(uid="u1"))).limit is None
+    assert listed(remembered["u1"], service(uid="u1"), raw).limit is None, "what was parsed since counts"
 
 
 def test_an_invalid_limit_without_a_previous_one_limits_nothing_and_says_so() -> None:
