@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import kubernetes.client
 import kubernetes.config
@@ -30,9 +31,10 @@ from nftsync.cluster.api import PIECE, Api
 from nftsync.cluster.watch import PAGE
 from nftsync.config import load
 from nftsync.daemon.loop import Daemon, Options
+from nftsync.daemon.reconcile import Reconciler
 from nftsync.kernel.nft import Kernel
 from nftsync.objects.kinds import SERVICES
-from nftsync.plan.plan import Found
+from nftsync.plan.result import SyncResult
 
 _CONTINUE = re.compile(rb'"continue":"([^"]+)"')
 
@@ -83,22 +85,24 @@ def memory() -> dict[str, float]:
 
 def daemon_memory(config: Path, syncs: int) -> dict[str, float]:
     """The daemon's memory after its start and `syncs` resyncs."""
-    reads = threading.Semaphore(0)
+    resynced = threading.Semaphore(0)
     found: dict[str, float] = {}
-    read = Kernel.read
+    sync = Reconciler.sync
 
-    def counted(self: Kernel) -> Found:
-        reads.release()
-        return read(self)
+    def counted(self: Reconciler, *, resync: bool = False, **how: Any) -> SyncResult:
+        result = sync(self, resync=resync, **how)
+        if resync and result.listed:
+            resynced.release()
+        return result
 
     def watch() -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # for the daemon's own threads
-        for _ in range(syncs + 2):  # the last one has begun when those before it are over
-            reads.acquire()
+        for _ in range(syncs):
+            resynced.acquire()
         found.update(memory())
         os.kill(os.getpid(), signal.SIGTERM)
 
-    Kernel.read = counted  # type: ignore[method-assign]
+    Reconciler.sync = counted  # type: ignore[method-assign]
     threading.Thread(target=watch, daemon=True).start()
     Daemon(Options(config)).run()
     return found
