@@ -29,7 +29,7 @@ from tests.process import ClusterDaemon
 
 NAMES = [f"s{number}" for number in range(2, 14)]
 PORTS = (53, 80, 443, 8080)
-RANGES = ([], [], ["203.0.113.0/24", "2001:db8:113::/48"], ["192.0.2.0/24", "2001:db8:2::/64"])
+RANGES: tuple[list[str], ...] = ([], [], ["203.0.113.0/24", "2001:db8:113::/48"], ["192.0.2.0/24", "2001:db8:2::/64"])
 LIMITS = (None, None, "100 mbytes/second burst 1 mbytes")
 START = 1.0  # seconds within which a process that starts is killed
 CHANGE = 0.06  # seconds within which one is killed that has heard of a change
@@ -123,8 +123,9 @@ class Kills:
             ports = self.draw.sample([(protocol, port) for protocol in ("TCP", "UDP") for port in PORTS], self.draw.randint(1, 4))
             addresses = f"172.30.254.{number}", f"2001:db8:254::{number}"
             limit = self.draw.choice(LIMITS)
-            self.versions[name].append(service(name, *addresses, ports=ports, sources=self.draw.choice(RANGES), limit=limit))
-            self.cluster.put(self.versions[name][-1])
+            made = service(name, *addresses, ports=ports, sources=self.draw.choice(RANGES), limit=limit)
+            self.versions[name].append(made)
+            self.cluster.put(made)
 
     def mixtures(self) -> Iterator[str]:
         """Each Service of which the kernel holds none of the versions that it may, and what nobody asked for."""

@@ -11,7 +11,7 @@ import pytest
 
 from tests.lab.lab import PUBLIC
 from tests.labtools import SERVICE4, SERVICE6, eventually, needs_root, nft, rules, service
-from tests.process import POOL, WEB, ClusterDaemon, cluster_daemon, not_yet
+from tests.process import POOL, WEB, ClusterDaemon, cluster_daemon
 from tests.reboot import boot, power_off
 
 pytestmark = needs_root
@@ -123,9 +123,7 @@ FAULTS = {
         nothing_at_all, with_the_file_broken, with_the_file_mended, "last good",
     ),
 }  # fmt: skip
-BASE = not_yet("where the local chain can't be loaded the base is, without any pinhole")
-RESTORED = ("an interface that is gone", "a file that is wrong now")
-EACH = pytest.mark.parametrize("name", [pytest.param(name, marks=() if name in RESTORED else BASE) for name in FAULTS])
+EACH = pytest.mark.parametrize("name", FAULTS)
 
 
 @pytest.fixture

@@ -21,7 +21,6 @@ from tests.process import (
     ClusterDaemon,
     cluster_daemon,
     flow,
-    not_yet,
     systemctl_start,
     transactions,
 )
@@ -46,7 +45,6 @@ WITHOUT_POOLS: dict[str, Outage] = {
     "BGPPeers are broken": lambda cluster: cluster.always(refusal(500), "BGPPeer"),
 }
 OUTAGES = WITHOUT_SETTINGS | WITHOUT_POOLS
-BASE = not_yet("the base is loaded where there is a network already, before the lists are complete")
 STARTS: dict[str, Callable[[ClusterDaemon], None]] = {"nftsync run": ClusterDaemon.waiting, "systemctl start": systemctl_start}
 
 
@@ -58,9 +56,8 @@ def daemon(tmp_path: Path) -> Iterator[ClusterDaemon]:
 
 
 @pytest.mark.parametrize(("start", "outage"), [
-    *(("nftsync run", outage) for outage in WITHOUT_SETTINGS),
-    *(pytest.param("nftsync run", outage, marks=BASE) for outage in WITHOUT_POOLS),
-    *(pytest.param("systemctl start", outage, marks=BASE) for outage in OUTAGES),
+    *(("nftsync run", outage) for outage in OUTAGES),
+    *(("systemctl start", outage) for outage in OUTAGES),
 ])  # fmt: skip
 def test_nothing_is_cut_while_something_is_not_known_yet(daemon: ClusterDaemon, start: str, outage: str) -> None:
     OUTAGES[outage](daemon.cluster)
@@ -75,7 +72,6 @@ def test_nothing_is_cut_while_something_is_not_known_yet(daemon: ClusterDaemon, 
     assert daemon.get("/readyz").status == 503
 
 
-@BASE
 @pytest.mark.parametrize("start", STARTS)
 @pytest.mark.parametrize("kind", ["Service", "Nft", *METALLB])
 def test_the_first_table_comes_with_its_pinholes(daemon: ClusterDaemon, start: str, kind: str) -> None:
@@ -92,7 +88,6 @@ def test_the_first_table_comes_with_its_pinholes(daemon: ClusterDaemon, start: s
     assert any(line.startswith("add element inet nftsync services4") and WEB_KEY in line for line in first), first
 
 
-@BASE
 @pytest.mark.parametrize("start", STARTS)
 def test_a_first_start_that_is_interrupted_cuts_nothing_the_next_time(daemon: ClusterDaemon, start: str) -> None:
     daemon.cluster.hang("IPAddressPool")
@@ -106,7 +101,6 @@ def test_a_first_start_that_is_interrupted_cuts_nothing_the_next_time(daemon: Cl
     assert found.lost() == {}
 
 
-@BASE
 @pytest.mark.parametrize("start", STARTS)
 def test_a_connection_through_the_router_outlives_the_first_start(daemon: ClusterDaemon, start: str) -> None:
     daemon.put(service("tcp", "172.30.254.3"))
@@ -119,7 +113,6 @@ def test_a_connection_through_the_router_outlives_the_first_start(daemon: Cluste
         assert answers(connection)
 
 
-@not_yet("neither the status nor explain tells that nothing filters")
 @pytest.mark.parametrize("outage", ["the server refuses", "the Nft is missing", "the list of IPAddressPools is slow"])
 def test_everybody_is_told_that_this_router_does_not_filter(daemon: ClusterDaemon, outage: str) -> None:
     OUTAGES[outage](daemon.cluster)

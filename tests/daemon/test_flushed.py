@@ -11,7 +11,7 @@ from tests.faultycluster import METALLB, FaultyCluster
 from tests.faultyserver import refusal
 from tests.lab.lab import PUBLIC
 from tests.labtools import SERVICE4, SERVICE6, eventually, needs_root, nft, rules, service
-from tests.process import INVALID_NFT, POOL, WEB, ClusterDaemon, cluster_daemon, not_yet
+from tests.process import INVALID_NFT, POOL, WEB, ClusterDaemon, cluster_daemon
 from tests.reboot import boot, power_off
 
 pytestmark = needs_root
@@ -38,8 +38,6 @@ DAMAGES = (
     "add table inet nftsync { flags dormant; }",
 )
 PARTS = (DAMAGES[2], DAMAGES[4])
-RULES_ALONE = not_yet("before the lists, limits and elements that were taken away are not put back")
-NO_SETTINGS = not_yet("without settings that are known nothing is repaired")
 
 
 @pytest.fixture
@@ -107,7 +105,7 @@ def put_back(daemon: ClusterDaemon, damage: str, good: str) -> None:
     *((history, "the Nft is missing", "flush ruleset") for history in ("rebooted", "rebooted_without_the_boot_unit")),
     *(("killed", outage, "flush ruleset") for outage in list(OUTAGES)[1:-1]),
     *(("rebooted", "the server refuses", damage) for damage in DAMAGES if damage not in (DAMAGES[0], *PARTS)),
-    *(pytest.param("rebooted", "the server refuses", damage, marks=RULES_ALONE) for damage in PARTS),
+    *(("rebooted", "the server refuses", damage) for damage in PARTS),
 ])  # fmt: skip
 def test_what_the_daemon_remembers_is_put_back(daemon: ClusterDaemon, history: str, outage: str, damage: str) -> None:
     daemon.start()
@@ -124,8 +122,8 @@ def test_what_the_daemon_remembers_is_put_back(daemon: ClusterDaemon, history: s
 
 @pytest.mark.parametrize(("outage", "damage"), [
     ("MetalLB's kinds hang", "flush ruleset"),
-    *(pytest.param("the server refuses", damage, marks=NO_SETTINGS) for damage in (*DAMAGES[:2], *DAMAGES[4:])),
-    *(pytest.param(outage, "flush ruleset", marks=NO_SETTINGS) for outage in list(OUTAGES)[1:-1]),
+    *(("the server refuses", damage) for damage in (*DAMAGES[:2], *DAMAGES[4:])),
+    *((outage, "flush ruleset") for outage in list(OUTAGES)[1:-1]),
 ])  # fmt: skip
 def test_the_base_of_early_boot_is_put_back(daemon: ClusterDaemon, outage: str, damage: str) -> None:
     boot(daemon)
@@ -139,7 +137,6 @@ def test_the_base_of_early_boot_is_put_back(daemon: ClusterDaemon, outage: str, 
     as_closed(daemon)
 
 
-@not_yet("what stood when the process started is not known to it")
 @pytest.mark.parametrize("outage", ["the server refuses", "MetalLB's kinds hang", "the Nft is missing"])
 def test_what_a_process_found_is_put_back_though_no_disk_ever_took_it(daemon: ClusterDaemon, outage: str) -> None:
     """As after a first sync whose process was killed before it could write anything down."""

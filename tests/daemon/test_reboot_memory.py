@@ -9,7 +9,7 @@ import pytest
 
 from tests.lab.lab import PUBLIC, Probe
 from tests.labtools import SERVICE4, SERVICE6, elements, eventually, needs_root, nft, rules, service, tables
-from tests.process import CLOSED, OPEN, POOL, WEB, ClusterDaemon, cluster_daemon, flow, not_yet, transactions
+from tests.process import CLOSED, OPEN, POOL, WEB, ClusterDaemon, cluster_daemon, flow, transactions
 from tests.reboot import boot, power_off
 
 pytestmark = needs_root
@@ -128,7 +128,6 @@ def no_pools(daemon: ClusterDaemon) -> None:
 
 
 BOOTS = {each.__name__: each for each in (with_the_boot_unit, boot_unit_and_daemon, daemon_alone)}
-EARLIER = not_yet("a ruleset that stands at boot is kept, whatever was closed since somebody saved it")
 
 
 def saved_ruleset(daemon: ClusterDaemon) -> str:
@@ -144,9 +143,9 @@ def reboot_into(daemon: ClusterDaemon, saved: str) -> None:
 
 
 @pytest.mark.parametrize(("change", "start"), [
-    *(pytest.param(change, "with_the_boot_unit", marks=EARLIER) for change in CHANGES),
-    pytest.param("a Service", "boot_unit_and_daemon", marks=EARLIER),
-    *(pytest.param(change, "daemon_alone", marks=() if change in SETTINGS else EARLIER) for change in CHANGES),
+    *((change, "with_the_boot_unit") for change in CHANGES),
+    ("a Service", "boot_unit_and_daemon"),
+    *((change, "daemon_alone") for change in CHANGES),
 ])  # fmt: skip
 def test_what_was_closed_is_closed_after_a_reboot_into_an_older_ruleset(daemon: ClusterDaemon, change: str, start: str) -> None:
     do, holds = CHANGES[change]
@@ -166,7 +165,6 @@ def test_what_was_closed_is_closed_after_a_reboot_into_an_older_ruleset(daemon: 
     assert start == "with_the_boot_unit" or eventually(lambda: rules(daemon.lab) == good)
 
 
-@EARLIER
 def test_what_was_closed_is_closed_by_the_daemon_though_the_pools_hang(daemon: ClusterDaemon) -> None:
     saved = saved_ruleset(daemon)
     daemon.remove(GONE)
@@ -192,7 +190,6 @@ def test_a_process_that_is_not_the_first_since_boot_closes_nothing_that_it_does_
     assert daemon.lab.arrives("udp", SERVICE6, 80)
 
 
-@EARLIER
 def test_what_was_opened_since_somebody_saved_the_ruleset_is_open_after_the_boot_unit(daemon: ClusterDaemon) -> None:
     saved = saved_ruleset(daemon)
     daemon.put(service("new", "172.30.254.7"))
@@ -203,7 +200,6 @@ def test_what_was_opened_since_somebody_saved_the_ruleset_is_open_after_the_boot
     assert tables(daemon.lab) == {"inet nftsync", "netdev nftsync"}
 
 
-@EARLIER
 def test_the_second_boot_command_since_boot_leaves_alone_what_the_first_one_has_made(daemon: ClusterDaemon) -> None:
     saved = saved_ruleset(daemon)
     daemon.remove(GONE)

@@ -17,7 +17,7 @@ import pytest
 from tests.faultycluster import METALLB, FaultyCluster
 from tests.lab.lab import Probe
 from tests.labtools import PUBLIC_NIC, SERVICE4, eventually, needs_root, nft, service
-from tests.process import POOL, WEB, ClusterDaemon, cluster_daemon, not_yet
+from tests.process import POOL, WEB, ClusterDaemon, cluster_daemon
 from tests.reboot import boot, power_off
 from tests.support import ROOT
 
@@ -112,7 +112,6 @@ def test_it_was_as_it_should_be_before(restarted: Restarted) -> None:
     assert before["public_nic"] == {"name": PUBLIC_NIC, "attached": True, "missing": False, "rate_shaping": True}
 
 
-@not_yet("the status shows what is not listed yet as none")
 def test_the_status_shows_what_is_in_force(restarted: Restarted) -> None:
     shown, before = restarted.daemon.status(), restarted.before
     same = ("services", "pinholes", "pools", "public_nic", "settings")
@@ -125,7 +124,6 @@ def test_nothing_is_refused_of_what_is_remembered(restarted: Restarted) -> None:
     assert (shown["rejected"], shown["rejections"]) == (0, [])
 
 
-@not_yet("what is remembered does not count as stale")
 def test_the_status_says_that_it_is_remembered_and_since_when(restarted: Restarted) -> None:
     daemon = restarted.daemon
     assert eventually(lambda: set(daemon.status()["stale"]) == restarted.stale), daemon.status()["stale"]
@@ -136,18 +134,15 @@ def test_the_status_says_that_it_is_remembered_and_since_when(restarted: Restart
     assert all(remembered_since(line, restarted) for line in lines)
 
 
-@not_yet("systemd is told what is waited for, not what is in force")
 def test_systemd_is_told_that_it_is_remembered(restarted: Restarted) -> None:
     assert eventually(lambda: "remembered" in restarted.daemon.systemd_status), restarted.daemon.systemd_status
 
 
-@not_yet("what is wanted is empty before the lists are complete")
 def test_diff_shows_no_difference(restarted: Restarted) -> None:
     done = restarted.daemon.command("diff")
     assert (done.returncode, done.stdout) == (0, "")
 
 
-@not_yet("explain knows nothing before the lists are complete")
 def test_explain_tells_what_is_in_force_and_that_it_is_remembered(restarted: Restarted) -> None:
     daemon = restarted.daemon
     assert {words: explained(daemon, words) for words in EXPLAINED} == EXPLAINED
@@ -156,7 +151,6 @@ def test_explain_tells_what_is_in_force_and_that_it_is_remembered(restarted: Res
         assert remembered_since(" ".join(lines), restarted), lines
 
 
-@not_yet("metrics show what is not listed yet as none")
 def test_the_metrics_show_what_is_in_force_and_of_what_nothing_new_is_known(restarted: Restarted) -> None:
     daemon = restarted.daemon
     in_force = ("services", "pinholes", "pools_guarded", "nic_attached", "rateshape_wanted")
@@ -188,7 +182,6 @@ def firing(page: str, folder: Path) -> set[str]:
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="the package prometheus is not installed")
-@not_yet('"unguarded" fires, and "stale" does not fire for every source')
 def test_the_alerts_tell_of_old_sources_and_not_of_an_open_router(restarted: Restarted, tmp_path: Path) -> None:
     daemon = restarted.daemon
     found = firing(daemon.get("/metrics").body, tmp_path)

@@ -11,7 +11,7 @@ import pytest
 from tests.faultycluster import METALLB
 from tests.faultyserver import PAGE, refusal
 from tests.labtools import SERVICE4, Raw, eventually, needs_root, nft, service
-from tests.process import POOL, WEB, ClusterDaemon, cluster_daemon, not_yet
+from tests.process import POOL, WEB, ClusterDaemon, cluster_daemon
 
 pytestmark = needs_root
 
@@ -36,7 +36,7 @@ def nothing_was_refused(daemon: ClusterDaemon) -> None:
 
 
 @pytest.mark.parametrize("kind", [
-    *(pytest.param(kind, marks=not_yet("a list that becomes complete during a sync is not in it")) for kind in ("Service", "Nft")),
+    "Service", "Nft",
     "IPAddressPool",
     "ConfigMap",
 ])  # fmt: skip

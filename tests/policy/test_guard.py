@@ -76,8 +76,8 @@ def admitted(guard: Guard, *texts: str) -> list[str]:
 def test_pools_hold_once_they_are_known_and_nothing_is_open_before_if_they_are_required(
     enforcement: Enforcement,
     known: Configuration | None,
-    guarded: bool,
-    opened: tuple[str, ...],  # noqa: FBT001
+    guarded: bool,  # noqa: FBT001
+    opened: tuple[str, ...],
 ) -> None:
     guard = Guard.of(Boundary(enforcement), known)
     assert guard.guarded == guarded
