@@ -18,6 +18,7 @@ from tests.systems.machine import Machine
 KUBECONFIG, PACKAGE, OLDER = "/etc/nftsync/kubeconfig", "/root/nftsync.deb", "/root/older.deb"
 SMOKE = Path(__file__).parents[2] / "packaging" / "debian" / "tests" / "smoke"
 OPEN, CLOSED, LIMITED = "172.30.254.1", "172.30.254.9", "172.30.254.2"
+MEMORY = "/var/lib/nftsync/memory.journal"
 PORT = 8080
 PAUSE = 0.001  # seconds between two rounds of packets
 RULE = f"{OPEN} . udp . {PORT}"
@@ -155,7 +156,7 @@ class Proof:
         assert [each.arrived for each in leaked] == [0, 0]
 
     def after_a_reboot_with_the_api_down_the_rules_are_there_before_an_interface_is_up(self) -> None:
-        eventually(lambda: RULE in self.kept(), "nothing is written down for the next boot")
+        eventually(lambda: OPEN in self.remembered(), "nothing is remembered for the next boot")
         self.machine.power_off()
         self.server.kill()
         self.machine.plug()
@@ -199,7 +200,7 @@ class Proof:
     def removal_keeps_the_configuration_and_the_rules(self) -> None:
         self.machine.run("apt-get", "remove", "--yes", "--quiet", "nftsync")
         assert RULE in self.ruleset()
-        for path in ("/etc/nftsync/nftsync.toml", KUBECONFIG, "/etc/nftables.d/local-chain.nft", "/var/lib/nftsync/ruleset.nft"):
+        for path in ("/etc/nftsync/nftsync.toml", KUBECONFIG, "/etc/nftables.d/local-chain.nft", MEMORY):
             self.machine.run("test", "-s", path)
         assert self.machine.try_run("test", "-e", "/usr/bin/nftsync").returncode == 1
         assert self.machine.try_run("systemctl", "is-active", "nftsync").returncode != 0
@@ -257,8 +258,8 @@ class Proof:
     def has(self, text: str, seconds: float = 20.0) -> None:
         eventually(lambda: text in self.ruleset(), f"the kernel has no {text}", seconds)
 
-    def kept(self) -> str:
-        return self.machine.try_run("cat", "/var/lib/nftsync/ruleset.nft").stdout
+    def remembered(self) -> str:
+        return self.machine.try_run("cat", MEMORY).stdout
 
     def journal(self) -> str:
         return self.machine.journal("nftsync")
