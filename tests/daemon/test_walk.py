@@ -22,11 +22,12 @@ def walk() -> walking.Walk:
 
 def test_a_walk_leads_to_the_kernel_and_back_to_the_cluster(walk: walking.Walk) -> None:
     print(walk)
-    assert len({thread for _, thread, _ in walk.there}) == 2, "one thread watches, one owns the state"
+    threads = {thread for _, thread, _ in walk.there}
+    assert threads == {"watch-Service", "MainThread", "journal"}, "one watches, one owns the state, one waits for the disk"
     assert len({module for _, _, module in walk.there}) >= 5
     assert len({module for _, _, module in walk.back}) >= 3
 
 
-@not_yet("one Service enters 33 modules")
+@not_yet("one Service enters 41 modules, most of them small ones of objects and daemon")
 def test_one_service_enters_few_modules_there_and_back(walk: walking.Walk) -> None:
     assert len(walk.modules) <= MOST, walk

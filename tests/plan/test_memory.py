@@ -292,7 +292,7 @@ def test_a_record_of_no_kind_that_there_is_is_refused(record: str) -> None:
      {"ingress": 5.0}, {"former": None}, {"former": [5]}, {"former": ["fe80::1%x"]}],
 )  # fmt: skip
 def test_facts_of_this_boot_that_can_not_be_are_refused(change: dict[str, object]) -> None:
-    good = {"rules": "ab 12", "ingress": 7, "former": ["192.0.2.1"]}
+    good = {"rules": "ab 12", "ingress": 7, "former": ["192.0.2.1"], "base": False}
     assert parse_boot_facts(json.dumps(good)) == BootFacts("ab 12", 7, frozenset({ip_address("192.0.2.1")}))
     with pytest.raises(REFUSALS):
         parse_boot_facts(json.dumps(good | change))
