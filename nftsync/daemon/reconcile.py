@@ -68,7 +68,7 @@ class Reconciler:
             first_since_boot=record.first_since_boot,
         )
         self._planned: Snapshot | None = None  # the last snapshot that the kernel has accepted
-        self._begun = self._filtered = False  # whether the kernel was read; whether tables of ours ever kept the door shut
+        self._filtered = False  # whether tables of ours ever kept the door shut
         self.index = Desired(config.filters, caps=config.caps)
         self._chain = ChainInUse("")  # of the last plan
         self._confirmed = False  # since the last sync
@@ -130,7 +130,7 @@ class Reconciler:
         self._forget_verdicts(before, news, again=whole)
         if self._snapshot.complete and self._snapshot.undecided:
             self._snapshot = replace(self._snapshot, undecided={})
-        part = self._planned is self._snapshot and applied.tables is not None and not whole
+        part = self._planned is self._snapshot and applied.tables is not None and not (whole or self._snapshot.undecided)
         try:
             result = (part and self._sync_part(news.services)) or self._sync_whole(resync=resync, changed_by=changed_by)
         except KernelError as error:
@@ -148,9 +148,7 @@ class Reconciler:
             verdicts = Verdicts()
         if s.local_chain.body != before.local_chain.body:
             verdicts = replace(verdicts, local_chains={})
-        if not verdicts.services.keys().isdisjoint(news.services):
-            services = {name: why for name, why in verdicts.services.items() if name not in news.services}
-            verdicts = replace(verdicts, services=services)
+        verdicts = verdicts.without(news.services)
         if verdicts != s.verdicts:
             self._snapshot = replace(s, verdicts=verdicts)
 
@@ -181,9 +179,11 @@ class Reconciler:
 
     def _sync_whole(self, *, resync: bool, changed_by: str) -> SyncResult:
         """Compute everything from scratch, compare it with what the kernel really holds, send the difference."""
+        if self._planned is None:
+            self._snapshot = replace(self._snapshot, flags=self._kernel.flags)  # before a generation counts: it may take a probe
         for _ in range(TRIES):
             generation, found = self._kernel.generation(), self._kernel.read()
-            if not self._begun:
+            if self._planned is None:
                 self._begin(found)
             if waits := self._waits(found, changed_by):
                 return SyncResult(Outcome.WAITING, waits)
@@ -198,15 +198,15 @@ class Reconciler:
         raise KernelError("the kernel refuses something else each time")
 
     def _begin(self, found: Found) -> None:
-        """Look at what stands as this process begins: what nobody denies stays until every list is complete."""
-        self._begun = True
-        s = replace(self._snapshot, flags=self._kernel.flags)
-        self._filtered = found.ruleset.tables.get(FILTER, Table()).filters
-        memory = self.record.memory
-        if not (s.complete or (s.first_since_boot and memory.facts.spec)):
-            known = {key for service in memory.services.values() for key in pinholes_of(service)}
-            s = replace(s, undecided=undecided_of(found.ruleset, known, s.pools.origin))
-        self._snapshot = s
+        """Look at what stands before this process changes it: what nobody denies stays until every list is complete."""
+        self._filtered |= found.ruleset.tables.get(FILTER, Table()).filters
+        s, memory = self._snapshot, self.record.memory
+        if s.complete or (s.first_since_boot and memory.facts.spec):
+            return
+        known = {key for service in memory.services.values() for key in pinholes_of(service)}
+        pools = s.pools.origin is Origin.UNKNOWN
+        undecided = undecided_of(found.ruleset.elements, known, pools=pools, earlier=s.undecided)
+        self._snapshot = replace(s, undecided=undecided)
 
     def _waits(self, found: Found, changed_by: str) -> str:
         """What has to come before anything is applied, for people; "" if nothing has to.
@@ -227,7 +227,8 @@ class Reconciler:
 
     def _from_scratch(self) -> Desired:
         """Who is in stays in: the versions that the kernel has taken."""
-        s, remembered = self._snapshot, self.record.memory.services
+        s = self._snapshot
+        remembered = s.verdicts.taken(self.record.memory.services)
         services = self._inputs.services.objects() if s.services is Origin.LISTED else remembered.values()
         return Desired.of(services, s.config.filters, s.guard, s.config.caps, remembered, s.verdicts.services)
 
@@ -256,19 +257,25 @@ class Reconciler:
         What it is about to take is written down first: a process that is killed meanwhile opens nothing again that it had closed.
         """
         changed = self.record.changed(self.index.admitted)
-        self.record.expect(changed)
+        self.record.expect(changed, self.record.facts_of(self._snapshot, self._observer.confirming))
         try:
-            if planned.text:
-                self._kernel.apply(planned.text)
+            taken = self._takes(planned, before, generation)
         except KernelError:
-            if self._kernel.generation() != generation or not self._applied_by_lines(planned, before):
-                self.record.revert(changed)
-                return False
-        if self._snapshot.verdicts.limits:  # who has one was not taken as a whole
-            limited = {name for name, service in changed.items() if service is not None and service.limit is not None}
-            self.record.revert(limited)
-            changed = {name: service for name, service in changed.items() if name not in limited}
-        self.record.take(changed)
+            self.record.revert(changed)
+            raise
+        if not taken:
+            self.record.revert(changed)
+            return False
+        self.record.take(self.record.without_limits(changed) if self._snapshot.verdicts.limits else changed)
+        return True
+
+    def _takes(self, planned: Plan, before: Mapping[str, Pinhole], generation: int) -> bool:
+        if not planned.text:
+            return True
+        try:
+            self._kernel.apply(planned.text)
+        except KernelError:
+            return self._kernel.generation() == generation and self._applied_by_lines(planned, before)
         return True
 
     def _applied_by_lines(self, planned: Plan, before: Mapping[str, Pinhole]) -> bool:
@@ -296,7 +303,9 @@ class Reconciler:
         ingress = self._network.settle(shaped=planned.settings.device is not None, ours=record.boot.ingress)
         left = f"{rules} {tables_digest(planned.wanted.tables)}" if alone else ""
         record.accept(planned, pinholes, rules, BootFacts(left, ingress, s.former, base=s.spec.value is None))
-        self._snapshot = self._planned = replace(s, first_since_boot=False)
+        pools = s.pools.origin is Origin.UNKNOWN
+        undecided = undecided_of(s.undecided, pinholes, pools=pools)  # what has an owner once is decided for good
+        self._snapshot = self._planned = replace(s, first_since_boot=False, undecided=undecided)
         self._filtered = True
         done = "rules renewed" if renewed and not s.verdicts.limits else ""
         if drift:

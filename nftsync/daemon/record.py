@@ -8,12 +8,13 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from hashlib import blake2b
 
+from nftsync.config import Enforcement
 from nftsync.files.bootmark import BootMark
 from nftsync.files.journal import Journal
 from nftsync.objects.names import Name
 from nftsync.objects.service import Service
 from nftsync.plan.applied import Applied
-from nftsync.plan.memory import BootFacts
+from nftsync.plan.memory import BootFacts, Facts
 from nftsync.plan.plan import Left, Plan
 from nftsync.plan.snapshot import Snapshot
 from nftsync.policy.confirm import Confirming
@@ -49,6 +50,7 @@ class Record:
         self.left = Left.by_another_process(self.boot)
         self.applied = Applied()
         self._as_of = float("-inf")  # when facts.as_of was written down
+        self._differs = False  # whether the journal has other facts than memory
         self._hash, self._hashed = "", tuple[object, ...]()
 
     def move(self, store: Store) -> None:
@@ -69,15 +71,29 @@ class Record:
         gone: dict[Name, Service | None] = {name: None for name in before if name not in admitted}
         return gone | {name: service for name, service in admitted.items() if before.get(name) != service}
 
-    def expect(self, changed: Versions) -> None:
+    def expect(self, changed: Versions, facts: Facts | None = None) -> None:
         """The kernel is about to take these versions. They are written down first: so a process that is killed between the two
         opens nothing again that it had closed.
         """
-        self._store.journal.remember(changed)
+        self._store.journal.remember(changed, None if facts == self.memory.facts else facts)
+        self._differs = facts is not None and facts != self.memory.facts
 
     def revert(self, names: Iterable[Name]) -> None:
         """The kernel has not taken the newest versions of these."""
-        self._store.journal.remember({name: self.memory.services.get(name) for name in names})
+        facts = self.memory.facts if self._differs else None
+        self._store.journal.remember({name: self.memory.services.get(name) for name in names}, facts)
+        self._differs = False
+
+    def without_limits(self, changed: Versions) -> Versions:
+        """The versions that the kernel has taken of these, where it took no limits: those that were stay."""
+        taken = dict(changed)
+        for name, service in changed.items():
+            before = self.memory.services.get(name)
+            if service is not None:
+                limit = before.limit if before is not None and before.uid == service.uid else None
+                taken[name] = replace(service, limit=limit)
+        self._store.journal.remember({name: service for name, service in taken.items() if service != changed[name]})
+        return taken
 
     def take(self, changed: Versions) -> None:
         """The kernel has taken them."""
@@ -96,7 +112,7 @@ class Record:
         self._store.mark.write(self.boot)
         if planned.local_chain.last_good != self.memory.facts.local_chain:
             self.memory.facts = replace(self.memory.facts, local_chain=planned.local_chain.last_good)
-            self._store.journal.remember({}, self.memory.facts)
+            self._differs = True
 
     def remember(self, s: Snapshot, confirming: Confirming | None, *, fresh: bool) -> None:
         """The facts beside the Services, if they are others than before.
@@ -105,26 +121,27 @@ class Record:
         hold is refused from the moment in which they were seen.  fresh: whether the cluster says all this now.
         """
         before, now = self.memory.facts, self._clock()
-        facts = before
-        if s.pools.listed:
-            facts = replace(facts, pools=s.pools.value, pools_listed=True)
-        if confirming is not None:
-            facts = replace(
-                facts,
-                spec=confirming.settled,
-                rolled_back=confirming.rolled_back,
-                config=s.config.text,
-                local=s.interfaces.local,
-                peers=s.interfaces.peers,
-            )
+        facts = self.facts_of(s, confirming)
         renew = confirming is not None and s.complete and fresh
-        if facts != before or (renew and now - self._as_of >= AS_OF):
+        if self._differs or facts != before or (renew and now - self._as_of >= AS_OF):
             if renew:
                 facts, self._as_of = replace(facts, as_of=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")), now
             self.memory.facts = facts
             self._store.journal.remember({}, facts)
+            self._differs = False
         if self._store.journal.wants_all:
             self._store.journal.replace(self.memory)
+
+    def facts_of(self, s: Snapshot, confirming: Confirming | None) -> Facts:
+        """The facts beside the Services, as they are in a snapshot. confirming: see remember()."""
+        facts = self.memory.facts
+        if s.pools.listed and s.config.boundary.enforcement is not Enforcement.IGNORED:
+            facts = replace(facts, pools=s.pools.value, pools_listed=True)
+        if confirming is not None:
+            facts = replace(facts, spec=confirming.settled, rolled_back=confirming.rolled_back, config=s.config.text)
+        if confirming is not None and s.interfaces.index is not None:  # else nobody has looked
+            facts = replace(facts, local=s.interfaces.local, peers=s.interfaces.peers)
+        return facts
 
     def hash(self, s: Snapshot) -> str:
         """Of what routers of one cluster have in common of their rulesets: not their NIC, not their local chain."""

@@ -45,6 +45,8 @@ def lines_of(plan: Plan, before: Mapping[str, Pinhole], after: Mapping[str, Pinh
     common, services = _taken_apart(plan.current, plan.wanted, before, after)
     lines = []
     for family in sorted(plan.current.tables.keys() | plan.wanted.tables.keys()):
+        if family == SHAPER and plan.settings.limits_refused:
+            continue
         part = Part.LIMITS if family == SHAPER else Part.TABLES
         if family in plan.wanted.tables:  # a table that others own refuses this too, and no Service is blamed for that
             lines.append(Line(f"add table {family} {NAME}{_flags(plan.wanted.tables[family])}", part))
@@ -131,4 +133,4 @@ def learn(verdicts: Verdicts, plan: Plan, lines: Sequence[Line], complaints: Seq
         return verdicts
     if Part.LIMITS in blamed:  # which makes every Service's limit wrong
         return replace(verdicts, limits=blamed[Part.LIMITS])
-    return replace(verdicts, services={**verdicts.services, **services}) if services else verdicts
+    return verdicts.of_services(services) if services else verdicts

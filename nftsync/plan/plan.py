@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from hashlib import sha256
+from types import MappingProxyType
 
 from nftsync.plan.memory import BootFacts
 from nftsync.plan.snapshot import LocalChain, Origin, Snapshot
@@ -14,6 +15,8 @@ from nftsync.ruleset.localchain import by_name
 from nftsync.ruleset.tables import FILTER, LOCAL_CHAIN, SHAPER, Elements, Ruleset, Settings, Table, flags_for, tables
 from nftsync.ruleset.text import render
 from nftsync.ruleset.transaction import transaction
+
+_NOTHING: Mapping[str, Elements] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,17 +85,16 @@ def plan(s: Snapshot, pinholes: Collection[Pinhole], found: Found, left: Left) -
     standing = not s.first_since_boot and _can_stay(found.ruleset)
     chain = choose_local_chain(s.local_chain, s.verdicts.local_chains, standing=standing)
     settings = settings_of(s, found.ruleset.tables, chain)
-    wanted = wanted_ruleset(s, pinholes, settings)
-    if chain.body is None:
-        wanted = _with_chain_of(wanted, found.ruleset)
-    if s.verdicts.limits:
-        wanted = _with_limits_of(wanted, found.ruleset)
-        settings = replace(settings, limits_refused=True)
-    current = found.ruleset
+    wanted, current = wanted_ruleset(s, pinholes, settings), found.ruleset
     if trusted and left.tables is not None:
         current = ours_as(current, left.tables)
     elif trusted and left.digest == tables_digest(wanted.tables):
         current = ours_as(current, wanted.tables)
+    if chain.body is None:
+        wanted = _with_chain_of(wanted, current)
+    if s.verdicts.limits:
+        wanted = _with_limits_of(wanted, current)
+        settings = replace(settings, limits_refused=True)
     return Plan(settings, chain, current, wanted, transaction(current, wanted))
 
 
@@ -151,13 +153,18 @@ def wanted_ruleset(s: Snapshot, pinholes: Collection[Pinhole], settings: Setting
     return Ruleset(decided.tables, merged)
 
 
-def undecided_of(found: Ruleset, known: Collection[str], pools: Origin) -> Mapping[str, Elements]:
-    """What stands, and was neither remembered nor listed. known: keys of pinholes."""
-    undecided: dict[str, Elements] = {}
-    for family, sets in found.elements.items():
+def undecided_of(
+    elements: Mapping[str, Elements], known: Collection[str], *, pools: bool, earlier: Mapping[str, Elements] = _NOTHING
+) -> Mapping[str, Elements]:
+    """What of these was neither remembered nor listed. known: keys of pinholes.  pools: whether pools are undecided.
+
+    earlier: what was; it counts where nothing of its set is there any more.
+    """
+    undecided = {family: dict(sets) for family, sets in earlier.items()}
+    for family, sets in elements.items():
         for name, members in sets.items():
             if name.startswith("pools"):
-                kept = dict(members) if pools is Origin.UNKNOWN else {}
+                kept = dict(members) if pools else {}
             else:
                 kept = {element: said for element, said in members.items() if pinhole_key(name, element) not in known}
             if kept:
@@ -172,18 +179,18 @@ def _can_stay(found: Ruleset) -> bool:
     return table.filters and same_sets and not table.strangers and LOCAL_CHAIN in table.chains
 
 
-def _with_chain_of(wanted: Ruleset, found: Ruleset) -> Ruleset:
+def _with_chain_of(wanted: Ruleset, current: Ruleset) -> Ruleset:
     table = wanted.tables[FILTER]
-    chains = {**table.chains, LOCAL_CHAIN: found.tables[FILTER].chains[LOCAL_CHAIN]}
+    chains = {**table.chains, LOCAL_CHAIN: current.tables[FILTER].chains[LOCAL_CHAIN]}
     return replace(wanted, tables={**wanted.tables, FILTER: replace(table, chains=chains)})
 
 
-def _with_limits_of(wanted: Ruleset, found: Ruleset) -> Ruleset:
+def _with_limits_of(wanted: Ruleset, current: Ruleset) -> Ruleset:
     """The limits stay as they are: the kernel does not take them now."""
     tables = {family: table for family, table in wanted.tables.items() if family != SHAPER}
     elements = {family: sets for family, sets in wanted.elements.items() if family != SHAPER}
-    if SHAPER in found.tables:
-        tables[SHAPER], elements[SHAPER] = found.tables[SHAPER], found.elements.get(SHAPER, {})
+    if SHAPER in current.tables:
+        tables[SHAPER], elements[SHAPER] = current.tables[SHAPER], current.elements.get(SHAPER, {})
     return Ruleset(tables, elements)
 
 

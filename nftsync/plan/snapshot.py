@@ -5,8 +5,8 @@ Each kind of input is listed (its list is complete), remembered (it counts as it
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import cached_property
 from typing import Generic, TypeVar
@@ -16,6 +16,7 @@ from nftsync.objects.address import Address, AddressSet, Local, Range
 from nftsync.objects.metallb import Configuration
 from nftsync.objects.names import Name
 from nftsync.objects.nft import NftSpec
+from nftsync.objects.service import Service
 from nftsync.policy.guard import Guard
 from nftsync.ruleset.tables import Elements
 
@@ -71,15 +72,43 @@ class LocalChain:
 class Verdicts:
     """What the kernel has refused, and why, until it is asked again.
 
-    services: of each the newest version.  local_chains: by body.  limits: "" if it takes them.
+    services: of each the newest version.  unlimited: Services of which it refuses the version that it took before, too, as
+    another kernel may, or one that limits were kept from. That version counts without its limit.  out: it refuses even that.
+    local_chains: by body.  limits: "" if it takes them.
     """
 
     services: Mapping[Name, str] = field(default_factory=dict)
+    unlimited: frozenset[Name] = frozenset()
+    out: frozenset[Name] = frozenset()
     local_chains: Mapping[str, str] = field(default_factory=dict)
     limits: str = ""
 
     def __bool__(self) -> bool:
         return bool(self.services or self.local_chains or self.limits)
+
+    def of_services(self, blamed: Mapping[Name, str]) -> Verdicts:
+        """After the kernel has refused some Services. Where the newest version was refused already, it was the one before."""
+        again = self.services.keys() & blamed.keys()
+        return replace(
+            self,
+            services={**self.services, **blamed},
+            unlimited=self.unlimited | again,
+            out=self.out | (self.unlimited & again),
+        )
+
+    def without(self, services: Collection[Name]) -> Verdicts:
+        """Of these Services there is something new."""
+        if self.services.keys().isdisjoint(services):
+            return self
+        refused = {name: why for name, why in self.services.items() if name not in services}
+        return replace(self, services=refused, unlimited=self.unlimited & refused.keys(), out=self.out & refused.keys())
+
+    def taken(self, remembered: Mapping[Name, Service]) -> Mapping[Name, Service]:
+        """The versions that the kernel took last, as far as it still does."""
+        if not self.unlimited:
+            return remembered
+        left = {name: service for name, service in remembered.items() if name not in self.out}
+        return left | {name: replace(left[name], limit=None) for name in left.keys() & self.unlimited}
 
 
 @dataclass(frozen=True)

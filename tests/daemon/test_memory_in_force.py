@@ -1,0 +1,127 @@
+"""What a process remembers is what was in force, whenever it ended; what nobody has decided about is decided once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nftsync.config import Boundary, Enforcement
+from nftsync.daemon.reconcile import Reconciler
+from nftsync.files import journal as module
+from nftsync.files.journal import Journal
+from nftsync.kernel.nft import Kernel
+from nftsync.ruleset.tables import FILTER
+from tests.lab.lab import Lab
+from tests.labtools import needs_root, nft, rules, service
+from tests.policy.test_pools import pool
+from tests.router import LabRouter, config_in
+
+pytestmark = needs_root
+
+WEB4, OTHER4, OUTSIDE4 = "172.30.254.1", "172.30.254.2", "203.0.113.1"
+POOL = pool("services", "172.30.254.0/24")
+
+
+class Killed(BaseException):
+    """The process is killed here."""
+
+
+@pytest.fixture
+def router(tmp_path: Path) -> Iterator[LabRouter]:
+    with Lab() as lab, LabRouter(lab, config_in(tmp_path), nft()) as made:
+        yield made
+
+
+def keys(router: LabRouter) -> set[str]:
+    held = router.kernel.read().ruleset.elements[FILTER]
+    return {*held["services4"], *held["sources4"]}
+
+
+def killed_after(monkeypatch: pytest.MonkeyPatch, run: Callable[[], Any]) -> None:
+    """A process is killed when the kernel has taken its next transaction."""
+    real = Kernel.apply
+
+    def apply(kernel: Kernel, text: str) -> None:
+        real(kernel, text)
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Kernel, "apply", apply)
+        patched.setattr(module, "GRACE", 10.0)
+        with pytest.raises(Killed):
+            run()
+
+
+def test_settings_that_shut_a_door_are_not_forgotten_by_a_process_that_is_killed(
+    router: LabRouter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    router.synced()
+    router.put(nft(enable_ssh=False))
+    killed_after(monkeypatch, router.sync)
+    assert "dport 22" not in rules(router.lab)
+    router.restart(listed=False)
+    router.sync()
+    assert "dport 22" not in rules(router.lab)
+
+
+def test_settings_that_the_kernel_did_not_take_are_not_remembered(router: LabRouter, monkeypatch: pytest.MonkeyPatch) -> None:
+    router.synced()
+    router.put(nft(enable_ssh=False))
+    with monkeypatch.context() as patched:
+        patched.setattr(Reconciler, "_takes", lambda *_: False)
+        router.sync()
+    router.restart(listed=False)
+    spec = Journal(router.config.state).load().facts.spec
+    assert spec is not None
+    assert spec.enable_ssh
+
+
+def test_pools_that_were_ignored_are_not_taken_for_none(router: LabRouter) -> None:
+    router.put(POOL)
+    router.synced()
+    router.reload(boundary=Boundary(Enforcement.IGNORED))
+    router.synced()
+    router.restart(listed=False, boundary=Boundary())
+    assert Journal(router.config.state).load().facts.pools is not None
+    router.sync()
+    assert router.admits(router._result.guard.pools[0].ranges[0].first)  # type: ignore[index]
+
+
+@pytest.mark.parametrize("sources", [(), ("198.51.100.0/24",)], ids=["everybody", "some"])
+def test_what_has_found_its_service_goes_with_it(router: LabRouter, sources: tuple[str, ...]) -> None:
+    router.synced()
+    router.restart(listed=False)
+    router.lab.router.nft(f"add element inet nftsync services4 {{ {WEB4} . tcp . 80, {OTHER4} . tcp . 80 }}")
+    for kind in ("Service", "Nft"):
+        with router._inboxes[kind].listing() as listing:
+            for raw in router._cluster[kind].values():
+                listing.put(raw)
+    router.sync()
+    assert keys(router) == {f"{WEB4} . tcp . 80", f"{OTHER4} . tcp . 80"}, "MetalLB's lists are not complete"
+    web = service("web", WEB4, sources=sources)
+    router._inboxes["Service"].put(web)
+    router.sync()
+    assert keys(router) == {" . ".join([WEB4, "tcp", "80", *sources]), f"{OTHER4} . tcp . 80"}
+    assert not router.sync(resync=True).drift
+    router._inboxes["Service"].delete(web)
+    router.sync()
+    router.sync(resync=True)
+    assert keys(router) == {f"{OTHER4} . tcp . 80"}
+
+
+def test_tables_that_come_before_this_process_has_changed_any_are_not_emptied(router: LabRouter) -> None:
+    router.put(service("web", WEB4))
+    router.synced()
+    saved = router.place.run(["nft", "list", "ruleset"]).stdout
+    router.forget()
+    router.lab.router.nft("flush ruleset")
+    router._begin(listed=False)
+    router.sync()
+    router.lab.router.nft(saved)
+    with router._inboxes["Nft"].listing() as listing:
+        listing.put(nft())
+    router.sync()
+    assert keys(router) == {f"{WEB4} . tcp . 80"}
