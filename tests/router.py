@@ -14,7 +14,6 @@ from typing import Any, Self
 
 from nftsync.cluster.cache import Inbox
 from nftsync.cluster.inputs import Inputs
-from nftsync.cluster.metallb import MetalLB
 from nftsync.cluster.source import Source
 from nftsync.config import Config
 from nftsync.daemon.publish import Publisher
@@ -27,8 +26,6 @@ from nftsync.kernel.network import Network
 from nftsync.kernel.nft import Kernel
 from nftsync.objects.address import Address, AddressSet
 from nftsync.objects.names import Name, Reason, Rejection, identify
-from nftsync.objects.nft import Nft, parse_nft
-from nftsync.objects.service import Service, parse_service
 from nftsync.objects.status import Confirmation
 from nftsync.plan.result import Outcome, SyncResult
 from nftsync.policy.pinholes import Pinhole
@@ -107,11 +104,8 @@ class Router:
 
     def _connect(self, *, listed: bool) -> None:
         """Begin to hear of the cluster."""
-        services = Inbox[Service](parse_service, self._wake, time.monotonic, remembered=self._record.memory.services)
-        nfts = Inbox[Nft](parse_nft, self._wake, time.monotonic)
-        metallb = MetalLB.empty(self._wake, time.monotonic)
-        self._inboxes: dict[str, Inbox[Any]] = dict(zip(KINDS, (services, nfts, *metallb.inboxes), strict=True))
-        self._inputs = Inputs(services, nfts, lambda _: metallb)
+        self._inputs = Inputs.empty(self._wake, remembered=self._record.memory.services)
+        self._inboxes: dict[str, Inbox[Any]] = self._inputs.by_kind()
         self._listed = False
         if listed:
             self.lists()

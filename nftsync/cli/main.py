@@ -119,19 +119,18 @@ def _boot(options: argparse.Namespace) -> int:
 
 
 def _render(options: argparse.Namespace) -> int:
-    from nftsync.cli.preview import local_chain, preview
+    from nftsync.cli.preview import local_chain, preview, read
 
     if not options.manifests:
         return fail(WRONG, "render needs --manifests PATH…: YAML files, or folders of them")
     chosen = config.load(options.config)
-    chain, rejections = local_chain(chosen)
-    shown = preview(chosen, options.manifests, chain)
-    rejections.extend(shown.rejections)
-    sys.stdout.write(render(shown.ruleset))
+    shown = preview(chosen, read(chosen, options.manifests), local_chain(chosen))
+    assert shown.wanted is not None
+    sys.stdout.write(render(shown.wanted))
     sys.stdout.flush()
-    for rejection in rejections:
+    for rejection in shown.rejections:
         print(rejection, file=sys.stderr)
-    return FAILED if rejections and options.strict else 0
+    return FAILED if shown.rejections and options.strict else 0
 
 
 def _ratelimit(options: argparse.Namespace) -> int:

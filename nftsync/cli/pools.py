@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from nftsync.cli.preview import preview
+from nftsync.cli.preview import preview, read
 from nftsync.cluster.api import Api
 from nftsync.cluster.backoff import ApiError
 from nftsync.cluster.kubeconfig import allowed
@@ -56,8 +56,10 @@ class Legal:
 
 def legal_in_manifests(chosen: Config, paths: Sequence[Path]) -> Legal:
     """Raises ManifestError if a path is not there."""
-    shown = preview(chosen, paths, "")
-    return _legal(chosen, shown.guard, shown.unread)
+    inputs = read(chosen, paths)
+    shown = preview(chosen, inputs)
+    of_pools = (each for each in shown.rejections if each.reason is Reason.INVALID_POOLS)
+    return _legal(chosen, shown.guard, (*inputs.rejections(), *of_pools))
 
 
 def legal_in_cluster(chosen: Config) -> Legal:

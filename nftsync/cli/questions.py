@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 from nftsync import config
 from nftsync.cli.output import FAILED, WRONG, fail
 from nftsync.config import Config
-from nftsync.objects.names import Rejection
+from nftsync.objects.names import Name
 from nftsync.ruleset.text import render
 
 if TYPE_CHECKING:
-    from nftsync.cli.preview import Preview
+    from nftsync.objects.service import Service
+    from nftsync.plan.result import SyncResult
 
 WATCH = 2.0  # seconds between two looks
 
@@ -59,15 +60,15 @@ def _status(options: argparse.Namespace) -> int:
 
 def _explain(options: argparse.Namespace) -> int:
     from nftsync.daemon.control import ControlError, ask
-    from nftsync.report.explain import explain, parse_query
+    from nftsync.report.explain import View, explain, parse_query
 
     chosen = config.load(options.config)
     paths, words = _paths_and_words(options)
     try:
         parse_query(words)
         if paths:
-            shown, _ = _preview_here(chosen, paths)
-            found = explain(shown.view(chosen), words)
+            shown, services = _preview_here(chosen, paths)
+            found = explain(View(shown, services), words)
             described: dict[str, Any] = {"text": found.text(), **found.as_json()}
         else:
             described = ask(chosen.runtime, {"command": "explain", "words": words})
@@ -91,19 +92,18 @@ def _paths_and_words(options: argparse.Namespace) -> tuple[Sequence[Path], Seque
     return paths[:split], list(map(str, paths[split:]))
 
 
-def _preview_here(chosen: Config, paths: Sequence[Path]) -> tuple[Preview, list[Rejection]]:
-    """What manifests would give on this router, which has addresses; and what would be refused."""
-    from nftsync.cli.preview import local_chain, preview
+def _preview_here(chosen: Config, paths: Sequence[Path]) -> tuple[SyncResult, dict[Name, Service]]:
+    """What manifests would give on this router, which has addresses; and all Services in them."""
+    from nftsync.cli.preview import local_chain, preview, read
     from nftsync.kernel.interfaces import LinkError, local_now
-    from nftsync.objects.address import Local
 
-    chain, rejections = local_chain(chosen)
+    inputs = read(chosen, paths)
     try:
         local = local_now()
     except LinkError:
-        local = Local()
-    shown = preview(chosen, paths, chain, local.addresses, local.networks)
-    return shown, [*rejections, *shown.rejections]
+        local = None
+    shown = preview(chosen, inputs, local_chain(chosen), local)
+    return shown, {service.name: service for service in inputs.services.objects()}
 
 
 def _confirm(options: argparse.Namespace) -> int:
@@ -154,9 +154,10 @@ def diff(options: argparse.Namespace) -> int:
     chosen = config.load(options.config)
     try:
         if options.manifests:
-            shown, rejections = _preview_here(chosen, options.manifests)
-            wanted = render(shown.ruleset)
-            for rejection in rejections:
+            shown, _ = _preview_here(chosen, options.manifests)
+            assert shown.wanted is not None
+            wanted = render(shown.wanted)
+            for rejection in shown.rejections:
                 print(rejection, file=sys.stderr)
         else:
             wanted = ask(chosen.runtime, {"command": "ruleset"})["text"]

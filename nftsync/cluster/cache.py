@@ -7,6 +7,7 @@ the input's thread, and only what was parsed is kept.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
@@ -25,6 +26,10 @@ class Identified(Protocol):
 
 
 T = TypeVar("T", bound=Identified)
+
+
+def nobody() -> None:
+    """Waits for no change."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +52,8 @@ class Inbox(Generic[T]):
     def __init__(
         self,
         parse: Callable[[object, T | None], T | None],
-        wake: Callable[[], None],
-        clock: Callable[[], float],
+        wake: Callable[[], None] = nobody,
+        clock: Callable[[], float] = time.monotonic,
         *,
         fresh: bool = False,
         remembered: Mapping[Name, T] = MappingProxyType({}),

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
 
-from nftsync.cluster.cache import Inbox
+from nftsync.cluster.cache import Inbox, nobody
 from nftsync.cluster.metallb import MetalLB
-from nftsync.objects.names import Rejection
+from nftsync.objects.kinds import KINDS
+from nftsync.objects.names import Name, Rejection
 from nftsync.objects.nft import Nft, parse_nft
 from nftsync.objects.service import Service, parse_service
 
@@ -28,17 +31,24 @@ class Inputs:
     fresh: Callable[[], bool] = lambda: True
 
     @classmethod
-    def nothing(cls) -> Inputs:
-        """Of a process that listens to no cluster: nothing is ever listed."""
-        metallb = MetalLB.empty(_nobody, time.monotonic)
-        services = Inbox[Service](parse_service, _nobody, time.monotonic)
-        return cls(services, Inbox[Nft](parse_nft, _nobody, time.monotonic), lambda _: metallb)
+    def empty(
+        cls,
+        wake: Callable[[], None] = nobody,
+        clock: Callable[[], float] = time.monotonic,
+        remembered: Mapping[Name, Service] = MappingProxyType({}),
+    ) -> Inputs:
+        """Nothing is listed yet. See Inbox."""
+        metallb = MetalLB.empty(wake, clock)
+        services = Inbox[Service](parse_service, wake, clock, remembered=remembered)
+        return cls(services, Inbox[Nft](parse_nft, wake, clock), lambda _: metallb)
+
+    def by_kind(self, namespace: str = "") -> dict[str, Inbox[Any]]:
+        """The inboxes by the kind of their objects. namespace: MetalLB's."""
+        inboxes: tuple[Inbox[Any], ...] = (self.services, self.nfts, *self.metallb(namespace).inboxes)
+        return dict(zip(KINDS, inboxes, strict=True))
 
     @property
     def synced(self) -> bool:
         """Whether the lists of Services and of Nft resources have been complete once."""
         return self.services.synced.is_set() and self.nfts.synced.is_set()
 
-
-def _nobody() -> None:
-    """Waits for no change."""

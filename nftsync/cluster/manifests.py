@@ -11,22 +11,18 @@ import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from nftsync.cluster.cache import Listing
+from nftsync.cluster.inputs import Inputs
 from nftsync.config import InputError
 from nftsync.objects import yaml as yamltext
 from nftsync.objects.kinds import KINDS
 from nftsync.objects.metallb import CONFIG_MAP
 from nftsync.objects.names import Malformed, Name, ObjectRef, Reason, Rejection, identify
 from nftsync.objects.nft import METALLB_NAMESPACE
-
-if TYPE_CHECKING:
-    from nftsync.cluster.cache import Inbox, Listing
-    from nftsync.cluster.metallb import MetalLB
-    from nftsync.objects.nft import Nft
-    from nftsync.objects.service import Service
 
 SUFFIXES = (".yaml", ".yml", ".json")
 POLL_INTERVAL = 1.0  # seconds between looks at the files
@@ -56,21 +52,14 @@ class Manifests:
     """Reads files into inboxes and follows their changes.
 
     nft: the one Nft resource that counts; it says in which namespace MetalLB's objects do. What has no namespace is
-    taken to be where it counts.
+    taken to be where it counts.  inputs: the inboxes, which are the same for each namespace.
     """
 
-    def __init__(self, paths: Sequence[Path], nft: Name, services: Inbox[Service], nfts: Inbox[Nft], metallb: MetalLB) -> None:
+    def __init__(self, paths: Sequence[Path], nft: Name, inputs: Inputs) -> None:
         self._paths = paths
         self._nft = nft
-        self._nfts = nfts
-        self._inboxes: dict[str, Inbox[Any]] = {
-            "Nft": nfts,
-            "Service": services,
-            "IPAddressPool": metallb.pools,
-            "BGPAdvertisement": metallb.advertisements,
-            "BGPPeer": metallb.peers,
-            "ConfigMap": metallb.config_maps,
-        }
+        self.inputs = replace(inputs, rejections=lambda: self.rejections)
+        self._inboxes = inputs.by_kind()
         self._held: dict[Path, list[tuple[str, Name]]] = {}  # what each file held when it was last readable
         self._seen: list[tuple[str, int, int, int]] = []  # the files' signature when they were last read
         self.rejections: tuple[Rejection, ...] = ()
@@ -130,7 +119,7 @@ class Manifests:
             return None
         if kind == "Nft":
             return self._nft.namespace
-        specs = (nft.spec for nft in self._nfts.objects())
+        specs = (nft.spec for nft in self.inputs.nfts.objects())
         return next((spec.metallb_namespace for spec in specs if spec is not None), METALLB_NAMESPACE)
 
     def follow(self, stop: threading.Event, wake: Callable[[], None]) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from nftsync.cluster.cache import Inbox
+from nftsync.cluster.cache import Inbox, nobody
 from nftsync.objects.metallb import AddressPool, Advertisement, ConfigMap, Peer, parse_advertisement, parse_peer, parse_pool
 from nftsync.objects.metallb_v0 import parse_config_map
 from nftsync.policy.pools import MetalLBObjects
@@ -22,7 +23,7 @@ class MetalLB:
     config_maps: Inbox[ConfigMap]
 
     @classmethod
-    def empty(cls, wake: Callable[[], None], clock: Callable[[], float]) -> MetalLB:
+    def empty(cls, wake: Callable[[], None] = nobody, clock: Callable[[], float] = time.monotonic) -> MetalLB:
         """See Inbox for `wake` and `clock`."""
         return cls(
             Inbox(parse_pool, wake, clock),

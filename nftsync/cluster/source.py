@@ -244,12 +244,9 @@ class ManifestSource:
     def __init__(
         self, chosen: Config, paths: Sequence[Path], remembered: Mapping[Name, Service], wake: Callable[[], None], clock: Clock
     ) -> None:
-        services = Inbox[Service](parse_service, wake, clock, remembered=remembered)
-        resources = Inbox[Nft](parse_nft, wake, clock)
-        inboxes = MetalLB.empty(wake, clock)
-        manifests = Manifests(paths, chosen.nft, services, resources, inboxes)
+        manifests = Manifests(paths, chosen.nft, Inputs.empty(wake, clock, remembered))
         manifests.read()
-        self._inputs = Inputs(services, resources, lambda _: inboxes, lambda: manifests.rejections)
+        self._inputs = manifests.inputs
         self._stop = threading.Event()
         self._thread = threading.Thread(target=manifests.follow, args=(self._stop, wake), name="manifests", daemon=True)
         self._thread.start()

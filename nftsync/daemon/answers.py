@@ -16,7 +16,7 @@ from nftsync.kernel import counters
 from nftsync.kernel.netlink import DumpError
 from nftsync.plan.result import SyncResult
 from nftsync.plan.snapshot import Origin
-from nftsync.report.explain import explain, view_of
+from nftsync.report.explain import View, explain
 from nftsync.ruleset.text import render
 
 _REJECTIONS = 1000  # that one answer holds
@@ -91,7 +91,7 @@ def _status(daemon: Daemon, _: Question) -> Answer:
 
 
 def _ruleset(daemon: Daemon, _: Question) -> Answer:
-    wanted = daemon.reconciler.wanted()
+    wanted = daemon.last.wanted
     if wanted is None and not daemon.last.filters:
         return {"text": ""}  # there is nothing of ours, and nothing should be
     if wanted is None:
@@ -115,7 +115,7 @@ def _explain(daemon: Daemon, question: Question) -> Answer:
     services = {service.name: service for service in daemon.source.inputs.services.objects()}
     if daemon.last.snapshot is None or daemon.last.snapshot.services is not Origin.LISTED:
         services = {service.name: service for service in daemon.last.index.services}
-    found = explain(view_of(daemon.last, services, cache(daemon.reconciler.routed), _drops()), words)
+    found = explain(View(daemon.last, services, cache(daemon.reconciler.routed), _drops()), words)
     return {"text": found.text(), **found.as_json()}
 
 

@@ -65,7 +65,7 @@ def boot(path: Path | None, *, early: bool) -> None:
             if not valid:
                 chosen = _remembered(record.memory.facts)
             network, base = _NoNetwork(record.memory.facts), not early or not _network_is_up()
-            result = Reconciler(chosen, Inputs.nothing(), Kernel(), network, record, base=base).sync()
+            result = Reconciler(chosen, Inputs.empty(), Kernel(), network, record, base=base).sync()
             record.finish()
             _tell(result, record.memory.facts)
     except LockedError:

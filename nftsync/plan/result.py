@@ -6,15 +6,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from nftsync.config import Filters
+from nftsync.config import Config, Filters
+from nftsync.objects.address import Local
 from nftsync.objects.names import Rejection
 from nftsync.objects.nft import Nft
 from nftsync.plan.changes import Change
+from nftsync.plan.plan import wanted_ruleset
 from nftsync.plan.snapshot import Origin, Snapshot
 from nftsync.policy.confirm import Confirming
 from nftsync.policy.guard import UNGUARDED, Guard
 from nftsync.policy.pinholes import Desired, Pinhole
-from nftsync.ruleset.tables import Settings
+from nftsync.ruleset.tables import Ruleset, Settings
 
 
 class Outcome(StrEnum):
@@ -78,6 +80,23 @@ class SyncResult:
         return self.snapshot is not None and self.snapshot.pools.origin is not Origin.UNKNOWN
 
     @property
+    def config(self) -> Config:
+        """The one that it was planned with; the defaults before that."""
+        return self.snapshot.config if self.snapshot else Config()
+
+    @property
+    def local(self) -> Local:
+        """The router's own addresses and networks, as far as they are known."""
+        return (self.snapshot and self.snapshot.interfaces.local) or Local()
+
+    @property
     def guard(self) -> Guard:
         """What judges addresses."""
         return self.snapshot.guard if self.snapshot else UNGUARDED
+
+    @property
+    def wanted(self) -> Ruleset | None:
+        """The ruleset as it should be in the kernel; None while that is not known."""
+        if self.snapshot is None or self.settings is None:
+            return None
+        return wanted_ruleset(self.snapshot, self.index.pinholes.values(), self.settings)

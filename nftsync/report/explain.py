@@ -11,13 +11,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from nftsync.config import Boundary, Config, Filters
 from nftsync.objects.address import Address, Network, parse_address
 from nftsync.objects.names import NAME, Name, Reason, quote
 from nftsync.objects.service import Port, Protocol, Service
 from nftsync.plan.result import SyncResult
-from nftsync.policy.guard import Guard
-from nftsync.policy.pinholes import Desired, Pinhole
+from nftsync.policy.pinholes import Pinhole
 from nftsync.ruleset.tables import FILTER, FORWARD, INPUT, OPERATOR_CR, OPERATOR_SVC, Settings, tables
 
 _FORMS = "right is ADDRESS:PORT[/tcp|udp|sctp], e.g. 192.0.2.1:53/udp or [2001:db8::1]:443, or SOURCE and that, or NAMESPACE/NAME"
@@ -64,56 +62,23 @@ class Cause(StrEnum):
     LOCAL_CHAIN = "local_chain"
 
 
+def _unknown(_: object) -> None:
+    """The answer of nobody."""
+
+
 @dataclass(frozen=True, slots=True)
 class View:
-    """What there is to explain with.
+    """What there is to explain with: a sync's result, and what it does not hold.
 
-    services: all of type LoadBalancer, also those that the filters do not admit.  settings: None while nothing is applied; then
-    `waiting` says why.  own: the router's addresses.  routed: whether the router has a route to an address that does not lead back
-    through the public NIC.  drops: packets that the limit of a pinhole, by its key, has dropped.  Either gives None for not known.
-    opened: the pinholes that are open, by key.  remembered: since when, if the list of Services is not complete.
-    shut: whether tables of ours keep the door shut.
+    services: all of type LoadBalancer, also those that the filters do not admit.  routed: whether the router has a route to an
+    address that does not lead back through the public NIC.  drops: packets that the limit of a pinhole, by its key, has dropped.
+    Either gives None for not known.
     """
 
+    result: SyncResult
     services: Mapping[Name, Service]
-    desired: Desired
-    guard: Guard
-    filters: Filters
-    boundary: Boundary
-    settings: Settings | None
-    waiting: str
-    own: frozenset[Address]
-    routed: Callable[[Address], bool | None]
-    drops: Callable[[str], int | None]
-    opened: Mapping[str, Pinhole]
-    remembered: str = ""
-    shut: bool = True
-
-
-def view_of(
-    result: SyncResult,
-    services: Mapping[Name, Service],
-    routed: Callable[[Address], bool | None],
-    drops: Callable[[str], int | None],
-) -> View:
-    """What there is to explain with after a sync."""
-    s = result.snapshot
-    config, local = (s.config, s.interfaces.local) if s else (Config(), None)
-    return View(
-        services,
-        result.index,
-        result.guard,
-        config.filters,
-        config.boundary,
-        result.settings,
-        result.message,
-        local.addresses if local else frozenset(),
-        routed,
-        drops,
-        result.pinholes,
-        result.remembered.get("services", ""),
-        result.filters,
-    )
+    routed: Callable[[Address], bool | None] = _unknown
+    drops: Callable[[str], int | None] = _unknown
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,23 +147,24 @@ def explain(view: View, words: Sequence[str]) -> Explanation:
     """The answer to what parse_query() reads. Raises ValueError with a sentence."""
     query = parse_query(words)
     found = explain_service(view, query) if isinstance(query, Name) else explain_packet(view, query)
-    return replace(found, lines=(*found.lines, f"Services are {view.remembered}")) if view.remembered else found
+    remembered = view.result.remembered.get("services")
+    return replace(found, lines=(*found.lines, f"Services are {remembered}")) if remembered else found
 
 
 def explain_packet(view: View, query: PacketQuery) -> Explanation:
     """What becomes of a packet, which rule and which Service decide, and why."""
-    if view.settings is None:
-        return _waiting(view)
-    own = query.destination in view.own
-    found = _to_router(view.settings, query) if own else _through_router(view, view.settings, query)
-    return _with_remarks(view.settings, found, view.services.get(found.service) if found.service else None)
+    settings, own = view.result.settings, view.result.local.addresses
+    if settings is None:
+        return _waiting(view.result)
+    found = _to_router(settings, query) if query.destination in own else _through_router(view, settings, query)
+    return _with_remarks(settings, found, view.services.get(found.service) if found.service else None)
 
 
 def explain_service(view: View, name: Name) -> Explanation:
     """What came of each address and port of a Service. It passes if all of them are open, to everybody or to whom it names."""
-    service, settings = view.services.get(name), view.settings
+    service, settings = view.services.get(name), view.result.settings
     if settings is None:
-        return _waiting(view)
+        return _waiting(view.result)
     if service is None:
         line = f"there is no Service {name} of type LoadBalancer, and no other opens anything"
         return Explanation(Verdict.DROPPED, Cause.NOT_A_SERVICE, (line,))
@@ -227,7 +193,7 @@ def explain_service(view: View, name: Name) -> Explanation:
 
 def _opens(view: View, settings: Settings, query: PacketQuery, service: Service) -> bool:
     """What _through_router() finds in detail, in short: whether the Service has this pinhole, and somebody comes through it."""
-    hole = view.opened.get(query.key)
+    hole = view.result.pinholes.get(query.key)
     held = hole is not None and hole.service == service.name and hole.sources != ()
     return (held or not settings.enable_dropall) and view.routed(query.destination) is not False
 
@@ -251,7 +217,7 @@ def _to_router(settings: Settings, query: PacketQuery) -> Explanation:
 
 def _through_router(view: View, settings: Settings, query: PacketQuery, asker: Service | None = None) -> Explanation:
     """operator-svc, then the last rule of forward. asker: the Service whose pinhole it would be; None for whichever."""
-    hole = view.opened.get(query.key)
+    hole = view.result.pinholes.get(query.key)
     if hole is None or (asker is not None and asker.name != hole.service):
         found = _without_pinhole(view, query, [asker] if asker else view.services.values())
     else:
@@ -272,10 +238,10 @@ def _through_router(view: View, settings: Settings, query: PacketQuery, asker: S
 def _without_pinhole(view: View, query: PacketQuery, services: Iterable[Service]) -> Explanation:
     """services: those that it may be about; the ones that the filters admit are told of first."""
     holders = [each for each in services if query.destination in each.addresses]
-    holders.sort(key=lambda each: (not view.filters.admit(each), each.name))
+    holders.sort(key=lambda each: (not view.result.config.filters.admit(each), each.name))
     asking = [each for each in holders if Port(query.protocol, query.port) in each.ports]
     if not holders:
-        refusal = view.guard.refusal(query.destination)
+        refusal = view.result.guard.refusal(query.destination)
         lines = (f"no Service has the address {query.destination}", *(refusal[1:] if refusal else ()))
         return Explanation(Verdict.DROPPED, Cause.NO_SUCH_ADDRESS, lines)
     if not asking:
@@ -316,7 +282,7 @@ def _limited(view: View, settings: Settings, hole: Pinhole | None, found: Explan
 
 def _why_closed(view: View, service: Service, query: PacketQuery | None) -> tuple[Cause, str]:  # noqa: PLR0911  # each is a reason
     """Why a Service does not have the pinhole that it asks for; query None: why it asks for none."""
-    filters = view.filters
+    filters = view.result.config.filters
     if not replace(filters, load_balancer_classes=frozenset()).admit(service):
         return Cause.FILTERED_NAMESPACE, f"namespaces and exclude_namespaces leave {service.name.namespace} out"
     if not filters.admit(service):
@@ -327,11 +293,11 @@ def _why_closed(view: View, service: Service, query: PacketQuery | None) -> tupl
     if query is None:
         waits = (Cause.NO_ADDRESS_YET, "MetalLB has not given it an address yet")
         return (Cause.NO_SUCH_PORT, "it has no port") if service.addresses else waits
-    if refusal := view.guard.refusal(query.destination):
-        unannounced = refusal[0] is Reason.OUTSIDE_POOLS and view.boundary.advertised_only
+    if refusal := view.result.guard.refusal(query.destination):
+        unannounced = refusal[0] is Reason.OUTSIDE_POOLS and view.result.config.boundary.advertised_only
         return Cause(refusal[0]), refusal[1] + "; only pools announced over BGP count (advertised_pools_only)" * unannounced
-    owner = view.desired.pinholes.get(query.key)
-    if held_back := view.desired.held_back(service.name):
+    owner = view.result.index.pinholes.get(query.key)
+    if held_back := view.result.index.held_back(service.name):
         return Cause(held_back[0]), held_back[1]
     if owner is None or owner.service == service.name:
         return Cause.WAITING, "it is not applied yet: the next sync does it"
@@ -361,10 +327,10 @@ def _some(items: Iterable[object]) -> str:
     return ", ".join(shown[:_NAMED]) + (f" and {len(shown) - _NAMED} more" if len(shown) > _NAMED else "")
 
 
-def _waiting(view: View) -> Explanation:
-    if not view.shut:
-        return Explanation(Verdict.PASSES, Cause.WAITING, (f"everything passes: {view.waiting}",))
-    line = f"nothing is applied yet: {view.waiting}; until then what the kernel held before decides"
+def _waiting(result: SyncResult) -> Explanation:
+    if not result.filters:
+        return Explanation(Verdict.PASSES, Cause.WAITING, (f"everything passes: {result.message}",))
+    line = f"nothing is applied yet: {result.message}; until then what the kernel held before decides"
     return Explanation(Verdict.DEPENDS, Cause.WAITING, (line,))
 
 

@@ -12,12 +12,9 @@ from pathlib import Path
 import pytest
 
 from nftsync.cluster import manifests as module
-from nftsync.cluster.cache import Inbox
+from nftsync.cluster.inputs import Inputs
 from nftsync.cluster.manifests import ManifestError, Manifests
-from nftsync.cluster.metallb import MetalLB
 from nftsync.objects.names import Name, Reason
-from nftsync.objects.nft import Nft, parse_nft
-from nftsync.objects.service import Service, parse_service
 from tests.labtools import PATIENCE
 
 pytestmark = pytest.mark.usefixtures("no_dns")
@@ -38,10 +35,9 @@ class Files:
     def __init__(self, folder: Path, *paths: Path) -> None:
         self.folder = folder
         self.woken = threading.Event()
-        self.services: Inbox[Service] = Inbox(parse_service, self.woken.set, time.monotonic)
-        self.nfts: Inbox[Nft] = Inbox(parse_nft, self.woken.set, time.monotonic)
-        self.metallb = MetalLB.empty(self.woken.set, time.monotonic)
-        self.manifests = Manifests(paths or [folder], Name("arbf-operators", "nft"), self.services, self.nfts, self.metallb)
+        inputs = Inputs.empty(self.woken.set)
+        self.services, self.nfts, self.metallb = inputs.services, inputs.nfts, inputs.metallb("")
+        self.manifests = Manifests(paths or [folder], Name("arbf-operators", "nft"), inputs)
 
     def write(self, name: str, text: str | bytes) -> Path:
         path = self.folder / name

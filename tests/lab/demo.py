@@ -14,10 +14,12 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import cast
 
-from nftsync.cli.preview import Preview, preview
+from nftsync.cli.preview import preview, read
 from nftsync.config import Config
+from nftsync.objects.address import Local
 from nftsync.objects.ratelimit import RateLimit
 from nftsync.policy.pinholes import Pinhole
+from nftsync.ruleset.tables import Settings
 from tests.lab.lab import CLIENT, CLUSTER, PUBLIC, Flood, Lab, LabError, Probe
 from tests.lab.lab import Protocol as ProbeProtocol
 
@@ -44,16 +46,18 @@ class _Expectation:
 def demo(manifests: Sequence[Path] | None) -> None:
     """Print what passed, what was dropped, the rates reached and the ruleset. Raises DemoError."""
     paths = list(manifests) if manifests else [_EXAMPLES]
-    shown = preview(Config(), paths, "", [ip_address(own) for own in (*PUBLIC, *CLUSTER)])
-    if shown.settings.public_nic is None:
+    config = Config()
+    shown = preview(config, read(config, paths), local=Local(frozenset((*PUBLIC, *CLUSTER))))
+    pinholes, settings = list(shown.pinholes.values()), shown.settings
+    if settings is None or settings.public_nic is None:
         raise DemoError(f"{', '.join(map(str, paths))}: the demo needs an Nft resource with a public_nic")
     try:
-        with Lab(public_nic=shown.settings.public_nic, gso=False) as lab, tempfile.TemporaryDirectory() as state:
-            for address in {pinhole.key.split()[0] for pinhole in shown.pinholes}:
+        with Lab(public_nic=settings.public_nic, gso=False) as lab, tempfile.TemporaryDirectory() as state:
+            for address in {pinhole.key.split()[0] for pinhole in pinholes}:
                 if not address.startswith("172.30.254."):
                     lab.route(address)
             with _daemon(lab, paths, Path(state)):
-                _show(lab, shown)
+                _show(lab, pinholes, settings)
     except (LabError, OSError, subprocess.SubprocessError) as fault:
         raise DemoError(f"the lab could not be built (it needs root): {fault}") from fault
 
@@ -88,8 +92,8 @@ def _ready() -> bool:
         return False
 
 
-def _show(lab: Lab, shown: Preview) -> None:
-    expectations = list(_expectations(shown))
+def _show(lab: Lab, pinholes: Sequence[Pinhole], settings: Settings) -> None:
+    expectations = list(_expectations(pinholes, settings))
     arrived = set(lab.deliver(expectation.probe for expectation in expectations))
     for title, passed in (("passed", True), ("dropped", False)):
         print(f"\n{title}")
@@ -97,7 +101,7 @@ def _show(lab: Lab, shown: Preview) -> None:
             if (expectation.probe in arrived) == passed:
                 surprise = "" if expectation.passes == passed else "   ← this is wrong"
                 print(f"  {_describe(expectation.probe):36} {expectation.why}{surprise}")
-    astray = _show_rates(lab, shown)
+    astray = _show_rates(lab, pinholes, settings)
     print("\nruleset, as the router's kernel has it\n")
     print(lab.router.run(["nft", "list", "ruleset"]).stdout)
     wrong = [each for each in expectations if (each.probe in arrived) != each.passes]
@@ -105,25 +109,25 @@ def _show(lab: Lab, shown: Preview) -> None:
         raise DemoError(f"{len(wrong)} packets and {astray} rates were not what they should be")
 
 
-def _expectations(shown: Preview) -> Iterator[_Expectation]:
+def _expectations(pinholes: Sequence[Pinhole], settings: Settings) -> Iterator[_Expectation]:
     """A packet to every pinhole, packets just beside them, and some to the router itself."""
-    open_keys = {pinhole.key for pinhole in shown.pinholes}
-    for pinhole in shown.pinholes:
-        passes = _admitted(pinhole) or not shown.settings.enable_dropall
+    open_keys = {pinhole.key for pinhole in pinholes}
+    for pinhole in pinholes:
+        passes = _admitted(pinhole) or not settings.enable_dropall
         yield _Expectation(_probe(pinhole.key), passes, f"Service {pinhole.service}")
         address, protocol, port = pinhole.key.split(" . ")
         other = "udp" if protocol == "tcp" else "tcp"
         for beside in (f"{address} . {protocol} . {int(port) % 65535 + 1}", f"{address} . {other} . {port}"):
             if beside not in open_keys:
-                yield _Expectation(_probe(beside), not shown.settings.enable_dropall, "no Service asks for it")
-    yield _Expectation(_probe(f"{_NOWHERE} . tcp . 80"), not shown.settings.enable_dropall, "no Service has this address")
+                yield _Expectation(_probe(beside), not settings.enable_dropall, "no Service asks for it")
+    yield _Expectation(_probe(f"{_NOWHERE} . tcp . 80"), not settings.enable_dropall, "no Service has this address")
     router = str(PUBLIC[0])
     for number, service, allowed in (
-        (22, "ssh", shown.settings.enable_ssh),
-        (179, "bgp", shown.settings.enable_bgp),
+        (22, "ssh", settings.enable_ssh),
+        (179, "bgp", settings.enable_bgp),
         (9469, "metrics", False),
     ):
-        passes = allowed or not shown.settings.enable_dropall
+        passes = allowed or not settings.enable_dropall
         yield _Expectation(Probe("tcp", router, number), passes, f"the router's own {service} port")
     yield _Expectation(Probe("icmp", router), True, "ping of the router")
 
@@ -142,10 +146,10 @@ def _describe(probe: Probe) -> str:
     return f"{probe.protocol} {probe.destination}" + (f" port {probe.port}" if probe.port else "")
 
 
-def _show_rates(lab: Lab, shown: Preview) -> int:
+def _show_rates(lab: Lab, pinholes: Sequence[Pinhole], settings: Settings) -> int:
     """What a flood reaches, once the bucket with which it began is empty. Returns how many are far from their limit."""
     astray = 0
-    limited = [pinhole for pinhole in shown.pinholes if pinhole.limit and shown.settings.enable_rateshape and _admitted(pinhole)]
+    limited = [pinhole for pinhole in pinholes if pinhole.limit and settings.enable_rateshape and _admitted(pinhole)]
     if limited:
         print("\nrates that a flood reached")
     for pinhole in limited:

@@ -7,14 +7,15 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from nftsync.cli.preview import Preview
+from nftsync.policy.pinholes import Pinhole
+from nftsync.ruleset.tables import Settings
 from tests.lab import demo
 from tests.lab.__main__ import main
 from tests.lab.lab import CLIENT, Flood, Lab
@@ -146,8 +147,8 @@ def test_a_packet_that_does_what_it_should_not_is_marked_and_the_status_tells(
 ) -> None:
     expectations = demo._expectations
 
-    def one_is_wrong(shown: Preview) -> Iterator[demo._Expectation]:
-        first, *others = sorted(expectations(shown), key=lambda each: each.passes is not passes)
+    def one_is_wrong(pinholes: Sequence[Pinhole], settings: Settings) -> Iterator[demo._Expectation]:
+        first, *others = sorted(expectations(pinholes, settings), key=lambda each: each.passes is not passes)
         yield from (replace(first, passes=not passes), *others)
 
     monkeypatch.setattr(demo, "_expectations", one_is_wrong)

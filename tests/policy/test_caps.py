@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nftsync.cli.preview import preview
+from nftsync.cli.preview import preview, read
+from nftsync.cluster.inputs import Inputs
 from nftsync.config import Boundary, Caps, Config, Filters
 from nftsync.objects.address import Address, Network, Range
 from nftsync.objects.metallb import Configuration, Pool
@@ -25,7 +26,7 @@ from nftsync.policy import quota as module
 from nftsync.policy.guard import UNGUARDED, Guard
 from nftsync.policy.pinholes import Desired, pinholes_of
 from nftsync.policy.quota import UNCAPPED, seniority, size
-from nftsync.report.explain import Cause, Verdict, explain_service
+from nftsync.report.explain import Cause, Verdict, View, explain_service
 from tests.lab.lab import Lab
 from tests.labtools import Daemon, Raw, elements, eventually, needs_root, nft, service, write_manifests
 from tests.router import LabRouter, config_in
@@ -381,10 +382,10 @@ def test_render_obeys_the_caps_by_age(tmp_path: Path) -> None:
     young["metadata"]["creationTimestamp"], old["metadata"]["creationTimestamp"] = NEW, OLD
     folder = write_manifests(tmp_path / "manifests", nft(), young, old)
     chosen = Config(caps=Caps(1, 0))
-    shown = preview(chosen, [folder], "")
-    assert [hole.service.name for hole in shown.pinholes] == ["old"]
+    shown = preview(chosen, read(chosen, [folder]))
+    assert [hole.service.name for hole in shown.pinholes.values()] == ["old"]
     assert [(each.object.name, each.reason) for each in shown.rejections] == [("default/young", Reason.OVER_CAP)]
-    found = explain_service(shown.view(chosen), Name("default", "young"))
+    found = explain_service(View(shown, {each.name: each for each in shown.index.services}), Name("default", "young"))
     assert (found.verdict, found.reason) == (Verdict.DROPPED, Cause.OVER_CAP)
     assert "(pinholes in [caps]" in "\n".join(found.lines)
 
@@ -392,9 +393,8 @@ def test_render_obeys_the_caps_by_age(tmp_path: Path) -> None:
 def test_a_service_of_which_a_newer_version_waits_is_explained_as_open_in_part() -> None:
     desired = Desired(ALL, caps=SMALL)
     put(desired, claim("a", 3), claim("a", 5))
-    shown = preview(Config(), [], "").view(Config())
-    view = replace(shown, desired=desired, services={each.name: each for each in desired.services}, opened=desired.pinholes)
-    found = explain_service(view, Name("shop", "a"))
+    shown = replace(preview(Config(), Inputs.empty()), index=desired, pinholes=desired.pinholes)
+    found = explain_service(View(shown, {each.name: each for each in desired.services}), Name("shop", "a"))
     assert (found.verdict, found.reason) == (Verdict.DEPENDS, Cause.OVER_CAP)
     assert found.lines[0] == "Service shop/a: 3 of 5 pairs of address and port are open"
 

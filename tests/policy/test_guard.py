@@ -332,7 +332,7 @@ class Seen:
         self.metallb = MetalLB.empty(lambda: None, lambda: self.now)
         self._config = Config(local_chain=Path("/nowhere/local-chain.nft"))
         self._facts = Facts(spec=NftSpec("eth0"), pools=known)
-        inputs = replace(Inputs.nothing(), metallb=lambda _: self.metallb)
+        inputs = replace(Inputs.empty(), metallb=lambda _: self.metallb)
         self._observer = Observer(self._config, inputs, _NoNetwork(), self._facts, lambda: self.now)
         self.pools = self._observer.pools
 

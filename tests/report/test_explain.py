@@ -17,18 +17,18 @@ from hypothesis import strategies as st
 from nftsync.config import Boundary, Filters
 from nftsync.daemon import answers
 from nftsync.kernel.netlink import DumpError
-from nftsync.objects.address import Address, parse_range
+from nftsync.objects.address import Address, Local, parse_range
 from nftsync.objects.metallb import Configuration, Pool
-from nftsync.objects.names import Name, ObjectRef, Reason, Rejection
+from nftsync.objects.names import Name
 from nftsync.objects.service import Protocol, parse_service
-from nftsync.policy.guard import Guard
-from nftsync.policy.pinholes import Desired
+from nftsync.plan.result import Outcome, SyncResult
 from nftsync.report.explain import Cause, Explanation, PacketQuery, Verdict, View, explain_packet, explain_service, parse_query
 from nftsync.report.traffic import Count, Reading
 from nftsync.ruleset.elements import ruleset
 from nftsync.ruleset.tables import Settings
 from nftsync.ruleset.text import render
 from tests.labtools import PUBLIC_NIC, Raw, service
+from tests.report.views import result_of
 
 POOL = "172.30.254.0/24"
 OWN = ip_address("198.51.100.1")
@@ -40,28 +40,16 @@ WEB = service("web", "172.30.254.1", "2001:db8:254::1", ports=[("TCP", 80), ("UD
 
 
 def view(*services: Raw, **fields: Any) -> View:
-    """What the daemon of a router would have: MetalLB's pool is POOL and an IPv6 one. fields: of Settings, else of View."""
-    filters, boundary = fields.pop("filters", Filters()), fields.pop("boundary", Boundary())
-    names = {name: fields.pop(name) for name in [*fields] if name in View.__dataclass_fields__}
+    """What the daemon of a router would have: MetalLB's pool is POOL and an IPv6 one. fields: of Settings, View or result_of()."""
+    of_view = {name: fields.pop(name) for name in ("routed", "drops") if name in fields}
+    of_result = {name: fields.pop(name) for name in ("filters", "boundary", "quarantined") if name in fields}
     pools = Pool("services", "IPAddressPool metallb-system/services", (parse_range(POOL), parse_range("2001:db8:254::/64")), True)
-    guard = Guard.of(boundary, Configuration((pools,), frozenset({PEER})), {OWN})
+    known = Configuration((pools,), frozenset({PEER}))
     parsed = [each for raw in services if (each := parse_service(raw, None))]
-    switches: dict[str, Any] = {"enable_rateshape": True, "cluster": guard.cluster} | fields
-    found = View(
-        services={each.name: each for each in parsed},
-        desired=Desired.of(parsed, filters, guard),
-        guard=guard,
-        filters=filters,
-        boundary=boundary,
-        settings=Settings(PUBLIC_NIC, **switches),
-        waiting="",
-        own=frozenset({OWN}),
-        routed=lambda _: None,
-        drops=lambda _: None,
-        opened={},
-    )
-    found = replace(found, **names)
-    return found if "opened" in names else replace(found, opened=found.desired.pinholes)
+    result = result_of(parsed, None, pools=known, local=Local(frozenset({OWN})), **of_result)
+    switches: dict[str, Any] = {"enable_rateshape": True, "cluster": result.guard.cluster} | fields
+    result = replace(result, settings=Settings(PUBLIC_NIC, **switches))
+    return View(result, {each.name: each for each in parsed}, **of_view)
 
 
 def ask(shown: View, *words: str) -> Explanation:
@@ -69,9 +57,9 @@ def ask(shown: View, *words: str) -> Explanation:
     query = parse_query(words)
     found = explain_service(shown, query) if isinstance(query, Name) else explain_packet(shown, query)
     if found.rule:
-        assert shown.settings
+        assert shown.result.settings
         chain, _, rule = found.rule.partition(": ")
-        text = render(ruleset(shown.desired.pinholes.values(), shown.settings))
+        text = render(ruleset(shown.result.index.pinholes.values(), shown.result.settings))
         assert f"\t\t{rule}\n" in text.split(f"\tchain {chain} {{\n")[1].split("\t}\n")[0]
     assert json.loads(json.dumps(found.as_json()))["reason"] == found.reason
     assert found.text().startswith(f"{found.verdict}: {found.lines[0]}")
@@ -255,16 +243,16 @@ def test_of_several_services_that_ask_those_that_count_are_told_of_first() -> No
 
 
 def test_a_service_that_the_kernel_does_not_take_is_in_quarantine() -> None:
-    name = Name("default", "web")
-    told = Rejection(ObjectRef("Service", str(name)), Reason.QUARANTINED, "the kernel does not take what it asks for: no")
-    shown = view(WEB, opened={}, quarantined={name: told})
-    line = "Service default/web asks for 172.30.254.1 tcp 80, but the kernel does not take what it asks for: no"
-    assert short(ask(shown, "172.30.254.1:80")) == ("dropped", "quarantined", line)
+    shown = view(WEB, quarantined={Name("default", "web"): "no"})
+    line = "Service default/web asks for 172.30.254.1 tcp 80, but the kernel does not take what it asks for: no; "
+    found = ask(shown, "172.30.254.1:80")
+    assert short(found)[:2] == ("dropped", "quarantined")
+    assert found.lines[0].startswith(line)
     assert ask(shown, "default/web").reason == "quarantined"
 
 
 def test_a_service_that_is_newer_than_what_is_applied_waits_for_the_next_sync() -> None:
-    found = ask(view(WEB, desired=Desired(Filters())), "172.30.254.1:80")
+    found = ask(replace(view(), services=view(WEB).services), "172.30.254.1:80")
     line = "Service default/web asks for 172.30.254.1 tcp 80, but it is not applied yet: the next sync does it"
     assert short(found) == ("dropped", "waiting", line)
 
@@ -290,7 +278,8 @@ def test_without_enable_dropall_everything_passes_and_the_answer_still_says_what
 
 
 def test_nothing_is_known_while_nothing_is_applied() -> None:
-    shown = view(WEB, settings=None, waiting="there is no usable Nft resource arbf-operators/nft")
+    waiting = "there is no usable Nft resource arbf-operators/nft"
+    shown = replace(view(WEB), result=SyncResult(Outcome.WAITING, waiting, filters=True))
     for question in ("172.30.254.1:80", "default/web"):
         found = ask(shown, question)
         assert short(found)[:2] == ("depends", "waiting")
@@ -562,13 +551,8 @@ def test_of_many_limited_pinholes_the_kernel_is_asked_once_and_once_for_each_add
     monkeypatch.setattr("nftsync.kernel.counters.read", read)
     addresses = [f"172.30.254.{number}" for number in range(1, 21)]
     shown = view(service("large", *addresses, ports=[("TCP", port) for port in range(1, 151)], limit="400/second"))
-    reconciler = SimpleNamespace(
-        desired=shown.desired, guard=shown.guard, settings=shown.settings, own=shown.own, routed=routed,
-        opened=lambda: shown.desired.pinholes, quarantined={},
-    )  # fmt: skip
     source = SimpleNamespace(inputs=SimpleNamespace(services=SimpleNamespace(objects=shown.services.values)))
-    config, last = SimpleNamespace(filters=Filters(), boundary=Boundary()), SimpleNamespace(message="")
-    daemon: Any = SimpleNamespace(config=config, reconciler=reconciler, source=source, last=last)
+    daemon: Any = SimpleNamespace(reconciler=SimpleNamespace(routed=routed), source=source, last=shown.result)
     found = answers.answer(daemon, {"command": "explain", "words": ["default/large"]})
     assert found["verdict"] == "limited"
     assert found["lines"][0] == "Service default/large: 3000 of 3000 pairs of address and port are open"

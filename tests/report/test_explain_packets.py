@@ -6,25 +6,24 @@ import json
 import random
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from ipaddress import ip_address, ip_network
 from typing import Any
 
 import pytest
 
 from nftsync.config import Boundary, Enforcement, Filters
-from nftsync.objects.address import Address, Network, parse_range
+from nftsync.objects.address import Address, Local, parse_range
 from nftsync.objects.metallb import Configuration, Pool
 from nftsync.objects.nft import parse_nft
 from nftsync.objects.service import Service, parse_service
-from nftsync.policy.guard import Guard
-from nftsync.policy.pinholes import Desired
 from nftsync.report.explain import Explanation, PacketQuery, Verdict, View, explain_packet, explain_service, parse_query
 from nftsync.ruleset.elements import ruleset
 from nftsync.ruleset.tables import OPERATOR_SVC, Settings
 from tests.lab.lab import CLIENT, CLUSTER, NODE, PUBLIC, SERVICES, Lab, Probe, Protocol
 from tests.labtools import PUBLIC_NIC, TCP80, Firewall, Raw, needs_root, nft, service
+from tests.report.views import result_of
 
 pytestmark = needs_root
 
@@ -46,6 +45,7 @@ POOLS = (
 CONNECTED = ("172.30.250.0/24", "2001:db8:250::/64")  # on the cluster's side
 ROUTED = tuple(map(ip_network, (*SERVICES, *CONNECTED, *STRAY)))
 OWN: frozenset[Address] = frozenset((*PUBLIC, *CLUSTER))
+LOCAL = Local(OWN, frozenset(ip_network((str(own), 24 if own.version == 4 else 64), strict=False) for own in OWN))
 NEVER_USED = "ip saddr 233.252.0.1 drop\n"  # a local chain that is not empty and decides nothing here
 
 
@@ -68,19 +68,20 @@ class World:
     def load(self, lab: Lab, firewall: Firewall) -> None:
         lab.router.nft("flush ruleset")
         firewall.holds = firewall.kernel.read().ruleset
-        firewall.change(ruleset(self.view.desired.pinholes.values(), self.settings))
+        firewall.change(ruleset(self.view.result.pinholes.values(), self.settings))
 
 
 def generated(seed: int) -> World:
     draw = random.Random(seed)
     services = [each for raw in _services(draw) if (each := parse_service(raw, None))]
-    boundary, guard = _guard(draw)
+    boundary, pools = _pools(draw)
     few = frozenset({"default", "other"})
     filters = Filters(
         namespaces=few if draw.random() < 0.2 else frozenset(),
         exclude_namespaces=frozenset({"shunned"}) if draw.random() < 0.5 else frozenset(),
         load_balancer_classes=draw.choice([frozenset(), frozenset(), frozenset({""}), frozenset({"", "example.com/x"})]),
     )
+    result = result_of(services, None, filters=filters, boundary=boundary, pools=pools, local=LOCAL)
     switches = {name: draw.random() < 0.7 for name in ("enable_bgp", "enable_ssh", "enable_rateshape")}
     peers = [ip_network(each) for each in ("203.0.113.0/24", "192.0.2.7/32", "2001:db8:113::/48") if draw.random() < 0.5]
     settings = Settings.of(
@@ -89,13 +90,9 @@ def generated(seed: int) -> World:
         index=None if draw.random() < 0.8 else 0,
         local_chain=draw.choice(["", "", NEVER_USED]),
         bgp_peers=tuple(peers) if draw.random() < 0.5 else (),
-        cluster=guard.cluster,
+        cluster=result.guard.cluster,
     )
-    desired = Desired.of(services, filters, guard)
-    view = View(
-        {each.name: each for each in services}, desired, guard, filters, boundary, settings, "", OWN, _routed, lambda _: None,
-        desired.pinholes,
-    )  # fmt: skip
+    view = View(replace(result, settings=settings), {each.name: each for each in services}, _routed)
     return World(view, settings, [*_probes(draw), *_at_claims(draw, services)])
 
 
@@ -117,7 +114,7 @@ def _services(draw: random.Random) -> Iterator[Raw]:
         yield raw
 
 
-def _guard(draw: random.Random) -> tuple[Boundary, Guard]:
+def _pools(draw: random.Random) -> tuple[Boundary, Configuration | None]:
     allowed = draw.choice([(), (), ("172.30.0.0/16", "2001:db8::/32"), ("172.30.254.0/30",)])
     boundary = Boundary(Enforcement(draw.choice(list(Enforcement))), draw.random() < 0.3, tuple(map(ip_network, allowed)))
     pools = [
@@ -125,8 +122,7 @@ def _guard(draw: random.Random) -> tuple[Boundary, Guard]:
         for number in range(draw.randrange(1, 3))
     ]
     known = Configuration(tuple(pools), frozenset(map(ip_address, PEERS))) if draw.random() < 0.85 else None
-    attached: list[Network] = [ip_network((str(own), 24 if own.version == 4 else 64), strict=False) for own in OWN]
-    return boundary, Guard.of(boundary, known, OWN, attached)
+    return boundary, known
 
 
 def _routed(address: Address) -> bool:
@@ -237,11 +233,8 @@ def test_a_limited_packet_passes_up_to_its_limit(router: tuple[Lab, Firewall]) -
     lab, firewall = router
     parsed = parse_service(service("slow", ADDRESSES[0], limit="1/week burst 3 packets"), None)
     assert parsed
-    desired = Desired.of([parsed], Filters())
     settings = Settings(PUBLIC_NIC, enable_rateshape=True)
-    dropped: Callable[[str], int | None] = lambda _: 5  # noqa: E731
-    services = {parsed.name: parsed}
-    view = View(services, desired, Guard(), Filters(), Boundary(), settings, "", OWN, _routed, dropped, desired.pinholes)
+    view = View(result_of([parsed], settings, local=LOCAL), {parsed.name: parsed}, _routed, lambda _: 5)
     world = World(view, settings, [Probe("tcp", ADDRESSES[0], 80, source=SOURCES[0])] * 8)
     world.load(lab, firewall)
     assert len(lab.deliver(world.probes)) == 3
