@@ -108,13 +108,6 @@ class Reconciler:
         """A copy of the pinholes that the kernel has accepted, for any thread: dict.copy() runs no Python code."""
         return self.record.applied.pinholes.copy()
 
-    def wanted(self) -> Ruleset | None:
-        """The ruleset as it should be in the kernel; None while that is not known."""
-        settings = self.record.applied.settings
-        if self._planned is None or settings is None:
-            return None
-        return wanted_ruleset(self._planned, self.index.pinholes.values(), settings)
-
     # --- one sync -------------------------------------------------------------------------------------------
 
     def sync(self, *, whole: bool = False, look: bool = False, resync: bool = False, changed_by: str = "") -> SyncResult:
