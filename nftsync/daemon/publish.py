@@ -11,15 +11,13 @@ from itertools import islice
 from nftsync import __version__
 from nftsync.cluster.outbox import utc_now
 from nftsync.cluster.source import Source
-from nftsync.config import Enforcement
 from nftsync.exporter.metrics import Metrics
 from nftsync.objects.kinds import NFT, SERVICE
 from nftsync.objects.names import ObjectRef, Reason, Rejection
 from nftsync.objects.status import Confirmation, RouterStatus
 from nftsync.plan.result import Outcome, SyncResult
-from nftsync.report.conditions import Standing
+from nftsync.report.conditions import conditions
 from nftsync.report.notices import News, Topic, of_changes, of_confirmation, of_rejections
-from nftsync.ruleset.tables import Settings
 
 RECENT = 20  # pieces of news that are remembered
 LINES = 200  # of one sync in the log; the rest of them is counted
@@ -136,7 +134,7 @@ class Publisher:
             len(result.index.services),
             len(result.pinholes),
             self._rejected,
-            self._standing(source, result).conditions(),
+            conditions(result, self.stale(source, result)),
         )
 
     def stale(self, source: Source, result: SyncResult) -> dict[str, str]:
@@ -150,35 +148,6 @@ class Publisher:
                 found[of] = messages[0]
         self._metrics.show_stale(dict.fromkeys(found, True))
         return found
-
-    def _standing(self, source: Source, result: SyncResult) -> Standing:
-        return Standing(
-            not_ready=result.message if result.outcome in (Outcome.WAITING, Outcome.FAILED) else "",
-            unguarded=_unguarded(result),
-            no_pools=result.pools_known and result.guard.pools == (),
-            confirmation=(result.confirming.state, str(result.confirming)),
-            unshaped=_unshaped(result.settings),
-            local_chain=next((each.message for each in self._rejections if each.reason is Reason.INVALID_LOCAL_CHAIN), ""),
-            stale=tuple(sorted(self.stale(source, result).items())),
-        )
-
-
-def _unguarded(result: SyncResult) -> str:
-    if not result.pools_known:
-        return "MetalLB's configuration is not read yet" if result.settings else "nothing is applied yet"
-    if result.guard.guarded:
-        return ""
-    if result.snapshot and result.snapshot.config.boundary.enforcement is Enforcement.IGNORED:
-        return f'pools = "{Enforcement.IGNORED}"'
-    return "no MetalLB configuration was seen"
-
-
-def _unshaped(settings: Settings | None) -> str:
-    if settings is None:
-        return "nothing is applied yet"
-    if not settings.enable_rateshape:
-        return "enable_rateshape is false"
-    return "" if settings.device else f"there is no interface {settings.public_nic}"
 
 
 def _fields(news: News, router: str) -> dict[str, str]:

@@ -6,53 +6,56 @@ router works out to the same from the entries of all. Source: api-conventions.md
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
+from nftsync.config import Enforcement
+from nftsync.objects.names import Reason
 from nftsync.objects.status import AGREE, SUMMED, Condition, Confirmation, Figures, RouterStatus, shorten
+from nftsync.plan.result import Outcome, SyncResult
+from nftsync.ruleset.tables import Settings
 
 
-@dataclass(frozen=True, slots=True)
-class Standing:
-    """What conditions are worked out from. Each text is why something does not hold, "" if it does.
+def conditions(result: SyncResult, stale: Mapping[str, str]) -> tuple[Condition, ...]:
+    """Of one router, in the order in which people ask. stale: by source, why the last good settings, pools or Services hold."""
+    waits = result.message if result.outcome in (Outcome.WAITING, Outcome.FAILED) else ""
+    chain = next((each.message for each in result.rejections if each.reason is Reason.INVALID_LOCAL_CHAIN), "")
+    state, old = result.confirming.state, "; ".join(f"{source}: {why}" for source, why in sorted(stale.items()))
+    confirmed = state not in (Confirmation.WAITING, Confirmation.ROLLED_BACK)
+    return (
+        _condition("Ready", waits, ("Synced", "NotSynced"), "the kernel holds what the cluster asks for"),
+        Condition("Running", True, "Running", "nftsync runs"),
+        _guarded(result),
+        _condition("RateShaping", _unshaped(result.settings), ("Attached", "NotAttached"), "rate limits are in force"),
+        _condition("LocalChainValid", chain, ("Valid", "Refused"), "the local chain is in force"),
+        Condition("Confirmed", confirmed, state, shorten(str(result.confirming))),
+        Condition(
+            "Stale", bool(old), "LastGoodHolds" if old else "UpToDate", shorten(old or "everything is as it stands in the cluster")
+        ),
+    )
 
-    stale: by source, why the last good settings, pools or Services hold instead of the present ones.
-    no_pools: whether addresses are guarded, and no pool lets any pass.
-    confirmation: how it stands with the settings, also in words.
-    """
 
-    not_ready: str = ""
-    unguarded: str = ""
-    unshaped: str = ""
-    local_chain: str = ""
-    stale: tuple[tuple[str, str], ...] = ()
-    no_pools: bool = False
-    confirmation: tuple[Confirmation, str] = (Confirmation.NOT_NEEDED, "the settings cut off nobody")
+def _guarded(result: SyncResult) -> Condition:
+    """Whether pools decide which addresses may be opened."""
+    unguarded = ""
+    if not result.pools_known:
+        unguarded = "MetalLB's configuration is not read yet" if result.settings else "nothing is applied yet"
+    elif not result.guard.guarded:
+        ignored = result.config.boundary.enforcement is Enforcement.IGNORED
+        unguarded = f'pools = "{Enforcement.IGNORED}"' if ignored else "no MetalLB configuration was seen"
+    elif not result.guard.pools:
+        return Condition("PoolsGuarded", True, "NoPools", "no pool of MetalLB's counts, so no address is opened")
+    guarded = "addresses are checked against MetalLB's pools"
+    return _condition("PoolsGuarded", unguarded, ("Guarded", "Unguarded"), guarded)
 
-    def conditions(self) -> tuple[Condition, ...]:
-        """In the order in which people ask."""
-        return (
-            _condition("Ready", self.not_ready, ("Synced", "NotSynced"), "the kernel holds what the cluster asks for"),
-            Condition("Running", True, "Running", "nftsync runs"),
-            self._guarded(),
-            _condition("RateShaping", self.unshaped, ("Attached", "NotAttached"), "rate limits are in force"),
-            _condition("LocalChainValid", self.local_chain, ("Valid", "Refused"), "the local chain is in force"),
-            self._confirmed(),
-            Condition("Stale", bool(self.stale), "LastGoodHolds" if self.stale else "UpToDate", shorten(self._stale())),
-        )
 
-    def _guarded(self) -> Condition:
-        if self.no_pools:
-            return Condition("PoolsGuarded", True, "NoPools", "no pool of MetalLB's counts, so no address is opened")
-        guarded = "addresses are checked against MetalLB's pools"
-        return _condition("PoolsGuarded", self.unguarded, ("Guarded", "Unguarded"), guarded)
-
-    def _confirmed(self) -> Condition:
-        state, message = self.confirmation
-        return Condition("Confirmed", state not in (Confirmation.WAITING, Confirmation.ROLLED_BACK), state, shorten(message))
-
-    def _stale(self) -> str:
-        return "; ".join(f"{source}: {why}" for source, why in self.stale) or "everything is as it stands in the cluster"
+def _unshaped(settings: Settings | None) -> str:
+    """Why no rate limit is in force, "" if they are."""
+    if settings is None:
+        return "nothing is applied yet"
+    if not settings.enable_rateshape:
+        return "enable_rateshape is false"
+    return "" if settings.device else f"there is no interface {settings.public_nic}"
 
 
 def stopped(router: RouterStatus) -> RouterStatus:

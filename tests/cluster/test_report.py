@@ -19,12 +19,13 @@ from nftsync.cluster.backoff import ApiError
 from nftsync.cluster.outbox import DENIED, DISAGREE, LONGEST, QUIET, SETTLE, TICK, Reporter
 from nftsync.objects.names import Name, ObjectRef
 from nftsync.objects.nft import Nft, parse_nft
-from nftsync.objects.status import RouterStatus
-from nftsync.report.conditions import Standing
+from nftsync.objects.status import Condition, RouterStatus
 from nftsync.report.notices import News, Topic
 from tests.labtools import PATIENCE
+from tests.report.views import standing
 
 NFT = Name("arbf-operators", "nft")
+GOOD = standing()
 STATUS = "/apis/nft.acnodal.com/v1alpha1/namespaces/arbf-operators/nfts/nft/status"
 GONE = ApiError(f'PATCH {STATUS}: 404 Not Found: nfts.nft.acnodal.com "nft" not found', 404)
 FORBIDDEN = ApiError(f"PATCH {STATUS}: 403 Forbidden: user nftsync cannot patch", 403)
@@ -231,8 +232,8 @@ class World:
             self.cluster.now = max(following, self.cluster.now + 1e-6)
 
 
-def status(router: str = "edge1", standing: Standing | None = None, **fields: Any) -> RouterStatus:
-    own = RouterStatus(router, "1.0", 1, "aa" * 16, "2026-01-01T00:00:00Z", 3, 5, 0, (standing or Standing()).conditions())
+def status(router: str = "edge1", conditions: tuple[Condition, ...] = GOOD, **fields: Any) -> RouterStatus:
+    own = RouterStatus(router, "1.0", 1, "aa" * 16, "2026-01-01T00:00:00Z", 3, 5, 0, conditions)
     return replace(own, **fields)
 
 
@@ -374,7 +375,7 @@ def test_a_condition_keeps_its_time_over_a_restart(world: World, cluster: Cluste
     restarted.run(60)
     assert cluster.status == before
     assert cluster.asked == []
-    restarted.report(standing=Standing(not_ready="no kernel"))
+    restarted.report(conditions=standing("no kernel"))
     restarted.run(QUIET)
     stamps = {each["type"]: each["lastTransitionTime"] for each in cluster.router("edge1")["conditions"]}
     stood = {each["type"]: each["lastTransitionTime"] for each in before["routers"][0]["conditions"]}
@@ -667,7 +668,7 @@ def test_routers_that_write_into_one_resource_keep_each_others_entries_and_fall_
     cluster.lag = lag
     world = World(cluster, "edge1", "edge2", "edge3")
     for router, found in (("edge1", 3), ("edge2", 4), ("edge3", 4)):
-        world.report(router, services=found, standing=Standing(unshaped="x" if router == "edge2" else ""))
+        world.report(router, services=found, conditions=standing(nic_missing=router == "edge2"))
     world.run(60)
     assert {each["name"] for each in cluster.status["routers"]} == {"edge1", "edge2", "edge3"}
     assert cluster.status["services"] == 4

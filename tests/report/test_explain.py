@@ -286,6 +286,12 @@ def test_nothing_is_known_while_nothing_is_applied() -> None:
         assert found.lines[0].startswith("nothing is applied yet: there is no usable Nft resource arbf-operators/nft; until then")
 
 
+def test_where_no_table_of_ours_stands_everything_passes_and_it_is_said_why() -> None:
+    shown = replace(view(WEB), result=SyncResult(Outcome.WAITING, "the first lists are not complete"))
+    for question in ("172.30.254.1:81", "default/web"):
+        assert short(ask(shown, question)) == ("passes", "waiting", "everything passes: the first lists are not complete")
+
+
 # --- limits, the local chain, the NIC -----------------------------------------------------------------
 
 SLOW = service("slow", "172.30.254.1", limit="2 mbytes/second burst 512 kbytes")

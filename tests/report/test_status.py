@@ -9,17 +9,19 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from nftsync.objects.metallb import Configuration
 from nftsync.objects.status import Condition, Confirmation, Figures, NftStatus, RouterStatus, parse_status
-from nftsync.report.conditions import Standing, describe, stamped, stopped, summary
+from nftsync.policy.confirm import Confirming
+from nftsync.report.conditions import describe, stamped, stopped, summary
+from tests.report.views import standing
 from tests.support import json_values
 
-GOOD = Standing().conditions()
+GOOD = standing()
 NOW = "2026-01-02T03:04:05Z"
 EARLIER = "2026-01-01T00:00:00Z"
 
 
-def router(name: str = "edge1", standing: Standing | None = None, **fields: Any) -> RouterStatus:
-    conditions = (standing or Standing()).conditions()
+def router(name: str = "edge1", conditions: tuple[Condition, ...] = GOOD, **fields: Any) -> RouterStatus:
     return RouterStatus(name, **{"version": "1.0", "generation": 1, "hash": "aa" * 16, "conditions": conditions, **fields})
 
 
@@ -42,14 +44,14 @@ def test_a_router_in_order_has_these_conditions() -> None:
 
 
 def test_what_is_wrong_stands_in_the_message_and_the_reason_is_one_word() -> None:
-    standing = Standing(
-        "the kernel says no", "no pools", "no interface enp9s0", "line 3: syntax error", (("pools", "x"), ("settings", "y"))
-    )
-    found = by_type(standing.conditions())
+    stale = {"settings": "y", "pools": "x"}
+    found = by_type(standing("the kernel says no", pools=None, nic_missing=True, local_chain="line 3: syntax error", stale=stale))
     assert [found[kind].holds for kind in ("Ready", "PoolsGuarded", "RateShaping", "LocalChainValid", "Stale")] == [False] * 4 + [
         True
     ]
     assert found["Ready"].message == "the kernel says no"
+    assert found["PoolsGuarded"].message == "no MetalLB configuration was seen"
+    assert found["RateShaping"].message == "there is no interface enp9s0"
     assert found["LocalChainValid"].message == "line 3: syntax error"
     assert found["Stale"].message == "pools: x; settings: y"
     assert {each.reason for each in found.values()} == {
@@ -59,13 +61,14 @@ def test_what_is_wrong_stands_in_the_message_and_the_reason_is_one_word() -> Non
 
 @pytest.mark.parametrize("state", Confirmation)
 def test_settings_that_wait_or_were_taken_back_are_not_confirmed(state: Confirmation) -> None:
-    found = by_type(Standing(confirmation=(state, "enable_ssh was switched off")).conditions())["Confirmed"]
+    found = by_type(standing(confirming=Confirming(state=state, cut="enable_ssh was switched off")))["Confirmed"]
     assert found.holds == (state in (Confirmation.NOT_NEEDED, Confirmation.CONFIRMED))
-    assert (found.reason, found.message) == (state, "enable_ssh was switched off")
+    assert found.reason == state
+    assert found.message.startswith("enable_ssh was switched off")
 
 
 def test_a_router_whose_daemon_was_stopped_is_neither_ready_nor_running_and_its_ruleset_is_as_it_was() -> None:
-    before = router(standing=Standing(unshaped="no interface enp9s0", stale=(("pools", "x"),)), services=3, pinholes=5)
+    before = router(conditions=standing(nic_missing=True, stale={"pools": "x"}), services=3, pinholes=5)
     after = stopped(before)
     assert replace(after, conditions=()) == replace(before, conditions=())
     turned = {each.type: each for each in after.conditions if each not in before.conditions}
@@ -79,8 +82,8 @@ def test_a_router_whose_daemon_was_stopped_is_neither_ready_nor_running_and_its_
 def test_to_be_guarded_by_no_pool_is_told_apart_from_being_guarded_and_from_not_being() -> None:
     found = {
         (each.holds, each.reason)
-        for standing in (Standing(), Standing(no_pools=True), Standing(unguarded="x"))
-        for each in standing.conditions()
+        for told in (standing(), standing(pools=Configuration()), standing(pools=None))
+        for each in told
         if each.type == "PoolsGuarded"
     }
     assert found == {(True, "Guarded"), (True, "NoPools"), (False, "Unguarded")}
@@ -89,12 +92,14 @@ def test_to_be_guarded_by_no_pool_is_told_apart_from_being_guarded_and_from_not_
 @pytest.mark.parametrize("long", ["x" * 100_000, "ü" * 10_000])
 def test_messages_are_bounded_however_much_is_wrong(long: str) -> None:
     """Also where sixty-four routers say something long."""
-    stale = tuple((f"source {number}", long) for number in range(100))
-    standing = Standing(long, long, long, long, stale, confirmation=(Confirmation.WAITING, long))
-    routers = [router(f"edge{number}", standing, hash=f"{number:032}") for number in range(64)]
-    for each in (*standing.conditions(), *summary(routers, disagree=True)):
+    stale = {f"source {number}": long for number in range(100)}
+    confirming = Confirming(state=Confirmation.WAITING, cut=long)
+    told = standing(long, pools=None, nic_missing=True, local_chain=long, stale=stale, confirming=confirming)
+    together = summary([router(f"edge{number}", told, hash=f"{number:032}") for number in range(64)], disagree=True)
+    for each in (*told, *together):
         assert len(each.message) <= 512
-        assert each.type == "Running" or each.message.endswith("…")
+        ours = each.type in ("PoolsGuarded", "RateShaping") and each in told
+        assert each.type == "Running" or ours or each.message.endswith("…")
 
 
 # --- all routers together -----------------------------------------------------------------------------
@@ -111,8 +116,8 @@ def test_what_holds_on_every_router_holds_together() -> None:
 
 def test_one_bad_router_is_enough_and_every_bad_one_is_named() -> None:
     bad = [
-        router("edge2", Standing(not_ready="no kernel")),
-        router("edge3", Standing(not_ready="no list", stale=(("pools", "old"),))),
+        router("edge2", standing("no kernel")),
+        router("edge3", standing("no list", stale={"pools": "old"})),
     ]
     together = by_type(summary([router("edge1"), *bad], disagree=False))
     assert (together["Ready"].holds, together["Ready"].reason) == (False, "NotSynced")
@@ -129,7 +134,7 @@ def test_hashes_that_differ_are_shown() -> None:
 
 def test_any_router_sums_up_the_same() -> None:
     """Otherwise two of them would correct each other for ever."""
-    one, other = router("edge1", Standing(unshaped="x")), router("edge2", Standing(local_chain="y"))
+    one, other = router("edge1", standing(nic_missing=True)), router("edge2", standing(local_chain="y"))
     written = parse_status(describe(one, (), [one, other])).routers + parse_status(describe(other, (), [one, other])).routers
     assert summary(written, disagree=False) == summary([one, other], disagree=False)
 
@@ -154,7 +159,7 @@ def test_the_figures_on_top_are_the_largest_and_the_generation_is_what_all_have_
 
 def test_a_condition_keeps_its_time_while_it_says_the_same_and_gets_a_new_one_when_it_turns() -> None:
     before = tuple(replace(each, since=EARLIER) for each in GOOD)
-    after = Standing(not_ready="no", unshaped="").conditions()
+    after = standing("no")
     stamps = {each.type: each.since for each in stamped(after, before, NOW)}
     assert stamps == {**dict.fromkeys((each.type for each in GOOD), EARLIER), "Ready": NOW}
 

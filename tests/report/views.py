@@ -1,18 +1,22 @@
-"""What `explain` needs, of Services and settings that no kernel has seen."""
+"""The results of syncs that no kernel has seen, and what is told of them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from types import MappingProxyType
 
 from nftsync.config import Boundary, Config, Filters
-from nftsync.objects.address import Local
-from nftsync.objects.metallb import Configuration
-from nftsync.objects.names import Name
+from nftsync.objects.address import Local, parse_range
+from nftsync.objects.metallb import Configuration, Pool
+from nftsync.objects.names import Name, ObjectRef, Reason, Rejection
 from nftsync.objects.service import Service
+from nftsync.objects.status import Condition
 from nftsync.plan.result import Outcome, SyncResult
 from nftsync.plan.snapshot import Interfaces, Known, Origin, Snapshot
+from nftsync.policy.confirm import Confirming
 from nftsync.policy.pinholes import Desired
+from nftsync.report.conditions import conditions
 from nftsync.ruleset.tables import Settings
 
 REFUSED_NOTHING: Mapping[Name, str] = MappingProxyType({})
@@ -34,3 +38,25 @@ def result_of(  # noqa: PLR0913  # all that decides
     snapshot = Snapshot(config, listed, Known(None, listed), Known(pools, listed), interfaces=interfaces)
     index = Desired.of(services, config.filters, snapshot.guard, quarantined=quarantined)
     return SyncResult(Outcome.APPLIED, snapshot=snapshot, settings=settings, pinholes=index.pinholes, index=index)
+
+
+ONE_POOL = Configuration((Pool("public", "IPAddressPool metallb-system/public", (parse_range("192.0.2.0/24"),), True),))
+SETTINGS = Settings("enp9s0", enable_rateshape=True)
+NOTHING_OLD: Mapping[str, str] = MappingProxyType({})
+
+
+def standing(  # noqa: PLR0913  # each is a condition
+    not_ready: str = "",
+    *,
+    pools: Configuration | None = ONE_POOL,
+    nic_missing: bool = False,
+    local_chain: str = "",
+    stale: Mapping[str, str] = NOTHING_OLD,
+    confirming: Confirming | None = None,
+) -> tuple[Condition, ...]:
+    """A router's conditions: all is in order but what is named."""
+    result = result_of([], replace(SETTINGS, index=0 if nic_missing else None), pools=pools)
+    refused = (Rejection(ObjectRef("File", "/x"), Reason.INVALID_LOCAL_CHAIN, local_chain),) if local_chain else ()
+    outcome = Outcome.FAILED if not_ready else Outcome.UNCHANGED
+    told = replace(result, outcome=outcome, message=not_ready, rejections=refused, confirming=confirming or Confirming())
+    return conditions(told, stale)
