@@ -11,16 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from nftsync import config
-from nftsync.cli.pools import known_of_cluster
+from nftsync.cli.pools import known_of_cluster, nft_of_cluster
 from nftsync.cluster.api import Api
 from nftsync.cluster.backoff import ApiError
 from nftsync.cluster.kubeconfig import allowed
 from nftsync.config import Config, ConfigError, Enforcement
 from nftsync.kernel.interfaces import LinkError, Links
-from nftsync.objects.kinds import ADVERTISEMENT, KINDS, LEGACY, MEND, NFT, PEER, POOL, nfts
+from nftsync.objects.kinds import ADVERTISEMENT, KINDS, LEGACY, MEND, NFT, PEER, POOL
 from nftsync.objects.metallb import CONFIG_MAP
 from nftsync.objects.names import Malformed, quote
-from nftsync.objects.nft import METALLB_NAMESPACE, NftSpec, parse_nft
+from nftsync.objects.nft import METALLB_NAMESPACE, NftSpec
 from nftsync.policy.guard import Guard
 from nftsync.ruleset.localchain import LocalChainError, parse_local_chain
 from nftsync.ruleset.tables import Ruleset, Settings, tables
@@ -207,21 +207,17 @@ def _answer(api: Api, method: str, path: str, **how: Any) -> dict[str, Any]:
 
 
 def _resource(api: Api, chosen: Config) -> tuple[NftSpec | None, Finding]:
-    resource = nfts(chosen.nft.namespace, chosen.nft.name)
     subject = f"Nft {chosen.nft}"
     try:
-        listed = _answer(api, "GET", resource.path, query=dict(resource.query))
+        nft = nft_of_cluster(api, chosen)
     except ApiError as fault:
         if fault.status != 404:
             raise
         return None, Finding(subject, FAIL, f"the API server does not know the kind: {MEND}")
-    items = listed.get("items")
-    if not isinstance(items, list) or not items:
-        return None, Finding(subject, FAIL, "there is no such resource; nftsync bootstrap --print shows an example")
-    try:
-        nft = parse_nft(items[0], None)
     except Malformed as fault:
         return None, Finding(subject, FAIL, str(fault))
+    if nft is None:
+        return None, Finding(subject, FAIL, "there is no such resource; nftsync bootstrap --print shows an example")
     if nft.spec is None:
         return None, Finding(subject, FAIL, "; ".join(rejection.message for rejection in nft.rejections))
     return nft.spec, Finding(subject, OK, f"public_nic {nft.spec.public_nic}")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,13 +13,14 @@ from nftsync.cluster.api import Api
 from nftsync.cluster.backoff import ApiError
 from nftsync.cluster.kubeconfig import allowed
 from nftsync.cluster.metallb import MetalLB
+from nftsync.cluster.watch import list_objects
 from nftsync.config import Config, Enforcement
 from nftsync.files.journal import Journal
 from nftsync.objects.address import AddressSet, Range
-from nftsync.objects.kinds import Resource, metallb, nfts
+from nftsync.objects.kinds import metallb, nfts
 from nftsync.objects.metallb import Configuration, Pool
-from nftsync.objects.names import Malformed, ObjectRef, Reason, Rejection, sequence
-from nftsync.objects.nft import METALLB_NAMESPACE, parse_nft
+from nftsync.objects.names import Malformed, ObjectRef, Reason, Rejection
+from nftsync.objects.nft import METALLB_NAMESPACE, Nft, parse_nft
 from nftsync.policy.guard import Guard
 from nftsync.policy.pools import judge
 
@@ -89,15 +90,19 @@ def _cut(ranges: tuple[Range, ...], legal: AddressSet) -> tuple[Range, ...]:
     return tuple(part for each in ranges for part in (AddressSet((each,)) & legal).ranges)
 
 
+def nft_of_cluster(api: Api, chosen: Config) -> Nft | None:
+    """The Nft resource that counts, None if there is none. Raises ApiError and Malformed."""
+    found: list[object] = []
+    list_objects(api, nfts(chosen.nft.namespace, chosen.nft.name), found.append)
+    return parse_nft(found[0], None) if found else None
+
+
 def _namespace(api: Api, chosen: Config) -> str:
     """The namespace that the Nft resource names."""
-    for raw in _items(api, nfts(chosen.nft.namespace, chosen.nft.name)):
-        try:
-            spec = parse_nft(raw, None).spec
-        except Malformed:
-            continue
-        if spec is not None:
-            return spec.metallb_namespace
+    with suppress(Malformed):
+        nft = nft_of_cluster(api, chosen)
+        if nft is not None and nft.spec is not None:
+            return nft.spec.metallb_namespace
     return METALLB_NAMESPACE
 
 
@@ -111,12 +116,11 @@ def known_of_cluster(api: Api, chosen: Config, namespace: str) -> tuple[Configur
 
 def _read_metallb(api: Api, namespace: str) -> tuple[MetalLB, tuple[Rejection, ...]]:
     """MetalLB's objects as they are now, and what could not be read of them. Raises ApiError."""
-    found, rejections = MetalLB.empty(lambda: None, time.monotonic), []
+    found, rejections = MetalLB.empty(), []
     for resource, inbox in zip(metallb(namespace), found.inboxes, strict=True):
         try:
             with inbox.listing() as listing:
-                for raw in _items(api, resource):
-                    listing.put(raw)
+                list_objects(api, resource, listing.put)
         except ApiError as fault:
             if fault.status not in (403, 404):
                 raise
@@ -127,10 +131,3 @@ def _read_metallb(api: Api, namespace: str) -> tuple[MetalLB, tuple[Rejection, .
             inbox.unreadable()
             rejections.append(Rejection(ObjectRef(resource.kind, namespace), Reason.MALFORMED, str(fault)))
     return found, tuple(rejections)
-
-
-def _items(api: Api, resource: Resource) -> list[object]:
-    answer = api.request("GET", resource.path, query=dict(resource.query))
-    if not isinstance(answer, dict):
-        raise ApiError(f"GET {resource.path}: the answer is not a JSON object: this is no Kubernetes API server")
-    return sequence(answer.get("items"), "items")

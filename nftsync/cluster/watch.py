@@ -18,11 +18,12 @@ from collections.abc import Callable, Iterator
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from nftsync.cluster.api import Api, MalformedAnswerError, TooLargeError, parse_json
 from nftsync.cluster.backoff import ApiError, Pace, attempts
-from nftsync.cluster.cache import Inbox, Listing
+from nftsync.cluster.cache import Inbox, Listing, nobody
 from nftsync.cluster.kubeconfig import KubeconfigError
 from nftsync.cluster.watchstate import Cause, Doubt, Observer, State
 from nftsync.objects.kinds import Resource
@@ -171,7 +172,7 @@ class Watcher:
         while listing.doubted:  # the list of a server that has lost its data looks like any other
             self._stop.wait(self._timing.second_look)
             version, listing = self._take_list(lacked=listing.gone)
-        self._version = version  # the first page's: what changed since, the watch tells again
+        self._version = version
         self._relist_at = self._clock() + self._rng.uniform(*self._timing.relist)
 
     def _take_list(self, lacked: AbstractSet[Name] = frozenset()) -> tuple[str, Listing]:
@@ -183,11 +184,13 @@ class Watcher:
         def doubts(gone: AbstractSet[Name], known: int) -> bool:
             return self._resource.cautious and _most(len(gone), known) and _most(len(gone - lacked), len(gone))
 
-        query = {**dict(self._resource.query), "limit": str(self._page)}
         with self._inbox.listing(doubts=doubts) as listing:
-            version, token = self._take_page(listing, query)
-            while token:
-                _, token = self._take_page(listing, {**query, "continue": token})
+            put = partial(self._hand_over, listing.put)
+            try:
+                version = list_objects(self._api, self._resource, put, page=self._page, answered=self._answered)
+            except TooLargeError:
+                self._page = SMALL_PAGE
+                raise
         self._tell_of_doubt(listing)
         return version, listing
 
@@ -208,25 +211,10 @@ class Watcher:
         log.warning("%s", said)
         self._observer.doubted(self._resource, doubt, said)
 
-    def _take_page(self, listing: Listing, query: dict[str, str]) -> tuple[str, str]:
-        """resourceVersion, and the token for the next page, "" with the last. Of the page nothing else stays in memory."""
+    def _answered(self) -> None:
         if self._stop.is_set():
             raise ApiError("shutting down")  # leaving the loop quietly would declare the list complete
-        path = self._resource.path
-        try:
-            page = self._api.request("GET", path, query)
-        except TooLargeError:
-            self._page = SMALL_PAGE
-            raise
         self._observer.contact(self._resource)
-        items = page.get("items") or [] if isinstance(page, dict) else None
-        metadata = page.get("metadata") if isinstance(page, dict) else None
-        version = metadata.get("resourceVersion") if isinstance(metadata, dict) else None
-        if not isinstance(items, list) or not isinstance(metadata, dict) or not isinstance(version, str) or not version:
-            raise MalformedAnswerError(f"GET {path}: the answer is not a list of objects with a resourceVersion")
-        for item in items:
-            self._hand_over(listing.put, item)
-        return version, str(metadata.get("continue") or "")
 
     # --- watch --------------------------------------------------------------------------------------------
 
@@ -289,6 +277,37 @@ class Watcher:
             put(item)
         except Malformed as fault:
             self._observer.skipped(self._resource, str(fault))
+
+
+def list_objects(
+    api: Api, resource: Resource, put: Callable[[object], None], *, page: int = PAGE, answered: Callable[[], None] = nobody
+) -> str:
+    """Hand over every object of a list, page by page; returns its resourceVersion, from which a watch goes on.
+
+    page: how many objects are in memory at once.  answered: called when a page is there, before it is handed over.
+    Raises ApiError, and what `put` and `answered` raise.
+    """
+    query = {**dict(resource.query), "limit": str(page)}
+    version, token = _take_page(api, resource.path, query, put, answered)
+    while token:
+        _, token = _take_page(api, resource.path, {**query, "continue": token}, put, answered)
+    return version  # the first page's: what changed since, the watch tells again
+
+
+def _take_page(
+    api: Api, path: str, query: dict[str, str], put: Callable[[object], None], answered: Callable[[], None]
+) -> tuple[str, str]:
+    """resourceVersion, and the token for the next page, "" with the last. Of the page nothing else stays in memory."""
+    page = api.request("GET", path, query)
+    answered()
+    items = page.get("items") or [] if isinstance(page, dict) else None
+    metadata = page.get("metadata") if isinstance(page, dict) else None
+    version = metadata.get("resourceVersion") if isinstance(metadata, dict) else None
+    if not isinstance(items, list) or not isinstance(metadata, dict) or not isinstance(version, str) or not version:
+        raise MalformedAnswerError(f"GET {path}: the answer is not a list of objects with a resourceVersion")
+    for item in items:
+        put(item)
+    return version, str(metadata.get("continue") or "")
 
 
 def _most(gone: int, known: int) -> bool:

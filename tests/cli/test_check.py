@@ -94,7 +94,7 @@ def test_a_server_that_is_no_api_server_is_a_finding(tmp_path: Path, body: bytes
 
 
 def test_a_right_that_is_missing_and_a_resource_that_is_not_there_are_findings(tmp_path: Path) -> None:
-    with answering(b"{}") as server:
+    with answering(b'{"metadata": {"resourceVersion": "1"}, "items": []}') as server:
         seen = list(findings(configuration(tmp_path, server)))
     rights = [finding for finding in seen if finding.subject == "RBAC"]
     assert [finding.level for finding in rights] == [Level.FAIL] * 2 + [Level.WARN] * 6
