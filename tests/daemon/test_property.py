@@ -123,7 +123,7 @@ class Hostile(Router):
         self.kernel: Kernel = self.place.call(Kernel)
         facts = self._record.memory.facts
         network: Any = _NoNetwork(facts) if self.early else Network(self._links, facts.local, facts.peers)
-        inputs = Inputs.nothing() if self.early else self._inputs
+        inputs = Inputs.empty() if self.early else self._inputs
         self._reconciler = Reconciler(
             self.config, inputs, self.kernel, network, self._record, base=self.early, clock=lambda: self.now
         )
@@ -325,7 +325,7 @@ class World:
     def check(self, result: SyncResult) -> None:
         router, s = self.router, result.snapshot
         assert s is not None
-        wanted, found = router._reconciler.wanted(), router.kernel.read()
+        wanted, found = router._result.wanted, router.kernel.read()
         assert wanted is not None
         assert filled(found.ruleset.elements) == filled(wanted.elements)
         assert found.ruleset.tables.keys() == wanted.tables.keys()
