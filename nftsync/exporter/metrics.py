@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
-from prometheus_client import CollectorRegistry, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Gauge, GCCollector, Histogram, PlatformCollector, ProcessCollector
 from prometheus_client import Counter as PromCounter
 
 from nftsync import __version__
@@ -24,6 +24,8 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        for collector in (ProcessCollector, PlatformCollector, GCCollector):
+            collector(registry=self.registry)
         counter, gauge, histogram = self._counter, self._gauge, self._histogram
         self.syncs = counter("syncs", "Syncs by result.", "result")
         self.sync_duration = histogram("sync_duration_seconds", "Time that a sync took.")

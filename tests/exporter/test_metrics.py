@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import resource
 import socket
+import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from http.client import HTTPConnection, HTTPResponse
+from pathlib import Path
 
 import pytest
 
@@ -84,6 +88,18 @@ def test_everything_is_reported_from_the_start(served: Served) -> None:
         "last_contact_timestamp_seconds",
     ):
         assert f"# HELP nftsync_{name}" in text
+
+
+def test_the_process_tells_its_memory_its_open_files_when_it_began_and_what_python_collects(served: Served) -> None:
+    text = served.get("/metrics")[1]
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    assert 0.5 < sample(text, "process_resident_memory_bytes") / (pages * resource.getpagesize()) < 2
+    assert 0 < sample(text, "process_open_fds") <= sample(text, "process_max_fds")
+    assert sample(text, "process_cpu_seconds_total") > 0
+    assert 0 < sample(text, "process_start_time_seconds") < time.time()
+    assert sample(text, 'python_gc_collections_total{generation="2"}') >= 0
+    assert "python_gc_objects_collected_total" in text
+    assert f'python_info{{implementation="CPython",major="{sys.version_info.major}"' in text
 
 
 def test_rejections_are_counted_by_reason_and_go_back_to_zero(served: Served) -> None:

@@ -80,11 +80,11 @@ def test_each_alert_says_how_bad_it_is_and_what_to_do() -> None:
 
 
 def test_alerts_and_the_documentation_name_only_metrics_that_there_are_and_the_documentation_all_of_them() -> None:
-    offered = set(re.findall(r"^# TYPE (nftsync_\w+)", exposition(filled()), re.MULTILINE))
+    offered = set(re.findall(r"^# TYPE (\w+)", exposition(filled()), re.MULTILINE))
     offered = {name for name in offered if not name.endswith("_created")}
     for rule in rules().values():
         assert set(re.findall(r"nftsync_\w+", rule["expr"])) <= offered
-    documented = set(re.findall(r"^\| `(nftsync_\w+)", (ROOT / "docs/metrics.md").read_text(), re.MULTILINE))
+    documented = set(re.findall(r"^\| `((?:nftsync|process|python)_\w+)", (ROOT / "docs/metrics.md").read_text(), re.MULTILINE))
     assert documented == offered
 
 
