@@ -40,7 +40,7 @@ from nftsync.files.journal import Journal
 from nftsync.files.lock import locked
 from nftsync.kernel import commits, counters
 from nftsync.kernel import interfaces as links
-from nftsync.kernel.commits import Meddling
+from nftsync.kernel.commits import ForeignChanges
 from nftsync.kernel.interfaces import Links
 from nftsync.kernel.netlink import DumpError
 from nftsync.kernel.network import Network
@@ -84,7 +84,7 @@ class Daemon:
         self._signals = Signals()
         self._systemd = Systemd(os.environ)
         self._listeners: list[threading.Thread] = []
-        self._meddling = Meddling(self._signals.asked, clock)
+        self._foreign_changes = ForeignChanges(self._signals.asked, clock)
         self._metrics = Metrics()
         self._config = config.load(options.config)
         self._endpoint: Endpoint | None = None
@@ -124,7 +124,7 @@ class Daemon:
                 self._endpoint = self._open_endpoint(self._config)
                 self._server = self._open_server(self._config)
             self._listen("links", links.listen, self._signals.links_changed)
-            self._listen("commits", commits.listen, self._meddling.tell, commits.identity())
+            self._listen("commits", commits.listen, self._foreign_changes.tell, commits.identity())
             log.info("nftsync %s started as router %s", __version__, self._config.router_name)
             if self._boot_failure:
                 log.warning("%s", self._boot_failure)
@@ -197,7 +197,7 @@ class Daemon:
         signals.changed()
         resynced, retry_at, retry_after = self._clock(), float("inf"), RETRY_FIRST
         while True:
-            resync_at = min(resynced + self._config.resync_interval, self._meddling.due)
+            resync_at = min(resynced + self._config.resync_interval, self._foreign_changes.due)
             signals.wait(min(TICK, min(resync_at, retry_at, reconciler.deadline) - self._clock()))
             self._turned = now = self._clock()
             self._systemd.alive()
@@ -233,7 +233,7 @@ class Daemon:
 
     def _sync(self, reconciler: Reconciler, source: Source, *, whole: bool, look: bool, resync: bool) -> SyncResult:
         started, first = self._clock(), not self._synced
-        changed_by = self._meddling.take() if resync else ""
+        changed_by = self._foreign_changes.take() if resync else ""
         result = reconciler.sync(whole=whole, look=look, resync=resync, changed_by=changed_by)
         ended = self._clock()
         metrics = self._metrics

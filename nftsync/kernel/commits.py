@@ -24,7 +24,7 @@ _OUR_FAMILIES = frozenset(FAMILIES.values())
 _PID, _PROGRAM = 2, 3  # attributes of a generation
 _U32 = struct.Struct(">I")
 _CHECK = 1000  # milliseconds until a stopped listener notices
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 0.5  # seconds between two repairs, while somebody goes on meddling
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 0.5  # seconds between two repairs, while others go on changing our tables
 _QUIET = 10.0  # seconds without a commit of others after which it is no longer going on
 
 SOMEBODY = "somebody else"  # where the kernel does not tell who
@@ -100,7 +100,7 @@ def _commit(content: bytes) -> Commit | None:
     return Commit(_U32.unpack(found[_PID])[0], text(found.get(_PROGRAM, b"")))
 
 
-class Meddling:
+class ForeignChanges:
     """What others did to our tables since the last repair. Thread-safe: tell() is called by who listens.
 
     wake: called when there is news.  clock: monotonic seconds.

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from nftsync.kernel import commits
-from nftsync.kernel.commits import Commit, Meddling
+from nftsync.kernel.commits import Commit, ForeignChanges
 from nftsync.kernel.nft import Kernel
 from tests.lab.lab import Lab
 from tests.lab.namespace import Namespace
@@ -186,22 +186,22 @@ def test_the_name_that_a_program_gives_itself_is_printable_and_in_quotes() -> No
 
 def test_repairs_of_what_goes_on_come_ever_more_slowly_and_after_a_quiet_time_at_once_again() -> None:
     now, woken = [1000.0], []
-    meddling = Meddling(lambda: woken.append(1), lambda: now[0])
-    assert meddling.due == float("inf")
+    foreign_changes = ForeignChanges(lambda: woken.append(1), lambda: now[0])
+    assert foreign_changes.due == float("inf")
     waits = []
     for _ in range(8):
-        meddling.tell(Commit(1, "nft"))
-        waits.append(max(0.0, meddling.due - now[0]))
-        now[0] = max(now[0], meddling.due)
-        assert meddling.take() == "'nft' (pid 1)"
-        assert meddling.due == float("inf")
+        foreign_changes.tell(Commit(1, "nft"))
+        waits.append(max(0.0, foreign_changes.due - now[0]))
+        now[0] = max(now[0], foreign_changes.due)
+        assert foreign_changes.take() == "'nft' (pid 1)"
+        assert foreign_changes.due == float("inf")
     assert waits == [0, 0.25, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5]
     now[0] += 11
-    meddling.tell(None)
-    assert meddling.due <= now[0]
-    assert meddling.take() == "somebody else"
+    foreign_changes.tell(None)
+    assert foreign_changes.due <= now[0]
+    assert foreign_changes.take() == "somebody else"
     assert len(woken) == 9
-    assert meddling.take() == "", "a resync by the clock is nobody's"
+    assert foreign_changes.take() == "", "a resync by the clock is nobody's"
 
 
 def test_who_listens_is_told_of_others_alone_though_an_own_commit_has_ten_thousand_elements() -> None:
