@@ -225,7 +225,7 @@ def same(netns: Netns, wanted: Ruleset, fresh: Fresh) -> None:
     assert found.ruleset.tables.keys() == wanted.tables.keys()
     for family, table in wanted.tables.items():
         standing = found.ruleset.tables[family]
-        assert (standing.sets, standing.strangers, standing.flags) == (table.sets, (), table.flags)
+        assert (standing.sets, standing.foreign_objects, standing.flags) == (table.sets, (), table.flags)
         assert {name: chain.hook for name, chain in standing.chains.items()} == {
             name: chain.hook for name, chain in table.chains.items()
         }

@@ -90,7 +90,7 @@ def _tables(kernel: Netlink) -> tuple[dict[str, Table], str]:
         for described in dump(kernel, nf_tables.GET_TABLES, family):
             sets = _listed(kernel, nf_tables.GET_SETS, family)
             tables[family] = table = _table(kernel, family, _fields(described), sets)
-            known = f"{family} {table.sets} {table.chains} {table.strangers} {'dormant' in table.flags}"
+            known = f"{family} {table.sets} {table.chains} {table.foreign_objects} {'dormant' in table.flags}"
             for part in (known.encode(), *_rules(kernel, family, sets)):
                 digest.update(len(part).to_bytes(4) + part)
     return tables, digest.hexdigest()
@@ -113,13 +113,13 @@ def _number(value: bytes | None) -> int:
 
 
 def _table(kernel: Netlink, family: str, described: _Fields, declared: Iterable[_Fields]) -> Table:
-    sets, chains, strangers = {}, {}, []
+    sets, chains, foreign_objects = {}, {}, []
     for name, each in _named(declared, _NAME):
         flags = _number(each.get(_SET_FLAGS))
         if flags & _ANONYMOUS:
             continue
         if flags & (_MAP | _OBJECT):
-            strangers.append(("map", name))
+            foreign_objects.append(("map", name))
         else:
             sets[name] = _set(flags, each)
     for name, each in _named(_listed(kernel, nf_tables.GET_CHAINS, family), _CHAIN_NAME):
@@ -128,11 +128,11 @@ def _table(kernel: Netlink, family: str, described: _Fields, declared: Iterable[
     for name, each in _named(_listed(kernel, nf_tables.GET_OBJECTS, family), _NAME):
         kind = _OBJECTS.get(_number(each[_OBJECT_TYPE]))
         if kind:
-            strangers.append((kind, name))
-    strangers.extend(("flowtable", name) for name, _ in _named(_listed(kernel, nf_tables.GET_FLOWTABLES, family), _NAME))
-    strangers.sort(key=lambda stranger: (_STRANGERS.index(stranger[0]), stranger[1]))
+            foreign_objects.append((kind, name))
+    foreign_objects.extend(("flowtable", name) for name, _ in _named(_listed(kernel, nf_tables.GET_FLOWTABLES, family), _NAME))
+    foreign_objects.sort(key=lambda stranger: (_STRANGERS.index(stranger[0]), stranger[1]))
     bits = _number(described.get(_TABLE_FLAGS))
-    return Table(sets, chains, tuple(strangers), frozenset(name for bit, name in _FLAGS.items() if bits & bit))
+    return Table(sets, chains, tuple(foreign_objects), frozenset(name for bit, name in _FLAGS.items() if bits & bit))
 
 
 def _named(found: Iterable[_Fields], kind: int) -> list[tuple[str, _Fields]]:

@@ -176,7 +176,7 @@ def _can_stay(found: Ruleset) -> bool:
     """Whether the local chain that stands can be left alone: no set that rules refer to would be made anew."""
     table = found.tables.get(FILTER, Table())
     same_sets = table.sets == tables(Settings())[FILTER].sets
-    return table.filters and same_sets and not table.strangers and LOCAL_CHAIN in table.chains
+    return table.filters and same_sets and not table.foreign_objects and LOCAL_CHAIN in table.chains
 
 
 def _with_chain_of(wanted: Ruleset, current: Ruleset) -> Ruleset:

@@ -67,13 +67,13 @@ class Chain:
 class Table:
     """A table without its elements.
 
-    strangers: kind and name of what others put into it, such as ("map", "x").
+    foreign_objects: kind and name of what others put into it, such as ("map", "x").
     flags: nft's: who is its "owner" alone can change it, which "persist" when he ends; "dormant" is one that somebody switched off.
     """
 
     sets: Mapping[str, Set] = field(default_factory=dict)
     chains: Mapping[str, Chain] = field(default_factory=dict)
-    strangers: tuple[tuple[str, str], ...] = ()
+    foreign_objects: tuple[tuple[str, str], ...] = ()
     flags: frozenset[str] = frozenset()
 
     @property

@@ -33,7 +33,7 @@ def _table(table: str, before: Table, after: Table, *, new: bool) -> Iterator[st
         return
     replaced = _differing(before.sets, after.sets)
     # Nothing can be deleted while a rule refers to it: then every chain is refilled.
-    everything = bool(replaced or before.strangers)
+    everything = bool(replaced or before.foreign_objects)
     refilled = {name: chain for name, chain in after.chains.items() if everything or before.chains.get(name) != chain}
     removed = [
         name for name, chain in before.chains.items()
@@ -43,7 +43,7 @@ def _table(table: str, before: Table, after: Table, *, new: bool) -> Iterator[st
     for name in before.chains:
         if name in refilled or name in removed:
             yield f"flush chain {table} {name}"
-    for kind, name in before.strangers:  # first: a map can refer to a chain
+    for kind, name in before.foreign_objects:  # first: a map can refer to a chain
         yield f"delete {kind} {table} {name}"
     for name in removed:
         yield f"delete chain {table} {name}"
