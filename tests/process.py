@@ -166,7 +166,8 @@ def _conditions_hold(unit: Mapping[str, Sequence[str]], daemon: ClusterDaemon) -
     unknown = [key for key in unit if key.startswith(("Condition", "Assert")) and key != "ConditionPathExists"]
     assert not unknown, f"teach this function {unknown}"
     places = {"/etc/nftsync/kubeconfig": daemon.kubeconfig, "/var/lib/nftsync": daemon.state, "/run/nftsync": daemon.runtime}
-    one, every = [], []
+    one: list[bool] = []
+    every: list[bool] = []
     for condition in unit.get("ConditionPathExists", ()):
         path = condition.lstrip("|!")
         for place, mine in places.items():
