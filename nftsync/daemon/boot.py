@@ -61,7 +61,7 @@ def boot(path: Path | None, *, early: bool) -> None:
         chosen, valid = Config(), False
     try:
         with locked(chosen.runtime):
-            record = Record(Store(Journal(chosen.state), BootMark(chosen.runtime)), boots=True)
+            record = Record(Store(Journal(chosen.state), BootMark(chosen.runtime)))
             if not valid:
                 chosen = _remembered(record.memory.facts)
             network, base = _NoNetwork(record.memory.facts), not early or not _network_is_up()

@@ -37,16 +37,15 @@ class Record:
     """Nothing is recorded as accepted before the kernel has accepted it. One thread owns a Record.
 
     memory: as the journal has it.  applied: what the kernel has.  left: what tells whether its rules are still ours.
-    boot: what counts until the next boot.  boots: whether this is the command that loads the rules at boot.
-    clock: monotonic seconds.
+    boot: what counts until the next boot.  clock: monotonic seconds.
     """
 
-    def __init__(self, store: Store, *, boots: bool = False, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, store: Store, clock: Callable[[], float] = time.monotonic) -> None:
         self._store = store
         self._clock = clock
         self.memory = store.journal.load()
         self.boot = BootFacts(base=True) if store.mark.facts is None else store.mark.facts
-        self.first_since_boot = boots or self.boot.base
+        self.first_since_boot = self.boot.base
         self.left = Left.by_another_process(self.boot)
         self.applied = Applied()
         self._as_of = float("-inf")  # when facts.as_of was written down
@@ -129,7 +128,7 @@ class Record:
             self.memory.facts = facts
             self._store.journal.remember({}, facts)
             self._differs = False
-        if self._store.journal.wants_all:
+        if self._store.journal.wants_all and (confirming is not None or facts != before):  # not over what it could not read
             self._store.journal.replace(self.memory)
 
     def facts_of(self, s: Snapshot, confirming: Confirming | None) -> Facts:

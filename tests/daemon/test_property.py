@@ -118,7 +118,7 @@ class Hostile(Router):
         super()._connect(listed=listed)
 
     def _begin(self, *, listed: bool) -> None:
-        self._record = Record(self._store(), boots=self.early)
+        self._record = Record(self._store())
         self._connect(listed=listed)
         self.kernel: Kernel = self.place.call(Kernel)
         facts = self._record.memory.facts
