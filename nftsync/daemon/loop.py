@@ -201,6 +201,7 @@ class Daemon:
             signals.wait(min(TICK, min(resync_at, retry_at, reconciler.deadline) - self._clock()))
             self._turned = now = self._clock()
             self._systemd.alive()
+            self._metrics.state_kept.set(reconciler.record.kept)
             if not self._goes_on(source):
                 return source
             self._answer(reconciler, source)
@@ -239,7 +240,6 @@ class Daemon:
         metrics = self._metrics
         metrics.syncs.labels(result.outcome).inc()
         metrics.sync_duration.observe(ended - started)
-        metrics.state_kept.set(reconciler.record.kept)
         if result.outcome in (Outcome.APPLIED, Outcome.UNCHANGED):
             metrics.last_success.set_to_current_time()
             self._synced = ended

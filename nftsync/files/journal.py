@@ -238,9 +238,13 @@ class Journal:
                 self._whole = True
                 raise OSError(errno.ESTALE, "somebody has changed it")
             self._torn = True  # until all of it is written
-            written = 0
-            while written < len(content):
-                written += os.write(descriptor, content[written:])
+            try:
+                written = 0
+                while written < len(content):
+                    written += os.write(descriptor, content[written:])
+            except OSError:
+                os.ftruncate(descriptor, self._size)
+                raise
             self._torn = False
         finally:
             os.close(descriptor)

@@ -1,28 +1,22 @@
-"""What may go wrong around a boot beside the file itself: the configuration, the NIC, a full disk, a kill, a slow disk."""
+"""What may go wrong around a boot beside the memory itself: the configuration, the NIC, a full disk, a kill."""
 
 from __future__ import annotations
 
 import os
-import random
+import shlex
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from threading import Event
 
 import pytest
 
-from nftsync.files import lastgood
-from nftsync.files.lastgood import LastGood
-from nftsync.files.sealed import read_sealed, replace_sealed
-from nftsync.files.store import FORMAT
-from nftsync.ruleset.tables import Settings
+from nftsync.files.journal import Journal
+from nftsync.objects.names import Name
 from tests.lab.lab import Lab, Probe
 from tests.labtools import (
-    PATIENCE,
     PUBLIC_NIC,
     SERVICE4,
     SERVICE6,
@@ -35,19 +29,22 @@ from tests.labtools import (
     tables,
     written,
 )
-from tests.reboot import boot, last_good_file, power_off
-from tests.support import ROOT
+from tests.reboot import PATIENCE, boot, journal_file, power_off, remembered
+from tests.router import LabRouter, config_in
 
 pytestmark = needs_root
 
+WEB = service("web", SERVICE4, SERVICE6)
 SLOW = service("slow", "172.30.254.3", ports=[("UDP", 53)], limit="1/week burst 3 packets")
 SSH = "tcp dport 22 accept"
+IN_FORCE = "what is remembered is in force: 3 pinholes"
+LOCAL = "chain local-chain {\n\ttcp dport 4444 accept\n}\n"
 
 
 @pytest.fixture
 def daemon(tmp_path: Path) -> Iterator[Daemon]:
     with Lab() as lab, Daemon(lab, tmp_path, interval=600) as made:
-        made.put(nft(), service("web", SERVICE4, SERVICE6), SLOW)
+        made.put(nft(), WEB, SLOW)
         yield made
 
 
@@ -55,15 +52,66 @@ def as_limited(daemon: Daemon) -> bool:
     return len(daemon.lab.deliver([Probe("udp", "172.30.254.3", 53)] * 9)) == 3
 
 
+# --- the configuration --------------------------------------------------------------------------------
+
+
+def boot_at_home(daemon: Daemon) -> str:
+    """Boot where the default folders are this daemon's, as on a router whose configuration names none. What it said."""
+    mounts = ["mount -t tmpfs tmpfs /var/lib", "mkdir /var/lib/nftsync", f"mount --bind {daemon.state} /var/lib/nftsync"]
+    command = shlex.join(daemon.command_line("boot"))
+    script = " && ".join([*mounts, "mount -t tmpfs tmpfs /run", f"exec {command}"])
+    done = daemon.lab.router.run(["unshare", "--mount", "sh", "-c", script], check=False, timeout=PATIENCE)
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    return done.stderr
+
+
 def test_a_configuration_with_an_error_does_not_leave_the_router_open_after_a_reboot(daemon: Daemon) -> None:
+    daemon.state.mkdir()
     daemon.configure("resync_intervall = 5\n")
-    said = boot(daemon)
+    said = boot_at_home(daemon)
     assert "resync_intervall = 5: there is no such key" in said
     assert "inet nftsync" in tables(daemon.lab)
     assert not daemon.lab.arrives("tcp", SERVICE4, 81)
 
 
-@pytest.mark.parametrize("name", ["ruleset.nft", "state.json"])
+def test_in_the_place_of_a_configuration_with_an_error_the_one_counts_that_was_in_force(daemon: Daemon) -> None:
+    daemon.local_chain.write_text(LOCAL)
+    daemon.configure(f'bgp_peers = ["192.0.2.77"]\n{daemon.config.read_text()}')
+    daemon.start()
+    good = rules(daemon.lab)
+    assert "ip saddr 192.0.2.77 tcp dport 179 accept" in good
+    power_off(daemon)
+    daemon.configure("resync_intervall = 5\n")
+    said = boot_at_home(daemon)
+    assert "resync_intervall = 5: there is no such key" in said
+    assert "the configuration that is remembered counts" in said
+    assert IN_FORCE in said
+    assert rules(daemon.lab) == written(good), "its BGP peers, and the local chain where it says that it is"
+
+
+def test_a_remembered_configuration_that_this_version_does_not_understand_is_told(daemon: Daemon) -> None:
+    daemon.start()
+    power_off(daemon)
+    whole = journal_file(daemon).read_text()
+    journal = Journal(daemon.state)
+    memory = journal.load()
+    memory.facts = type(memory.facts)(spec=memory.facts.spec, pools_listed=True, config="of_another_version = 5\n")
+    journal.replace(memory)
+    journal.finish()
+    assert journal_file(daemon).read_text() != whole
+    daemon.configure("resync_intervall = 5\n")
+    said = boot_at_home(daemon)
+    assert "the remembered configuration" in said
+    assert "of_another_version = 5" in said
+    assert IN_FORCE in said
+    assert daemon.lab.arrives("tcp", SERVICE4, 80)
+    assert not daemon.lab.arrives("tcp", SERVICE4, 81)
+
+
+# --- what stands, and what is in the place of files ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["memory.journal", "ruleset.nft", "state.json"])
 def test_a_pipe_in_the_place_of_a_file_does_not_keep_the_router_from_booting(daemon: Daemon, name: str) -> None:
     daemon.state.mkdir()
     os.mkfifo(daemon.state / name)
@@ -82,13 +130,15 @@ def test_what_does_not_filter_is_not_taken_for_a_ruleset(daemon: Daemon, change:
     assert daemon.stop() == 0
     daemon.lab.router.nft(change)
     assert daemon.lab.arrives("tcp", SERVICE4, 81)
-    assert "the last good ruleset stands" in boot(daemon)
+    assert IN_FORCE in boot(daemon)
     assert rules(daemon.lab) == written(good)
     assert not daemon.lab.arrives("tcp", SERVICE4, 81)
 
 
-@pytest.mark.parametrize("kept", [True, False], ids=["the last good ruleset", "the base"])
-def test_an_interface_of_the_local_chain_that_comes_later_keeps_nothing_out(daemon: Daemon, kept: bool) -> None:  # noqa: FBT001
+# --- the local chain ----------------------------------------------------------------------------------
+
+
+def test_an_interface_of_the_local_chain_that_comes_later_keeps_nothing_out(daemon: Daemon) -> None:
     daemon.lab.router.ip("link add vpn0 type veth peer name vpn1")
     daemon.local_chain.write_text('chain local-chain {\n\tiif "vpn0" accept\n\ttcp dport 4444 accept\n}\n')
     daemon.start()
@@ -96,10 +146,11 @@ def test_an_interface_of_the_local_chain_that_comes_later_keeps_nothing_out(daem
     assert 'iif "vpn0" accept' in good, daemon.log()
     power_off(daemon)
     daemon.lab.router.ip("link del vpn0")
-    if not kept:
-        last_good_file(daemon).unlink()
-    assert "your local chain is loaded with its interfaces by their names: Interface does not exist" in boot(daemon)
-    assert daemon.lab.arrives("tcp", SERVICE4, 80) is kept
+    said = boot(daemon)
+    assert "Interface does not exist; the last good chain holds, its interfaces by their names" in said
+    assert IN_FORCE in said
+    assert 'iifname "vpn0" accept' in rules(daemon.lab)
+    assert daemon.lab.arrives("tcp", SERVICE4, 80)
     assert not daemon.lab.arrives("tcp", SERVICE4, 81)
     assert daemon.lab.arrives("tcp", SERVICE4, 4444), "the local chain holds"
     daemon.start()
@@ -110,30 +161,62 @@ def test_an_interface_of_the_local_chain_that_comes_later_keeps_nothing_out(daem
     assert rules(daemon.lab) == good
 
 
-def test_a_local_chain_that_can_not_be_loaded_at_boot_is_named_and_the_door_is_shut(daemon: Daemon) -> None:
-    daemon.local_chain.write_text("chain local-chain {\n\ttcp dport 4444 accept\n}\n")
-    daemon.start()
-    power_off(daemon)
-    for path, form in ((last_good_file(daemon), lastgood.FORMAT), (daemon.state / "state.json", FORMAT)):
-        replace_sealed(path, read_sealed(path, form).replace("tcp dport 4444 accept", "jump nowhere"), form)
+def test_without_memory_a_local_chain_that_can_not_be_loaded_does_not_keep_the_base_out(daemon: Daemon) -> None:
+    daemon.local_chain.write_text('chain local-chain {\n\tiif "vpn0" accept\n\ttcp dport 4444 accept\n}\n')
     said = boot(daemon)
-    assert "can't be used: " in said
-    assert "the base is loaded without your local chain: " in said
+    assert "invalid_local_chain: " in said
+    assert "Interface does not exist" in said
+    assert "nothing is remembered: the base is loaded" in said
     assert not daemon.lab.arrives("tcp", SERVICE4, 80)
     assert SSH in rules(daemon.lab)
 
 
+def break_the_memory(daemon: Daemon) -> None:
+    """Let the last good chain be one that no kernel takes."""
+    journal = Journal(daemon.state)
+    memory = journal.load()
+    assert "tcp dport 4444 accept" in memory.facts.local_chain
+    memory.facts = type(memory.facts)(
+        spec=memory.facts.spec, pools_listed=True, local_chain="\tjump nowhere\n", local=memory.facts.local
+    )
+    journal.replace(memory)
+    journal.finish()
+
+
+@pytest.mark.parametrize("last_good", ["still good", "refused"])
+def test_a_local_chain_that_can_not_be_loaded_at_boot_is_named_and_keeps_the_pinholes(daemon: Daemon, last_good: str) -> None:
+    daemon.local_chain.write_text(LOCAL)
+    daemon.start()
+    power_off(daemon)
+    daemon.local_chain.write_text("chain local-chain {\n\tjump nowhere\n}\n")
+    if last_good == "refused":
+        break_the_memory(daemon)
+    said = boot(daemon)
+    assert f"File {daemon.local_chain}: invalid_local_chain: " in said
+    assert ("the last good chain stays" if last_good == "still good" else "no local chain is in force") in said
+    assert IN_FORCE in said
+    assert daemon.lab.arrives("tcp", SERVICE4, 80)
+    assert not daemon.lab.arrives("tcp", SERVICE4, 81)
+    assert daemon.lab.arrives("tcp", SERVICE4, 4444) is (last_good == "still good")
+
+
+# --- the NIC, and settings ----------------------------------------------------------------------------
+
+
 def test_limits_act_once_the_nic_is_there_before_anything_is_heard_of_the_cluster(daemon: Daemon) -> None:
-    """nftsync.service runs `nftsync boot` once more, for kernels that take no chain for a NIC to come."""
+    """On a kernel that takes no chain for a NIC to come, the next `nftsync boot` makes up for it."""
     daemon.start()
     power_off(daemon)
     daemon.lab.unplug()
+    unknown = daemon.folder / "unknown"
+    unknown.write_text("hook ingress")
+    daemon.program = (sys.executable, "-m", "tests.oldkernel", str(unknown))
     boot(daemon)
-    if "netdev nftsync" in tables(daemon.lab):
-        daemon.lab.router.nft("delete table netdev nftsync")
+    assert tables(daemon.lab) == {"inet nftsync"}
     daemon.lab.plug(PUBLIC_NIC)
     assert not as_limited(daemon)
-    assert "a ruleset stands already: it stays" in boot(daemon)
+    unknown.write_text("")
+    assert IN_FORCE in boot(daemon)
     assert as_limited(daemon)
 
 
@@ -155,6 +238,9 @@ def test_settings_that_wait_for_a_confirmation_do_not_outlive_a_reboot(daemon: D
     power_off(daemon)
     boot(daemon)
     assert SSH in rules(daemon.lab), "who administers it gets in again"
+
+
+# --- one process after another ------------------------------------------------------------------------
 
 
 def test_a_daemon_that_finds_what_it_wants_runs_no_transaction(daemon: Daemon) -> None:
@@ -182,14 +268,99 @@ def test_while_a_daemon_runs_the_ruleset_is_in_its_care(daemon: Daemon) -> None:
     assert "nftsync runs: the ruleset is in its care" in boot(daemon)
 
 
-def test_a_reload_with_another_state_folder_writes_the_ruleset_there(daemon: Daemon) -> None:
+def test_a_reload_with_another_state_folder_keeps_the_memory_there(daemon: Daemon) -> None:
     daemon.start()
     paths = f'local_chain = "{daemon.local_chain}"\nstate = "{daemon.state}-moved"\nruntime = "{daemon.folder}/run"\n'
     daemon.configure(f"[paths]\n{paths}")
     daemon.signal(signal.SIGHUP)
     assert eventually(lambda: "configuration reloaded" in daemon.log()), daemon.log()
+    daemon.put(service("more", "172.30.254.60"))
+    assert eventually(lambda: daemon.lab.arrives("tcp", "172.30.254.60", 80))
     power_off(daemon)
-    assert "the last good ruleset stands" in boot(daemon)
+    assert "what is remembered is in force: 4 pinholes" in boot(daemon)
+
+
+class Killed(BaseException):
+    """The process is gone at once: nothing of it runs any more."""
+
+
+def killed(router: LabRouter, *, before: bool) -> None:
+    """Let the next transaction be the process's last one; before: it does not even get to the kernel."""
+    apply = router.kernel.apply
+
+    def last(text: str) -> None:
+        if not before:
+            apply(text)
+        raise Killed
+
+    router.kernel.apply = last  # type: ignore[method-assign]
+    with pytest.raises(Killed):
+        router.sync()
+
+
+def close(router: LabRouter) -> None:
+    router.delete(WEB)
+
+
+def narrow(router: LabRouter) -> None:
+    router.put(service("web", SERVICE4, SERVICE6, sources=["203.0.113.0/24"]))
+
+
+@pytest.mark.parametrize("before", [True, False], ids=["before the kernel has it", "after the kernel has it"])
+@pytest.mark.parametrize("change", [close, narrow])
+def test_what_the_cluster_has_closed_is_closed_after_a_reboot_whenever_the_process_was_killed(
+    tmp_path: Path, change: Callable[[LabRouter], None], before: bool  # noqa: FBT001
+) -> None:  # fmt: skip
+    config = config_in(tmp_path)
+    with Lab() as lab, LabRouter(lab, config, nft(), WEB, SLOW) as router:
+        router.synced()
+        change(router)
+        killed(router, before=before)
+        lab.router.nft("flush ruleset")
+        (tmp_path / "since-boot").unlink()
+        with LabRouter(lab, config, listed=False) as after:
+            after.sync()
+            assert not lab.arrives("tcp", SERVICE4, 80)
+            assert not lab.arrives("tcp", SERVICE6, 80)
+            assert lab.arrives("udp", "172.30.254.3", 53), "what was open is open"
+
+
+@pytest.mark.parametrize("before", [True, False], ids=["before the kernel has it", "after the kernel has it"])
+def test_what_was_open_when_the_process_was_killed_stays_open_until_a_list_denies_it(tmp_path: Path, before: bool) -> None:  # noqa: FBT001
+    new = service("new", "172.30.254.60")
+    config = config_in(tmp_path)
+    with Lab() as lab, LabRouter(lab, config, nft(), WEB, SLOW) as router:
+        router.synced()
+        router.delete(WEB)
+        router.put(new)
+        killed(router, before=before)
+        open_then = lab.arrives("tcp", SERVICE4, 80), lab.arrives("tcp", "172.30.254.60", 80)
+        assert open_then == (before, not before)
+        with LabRouter(lab, config, nft(), SLOW, listed=False) as after:
+            after.sync()
+            assert lab.arrives("tcp", SERVICE4, 80) is before
+            assert lab.arrives("tcp", "172.30.254.60", 80), "the cluster has asked for it"
+            after.lists(new)
+            after.synced()
+            assert not lab.arrives("tcp", SERVICE4, 80)
+            assert lab.arrives("tcp", "172.30.254.60", 80)
+
+
+def test_what_the_kernel_refused_is_remembered_as_it_was(tmp_path: Path) -> None:
+    with Lab() as lab, LabRouter(lab, config_in(tmp_path), nft(), WEB) as router:
+        router.synced()
+        router.put(service("web", SERVICE4, SERVICE6, sources=["203.0.113.0/24"]), SLOW)
+        apply = router.kernel.apply
+
+        def refuse(text: str) -> None:
+            apply(text.replace("sources4", "no-such-set"))
+
+        router.kernel.apply = refuse  # type: ignore[method-assign]
+        router.kernel.apply_lines = lambda lines: [(len(lines), "nobody knows why")]  # type: ignore[method-assign]
+        router.sync()
+        known = Journal(tmp_path).load().services
+        assert known[Name("default", "web")].sources is None
+        assert Name("default", "slow") not in known
 
 
 # --- the disk -----------------------------------------------------------------------------------------
@@ -215,23 +386,41 @@ def fill(path: Path) -> None:
             return
 
 
-def test_a_full_disk_keeps_the_old_files_says_so_and_rules_apply(daemon: Daemon) -> None:
+def test_a_full_disk_keeps_what_it_has_says_so_and_rules_apply(daemon: Daemon) -> None:
+    large = service("more", "172.30.254.60", ports=[("TCP", port) for port in range(1000, 2000)])  # more than the last page holds
     with small_disk(daemon.state) as filler:
         daemon.start()
-        assert eventually((daemon.state / "services").exists), "the last one of them"
-        old = last_good_file(daemon).read_bytes()
+        assert eventually(journal_file(daemon).exists)
+        before = remembered(daemon)
         fill(filler)
-        daemon.put(service("more", "172.30.254.60"))
+        daemon.put(large)
         assert eventually(lambda: daemon.metric("nftsync_state_kept") == 0), daemon.log()
-        assert daemon.lab.arrives("tcp", "172.30.254.60", 80)
-        assert not daemon.lab.arrives("tcp", "172.30.254.60", 81)
-        assert last_good_file(daemon).read_bytes() == old
-        assert sorted(os.listdir(daemon.state)) == ["filler", "ruleset.nft", "services", "state.json"]
+        assert daemon.lab.arrives("tcp", "172.30.254.60", 1000)
+        assert not daemon.lab.arrives("tcp", "172.30.254.60", 80)
+        assert remembered(daemon) == before
+        assert sorted(os.listdir(daemon.state)) == ["filler", "memory.journal"]
+        assert daemon.log().count("No space left on device; after a restart or a reboot older pinholes count") == 1
         filler.unlink()
+        assert eventually(lambda: "172.30.254.60" in journal_file(daemon).read_text()), daemon.log()
+        daemon.put(service("another", "172.30.254.61"))
         assert eventually(lambda: daemon.metric("nftsync_state_kept") == 1), daemon.log()
         power_off(daemon)
         boot(daemon)
-        assert daemon.lab.arrives("tcp", "172.30.254.60", 80)
+        assert daemon.lab.arrives("tcp", "172.30.254.60", 1000)
+
+
+def test_a_disk_that_can_only_be_read_keeps_no_router_from_booting(daemon: Daemon) -> None:
+    daemon.start()
+    good = rules(daemon.lab)
+    power_off(daemon)
+    folder = str(daemon.state)
+    subprocess.run(["mount", "--bind", folder, folder], check=True)
+    try:
+        subprocess.run(["mount", "-o", "remount,bind,ro", folder], check=True)
+        assert IN_FORCE in boot(daemon)
+        assert rules(daemon.lab) == written(good)
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)
 
 
 def test_the_metric_does_not_speak_of_a_full_disk_before_anything_was_written(daemon: Daemon) -> None:
@@ -241,60 +430,13 @@ def test_the_metric_does_not_speak_of_a_full_disk_before_anything_was_written(da
     assert daemon.metric("nftsync_state_kept") == 1
 
 
-def test_a_state_that_can_not_be_used_shows_in_the_metric_until_it_is_replaced(daemon: Daemon) -> None:
+def test_a_memory_that_can_not_be_used_shows_in_the_metric_until_it_is_replaced(daemon: Daemon) -> None:
     daemon.state.mkdir()
-    (daemon.state / "state.json").write_text("torn")
+    journal_file(daemon).write_text("torn")
     daemon.remove(nft())
     daemon.start(ready=False)
     assert eventually(lambda: daemon.metric("nftsync_state_kept") == 0)
     daemon.put(nft())
+    assert eventually(lambda: daemon.metric("nftsync_syncs_total", {"result": "applied"}) >= 1)
+    daemon.put(service("more", "172.30.254.60"))
     assert eventually(lambda: daemon.metric("nftsync_state_kept") == 1), daemon.log()
-
-
-WRITER = """
-import sys
-from pathlib import Path
-from nftsync.files.sealed import replace_sealed
-for number in range(10**9):
-    replace_sealed(Path(sys.argv[1]), str(number % 10) * 1_000_000, 1)
-    if number == 0:
-        print(flush=True)
-"""
-
-
-def test_a_writer_that_is_killed_at_any_instant_leaves_the_old_file_or_the_new_one_and_no_heap_of_others(tmp_path: Path) -> None:
-    chosen, path = random.Random(7), tmp_path / "file"
-    replace_sealed(path, "x", 1)
-    for _ in range(20):
-        with subprocess.Popen([sys.executable, "-c", WRITER, path], cwd=ROOT, stdout=subprocess.PIPE) as writer:
-            assert writer.stdout
-            writer.stdout.readline()
-            time.sleep(chosen.uniform(0, 0.02))
-            writer.kill()
-        text = read_sealed(path, 1)
-        assert len(text) == 1_000_000
-        assert len(set(text)) == 1
-    assert len(os.listdir(tmp_path)) <= 2
-
-
-def test_a_disk_that_hangs_keeps_nobody_waiting_and_is_written_to_once_at_a_time(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    going_on, calls = Event(), list[Path]()
-
-    def hang(path: Path, text: str, form: int) -> None:
-        calls.append(path)
-        assert going_on.wait(PATIENCE)
-        replace_sealed(path, text, form)
-
-    monkeypatch.setattr(lastgood, "replace_sealed", hang)
-    kept = LastGood(lambda: 0.0)
-    kept.changed()
-    kept.write(tmp_path, (), Settings("eth0"))
-    kept.changed()
-    assert kept.due == float("inf"), "while the disk hangs nothing more is begun"
-    assert not (tmp_path / "ruleset.nft").exists()
-    going_on.set()
-    kept.finish(lambda: kept.write(tmp_path, (), Settings("eth1")))
-    assert [path.name for path in calls] == ["ruleset.nft", "services"] * 2
-    assert 'iifname != "eth1"' in lastgood.load(tmp_path)[0]
