@@ -50,8 +50,9 @@ class _NoNetwork:
 def boot(path: Path | None, *, early: bool) -> None:
     """Load what is remembered, in one transaction from whatever stands.
 
-    path: of the configuration, None for the default place.  early: load the base only while no interface but lo is up, so that a
-    router that forwards already is not shut by mistake.
+    path: of the configuration, None for the default place.  early: as the boot unit calls it, after the distribution's rules were
+    loaded. What stands is theirs, so what is remembered is right; and the base is loaded only while no interface but lo is up, so
+    that a router that forwards already is not shut by mistake.
     Raises KernelError if the kernel takes not even the base.
     """
     try:
@@ -61,7 +62,7 @@ def boot(path: Path | None, *, early: bool) -> None:
         chosen, valid = Config(), False
     try:
         with locked(chosen.runtime):
-            record = Record(Store(Journal(chosen.state), BootMark(chosen.runtime)))
+            record = Record(Store(Journal(chosen.state), BootMark(chosen.runtime)), memory_is_right=early)
             if not valid:
                 chosen = _remembered(record.memory.facts)
             network, base = _NoNetwork(record.memory.facts), not early or not _network_is_up()

@@ -37,15 +37,18 @@ class Record:
     """Nothing is recorded as accepted before the kernel has accepted it. One thread owns a Record.
 
     memory: as the journal has it.  applied: what the kernel has.  left: what tells whether its rules are still ours.
-    boot: what counts until the next boot.  clock: monotonic seconds.
+    boot: what counts until the next boot.  memory_is_right: whether what stands was loaded by others, though it may not be the
+    first run since the boot.  clock: monotonic seconds.
     """
 
-    def __init__(self, store: Store, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, store: Store, *, memory_is_right: bool = False, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._store = store
         self._clock = clock
         self.memory = store.journal.load()
         self.boot = BootFacts(base=True) if store.mark.facts is None else store.mark.facts
-        self.first_since_boot = self.boot.base
+        self.first_since_boot = memory_is_right or self.boot.base
         self.left = Left.by_another_process(self.boot)
         self.applied = Applied()
         self._as_of = float("-inf")  # when facts.as_of was written down

@@ -211,3 +211,16 @@ def test_the_second_boot_command_since_boot_leaves_alone_what_the_first_one_has_
     boot(daemon)
     assert rules(daemon.lab, "--handle") == before
     assert daemon.lab.arrives("udp", SERVICE6, 80)
+
+
+def test_an_old_ruleset_that_nftables_loads_again_opens_nothing_that_was_closed(daemon: ClusterDaemon) -> None:
+    """`systemctl restart nftables` while no daemon runs: the boot unit runs again, long after the boot."""
+    saved = saved_ruleset(daemon)
+    daemon.remove(GONE)
+    assert eventually(lambda: a_service_is_closed(daemon)), daemon.log()
+    assert daemon.stop() == 0
+    daemon.lab.router.nft(f"flush ruleset\n{saved}")
+    assert not a_service_is_closed(daemon)
+    boot(daemon, "--early")
+    assert a_service_is_closed(daemon)
+    assert daemon.lab.arrives("udp", SERVICE6, 80)
