@@ -20,11 +20,11 @@ from nftsync.objects.address import Address, Network, Range
 from nftsync.objects.metallb import Configuration, Pool
 from nftsync.objects.names import Name, Reason, Rejection
 from nftsync.objects.service import Port, Protocol, Service
-from nftsync.plan.applied import adopted
+from nftsync.plan.memory import Memory, replay, service_record
 from nftsync.plan.result import SyncResult
 from nftsync.policy import quota as module
 from nftsync.policy.guard import UNGUARDED, Guard
-from nftsync.policy.pinholes import Desired, pinholes_of
+from nftsync.policy.pinholes import Desired
 from nftsync.policy.quota import UNCAPPED, seniority, size
 from nftsync.report.explain import Cause, Verdict, View, explain_service
 from tests.lab.lab import Lab
@@ -250,7 +250,7 @@ def test_after_any_changes_everything_is_as_if_computed_from_scratch_and_nobody_
         assert not exceeding(caps, desired.admitted)
         assert held.keys() - desired.admitted.keys() <= {changed.name}, "nobody else is out"
         waiting = {name for name, each in ours.items() if desired.admitted.get(name) != each}
-        assert told(desired).keys() == {str(name) for name in waiting} == {str(name) for name in ours if desired.over_cap(name)}
+        assert told(desired).keys() == {str(name) for name in waiting} == {str(name) for name in ours if desired.held_back(name)}
 
 
 @settings(max_examples=200)
@@ -275,32 +275,33 @@ def test_whatever_changes_at_once_only_those_who_are_gone_are_out(
 # --- who is in after a start ------------------------------------------------------------------------------
 
 
+def remembered(desired: Desired) -> Mapping[Name, Service]:
+    """Who is in, as the next process knows it."""
+    memory = Memory()
+    for name, version in desired.admitted.items():
+        replay(memory, service_record(name, version))
+    return memory.services
+
+
 @settings(max_examples=300)
 @given(st.lists(some_services, max_size=8, unique_by=lambda each: each.name), some_caps, st.sets(st.sampled_from("abcd")))
 def test_after_a_start_what_is_open_stays_open_and_what_was_not_opens_only_below_the_caps(
     services: list[Service], caps: Caps, late: set[str]
 ) -> None:
     before = Desired.of([each for each in services if each.name.name not in late], ALL, caps=caps)
-    found = adopted(services, UNGUARDED, caps, lambda: before.pinholes)
-    assert {key for each in found.values() for key in pinholes_of(each)} <= before.pinholes.keys(), "it adds nothing"
-    after = Desired.of(services, ALL, caps=caps, admitted=found)
+    after = Desired.of(services, ALL, caps=caps, admitted=remembered(before))
+    assert before.admitted.items() <= after.admitted.items()
     assert before.pinholes.keys() <= after.pinholes.keys()
     opened = {after.pinholes[key].service.namespace for key in after.pinholes.keys() - before.pinholes.keys()}
     assert not opened & exceeding(caps, after.admitted)
 
 
-def test_after_a_start_the_part_of_a_service_that_is_open_is_in() -> None:
+def test_after_a_start_the_version_of_a_service_that_is_open_is_in() -> None:
     before = Desired.of([claim("a", 3), claim("b", 1)], ALL, caps=SMALL)
-    grown = claim("a", 4, OLD)
-    found = adopted([grown, claim("b", 1), claim("f", 1, OLD)], UNGUARDED, SMALL, lambda: before.pinholes)
-    assert {name.name: size(each) for name, each in found.items()} == {"a": 3, "b": 1}
-    assert opened(Desired.of([grown, claim("b", 1), claim("f", 1, OLD)], ALL, caps=SMALL, admitted=found)) == {"a": 3, "b": 1}
-
-
-def test_after_a_start_each_open_pinhole_speaks_for_one_service_alone() -> None:
-    many = [claim(f"a{number}", 1, OLD) for number in range(9)]
-    before = Desired.of(many[:1], ALL, caps=SMALL)
-    assert adopted(many, UNGUARDED, SMALL, lambda: before.pinholes) == {many[0].name: many[0]}
+    services = [claim("a", 4, OLD), claim("b", 1), claim("f", 1, OLD)]
+    after = Desired.of(services, ALL, caps=SMALL, admitted=remembered(before))
+    assert after.admitted == before.admitted
+    assert opened(after) == {"a": 3, "b": 1}
 
 
 def test_after_a_start_who_asks_for_what_others_have_open_and_says_that_he_is_older_puts_nobody_out() -> None:
@@ -309,13 +310,22 @@ def test_after_a_start_who_asks_for_what_others_have_open_and_says_that_he_is_ol
     before = Desired.of([first, second], ALL, caps=caps)
     both = claim("f", 2, OLD, addresses=(*first.addresses, *second.addresses))
     services = [first, second, both, claim("g", 1, OLD), claim("h", 1, OLD)]
-    found = adopted(services, UNGUARDED, caps, lambda: before.pinholes)
-    assert found == {first.name: first, second.name: second}
-    assert Desired.of(services, ALL, caps=caps, admitted=found).pinholes == before.pinholes
+    after = Desired.of(services, ALL, caps=caps, admitted=remembered(before))
+    assert after.admitted == before.admitted
+    assert after.pinholes == before.pinholes
 
 
-def test_below_the_caps_the_kernel_is_not_even_asked_who_is_in() -> None:
-    assert adopted([claim("a", 4), claim("b", 4)], UNGUARDED, UNCAPPED, pytest.fail) == {}
+@settings(max_examples=200)
+@given(
+    st.lists(some_services, max_size=8, unique_by=lambda each: each.name),
+    st.lists(some_services, max_size=8, unique_by=lambda each: each.name),
+)
+def test_below_the_caps_it_does_not_matter_who_was_in(services: list[Service], others: list[Service]) -> None:
+    before = {each.name: each for each in others}
+    for caps in (UNCAPPED, Caps(1000, 1000)):
+        after = Desired.of(services, ALL, caps=caps, admitted=before)
+        assert after.admitted == {each.name: each for each in services}
+        assert after.pinholes == Desired.of(services, ALL).pinholes
 
 
 # --- what it costs ---------------------------------------------------------------------------------------
@@ -337,7 +347,7 @@ def test_a_change_without_new_room_looks_at_nobody_who_waits(monkeypatch: pytest
     assert looked["size"] < 30
     desired.put(Name("shop", "s0"), None)
     assert looked["size"] < 60, "one comes in, and then there is no room again"
-    assert desired.over_cap(Name("shop", "s100")) is None
+    assert desired.held_back(Name("shop", "s100")) is None
 
 
 def test_room_elsewhere_costs_nothing_for_those_who_do_not_fit_into_their_namespace(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -469,6 +479,71 @@ def test_of_two_hundred_services_fifty_are_in_and_stay_in_whatever_comes(router:
     assert {change.service.name for change in result.changes} == {"greedy/s003", "greedy/s300"}
     assert lab.arrives("tcp", at(300), 80)
     assert not lab.arrives("tcp", at(3), 80)
+
+
+@needs_root
+def test_after_a_start_those_who_were_in_are_in_before_all_who_came_meanwhile_and_say_that_they_are_older(router: Capped) -> None:
+    router.put(*map(greedy, range(60)))
+    router.synced()
+    first = {at(number) for number in range(50)}
+    assert router.opened().keys() == first
+    router.restart(listed=False)
+    router.put(*(greedy(number, year=1999) for number in range(300, 320)))
+    router.delete(greedy(0))
+    router.sync()
+    assert router.opened().keys() == first, "nothing was heard of it yet"
+    router.lists()
+    router.synced()
+    assert router.opened().keys() == first - {at(0)} | {at(300)}, "the oldest comes into the free place"
+    assert len(router.waiting()) == 29
+
+
+@needs_root
+def test_after_a_start_the_version_that_was_open_stays_while_a_newer_one_waits(router: Capped) -> None:
+    router.put(*map(greedy, range(50)))
+    router.synced()
+    router.put(greedy(3, ports=2))
+    router.synced()
+    assert router.waiting() == {"greedy/s003"}
+    router.restart(listed=False)
+    router.put(greedy(4, ports=3))
+    router.lists()
+    router.synced()
+    assert router.waiting() == {"greedy/s003", "greedy/s004"}
+    assert router.opened() == dict.fromkeys(map(at, range(50)), 1)
+    router.delete(greedy(0))
+    router.synced()
+    assert router.opened()[at(3)] == 2
+
+
+@needs_root
+def test_another_service_that_bears_the_name_after_a_start_comes_anew(router: Capped) -> None:
+    router.put(*map(greedy, range(51)))
+    router.synced()
+    router.restart(listed=False)
+    another = greedy(0, year=2025)
+    another["metadata"]["uid"] = "another"
+    router.put(another)
+    router.lists()
+    router.synced()
+    assert router.opened().keys() == {at(number) for number in range(1, 51)}
+    assert router.waiting() == {"greedy/s000"}
+
+
+@needs_root
+def test_a_start_with_a_smaller_cap_closes_nothing(router: Capped) -> None:
+    router.put(*map(greedy, range(60)))
+    router.synced()
+    first = router.opened()
+    router.restart(listed=False, caps=Caps(0, 10))
+    router.sync()
+    assert router.opened() == first
+    router.lists()
+    router.synced()
+    assert router.opened() == first
+    router.delete(greedy(0))
+    router.synced()
+    assert router.opened() == first - Counter([at(0)]), "and nobody comes in"
 
 
 @needs_root
