@@ -2,7 +2,7 @@
 
 PYTHON := /usr/bin/python3
 RUNTIME := nftables python3-nftables python3-kubernetes python3-pyroute2 python3-tenacity python3-prometheus-client \
-	python3-yaml python3-venv python3-setuptools python3-wheel iproute2 netbase
+	python3-systemd python3-yaml python3-venv python3-setuptools python3-wheel iproute2 netbase
 BUILDING := systemd debhelper dh-python pybuild-plugin-pyproject lintian apt-utils gnupg bash-completion mandoc zsh
 TESTING := etcd-server openssl prometheus $(BUILDING)
 BOOTING := debootstrap systemd-container

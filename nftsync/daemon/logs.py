@@ -1,7 +1,6 @@
 """Log lines for people, for journald with its own fields, and as JSON.
 
-A record may carry `fields`: what it is about, such as namespace, name and router. Source: systemd.journal-fields(7),
-https://systemd.io/JOURNAL_NATIVE_PROTOCOL.
+A record may carry `fields`: what it is about, such as namespace, name and router. Source: systemd.journal-fields(7).
 """
 
 from __future__ import annotations
@@ -9,14 +8,10 @@ from __future__ import annotations
 import json
 import logging
 import os
-import socket
 import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from enum import StrEnum
-
-_JOURNAL = "/run/systemd/journal/socket"
-_PRIORITIES = ((logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6))  # syslog(3)
 
 
 class LogFormat(StrEnum):
@@ -33,8 +28,7 @@ def configure(level: str, chosen: LogFormat) -> None:
     if chosen is LogFormat.JSON:
         handler.setFormatter(JsonFormatter())
     elif chosen is LogFormat.AUTO and _stderr_is_the_journal():
-        handler = JournalHandler(_JOURNAL)
-        handler.setFormatter(logging.Formatter())  # the message alone: level and the rest are fields
+        handler = _journal_handler()
     else:
         handler.setFormatter(TextFormatter())
     logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
@@ -72,44 +66,18 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(line)
 
 
-class JournalHandler(logging.Handler):
-    """Datagrams of the journal's native protocol: the fields become NFTSYNC_NAMESPACE=… and so on."""
+def _journal_handler() -> logging.Handler:
+    """It sends the message alone; its level and the fields become PRIORITY=…, NFTSYNC_NAMESPACE=… and so on."""
+    from systemd.journal import JournalHandler, sendv
 
-    def __init__(self, path: str) -> None:
-        super().__init__()
-        self._path = path
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self._text = TextFormatter()
+    def send(message: str, /, *, PRIORITY: str, fields: object = None, **_: object) -> None:  # noqa: N803  # the handler's name for it
+        own = {f"NFTSYNC_{key.upper()}": value for key, value in fields.items()} if isinstance(fields, dict) else {}
+        entry = {"MESSAGE": message, "PRIORITY": PRIORITY, "SYSLOG_IDENTIFIER": "nftsync", **own}
+        sendv(*(f"{key}={value}".encode(errors="replace") for key, value in entry.items()))
 
-    def emit(self, record: logging.LogRecord) -> None:
-        try:
-            self._send(record)
-        except Exception:  # noqa: BLE001  # as every handler of logging does: a line that can't be written stops nobody
-            self.handleError(record)
-
-    def _send(self, record: logging.LogRecord) -> None:
-        priority = next((number for level, number in _PRIORITIES if record.levelno >= level), 7)
-        entry = {
-            "MESSAGE": self.format(record),
-            "PRIORITY": str(priority),
-            "SYSLOG_IDENTIFIER": "nftsync",
-            **{f"NFTSYNC_{key.upper()}": value for key, value in fields_of(record).items()},
-        }
-        datagram = b"".join(_encoded(key, value) for key, value in entry.items())
-        try:
-            self._socket.sendto(datagram, self._path)
-        except OSError:  # a journal that restarts, or a line that is too long for a datagram
-            sys.stderr.write(self._text.format(record) + "\n")
-
-    def close(self) -> None:
-        self._socket.close()
-        super().close()
-
-
-def _encoded(key: str, value: str) -> bytes:
-    """With its length before it, so that a line break in it starts no other field."""
-    content = value.encode(errors="replace")
-    return key.encode() + b"\n" + len(content).to_bytes(8, "little") + content + b"\n"
+    handler: logging.Handler = JournalHandler(sender_function=send)
+    handler.setFormatter(logging.Formatter())
+    return handler
 
 
 def _stderr_is_the_journal() -> bool:

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from nftsync.daemon.logs import JournalHandler, JsonFormatter, LogFormat, TextFormatter, configure
-from tests.labtools import PATIENCE
+from nftsync.daemon.logs import JsonFormatter, LogFormat, TextFormatter, configure
+from tests.labtools import PATIENCE, needs_root
 from tests.support import ROOT
 
 FIELDS = {"kind": "Service", "namespace": "shop", "name": "web", "topic": "Opened", "router": "edge1"}
@@ -108,18 +108,43 @@ def test_whatever_a_json_line_quotes_it_stays_one_line_and_says_the_same(hostile
 # --- the journal --------------------------------------------------------------------------------------
 
 
+IN_JOURNAL = """
+import json, logging, os, sys
+from nftsync.daemon.logs import LogFormat, configure
+stream = os.fstat(2)
+os.environ["JOURNAL_STREAM"] = f"{stream.st_dev}:{stream.st_ino}"
+configure("debug", LogFormat.AUTO)
+for message, args, level, fields in json.load(sys.stdin):
+    logging.getLogger("nftsync.test").log(level, message, *args, extra={"fields": fields} if fields else {})
+"""
+# A mount namespace of its own has another /run, with a folder of the test's where journald's socket would be.
+ELSEWHERE = 'mount -t tmpfs run /run && mkdir -p /run/systemd/journal && mount --bind "$0" /run/systemd/journal && exec "$@"'
+
+
 class Journal:
     """A socket where journald's would be."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = str(path)
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self.socket.bind(self.path)
+        self.socket.bind(str(folder / "socket"))
         self.socket.settimeout(PATIENCE)
 
+    def log(self, message: str, *args: object, level: int = logging.INFO, fields: Any = None) -> str:
+        """Log a line in a process whose stderr is the journal's; returns what that process wrote there itself."""
+        command = ["unshare", "--mount", "sh", "-c", ELSEWHERE, str(self._folder), sys.executable, "-c", IN_JOURNAL]
+        lines = json.dumps([(message, args, level, fields)])
+        done = subprocess.run(command, input=lines, capture_output=True, text=True, check=True, cwd=ROOT)
+        return done.stderr
+
     def entry(self) -> dict[str, str]:
-        """The next datagram, read as https://systemd.io/JOURNAL_NATIVE_PROTOCOL says."""
-        data, found = self.socket.recv(1 << 20), {}
+        """The next datagram, read as https://systemd.io/JOURNAL_NATIVE_PROTOCOL says; of a long one the file that it comes with."""
+        data, files, _, _ = socket.recv_fds(self.socket, 1 << 21, 1)
+        found: dict[str, str] = {}
+        for descriptor in files:
+            with os.fdopen(descriptor, "rb") as file:
+                file.seek(0)
+                data = file.read()
         while data:
             line, _, data = data.partition(b"\n")
             key, equals, value = line.partition(b"=")
@@ -134,15 +159,14 @@ class Journal:
 
 @pytest.fixture
 def journal(tmp_path: Path) -> Iterator[Journal]:
-    made = Journal(tmp_path / "socket")
+    made = Journal(tmp_path)
     yield made
     made.socket.close()
 
 
+@needs_root
 def test_the_journal_gets_the_fields_as_its_own(journal: Journal) -> None:
-    handler = JournalHandler(journal.path)
-    handler.handle(record("opened %s", "192.0.2.1", level=logging.WARNING, fields=FIELDS))
-    handler.close()
+    assert journal.log("opened %s", "192.0.2.1", level=logging.WARNING, fields=FIELDS) == ""
     assert journal.entry() == {
         "MESSAGE": "opened 192.0.2.1",
         "PRIORITY": "4",
@@ -155,63 +179,51 @@ def test_the_journal_gets_the_fields_as_its_own(journal: Journal) -> None:
     }
 
 
+@needs_root
 @pytest.mark.parametrize(
     ("level", "priority"),
     [(logging.DEBUG, "7"), (logging.INFO, "6"), (logging.WARNING, "4"), (logging.ERROR, "3"), (logging.CRITICAL, "2")],
 )
 def test_levels_are_syslogs_priorities(journal: Journal, level: int, priority: str) -> None:
-    handler = JournalHandler(journal.path)
-    handler.handle(record("x", level=level))
-    handler.close()
+    journal.log("x", level=level)
     assert journal.entry()["PRIORITY"] == priority
 
 
+@needs_root
 @pytest.mark.parametrize("hostile", [*HOSTILE[:-1], "x\nPRIORITY=0\nMESSAGE=forged\n"])
 def test_nothing_in_a_message_starts_another_field(journal: Journal, hostile: str) -> None:
-    handler = JournalHandler(journal.path)
-    handler.handle(record("%s", hostile, fields={"name": hostile}))
-    handler.close()
+    journal.log("%s", hostile, fields={"name": hostile})
     assert journal.entry() == {"MESSAGE": hostile, "PRIORITY": "6", "SYSLOG_IDENTIFIER": "nftsync", "NFTSYNC_NAME": hostile}
 
 
+@needs_root
 def test_half_a_character_loses_no_line(journal: Journal) -> None:
-    handler = JournalHandler(journal.path)
-    handler.handle(record("half \udc80"))
-    handler.close()
+    journal.log("half \udc80")
     assert journal.entry()["MESSAGE"] == "half ?"
 
 
-def test_without_a_journal_or_where_a_line_is_too_long_for_it_stderr_gets_it(
-    journal: Journal, capsys: pytest.CaptureFixture[str]
-) -> None:
-    handler = JournalHandler(journal.path)
-    handler.handle(record("x" * (1 << 20)))
-    assert capsys.readouterr().err == f"nftsync: INFO: {'x' * (1 << 20)}\n"
+@needs_root
+def test_a_line_of_a_megabyte_is_in_the_journal_whole(journal: Journal) -> None:
+    assert journal.log("x" * (1 << 20), fields={"name": "web"}) == ""
+    entry = journal.entry()
+    assert (entry["MESSAGE"], entry["NFTSYNC_NAME"]) == ("x" * (1 << 20), "web")
+
+
+@needs_root
+def test_fields_that_are_none_are_passed_over_in_the_journal_too(journal: Journal) -> None:
+    journal.log("x", fields="not a dict")
+    assert journal.entry() == {"MESSAGE": "x", "PRIORITY": "6", "SYSLOG_IDENTIFIER": "nftsync"}
+
+
+@needs_root
+def test_a_journal_that_nobody_reads_and_a_record_that_can_not_be_written_out_stop_nobody(journal: Journal) -> None:
+    """As with every other handler of logging: the mistake is shown with the line, the daemon goes on."""
+    assert "--- Logging error ---" in journal.log("%d services", "three")
     journal.socket.close()
-    handler.handle(record("nobody listens\n", fields={"name": "web"}))
-    assert capsys.readouterr().err == "nftsync: INFO: nobody listens\\n name=web\n"
-    Path(journal.path).unlink()
-    handler.handle(record("nothing is there"))
-    assert capsys.readouterr().err == "nftsync: INFO: nothing is there\n"
-    again = Journal(Path(journal.path))
-    handler.handle(record("it is back"))
-    assert again.entry()["MESSAGE"] == "it is back"
-    again.socket.close()
-    handler.close()
-
-
-def test_a_record_that_can_not_be_written_out_stops_nobody(journal: Journal, capsys: pytest.CaptureFixture[str]) -> None:
-    """As with every other handler of logging: the mistake is shown, the daemon goes on."""
-    for handler in (JournalHandler(journal.path), logging.StreamHandler(sys.stderr)):
-        handler.handle(record("%d services", "three"))
-        assert "--- Logging error ---" in capsys.readouterr().err
-
-
-def test_a_configured_journal_gets_the_message_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nftsync.daemon.logs._stderr_is_the_journal", lambda: True)
-    configure("info", LogFormat.AUTO)
-    [handler] = logging.getLogger().handlers
-    assert handler.format(record("opened %s", "192.0.2.1", level=logging.WARNING)) == "opened 192.0.2.1"
+    shown = journal.log("opened %s", "192.0.2.1")
+    assert "--- Logging error ---" in shown
+    assert "opened %s" in shown
+    assert "192.0.2.1" in shown
 
 
 # --- which of them ------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ SUITES = {"bookworm": "Debian 12", "trixie": "Debian 13"}
 # A router's: init, network, and who restarts what. debootstrap's own resolver knows no alternatives, so apt gets the rest.
 _SYSTEM = ("systemd-sysv", "dbus", "ca-certificates", "ifupdown", "iproute2", "procps")
 _DEPENDS = ("netbase", "nftables", "python3", "python3-kubernetes", "python3-nftables", "python3-prometheus-client",
-            "python3-pyroute2", "python3-tenacity", "python3-yaml")  # fmt: skip
+            "python3-pyroute2", "python3-systemd", "python3-tenacity", "python3-yaml")  # fmt: skip
 _TESTING = ("python3-hypothesis", "python3-pytest")
 _PROJECT = Path(__file__).parents[2]
 # In a mount namespace of its own, so that whatever ends it leaves nothing mounted.
