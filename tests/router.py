@@ -104,7 +104,7 @@ class Router:
 
     def _connect(self, *, listed: bool) -> None:
         """Begin to hear of the cluster."""
-        self._inputs = Inputs.empty(self._wake, remembered=self._record.memory.services)
+        self._inputs = Inputs.empty(self._wake, remembered=self._record.memory.named)
         self._inboxes: dict[str, Inbox[Any]] = self._inputs.by_kind()
         self._listed = False
         if listed:

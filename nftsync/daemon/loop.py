@@ -148,7 +148,7 @@ class Daemon:
         self._listeners.append(thread)
 
     def _open_source(self, record: Record) -> Source:
-        remembered = record.memory.services
+        remembered = record.memory.named
         if self._options.manifests:
             return ManifestSource(self._config, self._options.manifests, remembered, self._signals.changed, self._clock)
         return ClusterSource(self._config, remembered, MetricsObserver(self._metrics), self._signals.changed, self._clock)

@@ -50,9 +50,9 @@ class Memory:
     facts: Facts = field(default_factory=Facts)
 
     @property
-    def names(self) -> frozenset[Name]:
-        """The Services by name. An address that an earlier version knew without its Service has none (see files.memory_v1)."""
-        return frozenset(name for name in self.services if name.namespace)
+    def named(self) -> dict[Name, Service]:
+        """Those that a list can name. An address that an earlier version knew without its Service is none (see files.memory_v1)."""
+        return {name: service for name, service in self.services.items() if name.namespace}
 
 
 @dataclass(frozen=True, slots=True)

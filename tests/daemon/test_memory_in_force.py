@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from nftsync.daemon.reconcile import Reconciler
 from nftsync.files import journal as module
 from nftsync.files.journal import Journal
 from nftsync.kernel.nft import Kernel
+from nftsync.objects.names import Name
 from nftsync.ruleset.tables import FILTER
 from tests.lab.lab import Lab
 from tests.labtools import needs_root, nft, rules, service
@@ -125,3 +127,15 @@ def test_tables_that_come_before_this_process_has_changed_any_are_not_emptied(ro
         listing.put(nft())
     router.sync()
     assert keys(router) == {f"{WEB4} . tcp . 80"}
+
+
+def test_addresses_without_a_service_of_an_earlier_version_put_no_list_in_doubt(router: LabRouter) -> None:
+    router.put(service("web", WEB4))
+    router.synced()
+    router.restart(listed=False)
+    memory = router._record.memory
+    memory.services[Name("", f"{OTHER4}-0")] = replace(memory.services[Name("default", "web")], name=Name("", f"{OTHER4}-0"))
+    router._connect(listed=False)
+    with router._inboxes["Service"].listing() as listing:
+        listing.put(service("web", WEB4))
+    assert (listing.gone, listing.known) == (set(), 1)

@@ -115,7 +115,7 @@ def test_each_pinhole_is_open_for_the_same_and_limited_as_it_was() -> None:
 
 def test_the_services_are_known_by_name_and_their_limits_by_the_object_that_had_them() -> None:
     memory = read_version_1(WRITTEN)
-    assert memory.names == {Name("default", name) for name in NAMES}
+    assert memory.named.keys() == {Name("default", name) for name in NAMES}
     mistaken = service("mixed", "172.30.254.10", limit="much")
     parsed = parse_service(mistaken, memory.services[Name("default", "mixed")])
     assert parsed is not None
@@ -199,7 +199,7 @@ def test_a_file_that_can_not_be_used_is_told_and_the_others_count(
     assert len(caplog.messages) == 1
     assert f"{name} can't be used and is ignored: " in caplog.messages[0]
     assert found.facts == (Facts() if name == "state.json" else whole.facts)
-    assert found.names == (frozenset() if name == "services" else whole.names)
+    assert found.named.keys() == (frozenset() if name == "services" else whole.named.keys())
     addresses = {name for name in found.services if not name.namespace}
     assert addresses == (set() if name == "ruleset.nft" else {name for name in whole.services if not name.namespace})
 
