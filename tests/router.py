@@ -143,7 +143,7 @@ class Router:
             self._connect(listed=listed)
         self._reconciler.configure(self.config, self._inputs)
         if self.config.state != before.state:
-            self._record.move(self._store())
+            self._record.move(Journal(self.config.state), None)
 
     def sync(self, *, resync: bool = False, changed_by: str = "") -> SyncResult:
         """Sync as the daemon does: look at local chain and NICs first. changed_by: the program that changed our tables."""

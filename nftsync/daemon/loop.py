@@ -275,8 +275,9 @@ class Daemon:
                 source.farewell()  # from this Nft, or under this name
             source.stop()
         reconciler.configure(self._config, opened.inputs)
-        if (self._config.state, self._config.runtime) != (before.state, before.runtime):
-            reconciler.record.move(_store(self._config))
+        state, runtime = self._config.state, self._config.runtime
+        moved = Journal(state) if state != before.state else None, BootMark(runtime) if runtime != before.runtime else None
+        reconciler.record.move(*moved)
         if self._collector:
             self._collector.cap = self._config.metrics_services
         log.info("configuration reloaded")

@@ -22,7 +22,7 @@ from nftsync.objects.service import Service
 from nftsync.plan.blame import learn, lines_of
 from nftsync.plan.changes import changes_between, summary
 from nftsync.plan.memory import BootFacts
-from nftsync.plan.plan import ChainInUse, Found, Left, Plan, plan, tables_digest, undecided_of, wanted_ruleset
+from nftsync.plan.plan import ChainInUse, Found, Left, Plan, elements_of_ours, plan, tables_digest, undecided_of, wanted_ruleset
 from nftsync.plan.rejections import refused
 from nftsync.plan.result import Outcome, SyncResult
 from nftsync.plan.snapshot import Known, Origin, Snapshot, Verdicts
@@ -198,7 +198,7 @@ class Reconciler:
             return
         known = {key for service in memory.services.values() for key in pinholes_of(service)}
         pools = s.pools.origin is Origin.UNKNOWN
-        undecided = undecided_of(found.ruleset.elements, known, pools=pools, earlier=s.undecided)
+        undecided = undecided_of(elements_of_ours(found.ruleset), known, pools=pools, earlier=s.undecided)
         self._snapshot = replace(s, undecided=undecided)
 
     def _waits(self, found: Found, changed_by: str) -> str:

@@ -55,12 +55,14 @@ class Record:
         self._differs = False  # whether the journal has other facts than memory
         self._hash, self._hashed = "", tuple[object, ...]()
 
-    def move(self, store: Store) -> None:
-        """Keep it in another store from now on."""
-        if store is not self._store:
-            store.journal.replace(self.memory)
-            store.mark.write(self.boot)
-            self._store = store
+    def move(self, journal: Journal | None, mark: BootMark | None) -> None:
+        """Keep it in other files from now on; None for the same ones."""
+        if journal is not None:
+            self._store.journal.finish()
+            journal.replace(self.memory)
+        if mark is not None:
+            mark.write(self.boot)
+        self._store = Store(journal or self._store.journal, mark or self._store.mark)
 
     @property
     def kept(self) -> bool:

@@ -153,6 +153,19 @@ def wanted_ruleset(s: Snapshot, pinholes: Collection[Pinhole], settings: Setting
     return Ruleset(decided.tables, merged)
 
 
+def elements_of_ours(found: Ruleset) -> Mapping[str, Elements]:
+    """The elements of the sets that are declared as ours are: those of another version, or of others, mean something else."""
+    ours = tables(Settings(enable_rateshape=True))
+    return {
+        family: {
+            name: members
+            for name, members in sets.items()
+            if family in ours and found.tables[family].sets.get(name) == ours[family].sets.get(name)
+        }
+        for family, sets in found.elements.items()
+    }
+
+
 def undecided_of(
     elements: Mapping[str, Elements], known: Collection[str], *, pools: bool, earlier: Mapping[str, Elements] = _NOTHING
 ) -> Mapping[str, Elements]:

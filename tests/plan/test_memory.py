@@ -117,7 +117,7 @@ def test_an_address_without_its_service_is_the_same_too_and_no_service_by_name()
         service = Service(Name("", f"{address}-12"), "", "", None, (ip_address(address),), (), None, None, ())
         memory = replayed(service_record(service.name, service))
         assert memory.services == {service.name: service}
-        assert memory.names == frozenset()
+        assert memory.named == {}
 
 
 @settings(max_examples=300)
