@@ -86,8 +86,8 @@ def wanted(services: Iterable[Raw], resource: Raw, local_chain: str = "", *, ind
 def no_metallb() -> MetalLB:
     """What is read of MetalLB in a cluster that has none."""
     found = MetalLB.empty(lambda: None, time.monotonic)
-    for inbox in found.inboxes:
-        with inbox.listing():
+    for cache in found.caches:
+        with cache.relist():
             pass
     return found
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
-from nftsync.cluster.cache import Inbox
+from nftsync.cluster.cache import ObjectCache
 from nftsync.cluster.inputs import Inputs
 from nftsync.cluster.source import Source
 from nftsync.config import Config
@@ -80,23 +80,23 @@ class Router:
         for raw in objects:
             self._keep(raw)
             if self._listed:
-                self._inboxes[raw["kind"]].put(raw)
+                self._caches[raw["kind"]].put(raw)
 
     def delete(self, *objects: Raw) -> None:
         """Objects of any kind are deleted."""
         for raw in objects:
             self._cluster[raw["kind"]].pop(identify(raw)[0], None)
             if self._listed:
-                self._inboxes[raw["kind"]].delete(raw)
+                self._caches[raw["kind"]].delete(raw)
 
     def lists(self, *objects: Raw) -> None:
         """The API, silent until now, answers: the first lists are complete, and hold these objects too."""
         self._keep(*objects)
         self._listed = True
-        for kind, inbox in self._inboxes.items():
-            with inbox.listing() as listing:
+        for kind, cache in self._caches.items():
+            with cache.relist() as relist:
                 for raw in self._cluster[kind].values():
-                    listing.put(raw)
+                    relist.put(raw)
 
     def _keep(self, *objects: Raw) -> None:
         for raw in objects:
@@ -105,7 +105,7 @@ class Router:
     def _connect(self, *, listed: bool) -> None:
         """Begin to hear of the cluster."""
         self._inputs = Inputs.empty(self._wake, remembered=self._record.memory.named)
-        self._inboxes: dict[str, Inbox[Any]] = self._inputs.by_kind()
+        self._caches: dict[str, ObjectCache[Any]] = self._inputs.by_kind()
         self._listed = False
         if listed:
             self.lists()

@@ -117,17 +117,17 @@ def known_of_cluster(api: Api, chosen: Config, namespace: str) -> tuple[Configur
 def _read_metallb(api: Api, namespace: str) -> tuple[MetalLB, tuple[Rejection, ...]]:
     """MetalLB's objects as they are now, and what could not be read of them. Raises ApiError."""
     found, rejections = MetalLB.empty(), []
-    for resource, inbox in zip(metallb(namespace), found.inboxes, strict=True):
+    for resource, cache in zip(metallb(namespace), found.caches, strict=True):
         try:
-            with inbox.listing() as listing:
-                list_objects(api, resource, listing.put)
+            with cache.relist() as relist:
+                list_objects(api, resource, relist.put)
         except ApiError as fault:
             if fault.status not in (403, 404):
                 raise
-            inbox.unreadable()
+            cache.unreadable()
             if fault.status == 403:
                 rejections.append(Rejection(ObjectRef(resource.kind, namespace), Reason.UNREADABLE, str(fault)))
         except Malformed as fault:
-            inbox.unreadable()
+            cache.unreadable()
             rejections.append(Rejection(ObjectRef(resource.kind, namespace), Reason.MALFORMED, str(fault)))
     return found, tuple(rejections)

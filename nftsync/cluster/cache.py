@@ -34,13 +34,13 @@ def nobody() -> None:
 
 @dataclass(frozen=True, slots=True)
 class Changes(Generic[T]):
-    """What changed since the last take. since: when the earliest of it was received, in the clock's seconds."""
+    """What changed since the last drain. since: when the earliest of it was received, in the clock's seconds."""
 
     objects: dict[Name, T | None]
     since: float
 
 
-class Inbox(Generic[T]):
+class ObjectCache(Generic[T]):
     """One kind's objects, thread-safe.
 
     parse: from an API object and its last parsed version to its new one; None if it is not ours.
@@ -86,31 +86,31 @@ class Inbox(Generic[T]):
         self._tell()
 
     @contextmanager
-    def listing(self, *, doubts: Callable[[AbstractSet[Name], int], bool] = lambda _gone, _known: False) -> Iterator[Listing]:
+    def relist(self, *, doubts: Callable[[AbstractSet[Name], int], bool] = lambda _gone, _known: False) -> Iterator[Relist]:
         """Replace everything by a complete list: what it does not name is gone. An exception leaves the rest untouched.
 
         doubts: asked what would go, and how many were known before the list; if it says so, nothing does. A first list in doubt is
         not complete: what it lacks is in the kernel alone.
         """
         with self._lock:
-            listing = Listing(self._store, len(self._objects.keys() | self._remembered.keys()))
-        yield listing
+            relist = Relist(self._store, len(self._objects.keys() | self._remembered.keys()))
+        yield relist
         with self._lock:
-            listing.gone = (self._objects.keys() | self._remembered.keys()) - listing.names
-            listing.doubted = doubts(listing.gone, listing.known)
-            if not listing.doubted:
+            relist.gone = (self._objects.keys() | self._remembered.keys()) - relist.names
+            relist.doubted = doubts(relist.gone, relist.known)
+            if not relist.doubted:
                 self._remembered = {}
-                for name in listing.gone:
+                for name in relist.gone:
                     self._drop(name)
-        if self.synced.is_set() or not listing.doubted:
+        if self.synced.is_set() or not relist.doubted:
             self._complete(readable=True)
 
     def unreadable(self) -> None:
         """There is nobody to tell what is there: nobody needs to wait for it, and what was there stays."""
         self._complete(readable=False)
 
-    def take(self) -> Changes[T]:
-        """What changed since the last take, each name with its latest state."""
+    def drain(self) -> Changes[T]:
+        """What changed since the last drain, each name with its latest state."""
         with self._lock:
             dirty, self._dirty = self._dirty, set()
             return Changes({name: self._objects.get(name) for name in dirty}, self._since)
@@ -130,7 +130,7 @@ class Inbox(Generic[T]):
             self._tell()
 
     def _tell(self) -> None:
-        """Wake whoever takes, if there is something to take."""
+        """Wake the loop if there is something to drain."""
         if self._dirty:
             self._wake()
 
@@ -156,7 +156,7 @@ class Inbox(Generic[T]):
         self._dirty.add(name)
 
 
-class Listing:
+class Relist:
     """A list that is coming in, page by page. known: how many objects were, before it.  names: the objects it held so far.
 
     gone, doubted: what it lacked at its end, and whether that was doubted.

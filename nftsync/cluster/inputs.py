@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from nftsync.cluster.cache import Inbox, nobody
+from nftsync.cluster.cache import ObjectCache, nobody
 from nftsync.cluster.metallb import MetalLB
 from nftsync.objects.kinds import KINDS
 from nftsync.objects.names import Name, Rejection
@@ -18,14 +18,14 @@ from nftsync.objects.service import Service, parse_service
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """The inboxes, and what could not even be put into one.
+    """The caches, and what could not even be put into one.
 
     metallb: what is read of MetalLB in a namespace; the same object while the namespace is the same.
-    fresh: whether the inboxes have what the cluster says now.
+    fresh: whether the caches have what the cluster says now.
     """
 
-    services: Inbox[Service]
-    nfts: Inbox[Nft]
+    services: ObjectCache[Service]
+    nfts: ObjectCache[Nft]
     metallb: Callable[[str], MetalLB]
     rejections: Callable[[], Iterable[Rejection]] = tuple
     fresh: Callable[[], bool] = lambda: True
@@ -37,15 +37,15 @@ class Inputs:
         clock: Callable[[], float] = time.monotonic,
         remembered: Mapping[Name, Service] = MappingProxyType({}),
     ) -> Inputs:
-        """Nothing is listed yet. See Inbox."""
+        """Nothing is listed yet. See ObjectCache."""
         metallb = MetalLB.empty(wake, clock)
-        services = Inbox[Service](parse_service, wake, clock, remembered=remembered)
-        return cls(services, Inbox[Nft](parse_nft, wake, clock), lambda _: metallb)
+        services = ObjectCache[Service](parse_service, wake, clock, remembered=remembered)
+        return cls(services, ObjectCache[Nft](parse_nft, wake, clock), lambda _: metallb)
 
-    def by_kind(self, namespace: str = "") -> dict[str, Inbox[Any]]:
-        """The inboxes by the kind of their objects. namespace: MetalLB's."""
-        inboxes: tuple[Inbox[Any], ...] = (self.services, self.nfts, *self.metallb(namespace).inboxes)
-        return dict(zip(KINDS, inboxes, strict=True))
+    def by_kind(self, namespace: str = "") -> dict[str, ObjectCache[Any]]:
+        """The caches by the kind of their objects. namespace: MetalLB's."""
+        caches: tuple[ObjectCache[Any], ...] = (self.services, self.nfts, *self.metallb(namespace).caches)
+        return dict(zip(KINDS, caches, strict=True))
 
     @property
     def synced(self) -> bool:

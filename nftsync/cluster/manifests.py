@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from nftsync.cluster.cache import Listing
+from nftsync.cluster.cache import Relist
 from nftsync.cluster.inputs import Inputs
 from nftsync.config import InputError
 from nftsync.objects import yaml as yamltext
@@ -49,27 +49,27 @@ class _Found:
 
 
 class Manifests:
-    """Reads files into inboxes and follows their changes.
+    """Reads files into caches and follows their changes.
 
     nft: the one Nft resource that counts; it says in which namespace MetalLB's objects do. What has no namespace is
-    taken to be where it counts.  inputs: the inboxes, which are the same for each namespace.
+    taken to be where it counts.  inputs: the caches, which are the same for each namespace.
     """
 
     def __init__(self, paths: Sequence[Path], nft: Name, inputs: Inputs) -> None:
         self._paths = paths
         self._nft = nft
         self.inputs = replace(inputs, rejections=lambda: self.rejections)
-        self._inboxes = inputs.by_kind()
+        self._caches = inputs.by_kind()
         self._held: dict[Path, list[tuple[str, Name]]] = {}  # what each file held when it was last readable
         self._seen: list[tuple[str, int, int, int]] = []  # the files' signature when they were last read
         self.rejections: tuple[Rejection, ...] = ()
 
     def read(self) -> None:
-        """Read all files; afterwards every inbox is synced. Raises ManifestError if a path is not there."""
+        """Read all files; afterwards every cache is synced. Raises ManifestError if a path is not there."""
         rejections: list[Rejection] = []
         self._seen = self._signature()  # before they are read: what changes meanwhile is read again
         with ExitStack() as stack:
-            listings = {kind: stack.enter_context(inbox.listing()) for kind, inbox in self._inboxes.items()}
+            relists = {kind: stack.enter_context(cache.relist()) for kind, cache in self._caches.items()}
             held: dict[Path, list[tuple[str, Name]]] = {}
             found: list[_Found] = []
             for path in self._files():
@@ -82,17 +82,17 @@ class Manifests:
                     rejections.append(Rejection(ObjectRef("File", _printable(path)), Reason.UNREADABLE, f"{reason}{stays}"))
                     held[path] = self._held.get(path, [])
                     for kind, name in held[path]:
-                        listings[kind].names.add(name)
+                        relists[kind].names.add(name)
             # The Nft resource first: it says which namespace the others' is.
             for each in sorted(found, key=lambda each: each.kind != "Nft"):
-                counted = self._put(each, listings[each.kind], rejections)
+                counted = self._put(each, relists[each.kind], rejections)
                 if counted is not None:
                     held[each.path].append((each.kind, counted))
         self._held = held
         self.rejections = tuple(rejections)
 
-    def _put(self, found: _Found, listing: Listing, rejections: list[Rejection]) -> Name | None:
-        """Put an object into its inbox. None if it does not count."""
+    def _put(self, found: _Found, relist: Relist, rejections: list[Rejection]) -> Name | None:
+        """Put an object into its cache. None if it does not count."""
         namespace = self._namespace(found.kind)
         metadata = found.raw.get("metadata")
         if namespace is not None and isinstance(metadata, dict) and metadata.get("namespace") is None:
@@ -103,11 +103,11 @@ class Manifests:
                 return None
             if found.kind == "ConfigMap" and name.name != CONFIG_MAP:
                 return None
-            if name in listing.names:
+            if name in relist.names:
                 message = f"{found.where} holds it again: the first one counts"
                 rejections.append(Rejection(ObjectRef(found.kind, str(name), uid), Reason.DUPLICATE, message))
                 return None
-            listing.put(found.raw)
+            relist.put(found.raw)
         except Malformed as fault:
             rejections.append(Rejection(ObjectRef(found.kind, found.where), Reason.MALFORMED, str(fault)))
             return None

@@ -1,4 +1,4 @@
-"""What fills the inboxes: a Kubernetes API or a folder of manifests, each with threads of its own."""
+"""What fills the caches: a Kubernetes API or a folder of manifests, each with threads of its own."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from nftsync.cluster import outbox, watchstate
 from nftsync.cluster.api import Api
-from nftsync.cluster.cache import Inbox
+from nftsync.cluster.cache import ObjectCache
 from nftsync.cluster.inputs import Inputs
 from nftsync.cluster.kubeconfig import allowed
 from nftsync.cluster.manifests import Manifests
@@ -37,7 +37,7 @@ _JOIN = 2.0  # seconds that a thread gets to end; it is a daemon thread, so the 
 
 
 class Source(Protocol):
-    """Fills inboxes until it is stopped."""
+    """Fills caches until it is stopped."""
 
     @property
     def inputs(self) -> Inputs: ...
@@ -93,8 +93,8 @@ class ClusterSource:
         api = self._api()
         api.connect()
         named = {name: service for name, service in remembered.items() if name.namespace}
-        services = Inbox[Service](parse_service, wake, clock, remembered=named)
-        resources = Inbox[Nft](parse_nft, wake, clock, fresh=True)
+        services = ObjectCache[Service](parse_service, wake, clock, remembered=named)
+        resources = ObjectCache[Nft](parse_nft, wake, clock, fresh=True)
         watched = ((SERVICES, services), (nfts(chosen.nft.namespace, chosen.nft.name), resources))
         self._watches = _Watches(api, watched, self._report, clock)
         self._metallb: tuple[str, MetalLB, _Watches] | None = None
@@ -118,14 +118,14 @@ class ClusterSource:
     def metallb(self, namespace: str) -> MetalLB:
         """MetalLB's objects of a namespace; they are watched from the first call on, those of another one no longer."""
         if self._metallb is not None:
-            watched, inboxes, watches = self._metallb
+            watched, caches, watches = self._metallb
             if watched == namespace:
-                return inboxes
+                return caches
             watches.stop()
-        inboxes = MetalLB.empty(self._wake, self._clock)
-        kinds = zip(metallb(namespace), inboxes.inboxes, strict=True)
-        self._metallb = namespace, inboxes, _Watches(self._api(), kinds, self._report, self._clock)
-        return inboxes
+        caches = MetalLB.empty(self._wake, self._clock)
+        kinds = zip(metallb(namespace), caches.caches, strict=True)
+        self._metallb = namespace, caches, _Watches(self._api(), kinds, self._report, self._clock)
+        return caches
 
     @property
     def alive(self) -> bool:
@@ -170,12 +170,12 @@ class ClusterSource:
 class _Watches:
     """Watchers of one Api, each in a thread of its own, that are stopped together."""
 
-    def __init__(self, api: Api, watched: Iterable[tuple[Resource, Inbox[Any]]], report: WatchReport, clock: Clock) -> None:
+    def __init__(self, api: Api, watched: Iterable[tuple[Resource, ObjectCache[Any]]], report: WatchReport, clock: Clock) -> None:
         self._api = api
         self._stop = threading.Event()
         self._threads = []
-        for resource, inbox in watched:
-            watcher = Watcher(api, resource, inbox, self._stop, report, clock=clock)
+        for resource, cache in watched:
+            watcher = Watcher(api, resource, cache, self._stop, report, clock=clock)
             self._threads.append(threading.Thread(target=watcher.run, name=f"watch-{resource.kind}", daemon=True))
         for thread in self._threads:
             thread.start()

@@ -1,10 +1,10 @@
-"""One kind of Kubernetes object, kept up to date in an Inbox: list, then watch, for ever.
+"""One kind of Kubernetes object, kept up to date in a cache: list, then watch, for ever.
 
     list (pages of 500) ──▶ watch from the list's version ──▶ watch again from the last version seen …
       ▲                        │ 410, malformed line, or an hour gone by
       └────────────────────────┘
 
-A fault never empties the Inbox: what is gone is found by the next complete list. A fault that ends a watch which had lasted is
+A fault never empties the cache: what is gone is found by the next complete list. A fault that ends a watch which had lasted is
 followed by another try at once; after any other the wait grows. A resourceVersion is opaque: it is only handed back.
 """
 
@@ -23,7 +23,7 @@ from typing import Any
 
 from nftsync.cluster.api import Api, MalformedAnswerError, TooLargeError, parse_json
 from nftsync.cluster.backoff import ApiError, Pace, attempts
-from nftsync.cluster.cache import Inbox, Listing, nobody
+from nftsync.cluster.cache import ObjectCache, Relist, nobody
 from nftsync.cluster.kubeconfig import KubeconfigError
 from nftsync.cluster.watchstate import Cause, Doubt, Observer, State
 from nftsync.objects.kinds import Resource
@@ -59,7 +59,7 @@ class EndedAtOnceError(ApiError):
 
 
 class Watcher:
-    """Keeps `inbox` equal to what the server has of `resource`.
+    """Keeps `cache` equal to what the server has of `resource`.
 
     stop: ends run(); a request under way ends at once if Api.close() is called after it was set.  clock: monotonic seconds.
     """
@@ -68,7 +68,7 @@ class Watcher:
         self,
         api: Api,
         resource: Resource,
-        inbox: Inbox[Any],
+        cache: ObjectCache[Any],
         stop: threading.Event,
         observer: Observer,
         *,
@@ -78,7 +78,7 @@ class Watcher:
     ) -> None:
         self._api = api
         self._resource = resource
-        self._inbox = inbox
+        self._cache = cache
         self._stop = stop
         self._observer = observer
         self._timing = timing or Timing()
@@ -130,7 +130,7 @@ class Watcher:
         A kind that goes takes its objects with it one by one; a 404 without that is a server that is starting.
         """
         self._version = None
-        self._inbox.unreadable()
+        self._cache.unreadable()
         said = f"absent: {fault.status}"  # not in the server's words, which differ for a list and a watch
         if said != self._complaint:
             self._complaint = said
@@ -168,14 +168,14 @@ class Watcher:
     def _list(self) -> None:
         self._observer.watching(self._resource, State.LISTING)
         self._version = None
-        version, listing = self._take_list()
-        while listing.doubted:  # the list of a server that has lost its data looks like any other
+        version, relist = self._take_list()
+        while relist.doubted:  # the list of a server that has lost its data looks like any other
             self._stop.wait(self._timing.second_look)
-            version, listing = self._take_list(lacked=listing.gone)
+            version, relist = self._take_list(lacked=relist.gone)
         self._version = version
         self._relist_at = self._clock() + self._rng.uniform(*self._timing.relist)
 
-    def _take_list(self, lacked: AbstractSet[Name] = frozenset()) -> tuple[str, Listing]:
+    def _take_list(self, lacked: AbstractSet[Name] = frozenset()) -> tuple[str, Relist]:
         """The list, and its resourceVersion. It is in doubt if it lacks most of what was known, unless the one before did, too.
 
         lacked: by the list before.
@@ -184,23 +184,23 @@ class Watcher:
         def doubts(gone: AbstractSet[Name], known: int) -> bool:
             return self._resource.cautious and _most(len(gone), known) and _most(len(gone - lacked), len(gone))
 
-        with self._inbox.listing(doubts=doubts) as listing:
-            put = partial(self._hand_over, listing.put)
+        with self._cache.relist(doubts=doubts) as relist:
+            put = partial(self._hand_over, relist.put)
             try:
                 version = list_objects(self._api, self._resource, put, page=self._page, answered=self._answered)
             except TooLargeError:
                 self._page = SMALL_PAGE
                 raise
-        self._tell_of_doubt(listing)
-        return version, listing
+        self._tell_of_doubt(relist)
+        return version, relist
 
-    def _tell_of_doubt(self, listing: Listing) -> None:
+    def _tell_of_doubt(self, relist: Relist) -> None:
         """When it begins, and what came of it, whatever happened in between."""
         what, missing = f"objects of the kind {self._resource.kind}", self._missing
-        self._missing = listing.gone if listing.doubted else frozenset()
-        again = len(missing - listing.gone)
-        if listing.doubted:
-            doubt, said = Doubt.RAISED, f"{len(listing.gone)} of {listing.known} {what} are missing from the list: "
+        self._missing = relist.gone if relist.doubted else frozenset()
+        again = len(missing - relist.gone)
+        if relist.doubted:
+            doubt, said = Doubt.RAISED, f"{len(relist.gone)} of {relist.known} {what} are missing from the list: "
             said += "nothing is closed before a second list says the same"
         elif not missing:
             return
@@ -260,9 +260,9 @@ class Watcher:
         if not isinstance(subject, dict):
             raise MalformedAnswerError(f"{what} is not an event with an object")
         if kind in ("ADDED", "MODIFIED"):
-            self._hand_over(self._inbox.put, subject)
+            self._hand_over(self._cache.put, subject)
         elif kind == "DELETED":
-            self._hand_over(self._inbox.delete, subject)
+            self._hand_over(self._cache.delete, subject)
         elif kind == "ERROR":
             raise _error_event(self._resource.path, subject)
         elif kind != "BOOKMARK":

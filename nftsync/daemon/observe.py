@@ -90,7 +90,7 @@ class Observer:
         listed = services.synced.is_set()  # before anything is taken: what comes later is taken the next time
         spec, sinces = self._take_settings(known)
         pools, pools_sinces = self._take_pools(spec.value, facts)
-        changes = services.take() if listed else None
+        changes = services.drain() if listed else None
         sinces += pools_sinces
         if changes and changes.objects:
             sinces.append(changes.since)
@@ -117,7 +117,7 @@ class Observer:
         sinces = []
         listed = self._inputs.nfts.synced.is_set()
         if listed:
-            changes = self._inputs.nfts.take()
+            changes = self._inputs.nfts.drain()
             if changes.objects:
                 self.nft = changes.objects.get(self._config.nft)
                 sinces.append(changes.since)
@@ -137,8 +137,8 @@ class Observer:
             self.pools.relist()
             known = Origin.REMEMBERED if facts.pools_listed else Origin.UNKNOWN
             return Known(self.pools.known, known), []
-        seen = metallb, tuple(inbox.readable for inbox in metallb.inboxes)
-        sinces = metallb.take()
+        seen = metallb, tuple(cache.readable for cache in metallb.caches)
+        sinces = metallb.drain()
         if sinces or seen != self._metallb or self.pools.deadline != float("inf"):
             self._metallb = seen
             self.pools.look(metallb.objects(), self._clock())

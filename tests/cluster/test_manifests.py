@@ -213,10 +213,10 @@ def test_a_hostile_file_name_is_told_on_one_line(files: Files) -> None:
 def test_a_service_that_a_file_no_longer_holds_is_gone_and_the_others_are_the_same(files: Files) -> None:
     files.write("a.yaml", service("a") + "---\n" + service("b"))
     files.read()
-    files.services.take()
+    files.services.drain()
     files.write("a.yaml", service("b"))
     files.read()
-    assert files.services.take().objects == {Name("default", "a"): None}
+    assert files.services.drain().objects == {Name("default", "a"): None}
 
 
 # --- following -----------------------------------------------------------------------------------------
@@ -228,7 +228,7 @@ def followed(files: Files, monkeypatch: pytest.MonkeyPatch) -> Iterator[Files]:
     monkeypatch.setattr(module, "POLL_INTERVAL", 0.005)
     files.write("a.yaml", service("a"))
     files.read()
-    files.services.take()
+    files.services.drain()
     stop = threading.Event()
     follower = threading.Thread(target=files.manifests.follow, args=(stop, lambda: None))
     follower.start()

@@ -1,4 +1,4 @@
-"""List and watch against an API server that misbehaves: whatever happens, the inbox ends equal to the server's truth."""
+"""List and watch against an API server that misbehaves: whatever happens, the cache ends equal to the server's truth."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from hypothesis import strategies as st
 
 from nftsync.cluster.api import SOCKET_OPTIONS, Api, TooLargeError, split_lines
 from nftsync.cluster.backoff import ApiError, Pace
-from nftsync.cluster.cache import Inbox
+from nftsync.cluster.cache import ObjectCache
 from nftsync.cluster.kubeconfig import UNSAFE, Kubeconfig, KubeconfigError
 from nftsync.cluster.watch import Timing, Watcher
 from nftsync.cluster.watchstate import Cause, Doubt, State
@@ -107,7 +107,7 @@ class Lab:
         self.stop = threading.Event()
         self.observer = Recorder()
         self.resource = SERVICES
-        self.inbox: Inbox[Service] = Inbox(parse_service, lambda: None, time.monotonic)
+        self.cache: ObjectCache[Service] = ObjectCache(parse_service, lambda: None, time.monotonic)
         self.thread: threading.Thread | None = None
         self.ahead = 0.0
 
@@ -118,7 +118,7 @@ class Lab:
         watcher = Watcher(
             self.api,
             self.resource,
-            self.inbox,
+            self.cache,
             self.stop,
             self.observer,
             timing=timing,
@@ -139,12 +139,12 @@ class Lab:
 
     def converged(self) -> None:
         def equal() -> bool:
-            return self.inbox.synced.is_set() and not self.server.scripted() and self.held() == self.truth()
+            return self.cache.synced.is_set() and not self.server.scripted() and self.held() == self.truth()
 
         wait_for(equal, "equality with the server")
 
     def held(self) -> dict[Name, Service]:
-        return {held.name: held for held in self.inbox.objects()}
+        return {held.name: held for held in self.cache.objects()}
 
     def truth(self) -> dict[Name, Service]:
         parsed = [parse_service(raw, None) for raw in list(self.server.objects.values())]
@@ -220,7 +220,7 @@ def test_what_is_added_changed_and_deleted_later_arrives_through_one_watch(lab: 
     lab.server.delete("shop", "new")
     lab.server.put(service("last", address="192.0.2.9"))
     lab.converged()
-    assert lab.inbox.take().objects.keys() == {Name("shop", "old"), Name("shop", "new"), Name("shop", "last")}
+    assert lab.cache.drain().objects.keys() == {Name("shop", "old"), Name("shop", "new"), Name("shop", "last")}
     assert [request.kind for request in lab.server.requests] == [LIST, WATCH]
 
 
@@ -232,7 +232,7 @@ def test_nothing_is_synced_before_the_first_list_is_complete(lab: Lab) -> None:
     lab.server.script(PAGE, lambda _: gate.wait(PATIENCE) and None)
     lab.start()
     wait_for(lambda: lab.server.count(PAGE) == 1)
-    assert not lab.inbox.synced.is_set()
+    assert not lab.cache.synced.is_set()
     gate.set()
     lab.converged()
 
@@ -245,7 +245,7 @@ def test_a_list_that_stops_halfway_is_not_taken_for_complete(lab: Lab) -> None:
     lab.start()
     wait_for(lambda: lab.server.count(PAGE) == 1)
     lab.end()
-    assert not lab.inbox.synced.is_set()
+    assert not lab.cache.synced.is_set()
 
 
 def test_410_in_the_middle_of_a_list_starts_it_again_from_page_one(lab: Lab) -> None:
@@ -335,17 +335,17 @@ def test_an_nft_resource_is_asked_for_by_name_and_its_status_wakes_nobody() -> N
     with laboratory() as lab:
         lab.server.path = resource.path
         lab.server.put(raw)
-        inbox: Inbox[Nft] = Inbox(parse_nft, lambda: None, time.monotonic)
-        watcher = Watcher(lab.api, resource, inbox, lab.stop, lab.observer, timing=TIMING)
+        cache: ObjectCache[Nft] = ObjectCache(parse_nft, lambda: None, time.monotonic)
+        watcher = Watcher(lab.api, resource, cache, lab.stop, lab.observer, timing=TIMING)
         lab.thread = threading.Thread(target=watcher.run, daemon=True)
         lab.thread.start()
-        wait_for(inbox.synced.is_set)
+        wait_for(cache.synced.is_set)
         assert lab.server.requests[0].query["fieldSelector"] == "metadata.name=nft"
-        assert len(inbox.take().objects) == 1
+        assert len(cache.drain().objects) == 1
         wait_for(lambda: lab.observer.contacts >= 2)
         lab.server.put({**raw, "status": {"pinholes": 12}})
         wait_for(lambda: lab.observer.contacts >= 3)
-        assert not inbox.take().objects
+        assert not cache.drain().objects
 
 
 # --- faults -------------------------------------------------------------------------------------------
@@ -411,7 +411,7 @@ LIST_FAULTS: dict[str, Fault] = {
 
 
 @pytest.mark.parametrize("fault", WATCH_FAULTS.values(), ids=WATCH_FAULTS)
-def test_after_a_fault_of_a_watch_the_inbox_equals_the_server(impatient: Lab, fault: Fault) -> None:
+def test_after_a_fault_of_a_watch_the_cache_equals_the_server(impatient: Lab, fault: Fault) -> None:
     impatient.server.put(service("one"))
     impatient.server.put(service("two"))
     impatient.started()
@@ -428,7 +428,7 @@ def test_after_a_fault_of_a_watch_the_inbox_equals_the_server(impatient: Lab, fa
 
 @pytest.mark.parametrize("kind", [LIST, PAGE])
 @pytest.mark.parametrize("fault", LIST_FAULTS.values(), ids=LIST_FAULTS)
-def test_after_a_fault_of_a_list_the_inbox_equals_the_server(impatient: Lab, kind: str, fault: Fault) -> None:
+def test_after_a_fault_of_a_list_the_cache_equals_the_server(impatient: Lab, kind: str, fault: Fault) -> None:
     impatient.server.largest_page = 1
     impatient.server.put(service("one"))
     impatient.server.put(service("two"))
@@ -564,7 +564,7 @@ def test_any_sequence_of_changes_and_faults_ends_in_equality(operations: list[st
         for operation in operations:
             OPERATIONS[operation](lab.server, rng)
         lab.server.end_watches()
-        wait_for(lambda: lab.inbox.synced.is_set() and lab.held() == lab.truth(), f"equality after {operations}")
+        wait_for(lambda: lab.cache.synced.is_set() and lab.held() == lab.truth(), f"equality after {operations}")
 
 
 # --- credentials --------------------------------------------------------------------------------------
@@ -871,7 +871,7 @@ def test_nobody_waits_for_an_optional_kind_that_is_not_there_or_not_shown(
     """It is asked for again and again, counted as no restart, logged once, and taken up when it comes."""
     caplog.set_level(logging.INFO)
     with refusing(optional, status):
-        assert optional.inbox.synced.is_set()
+        assert optional.cache.synced.is_set()
         assert optional.observer.states[:4] == [State.LISTING, State.ABSENT] * 2
         (line,) = told(caplog, level)
         assert message in line
@@ -891,18 +891,18 @@ def test_of_an_optional_kind_that_goes_or_may_no_longer_be_read_every_object_sta
     optional.server.put(service("one"))
     optional.server.put(service("goes"))
     optional.started()
-    optional.inbox.take()
-    assert optional.inbox.readable
+    optional.cache.drain()
+    assert optional.cache.readable
     with refusing(optional, status):
         optional.server.delete("shop", "goes")
         assert optional.held().keys() == {Name("shop", "one"), Name("shop", "goes")}
-        assert not optional.inbox.take().objects
-        assert optional.inbox.synced.is_set()
-        assert not optional.inbox.readable
+        assert not optional.cache.drain().objects
+        assert optional.cache.synced.is_set()
+        assert not optional.cache.readable
         assert optional.observer.causes == {Cause.ENDED: 1}, "the watch that the server ended as it may, and nothing else"
         assert len(told(caplog, level)) == 1
     optional.converged()
-    wait_for(lambda: optional.inbox.readable, "a complete list")
+    wait_for(lambda: optional.cache.readable, "a complete list")
     assert optional.held().keys() == {Name("shop", "one")}
 
 
@@ -928,7 +928,7 @@ def test_any_other_fault_of_an_optional_kind_is_a_fault(optional: Lab, status: i
 @pytest.mark.parametrize(("status", "cause"), [(404, Cause.NOT_FOUND), (403, Cause.FORBIDDEN)])
 def test_a_kind_that_is_needed_is_waited_for(lab: Lab, caplog: pytest.LogCaptureFixture, status: int, cause: Cause) -> None:
     with refusing(lab, status):
-        assert not lab.inbox.synced.is_set()
+        assert not lab.cache.synced.is_set()
         assert lab.observer.states[:4] == [State.LISTING, State.WAITING] * 2
         assert lab.observer.causes[cause] >= 4
         assert len(told(caplog, logging.WARNING)) == 1
@@ -941,13 +941,13 @@ def test_a_kind_that_is_needed_is_waited_for(lab: Lab, caplog: pytest.LogCapture
 def test_of_a_kind_that_is_needed_no_refusal_takes_an_object_away(lab: Lab, status: int) -> None:
     lab.server.put(service("one"))
     lab.started()
-    lab.inbox.take()
+    lab.cache.drain()
     lab.let_the_watch_last()
     lab.server.script(WATCH, *[faulty.refusal(status)] * 3)
     lab.server.end_watches()
     wait_for(lambda: lab.server.count(WATCH) >= 4)
     assert lab.held().keys() == {Name("shop", "one")}
-    assert not lab.inbox.take().objects
+    assert not lab.cache.drain().objects
     lab.converged()
 
 
@@ -975,7 +975,7 @@ def begin_with(lab: Lab, count: int) -> set[str]:
     for name in names:
         lab.server.put(service(name))
     lab.started(CAUTIOUS)
-    lab.inbox.take()
+    lab.cache.drain()
     return names
 
 
@@ -994,7 +994,7 @@ def test_what_one_list_lacks_and_the_next_has_was_never_gone(lab: Lab, caplog: p
         lists(lab, lacking({f"s{number}" for number in range(5, 40)}))
         wait_for(lambda: lab.observer.doubts == [Doubt.RAISED, Doubt.REFUTED], "a second look")
     assert {each.name for each in lab.held()} == names
-    assert lab.inbox.take().objects == {}
+    assert lab.cache.drain().objects == {}
     assert "nothing is closed before a second list says the same" in caplog.text
     lab.converged()
 
@@ -1115,15 +1115,15 @@ def test_the_first_list_is_held_against_what_was_open_before_the_restart(lab: La
     seen = []
 
     def looks(handler: faulty.Handler) -> bool | None:
-        seen.append(lab.inbox.synced.is_set())
+        seen.append(lab.cache.synced.is_set())
         return lacking(gone if second == "the same" else set())(handler)
 
     for name in names:
         lab.server.put(service(name))
-    lab.inbox = Inbox(parse_service, lambda: None, time.monotonic, remembered=remembered(names))
+    lab.cache = ObjectCache(parse_service, lambda: None, time.monotonic, remembered=remembered(names))
     lab.server.script(LIST, lacking(gone), looks)
     lab.start(CAUTIOUS)
-    wait_for(lab.inbox.synced.is_set, "a list that counts")
+    wait_for(lab.cache.synced.is_set, "a list that counts")
     assert seen == [False], "nothing may be done before: what is missing is known to the kernel alone"
     assert {each.name for each in lab.held()} == (names - gone if second == "the same" else names)
     outcome = Doubt.CONFIRMED if second == "the same" else Doubt.REFUTED
@@ -1132,7 +1132,7 @@ def test_the_first_list_is_held_against_what_was_open_before_the_restart(lab: La
 
 def test_a_first_list_that_has_most_of_what_was_open_before_the_restart_counts_at_once(lab: Lab) -> None:
     names = {f"s{number}" for number in range(21)}
-    lab.inbox = Inbox(parse_service, lambda: None, time.monotonic, remembered=remembered(names))
+    lab.cache = ObjectCache(parse_service, lambda: None, time.monotonic, remembered=remembered(names))
     for number in range(11):
         lab.server.put(service(f"s{number}"))
     lab.started(CAUTIOUS)

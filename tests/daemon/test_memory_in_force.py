@@ -98,17 +98,17 @@ def test_what_has_found_its_service_goes_with_it(router: LabRouter, sources: tup
     router.restart(listed=False)
     router.lab.router.nft(f"add element inet nftsync services4 {{ {WEB4} . tcp . 80, {OTHER4} . tcp . 80 }}")
     for kind in ("Service", "Nft"):
-        with router._inboxes[kind].listing() as listing:
+        with router._caches[kind].relist() as relist:
             for raw in router._cluster[kind].values():
-                listing.put(raw)
+                relist.put(raw)
     router.sync()
     assert keys(router) == {f"{WEB4} . tcp . 80", f"{OTHER4} . tcp . 80"}, "MetalLB's lists are not complete"
     web = service("web", WEB4, sources=sources)
-    router._inboxes["Service"].put(web)
+    router._caches["Service"].put(web)
     router.sync()
     assert keys(router) == {" . ".join([WEB4, "tcp", "80", *sources]), f"{OTHER4} . tcp . 80"}
     assert not router.sync(resync=True).drift
-    router._inboxes["Service"].delete(web)
+    router._caches["Service"].delete(web)
     router.sync()
     router.sync(resync=True)
     assert keys(router) == {f"{OTHER4} . tcp . 80"}
@@ -123,8 +123,8 @@ def test_tables_that_come_before_this_process_has_changed_any_are_not_emptied(ro
     router._begin(listed=False)
     router.sync()
     router.lab.router.nft(saved)
-    with router._inboxes["Nft"].listing() as listing:
-        listing.put(nft())
+    with router._caches["Nft"].relist() as relist:
+        relist.put(nft())
     router.sync()
     assert keys(router) == {f"{WEB4} . tcp . 80"}
 
@@ -136,6 +136,6 @@ def test_addresses_without_a_service_of_an_earlier_version_put_no_list_in_doubt(
     memory = router._record.memory
     memory.services[Name("", f"{OTHER4}-0")] = replace(memory.services[Name("default", "web")], name=Name("", f"{OTHER4}-0"))
     router._connect(listed=False)
-    with router._inboxes["Service"].listing() as listing:
-        listing.put(service("web", WEB4))
-    assert (listing.gone, listing.known) == (set(), 1)
+    with router._caches["Service"].relist() as relist:
+        relist.put(service("web", WEB4))
+    assert (relist.gone, relist.known) == (set(), 1)

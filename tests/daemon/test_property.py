@@ -138,22 +138,22 @@ class Hostile(Router):
         for raw in objects:
             self._keep(raw)
             if raw["kind"] in self.kinds:
-                self._inboxes[raw["kind"]].put(raw)
+                self._caches[raw["kind"]].put(raw)
 
     def delete(self, *objects: Raw) -> None:
         for raw in objects:
             self._cluster[raw["kind"]].pop(Name(raw["metadata"]["namespace"], raw["metadata"]["name"]), None)
             if raw["kind"] in self.kinds:
-                self._inboxes[raw["kind"]].delete(raw)
+                self._caches[raw["kind"]].delete(raw)
 
     def lists(self, *kinds: Any, doubted: bool = False) -> None:
         """The lists of these kinds come."""
         for kind in kinds or KINDS:
             first = kind not in self.kinds
-            with self._inboxes[kind].listing(doubts=lambda gone, _: doubted and bool(gone)) as listing:
+            with self._caches[kind].relist(doubts=lambda gone, _: doubted and bool(gone)) as relist:
                 for raw in self._cluster[kind].values():
-                    listing.put(raw)
-            if listing.doubted and first:
+                    relist.put(raw)
+            if relist.doubted and first:
                 continue
             self.kinds.add(kind)
 

@@ -165,9 +165,9 @@ def test_an_address_without_its_service_does_not_make_the_first_list_doubtful(tm
     config = Config(kubeconfig=kubeconfig)
     source = ClusterSource(config, memory.services, MetricsObserver(Metrics()), lambda: None, time.monotonic)
     try:
-        with source.inputs.services.listing(doubts=doubts) as listing:
+        with source.inputs.services.relist(doubts=doubts) as relist:
             for each in OPENED[1:]:
-                listing.put(each)
+                relist.put(each)
     finally:
         source.stop()
     assert asked == [({Name("default", "web")}, len(NAMES))]

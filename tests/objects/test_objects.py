@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nftsync.cluster.cache import Inbox
+from nftsync.cluster.cache import ObjectCache
 from nftsync.config import Filters
 from nftsync.objects.address import parse_address, parse_source_range
 from nftsync.objects.names import Malformed, Name, Reason, Rejection, identify, quote
@@ -305,10 +305,10 @@ def test_after_a_start_the_previous_limit_is_the_one_that_the_last_process_had_g
 
     def listed(before: Service, *objects: object) -> Service:
         """As it is after a start with this version, and a list that has these ones in turn."""
-        inbox = Inbox(parse_service, lambda: None, time.monotonic, remembered={name: before})
+        cache = ObjectCache(parse_service, lambda: None, time.monotonic, remembered={name: before})
         for each in objects:
-            inbox.put(each)
-        [found] = inbox.objects()
+            cache.put(each)
+        [found] = cache.objects()
         return found
 
     found = listed(remembered["u1"], raw)

@@ -350,8 +350,8 @@ class Seen:
 
     def sync(self) -> Seen:
         """Every kind was listed once."""
-        for inbox in self.metallb.inboxes:
-            with inbox.listing():
+        for cache in self.metallb.caches:
+            with cache.relist():
                 pass
         return self
 
@@ -378,8 +378,8 @@ def raw(name: str, texts: list[str]) -> dict[str, Any]:
 def test_what_is_not_complete_changes_nothing() -> None:
     for complete in range(4):
         seen = Seen(KNOWN)
-        for inbox in seen.metallb.inboxes[:complete]:
-            with inbox.listing():
+        for cache in seen.metallb.caches[:complete]:
+            with cache.relist():
                 pass
         seen.put("new", "10.0.0.0/8")
         assert seen.observe() == (False, None)
@@ -568,11 +568,11 @@ PART = {"metadata": {"namespace": "metallb-system", "name": "x", "uid": "x"}}
 
 def test_what_can_not_be_read_after_a_restart_stays_as_it_was_known() -> None:
     seen = Seen(Configuration((pool("a", "192.0.2.0/24"), pool("b", "198.51.100.0/24", advertised=False)), addresses(PEER)))
-    for inbox in seen.metallb.inboxes:
-        inbox.unreadable()
-    with seen.metallb.pools.listing() as listing:
+    for cache in seen.metallb.caches:
+        cache.unreadable()
+    with seen.metallb.pools.relist() as relist:
         for name, text in (("a", "192.0.2.0/25"), ("b", "198.51.100.0/24"), ("new", "203.0.113.0/24")):
-            listing.put(raw(name, [text]))
+            relist.put(raw(name, [text]))
     assert announced(seen) == ["a"]
     seen.now += 1_000_000
     assert announced(seen) == ["a"]
@@ -583,12 +583,12 @@ def test_what_can_not_be_read_after_a_restart_stays_as_it_was_known() -> None:
 
 def test_what_can_be_read_again_counts_even_if_it_is_nothing() -> None:
     seen = Seen(Configuration((pool("a", "192.0.2.0/24"),), addresses(PEER)))
-    for inbox in seen.metallb.inboxes:
-        inbox.unreadable()
+    for cache in seen.metallb.caches:
+        cache.unreadable()
     seen.put("a", "192.0.2.0/24")
     assert announced(seen) == ["a"]
-    for inbox in seen.metallb.inboxes[1:]:
-        with inbox.listing():
+    for cache in seen.metallb.caches[1:]:
+        with cache.relist():
             pass
     assert announced(seen) == ["a"], "all may be going"
     seen.now += DOUBT
@@ -604,8 +604,8 @@ def test_advertisements_and_peers_that_are_gone_for_a_moment_leave_everything_as
     seen.metallb.peers.put({**PART, "spec": {"peerAddress": PEER}})
     assert announced(seen) == ["a"]
     before = seen.pools.known
-    for inbox in seen.metallb.inboxes:
-        inbox.unreadable()
+    for cache in seen.metallb.caches:
+        cache.unreadable()
         seen.now += 10
         assert announced(seen) == ["a"]
     assert seen.pools.known == before
