@@ -18,7 +18,7 @@ from nftsync.cluster.manifests import Manifests
 from nftsync.cluster.metallb import MetalLB
 from nftsync.cluster.outbox import Reporter
 from nftsync.cluster.watch import Watcher
-from nftsync.cluster.watchstate import Cause, Doubt, State
+from nftsync.cluster.watchstate import Cause, Doubt, WatchState
 from nftsync.config import Config
 from nftsync.objects.kinds import SERVICES, Resource, metallb, nfts
 from nftsync.objects.names import Name
@@ -203,7 +203,7 @@ class WatchReport:
         self._doubted: dict[str, str] = {}  # why, by kind
         self._clock = clock
         self._waiting: dict[str, float] = {}  # since when, by kind
-        self.states: dict[str, State] = {}
+        self.states: dict[str, WatchState] = {}
 
     def stale(self, now: float) -> Mapping[str, str]:
         """The kinds that could not be watched for a while."""
@@ -219,11 +219,11 @@ class WatchReport:
             self._doubted.pop(resource.kind, None)
         self._tell(doubt, message)
 
-    def watching(self, resource: Resource, state: State) -> None:
+    def watching(self, resource: Resource, state: WatchState) -> None:
         self.states[resource.kind] = state
-        if state is State.WAITING:
+        if state is WatchState.WAITING:
             self._waiting.setdefault(resource.kind, self._clock())
-        elif state is not State.LISTING:  # which is no success yet
+        elif state is not WatchState.LISTING:  # which is no success yet
             self._waiting.pop(resource.kind, None)
         self._observer.watching(resource, state)
 
@@ -260,7 +260,7 @@ class ManifestSource:
         return self._thread.is_alive()
 
     def watches(self) -> Mapping[str, str]:
-        return {"files": State.WATCHING}
+        return {"files": WatchState.WATCHING}
 
     def stale(self) -> Mapping[str, str]:
         return {}

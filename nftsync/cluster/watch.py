@@ -25,7 +25,7 @@ from nftsync.cluster.api import Api, MalformedAnswerError, TooLargeError, parse_
 from nftsync.cluster.backoff import ApiError, Pace, attempts
 from nftsync.cluster.cache import ObjectCache, Relist, nobody
 from nftsync.cluster.kubeconfig import KubeconfigError
-from nftsync.cluster.watchstate import Cause, Doubt, Observer, State
+from nftsync.cluster.watchstate import Cause, Doubt, Observer, WatchState
 from nftsync.objects.kinds import Resource
 from nftsync.objects.names import Malformed, Name, quote
 
@@ -121,7 +121,7 @@ class Watcher:
             self._observer.restarted(self._resource, cause_of(fault))
             self._complain(str(fault), again=lasted)
             if not lasted:
-                self._observer.watching(self._resource, State.WAITING)
+                self._observer.watching(self._resource, WatchState.WAITING)
                 raise
 
     def _go_without(self, fault: ApiError) -> None:
@@ -138,7 +138,7 @@ class Watcher:
                 log.info("%s: not installed", self._resource.kind)
             else:
                 log.warning("%s: %s", self._resource.kind, fault)
-        self._observer.watching(self._resource, State.ABSENT)
+        self._observer.watching(self._resource, WatchState.ABSENT)
 
     def _watch_on(self) -> bool:
         """Watch from the last version seen; False if the server no longer has it, which it is not to blame for."""
@@ -166,7 +166,7 @@ class Watcher:
     # --- list ---------------------------------------------------------------------------------------------
 
     def _list(self) -> None:
-        self._observer.watching(self._resource, State.LISTING)
+        self._observer.watching(self._resource, WatchState.LISTING)
         self._version = None
         version, relist = self._take_list()
         while relist.doubted:  # the list of a server that has lost its data looks like any other
@@ -230,7 +230,7 @@ class Watcher:
         }
         with self._api.stream(self._resource.path, query) as lines:
             self._watching_since = self._clock()
-            self._observer.watching(self._resource, State.WATCHING)
+            self._observer.watching(self._resource, WatchState.WATCHING)
             self._observer.contact(self._resource)
             if self._recovering:
                 log.info("%s: watching again", self._resource.kind)

@@ -8,7 +8,7 @@ from typing import Protocol
 from nftsync.objects.kinds import Resource
 
 
-class State(StrEnum):
+class WatchState(StrEnum):
     """What a Watcher does at the moment."""
 
     LISTING = "listing"
@@ -45,7 +45,7 @@ class Doubt(StrEnum):
 class Observer(Protocol):
     """Who wants to know how the watches are doing. Called from every watcher's thread."""
 
-    def watching(self, resource: Resource, state: State) -> None:
+    def watching(self, resource: Resource, state: WatchState) -> None:
         """The state changed."""
 
     def restarted(self, resource: Resource, cause: Cause) -> None:

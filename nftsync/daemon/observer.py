@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nftsync.cluster.watchstate import Cause, Doubt, State
+from nftsync.cluster.watchstate import Cause, Doubt, WatchState
 from nftsync.exporter.metrics import Metrics
 from nftsync.objects.kinds import Resource
 
@@ -14,8 +14,8 @@ class MetricsObserver:
         self._metrics = metrics
         self.requested = metrics.count_api_request
 
-    def watching(self, resource: Resource, state: State) -> None:
-        for each in State:
+    def watching(self, resource: Resource, state: WatchState) -> None:
+        for each in WatchState:
             self._metrics.watch_state.labels(resource.kind, each).set(each is state)
 
     def restarted(self, resource: Resource, cause: Cause) -> None:

@@ -31,7 +31,7 @@ from nftsync.cluster.backoff import ApiError, Pace
 from nftsync.cluster.cache import ObjectCache
 from nftsync.cluster.kubeconfig import UNSAFE, Kubeconfig, KubeconfigError
 from nftsync.cluster.watch import Timing, Watcher
-from nftsync.cluster.watchstate import Cause, Doubt, State
+from nftsync.cluster.watchstate import Cause, Doubt, WatchState
 from nftsync.objects.kinds import SERVICES, Resource, nfts
 from nftsync.objects.names import Name
 from nftsync.objects.nft import Nft, parse_nft
@@ -60,13 +60,13 @@ class Recorder:
     """An observer that remembers."""
 
     def __init__(self) -> None:
-        self.states: list[State] = []
+        self.states: list[WatchState] = []
         self.causes: Counter[Cause] = Counter()
         self.contacts = 0
         self.skips: list[str] = []
         self.doubts: list[Doubt] = []
 
-    def watching(self, resource: Resource, state: State) -> None:
+    def watching(self, resource: Resource, state: WatchState) -> None:
         assert resource.kind
         self.states.append(state)
 
@@ -134,7 +134,7 @@ class Lab:
         wait_for(lambda: self.server.count(WATCH) > 0, "a watch")
 
     def let_the_watch_last(self) -> None:
-        wait_for(lambda: self.observer.states[-1:] == [State.WATCHING], "an accepted watch")
+        wait_for(lambda: self.observer.states[-1:] == [WatchState.WATCHING], "an accepted watch")
         self.ahead += 60.0
 
     def converged(self) -> None:
@@ -209,7 +209,7 @@ def test_a_list_comes_in_pages_and_the_watch_begins_at_its_version(lab: Lab) -> 
     assert watch.query["resourceVersion"] == "2201"
     assert watch.query["allowWatchBookmarks"] == "true"
     assert 300 <= int(watch.query["timeoutSeconds"]) <= 600
-    wait_for(lambda: lab.observer.states == [State.LISTING, State.WATCHING])
+    wait_for(lambda: lab.observer.states == [WatchState.LISTING, WatchState.WATCHING])
 
 
 def test_what_is_added_changed_and_deleted_later_arrives_through_one_watch(lab: Lab) -> None:
@@ -276,7 +276,7 @@ def test_a_deletion_that_was_missed_is_found_by_the_next_list(lab: Lab) -> None:
 
 def test_a_bookmark_moves_the_version_on_without_an_event(lab: Lab) -> None:
     lab.started()
-    wait_for(lambda: State.WATCHING in lab.observer.states)
+    wait_for(lambda: WatchState.WATCHING in lab.observer.states)
     version = lab.server.bookmark()
     wait_for(lambda: lab.observer.contacts >= 3)  # page, watch, bookmark
     lab.server.end_watches()
@@ -696,15 +696,15 @@ def test_messages_never_show_the_password_of_a_url(tmp_path: Path) -> None:
 
 
 def waiting(lab: Lab) -> bool:
-    return State.WAITING in lab.observer.states
+    return WatchState.WAITING in lab.observer.states
 
 
 STATES: dict[str, tuple[str, Fault, Callable[[Lab], bool]]] = {
     "a list that is not answered": (LIST, faulty.never_answers, lambda lab: lab.server.count(LIST) == 1),
     "a page that is not answered": (PAGE, faulty.never_answers, lambda lab: lab.server.count(PAGE) == 1),
     "a watch that is not answered": (WATCH, faulty.never_answers, lambda lab: lab.server.count(WATCH) == 1),
-    "a watch that is quiet": (OTHER, faulty.resets, lambda lab: State.WATCHING in lab.observer.states),
-    "a watch whose other end is gone": (WATCH, faulty.stalls, lambda lab: State.WATCHING in lab.observer.states),
+    "a watch that is quiet": (OTHER, faulty.resets, lambda lab: WatchState.WATCHING in lab.observer.states),
+    "a watch whose other end is gone": (WATCH, faulty.stalls, lambda lab: WatchState.WATCHING in lab.observer.states),
     "a wait after a failure": (LIST, faulty.refusal(500), waiting),
     "a wait after a refusal": (LIST, faulty.refusal(403), waiting),
     "a wait that the server asked for": (LIST, faulty.refusal(429, Retry_After=str(NEVER)), waiting),
@@ -872,13 +872,13 @@ def test_nobody_waits_for_an_optional_kind_that_is_not_there_or_not_shown(
     caplog.set_level(logging.INFO)
     with refusing(optional, status):
         assert optional.cache.synced.is_set()
-        assert optional.observer.states[:4] == [State.LISTING, State.ABSENT] * 2
+        assert optional.observer.states[:4] == [WatchState.LISTING, WatchState.ABSENT] * 2
         (line,) = told(caplog, level)
         assert message in line
         assert level == logging.WARNING or not told(caplog, logging.WARNING)
     optional.server.put(service("late"))
     optional.converged()
-    wait_for(lambda: optional.observer.states[-3:] == [State.ABSENT, State.LISTING, State.WATCHING], "a watch")
+    wait_for(lambda: optional.observer.states[-3:] == [WatchState.ABSENT, WatchState.LISTING, WatchState.WATCHING], "a watch")
     assert not optional.observer.causes
 
 
@@ -912,7 +912,7 @@ def test_rights_that_were_taken_away_are_one_warning(optional: Lab, caplog: pyte
     optional.server.script(LIST, faulty.refusal(403, 'services is forbidden: User "router" cannot list resource "services"'))
     optional.let_the_watch_last()
     optional.server.end_watches()
-    wait_for(lambda: optional.observer.states[-3:] == [State.ABSENT, State.LISTING, State.WATCHING], "a watch")
+    wait_for(lambda: optional.observer.states[-3:] == [WatchState.ABSENT, WatchState.LISTING, WatchState.WATCHING], "a watch")
     assert len(told(caplog, logging.WARNING)) == 1
 
 
@@ -920,8 +920,8 @@ def test_rights_that_were_taken_away_are_one_warning(optional: Lab, caplog: pyte
 def test_any_other_fault_of_an_optional_kind_is_a_fault(optional: Lab, status: int) -> None:
     optional.server.script(LIST, faulty.refusal(status, Retry_After="0"))
     optional.started()
-    assert State.WAITING in optional.observer.states
-    assert State.ABSENT not in optional.observer.states
+    assert WatchState.WAITING in optional.observer.states
+    assert WatchState.ABSENT not in optional.observer.states
     assert optional.observer.causes.total() == 1
 
 
@@ -929,12 +929,12 @@ def test_any_other_fault_of_an_optional_kind_is_a_fault(optional: Lab, status: i
 def test_a_kind_that_is_needed_is_waited_for(lab: Lab, caplog: pytest.LogCaptureFixture, status: int, cause: Cause) -> None:
     with refusing(lab, status):
         assert not lab.cache.synced.is_set()
-        assert lab.observer.states[:4] == [State.LISTING, State.WAITING] * 2
+        assert lab.observer.states[:4] == [WatchState.LISTING, WatchState.WAITING] * 2
         assert lab.observer.causes[cause] >= 4
         assert len(told(caplog, logging.WARNING)) == 1
     lab.converged()
     assert lab.observer.causes.keys() == {cause}
-    assert State.ABSENT not in lab.observer.states
+    assert WatchState.ABSENT not in lab.observer.states
 
 
 @pytest.mark.parametrize("status", [404, 403])
