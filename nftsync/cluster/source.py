@@ -18,7 +18,7 @@ from nftsync.cluster.manifests import Manifests
 from nftsync.cluster.metallb import MetalLB
 from nftsync.cluster.outbox import Reporter
 from nftsync.cluster.watch import Watcher
-from nftsync.cluster.watchstate import Cause, Doubt, WatchState
+from nftsync.cluster.watchstate import Doubt, RestartCause, WatchState
 from nftsync.config import Config
 from nftsync.objects.kinds import SERVICES, Resource, metallb, nfts
 from nftsync.objects.names import Name
@@ -227,7 +227,7 @@ class WatchReport:
             self._waiting.pop(resource.kind, None)
         self._observer.watching(resource, state)
 
-    def restarted(self, resource: Resource, cause: Cause) -> None:
+    def restarted(self, resource: Resource, cause: RestartCause) -> None:
         self._observer.restarted(resource, cause)
 
     def contact(self, resource: Resource) -> None:

@@ -25,7 +25,7 @@ from nftsync.cluster.api import Api, MalformedAnswerError, TooLargeError, parse_
 from nftsync.cluster.backoff import ApiError, Pace, attempts
 from nftsync.cluster.cache import ObjectCache, Relist, nobody
 from nftsync.cluster.kubeconfig import KubeconfigError
-from nftsync.cluster.watchstate import Cause, Doubt, Observer, WatchState
+from nftsync.cluster.watchstate import Doubt, Observer, RestartCause, WatchState
 from nftsync.objects.kinds import Resource
 from nftsync.objects.names import Malformed, Name, quote
 
@@ -237,10 +237,10 @@ class Watcher:
                 self._recovering = False
             self._follow(lines)
         if self._clock() >= self._relist_at:
-            self._observer.restarted(self._resource, Cause.RELIST_DUE)
+            self._observer.restarted(self._resource, RestartCause.RELIST_DUE)
         elif self._lasted():
             self._complaint = ""
-            self._observer.restarted(self._resource, Cause.ENDED)
+            self._observer.restarted(self._resource, RestartCause.ENDED)
         else:
             raise EndedAtOnceError(f"GET {self._resource.path}: the server accepts the watch but ends it at once")
 
@@ -315,22 +315,27 @@ def _most(gone: int, known: int) -> bool:
     return gone > _MANY and 2 * gone > known
 
 
-def cause_of(fault: ApiError) -> Cause:
+def cause_of(fault: ApiError) -> RestartCause:
     """The fault's place in the fixed list."""
     by_type = (
-        (KubeconfigError, Cause.KUBECONFIG),
-        (MalformedAnswerError, Cause.MALFORMED),
-        (EndedAtOnceError, Cause.ENDED_AT_ONCE),
+        (KubeconfigError, RestartCause.KUBECONFIG),
+        (MalformedAnswerError, RestartCause.MALFORMED),
+        (EndedAtOnceError, RestartCause.ENDED_AT_ONCE),
     )
     for kind, cause in by_type:
         if isinstance(fault, kind):
             return cause
     if _expired(fault):
-        return Cause.EXPIRED
+        return RestartCause.EXPIRED
     if fault.status is None:
-        return Cause.UNREACHABLE
-    by_status = {401: Cause.UNAUTHORIZED, 403: Cause.FORBIDDEN, 404: Cause.NOT_FOUND, 429: Cause.THROTTLED}
-    return by_status.get(fault.status, Cause.SERVER_ERROR)
+        return RestartCause.UNREACHABLE
+    by_status = {
+        401: RestartCause.UNAUTHORIZED,
+        403: RestartCause.FORBIDDEN,
+        404: RestartCause.NOT_FOUND,
+        429: RestartCause.THROTTLED,
+    }
+    return by_status.get(fault.status, RestartCause.SERVER_ERROR)
 
 
 def _expired(fault: ApiError) -> bool:

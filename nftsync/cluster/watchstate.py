@@ -17,7 +17,7 @@ class WatchState(StrEnum):
     ABSENT = "absent"  # the cluster does not have, or does not show, an optional kind
 
 
-class Cause(StrEnum):
+class RestartCause(StrEnum):
     """Why a watch began anew. The list is fixed: metrics use it."""
 
     ENDED = "ended"  # by the server, or nothing came for a while: as it should be
@@ -48,7 +48,7 @@ class Observer(Protocol):
     def watching(self, resource: Resource, state: WatchState) -> None:
         """The state changed."""
 
-    def restarted(self, resource: Resource, cause: Cause) -> None:
+    def restarted(self, resource: Resource, cause: RestartCause) -> None:
         """A list or a watch ended."""
 
     def contact(self, resource: Resource) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nftsync.cluster.watchstate import Cause, Doubt, WatchState
+from nftsync.cluster.watchstate import Doubt, RestartCause, WatchState
 from nftsync.exporter.metrics import Metrics
 from nftsync.objects.kinds import Resource
 
@@ -18,7 +18,7 @@ class MetricsObserver:
         for each in WatchState:
             self._metrics.watch_state.labels(resource.kind, each).set(each is state)
 
-    def restarted(self, resource: Resource, cause: Cause) -> None:
+    def restarted(self, resource: Resource, cause: RestartCause) -> None:
         self._metrics.watch_restarts.labels(resource.kind, cause).inc()
 
     def contact(self, resource: Resource) -> None:

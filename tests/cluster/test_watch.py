@@ -31,7 +31,7 @@ from nftsync.cluster.backoff import ApiError, Pace
 from nftsync.cluster.cache import ObjectCache
 from nftsync.cluster.kubeconfig import UNSAFE, Kubeconfig, KubeconfigError
 from nftsync.cluster.watch import Timing, Watcher
-from nftsync.cluster.watchstate import Cause, Doubt, WatchState
+from nftsync.cluster.watchstate import Doubt, RestartCause, WatchState
 from nftsync.objects.kinds import SERVICES, Resource, nfts
 from nftsync.objects.names import Name
 from nftsync.objects.nft import Nft, parse_nft
@@ -61,7 +61,7 @@ class Recorder:
 
     def __init__(self) -> None:
         self.states: list[WatchState] = []
-        self.causes: Counter[Cause] = Counter()
+        self.causes: Counter[RestartCause] = Counter()
         self.contacts = 0
         self.skips: list[str] = []
         self.doubts: list[Doubt] = []
@@ -70,7 +70,7 @@ class Recorder:
         assert resource.kind
         self.states.append(state)
 
-    def restarted(self, resource: Resource, cause: Cause) -> None:
+    def restarted(self, resource: Resource, cause: RestartCause) -> None:
         assert resource.kind
         self.causes[cause] += 1
 
@@ -293,7 +293,7 @@ def test_a_watch_that_the_server_ends_in_time_goes_on_from_the_same_version(lab:
     lab.server.end_watches()
     wait_for(lambda: lab.server.count(WATCH) == 2)
     assert lab.server.requests[-1].query["resourceVersion"] == "1001"
-    assert lab.observer.causes == {Cause.ENDED: 1}
+    assert lab.observer.causes == {RestartCause.ENDED: 1}
     assert not caplog.records
 
 
@@ -317,7 +317,7 @@ def test_a_full_list_in_time_cures_a_watch_that_is_deaf(impatient: Lab) -> None:
     impatient.server.put(service("unheard"))
     impatient.converged()
     assert impatient.server.count(LIST) >= 2
-    assert impatient.observer.causes[Cause.RELIST_DUE] >= 1
+    assert impatient.observer.causes[RestartCause.RELIST_DUE] >= 1
 
 
 def test_lists_are_compressed_and_watches_are_not(lab: Lab) -> None:
@@ -471,7 +471,7 @@ def test_a_garbled_watch_is_counted_and_listed_again(lab: Lab) -> None:
     lab.server.script(WATCH, faulty.first_says(b"garbage\n"))
     lab.started()
     wait_for(lambda: lab.server.count(LIST) == 2)
-    assert lab.observer.causes[Cause.MALFORMED] == 1
+    assert lab.observer.causes[RestartCause.MALFORMED] == 1
 
 
 def test_an_object_without_a_usable_name_harms_no_other(lab: Lab) -> None:
@@ -507,7 +507,7 @@ def test_an_answer_too_large_to_hold_is_fetched_in_smaller_pages() -> None:
             lab.server.put(service(f"s{number}"))
         lab.started()
         assert [request.query["limit"] for request in lab.server.requests[:2]] == ["500", "20"]
-        assert lab.observer.causes == {Cause.MALFORMED: 1}
+        assert lab.observer.causes == {RestartCause.MALFORMED: 1}
 
 
 def test_retry_after_is_honoured(lab: Lab) -> None:
@@ -531,7 +531,7 @@ def test_an_api_server_that_is_away_is_found_again_when_the_kubeconfig_names_it(
         nobody.bind(("127.0.0.1", 0))
         lab.point_at(f"http://127.0.0.1:{nobody.getsockname()[1]}")
         lab.start()
-        wait_for(lambda: lab.observer.causes[Cause.UNREACHABLE] >= 3)
+        wait_for(lambda: lab.observer.causes[RestartCause.UNREACHABLE] >= 3)
     lab.server.put(service("one"))
     lab.point_at(f"http://127.0.0.1:{lab.server.port}")
     lab.converged()
@@ -577,7 +577,7 @@ def test_a_token_file_that_rotates_is_noticed_before_it_is_refused(lab: Lab) -> 
     lab.server.end_watches()
     lab.server.put(service("one"))
     lab.converged()
-    assert Cause.UNAUTHORIZED not in lab.observer.causes
+    assert RestartCause.UNAUTHORIZED not in lab.observer.causes
 
 
 def test_a_rotation_that_leaves_no_trace_is_found_through_401(lab: Lab) -> None:
@@ -589,7 +589,7 @@ def test_a_rotation_that_leaves_no_trace_is_found_through_401(lab: Lab) -> None:
     lab.server.end_watches()
     lab.server.put(service("one"))
     lab.converged()
-    assert lab.observer.causes[Cause.UNAUTHORIZED] == 1
+    assert lab.observer.causes[RestartCause.UNAUTHORIZED] == 1
 
 
 def test_a_kubeconfig_that_comes_later_is_enough(lab: Lab, caplog: pytest.LogCaptureFixture) -> None:
@@ -597,7 +597,7 @@ def test_a_kubeconfig_that_comes_later_is_enough(lab: Lab, caplog: pytest.LogCap
     lab.kubeconfig.unlink()
     lab.server.put(service("one"))
     lab.start()
-    wait_for(lambda: lab.observer.causes[Cause.KUBECONFIG] >= 3)
+    wait_for(lambda: lab.observer.causes[RestartCause.KUBECONFIG] >= 3)
     lab.kubeconfig.write_text(kept)
     lab.converged()
     assert f"{lab.kubeconfig}: No such file or directory" in caplog.text
@@ -899,7 +899,7 @@ def test_of_an_optional_kind_that_goes_or_may_no_longer_be_read_every_object_sta
         assert not optional.cache.drain().objects
         assert optional.cache.synced.is_set()
         assert not optional.cache.readable
-        assert optional.observer.causes == {Cause.ENDED: 1}, "the watch that the server ended as it may, and nothing else"
+        assert optional.observer.causes == {RestartCause.ENDED: 1}, "the watch that the server ended as it may, and nothing else"
         assert len(told(caplog, level)) == 1
     optional.converged()
     wait_for(lambda: optional.cache.readable, "a complete list")
@@ -925,8 +925,8 @@ def test_any_other_fault_of_an_optional_kind_is_a_fault(optional: Lab, status: i
     assert optional.observer.causes.total() == 1
 
 
-@pytest.mark.parametrize(("status", "cause"), [(404, Cause.NOT_FOUND), (403, Cause.FORBIDDEN)])
-def test_a_kind_that_is_needed_is_waited_for(lab: Lab, caplog: pytest.LogCaptureFixture, status: int, cause: Cause) -> None:
+@pytest.mark.parametrize(("status", "cause"), [(404, RestartCause.NOT_FOUND), (403, RestartCause.FORBIDDEN)])
+def test_a_kind_that_is_needed_is_waited_for(lab: Lab, caplog: pytest.LogCaptureFixture, status: int, cause: RestartCause) -> None:
     with refusing(lab, status):
         assert not lab.cache.synced.is_set()
         assert lab.observer.states[:4] == [WatchState.LISTING, WatchState.WAITING] * 2
