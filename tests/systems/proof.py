@@ -51,8 +51,8 @@ class Proof:
     def a_fresh_install_starts_nothing_and_says_what_to_do(self) -> None:
         said = self.install(OLDER)
         assert [line for line in said.splitlines() if line.startswith("nftsync: ")] == [
-            "nftsync: this router needs its kubeconfig in /etc/nftsync/kubeconfig (root:nftsync, mode 0640; see nftsync(8)).",
-            "nftsync: then: nftsync check, and systemctl start nftsync. No rule is in force before.",
+            "nftsync: install a kubeconfig as /etc/nftsync/kubeconfig (root:nftsync, mode 0640; see nftsync(8)).",
+            "nftsync: then run nftsync check and systemctl start nftsync. Until then nftsync adds no rules.",
         ]
         for unit in ("nftsync", "nftsync-boot"):
             assert self.machine.show(unit, "ActiveState") == "inactive"
