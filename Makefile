@@ -1,4 +1,4 @@
-# Everything here works on a fresh Debian 12 or 13 as root; what is missing is installed with apt and pip.
+# Every target works on a fresh Debian 12 or 13, as root. It installs missing packages with apt and pip.
 
 PYTHON := /usr/bin/python3
 RUNTIME := nftables python3-nftables python3-kubernetes python3-pyroute2 python3-tenacity python3-prometheus-client \
@@ -8,13 +8,13 @@ TESTING := etcd-server openssl prometheus $(BUILDING)
 BOOTING := debootstrap systemd-container
 DEB = dist/nftsync_$(shell sed -n '1s/.*(\(.*\)).*/\1/p' packaging/debian/changelog)_all.deb
 PARALLEL := --numprocesses 2 --dist loadfile
-# The distribution's setuptools builds: nothing comes from PyPI that is not pinned.
+# Build with the distribution's setuptools, so that everything from PyPI is pinned.
 EDITABLE := pip install --quiet --no-deps --no-build-isolation --editable .
 PINNED := pip install --quiet --require-hashes
-# For the oldest Python that is supported, and with markers for later ones: the same on every machine.
+# Resolve for the oldest supported Python, with markers for later ones: the same on every machine.
 PIN := uv --quiet pip compile --upgrade --universal --python-version 3.11 --generate-hashes --custom-compile-command "make pins"
 
-# The distribution's python3-nftables is the one that matches its libnftables: no other Python, no other copy.
+# Only the distribution's python3-nftables matches its libnftables, so use its Python too.
 .venv/bin/nftsync: pyproject.toml
 	@packages='$(RUNTIME)'; $(install)
 	$(PYTHON) -m venv --system-site-packages .venv
@@ -26,8 +26,8 @@ PIN := uv --quiet pip compile --upgrade --universal --python-version 3.11 --gene
 	.venv/bin/$(PINNED) --requirement requirements/dev.txt
 	@touch $@
 
-# The newest versions from PyPI of the libraries that the distribution has older: pinned, so that no release of somebody else's
-# decides whether a change lands. `make pins` raises them.
+# The newest libraries from PyPI in place of the distribution's older ones. They are pinned, so a new
+# release cannot break a change of ours. `make pins` raises them.
 .venv-newest/dev: pyproject.toml requirements/dev.txt requirements/newest.txt .venv/dev
 	$(PYTHON) -m venv --system-site-packages .venv-newest
 	.venv-newest/bin/$(PINNED) --requirement requirements/dev.txt --requirement requirements/newest.txt
@@ -53,7 +53,8 @@ test: lint programs
 test-newest: .venv-newest/dev programs
 	.venv-newest/bin/pytest $(PARALLEL)
 
-# The API server, kept in the cache folder of tests/apiserver/build: eight minutes once, and no test runs beside its compiler.
+# Build the API server into the cache folder of tests/apiserver/build. This takes eight minutes once.
+# It runs before the tests, because a compiler beside them would slow them down.
 programs: .venv/dev
 	.venv/bin/python -m tests.apiserver
 
@@ -73,32 +74,32 @@ pins:
 bench: .venv/dev
 	.venv/bin/python -m tests.bench
 
-# A thousand faults, a few minutes; another seed draws others: make chaos SEED=7
-# SIGKILL at 300 instants, nine minutes: make chaos FAULTS=0 KILLS=300
+# Draw a thousand faults, in a few minutes. Another seed draws others: make chaos SEED=7
+# Kill the daemon at 300 instants, in nine minutes: make chaos FAULTS=0 KILLS=300
 chaos: .venv/dev
 	.venv/bin/python -m tests.chaos $(if $(SEED),--seed $(SEED)) $(if $(FAULTS),--faults $(FAULTS)) $(if $(KILLS),--kills $(KILLS))
 
-# dist/nftsync_VERSION_all.deb, the same bytes every time; lintian has nothing to say against it.
+# Build dist/nftsync_VERSION_all.deb, with the same bytes every time. lintian must find no fault.
 deb:
 	@packages='$(BUILDING)'; $(install)
 	packaging/build-deb dist
 	lintian --fail-on error,warning $(DEB)
 
-# The package on Debian 12 and 13, booted with systemd in containers, with a real API server, and then ten boots in a row on a busy
-# machine: two minutes for each, and once a minute more to make its root file system, which is kept in the cache folder of
-# tests/apiserver/build.
+# Test the package on Debian 12 and 13, booted with systemd in containers, with a real API server.
+# Then boot each ten times on a busy machine. This takes two minutes each, and one more minute the
+# first time, to make the root file system in the cache folder of tests/apiserver/build.
 test-deb: .venv/dev deb programs
 	@packages='$(BOOTING)'; $(install)
 	PYTHON=.venv/bin/python packaging/debian/tests/systems $(DEB)
 
-# Only the boots, sixty in a row on Debian 12: make test-boots BOOTS=100 SUITE=trixie
+# Only boot, sixty times on Debian 12. Other numbers: make test-boots BOOTS=100 SUITE=trixie
 BOOTS = 60
 SUITE = bookworm
 test-boots: .venv/dev deb programs
 	@packages='$(BOOTING)'; $(install)
 	PYTHON=.venv/bin/python packaging/debian/tests/systems $(DEB) --suite $(SUITE) --only-boots $(BOOTS)
 
-# dist/apt: a folder to copy to a web server, or to a router. Signed by a key of yours: make apt-repo KEY=you@example.org
+# Make dist/apt, a folder for a web server or a router. Sign it: make apt-repo KEY=you@example.org
 apt-repo: deb
 	packaging/build-apt-repo $(DEB) dist/apt $(KEY)
 
