@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from nftsync import __version__
-from nftsync.files.memory_v1 import read_version_1
+from nftsync.files.memory_v1 import forget_version_1, read_version_1
 from nftsync.files.sealed import read_text, replace_text
 from nftsync.objects.names import Name
 from nftsync.objects.service import Service
@@ -254,6 +254,7 @@ class Journal:
     def _replace(self, batch: _Batch) -> None:
         content = f"{_HEAD.rstrip()} by version {__version__}\n" + "".join(_sealed(batch.lines(), 0))
         replace_text(self._path, content)
+        forget_version_1(self._path.parent)
         self._number = content.count("\n") - 1
         self._size = self._compact_size = len(content)
         self._torn = self._whole = self._unsynced = False

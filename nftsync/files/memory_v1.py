@@ -41,6 +41,15 @@ def read_version_1(folder: Path) -> Memory:
     return memory
 
 
+def forget_version_1(folder: Path) -> None:
+    """Remove these files, once a journal has what they held. Whoever removes the journal later wants no rules of long ago."""
+    for name, _ in (_STATE, _SERVICES, _RULESET):
+        try:
+            (folder / name).unlink(missing_ok=True)
+        except OSError as error:
+            log.warning("%s is not needed any more, and can't be removed: %s", folder / name, error.strerror)
+
+
 def _take_state(memory: Memory, text: str) -> None:
     found = json.loads(text)
     spec, rolled_back = (None if found.get(name) is None else parse_spec(found[name]) for name in ("spec", "rolled_back"))

@@ -6,6 +6,7 @@ The files in version-1/ were written by a daemon of that version, for the Servic
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import time
@@ -19,6 +20,7 @@ from nftsync.cluster.source import ClusterSource
 from nftsync.config import Caps, Config, Filters
 from nftsync.daemon.observer import MetricsObserver
 from nftsync.exporter.metrics import Metrics
+from nftsync.files import journal as module
 from nftsync.files.journal import Journal
 from nftsync.files.memory_v1 import read_version_1
 from nftsync.files.sealed import read_sealed, replace_sealed
@@ -218,9 +220,32 @@ def test_once_there_is_a_journal_it_alone_counts(tmp_path: Path) -> None:
     memory = Memory({}, Facts(spec=NftSpec("eth7")))
     journal.replace(memory)
     journal.finish()
+    shutil.copytree(WRITTEN, folder, dirs_exist_ok=True)
     assert Journal(folder).load() == memory
     (folder / "memory.journal").write_text("damaged")
     assert Journal(folder).load() == Memory(), "rules of long ago are no better than the base"
+
+
+def test_the_old_files_stay_until_there_is_a_journal_and_no_longer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = left(tmp_path / "state")
+    journal = Journal(folder)
+    memory = journal.load()
+
+    def full(path: Path, text: str) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module, "replace_text", full)
+    journal.replace(memory)
+    journal.finish()
+    assert set(os.listdir(folder)) == set(FILES)
+    monkeypatch.undo()
+    assert Journal(folder).load() == memory
+    journal = Journal(folder)
+    journal.replace(journal.load())
+    journal.finish()
+    assert os.listdir(folder) == ["memory.journal"]
+    (folder / "memory.journal").unlink()
+    assert Journal(folder).load() == Memory(), "an operator who wants nothing to be remembered removes one file"
 
 
 def test_what_was_read_is_the_same_from_the_journal(tmp_path: Path) -> None:
@@ -287,9 +312,7 @@ def test_after_an_upgrade_and_a_reboot_without_a_cluster_exactly_that_is_open_wh
         assert as_it_was(lab)
         assert limited(lab)
         lab.router.nft("flush ruleset")
-        assert not (state / "memory.journal").read_text().startswith("# nftsync 1"), "from now on the journal counts"
-        for name in FILES:
-            (state / name).unlink()
+        assert os.listdir(state) == ["memory.journal"], "from now on it counts"
         assert "what is remembered is in force: 13 pinholes" in boot(daemon), "at the second boot, too"
         assert as_it_was(lab)
         assert limited(lab)
