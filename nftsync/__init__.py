@@ -1,3 +1,3 @@
-"""nftsync: Kubernetes Services and one Nft resource become the router's nftables firewall."""
+"""nftsync turns Kubernetes Services and one Nft resource into the nftables firewall of a router."""
 
 __version__ = "0.1.0"

@@ -1,4 +1,4 @@
-"""`python -m nftsync`."""
+"""`python -m nftsync` runs the command line."""
 
 import sys
 

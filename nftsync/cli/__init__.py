@@ -1,5 +1,5 @@
-"""The commands: what they are called, what they print, and their exit statuses.
+"""The commands of nftsync: their names, their output, and their exit statuses.
 
-Nothing here is needed by the daemon, and each command imports only what it needs.
+The daemon needs nothing from here. Each command imports only the modules that it needs.
 It imports every other package; only `python -m nftsync` and the console script import it.
 """

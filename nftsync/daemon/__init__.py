@@ -1,5 +1,5 @@
-"""The one loop that joins the effects: it syncs, publishes what came of it, and answers on its control socket.
+"""The loop that joins the effects: it syncs, publishes the result, and answers on a control socket.
 
-Nothing here parses what a cluster says or writes nft's words: that is done below.
+Nothing here parses objects of the cluster or writes text for nft: the packages below do that.
 It imports everything but the commands, and only the commands may import it.
 """

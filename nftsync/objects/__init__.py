@@ -1,5 +1,5 @@
-"""What the cluster says, parsed once: Service, Nft, MetalLB's kinds, addresses and rate limits as frozen values.
+"""Objects of the cluster as frozen values, parsed once: Service, Nft, MetalLB's kinds.
 
-Nothing here does I/O, reads a clock or knows of nftables, and what can't be parsed is refused with a reason.
+Nothing here does I/O, reads a clock or knows nftables. Each parser rejects bad input with a reason.
 Every other package may import this one; it imports none of them.
 """

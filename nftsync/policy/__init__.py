@@ -1,5 +1,5 @@
-"""Who may pass: pinholes and who owns them, the guard of addresses, quotas, and settings that wait to be confirmed.
+"""The right to pass: pinholes and their owners, the guard of addresses, quotas, confirmation.
 
-Nothing here does I/O, starts threads or knows how nftables says it: values in, values out.
+Nothing here does I/O, starts threads or knows nftables: functions take values and return values.
 It imports objects and config; ruleset and everything above may import it.
 """

@@ -1,5 +1,5 @@
-"""What people are told: notices, conditions of the Nft, Events, answers of explain, traffic by Service.
+"""Reports for people: notices, conditions of the Nft, Events, explanations, traffic by Service.
 
-Nothing here sends or writes anything, or looks for what it tells: it makes sentences and values of what it is given.
+Nothing here sends, writes or looks up anything: it turns its arguments into sentences and values.
 It imports the packages below it; the effects, the daemon and the commands may import it.
 """
