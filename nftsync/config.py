@@ -1,7 +1,7 @@
-"""/etc/nftsync/nftsync.toml as a frozen Config.
+"""Reads /etc/nftsync/nftsync.toml into a frozen Config.
 
-Every key has a default, so no file is needed to try things out. An unknown key or a wrong type is an error that names the
-file, the key and the value: a setting that is silently ignored on a firewall is a hole.
+Every key has a default, so you can try nftsync without a file. An unknown key or a wrong type is an
+error that names the file, the key and the value. A firewall must not silently ignore a setting.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ T = TypeVar("T")
 
 
 class InputError(Exception):
-    """What a person gave can't be used; the message says what is wrong with it."""
+    """The input of a person is not usable; the message names the fault."""
 
 
 class ConfigError(InputError):
-    """The configuration can't be used; the message names file, key and value."""
+    """The configuration is not usable; the message names file, key and value."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,10 +48,10 @@ class Caps:
 
 @dataclass(frozen=True, slots=True)
 class Filters:
-    """Which Services are ours. An empty collection filters nothing.
+    """Selects our Services. An empty collection filters nothing.
 
-    load_balancer_classes: spec.loadBalancerClass values; "" stands for Services that have none. A Service of unknown class was
-    admitted by an earlier version (see files.memory_v1).
+    load_balancer_classes: spec.loadBalancerClass values; "" stands for Services without one. A
+    Service of unknown class always passes: version 1 has admitted it (see files.memory_v1).
     """
 
     namespaces: frozenset[str] = frozenset()
@@ -68,19 +68,19 @@ class Filters:
 
 
 class Enforcement(StrEnum):
-    """What holds while MetalLB's configuration is not known: the setting `pools`."""
+    """The setting `pools`: which addresses are legal while MetalLB's configuration is unknown."""
 
-    AUTO = "auto"  # every address is legal until a configuration was seen; from then on its pools hold
-    REQUIRED = "required"  # no address is legal
-    IGNORED = "ignored"  # pools are not even read
+    AUTO = "auto"  # every address, until nftsync sees a configuration; from then on its pools decide
+    REQUIRED = "required"  # no address
+    IGNORED = "ignored"  # every address; nftsync does not read the pools
 
 
 @dataclass(frozen=True, slots=True)
 class Boundary:
-    """What the local configuration says about legal addresses.
+    """The local configuration's rules for legal addresses.
 
-    advertised_only: whether only pools count that are announced over BGP.  allowed: prefixes, empty for no restriction.
-    reserved: addresses that are never opened.
+    advertised_only: whether only pools count that MetalLB announces over BGP.
+    allowed: prefixes, empty for no restriction.  reserved: addresses that nftsync never opens.
     """
 
     enforcement: Enforcement = Enforcement.AUTO
@@ -98,27 +98,27 @@ class Config:
     """The local configuration of one router. resync_interval, confirm_seconds: seconds."""
 
     kubeconfig: Path = KUBECONFIG
-    unsafe_kubeconfig: bool = False  # whether one may have what kubeconfig.UNSAFE names
+    unsafe_kubeconfig: bool = False  # whether a kubeconfig may have the keys of kubeconfig.UNSAFE
     router_name: str = field(default_factory=socket.gethostname)
     resync_interval: float = 60.0
     caps: Caps = field(default_factory=Caps)
-    confirm_seconds: float = 0.0  # 0: settings that cut off whoever administers the router need no confirmation
+    confirm_seconds: float = 0.0  # 0: no settings need a confirmation
     nft: Name = _NFT
     public_nic: str | None = None  # overrides the Nft resource's
     local_chain: Path = Path("/etc/nftables.d/local-chain.nft")
     state: Path = Path("/var/lib/nftsync")
     runtime: Path = Path("/run/nftsync")
     metrics: tuple[str, int] | None = ("127.0.0.1", 9469)  # address and port; None: no endpoint
-    metrics_services: int = 1000  # that have series of their own
-    own_tables: bool = True  # nobody else can change them, where nft and the kernel can see to it
+    metrics_services: int = 1000  # number of Services with series of their own
+    own_tables: bool = True  # nobody else can change the tables, if nft and the kernel support it
     filters: Filters = _ALL
     boundary: Boundary = _BOUNDARY
-    bgp_peers: tuple[Network, ...] = ()  # who may speak BGP on the public side; empty for everybody
+    bgp_peers: tuple[Network, ...] = ()  # may speak BGP on the public side; empty for everybody
     text: str = field(default="", compare=False, repr=False)  # of the file
 
 
 def load(path: Path | None) -> Config:
-    """The configuration in `path`, or in the default place if it is None; there a missing file means the defaults.
+    """The configuration in `path`. None: the default path, where a missing file means the defaults.
 
     Raises ConfigError.
     """
@@ -137,7 +137,7 @@ def load(path: Path | None) -> Config:
 
 
 def parse(text: str, name: str) -> Config:
-    """The configuration that a file's text holds. name: of the file, for messages. Raises ConfigError."""
+    """The configuration in a file's text. name: of the file, for messages. Raises ConfigError."""
     try:
         document = tomllib.loads(text)
     except ValueError as fault:  # tomllib.TOMLDecodeError names line and column
@@ -148,13 +148,16 @@ def parse(text: str, name: str) -> Config:
 
 
 def _with_credential(chosen: Config) -> Config:
-    """Root's kubeconfig as systemd hands it to a unit whose user can't read it. Source: systemd.exec(5), LoadCredential=."""
+    """Use root's kubeconfig if systemd hands it to the unit, because the unit's user cannot read it.
+
+    Source: systemd.exec(5), LoadCredential=.
+    """
     handed = Path(os.environ.get("CREDENTIALS_DIRECTORY", "/nonexistent"), "kubeconfig")
     return replace(chosen, kubeconfig=handed) if chosen.kubeconfig == KUBECONFIG and handed.exists() else chosen
 
 
 class _Section:
-    """A table of the file. Every key that is read is taken out of it: what is left at the end is unknown."""
+    """A table of the file. take() removes each key that it reads; end() refuses the others."""
 
     def __init__(self, file: str, path: str, values: Mapping[str, Any]) -> None:
         self._file = file
@@ -177,7 +180,7 @@ class _Section:
         return _Section(self._file, f"{self._path}{key}.", values)
 
     def names(self) -> list[str]:
-        """The keys that were not taken yet."""
+        """The keys that nobody has taken yet."""
         return list(self._values)
 
     def end(self) -> None:
@@ -234,7 +237,10 @@ def _config(top: _Section) -> Config:
 
 
 def _override(overrides: _Section, router_name: str) -> str | None:
-    """[overrides.<router name>]: one file may serve several routers; all of it is checked, this router's part is used."""
+    """[overrides.<router name>]: one file can serve several routers.
+
+    This checks all of them and returns this router's part.
+    """
     chosen = None
     for router in overrides.names():
         section = overrides.section(router)
@@ -245,7 +251,7 @@ def _override(overrides: _Section, router_name: str) -> str | None:
     return chosen
 
 
-# --- values: each raises ValueError with what would be right ------------------------------------------
+# --- values: each raises ValueError with the valid form ------------------------------------------------
 
 
 def _table(value: Any) -> dict[str, Any]:
