@@ -86,23 +86,23 @@ class ObjectCache(Generic[T]):
         self._tell()
 
     @contextmanager
-    def relist(self, *, doubts: Callable[[AbstractSet[Name], int], bool] = lambda _gone, _known: False) -> Iterator[Relist]:
+    def relist(self, *, is_suspect: Callable[[AbstractSet[Name], int], bool] = lambda _gone, _known: False) -> Iterator[Relist]:
         """Replace everything by a complete list: what it does not name is gone. An exception leaves the rest untouched.
 
-        doubts: asked what would go, and how many were known before the list; if it says so, nothing does. A first list in doubt is
-        not complete: what it lacks is in the kernel alone.
+        is_suspect: asked what would go, and how many were known before the list; if it says so, nothing does. A suspect first list
+        is not complete: what it lacks is in the kernel alone.
         """
         with self._lock:
             relist = Relist(self._store, len(self._objects.keys() | self._remembered.keys()))
         yield relist
         with self._lock:
             relist.gone = (self._objects.keys() | self._remembered.keys()) - relist.names
-            relist.doubted = doubts(relist.gone, relist.known)
-            if not relist.doubted:
+            relist.is_suspect = is_suspect(relist.gone, relist.known)
+            if not relist.is_suspect:
                 self._remembered = {}
                 for name in relist.gone:
                     self._drop(name)
-        if self.synced.is_set() or not relist.doubted:
+        if self.synced.is_set() or not relist.is_suspect:
             self._complete(readable=True)
 
     def unreadable(self) -> None:
@@ -159,7 +159,7 @@ class ObjectCache(Generic[T]):
 class Relist:
     """A list that is coming in, page by page. known: how many objects were, before it.  names: the objects it held so far.
 
-    gone, doubted: what it lacked at its end, and whether that was doubted.
+    gone, is_suspect: what it lacked at its end, and whether that waits for a second list.
     """
 
     def __init__(self, store: Callable[[Name, object], None], known: int) -> None:
@@ -167,7 +167,7 @@ class Relist:
         self.known = known
         self.names: set[Name] = set()
         self.gone: AbstractSet[Name] = frozenset()
-        self.doubted = False
+        self.is_suspect = False
 
     def put(self, raw: object) -> None:
         """One object of the list. Raises Malformed if not even its name can be read."""

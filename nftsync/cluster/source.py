@@ -18,7 +18,7 @@ from nftsync.cluster.manifests import Manifests
 from nftsync.cluster.metallb import MetalLB
 from nftsync.cluster.outbox import Reporter
 from nftsync.cluster.watch import Watcher
-from nftsync.cluster.watchstate import Doubt, RestartCause, WatchState
+from nftsync.cluster.watchstate import MassDeletion, RestartCause, WatchState
 from nftsync.config import Config
 from nftsync.objects.kinds import SERVICES, Resource, metallb, nfts
 from nftsync.objects.names import Name
@@ -87,7 +87,7 @@ class ClusterSource:
     ) -> None:
         self._wake = wake
         self._clock = clock
-        self._report = WatchReport(observer, clock, self._tell_of_doubt)
+        self._report = WatchReport(observer, clock, self._tell_of_mass_deletion)
         unsafe = allowed(unsafe=chosen.unsafe_kubeconfig)
         self._api = partial(Api, chosen.kubeconfig, allowed=unsafe, count=observer.requested)
         api = self._api()
@@ -140,10 +140,11 @@ class ClusterSource:
     def tell(self, news: Sequence[News]) -> None:
         self._reporter.tell(news)
 
-    def _tell_of_doubt(self, doubt: Doubt, message: str) -> None:
+    def _tell_of_mass_deletion(self, deletion: MassDeletion, message: str) -> None:
         self._inputs.nfts.synced.wait(_INTRODUCTION)
         for resource in self._inputs.nfts.objects():
-            self._reporter.tell([News(resource.ref, Topic.LIST_DOUBTED, message, warning=doubt is not Doubt.REFUTED)])
+            warning = deletion is not MassDeletion.REFUTED
+            self._reporter.tell([News(resource.ref, Topic.LIST_DOUBTED, message, warning)])
 
     def report(self, status: RouterStatus) -> None:
         self._reporter.status(status)
@@ -195,12 +196,12 @@ class _Watches:
 
 
 class WatchReport:
-    """Remembers how the watches are doing, and lets an observer know. tell: called for doubts, with words."""
+    """Remembers how the watches are doing, and lets an observer know. tell: called for mass deletions, with words."""
 
-    def __init__(self, observer: Observer, clock: Clock, tell: Callable[[Doubt, str], None]) -> None:
+    def __init__(self, observer: Observer, clock: Clock, tell: Callable[[MassDeletion, str], None]) -> None:
         self._observer = observer
         self._tell = tell
-        self._doubted: dict[str, str] = {}  # why, by kind
+        self._suspect: dict[str, str] = {}  # why, by kind
         self._clock = clock
         self._waiting: dict[str, float] = {}  # since when, by kind
         self.states: dict[str, WatchState] = {}
@@ -209,15 +210,15 @@ class WatchReport:
         """The kinds that could not be watched for a while."""
         waiting = self._waiting.copy().items()
         silent = {kind: "the API server does not answer as it should" for kind, since in waiting if now - since > _STALE}
-        return {**self._doubted.copy(), **silent}
+        return {**self._suspect.copy(), **silent}
 
-    def doubted(self, resource: Resource, doubt: Doubt, message: str) -> None:
-        self._observer.doubted(resource, doubt, message)
-        if doubt is Doubt.RAISED:
-            self._doubted[resource.kind] = message
+    def mass_deletion(self, resource: Resource, deletion: MassDeletion, message: str) -> None:
+        self._observer.mass_deletion(resource, deletion, message)
+        if deletion is MassDeletion.RAISED:
+            self._suspect[resource.kind] = message
         else:
-            self._doubted.pop(resource.kind, None)
-        self._tell(doubt, message)
+            self._suspect.pop(resource.kind, None)
+        self._tell(deletion, message)
 
     def watching(self, resource: Resource, state: WatchState) -> None:
         self.states[resource.kind] = state

@@ -25,7 +25,7 @@ from nftsync.cluster.api import Api, MalformedAnswerError, TooLargeError, parse_
 from nftsync.cluster.backoff import ApiError, Pace, attempts
 from nftsync.cluster.cache import ObjectCache, Relist, nobody
 from nftsync.cluster.kubeconfig import KubeconfigError
-from nftsync.cluster.watchstate import Doubt, Observer, RestartCause, WatchState
+from nftsync.cluster.watchstate import MassDeletion, Observer, RestartCause, WatchState
 from nftsync.objects.kinds import Resource
 from nftsync.objects.names import Malformed, Name, quote
 
@@ -40,7 +40,7 @@ SMALL_PAGE = 20  # fits however large objects are: etcd holds none above 1.5 MB
 class Timing:
     """Seconds. watch, relist: drawn at random between the two.  lasting: a watch that ends earlier counts as a failure.
 
-    second_look: until a list that is in doubt is followed by another.
+    second_look: until a list that is suspect is followed by another.
     """
 
     watch: tuple[float, float] = (300.0, 600.0)
@@ -90,7 +90,7 @@ class Watcher:
         self._page = PAGE
         self._complaint = ""
         self._recovering = False
-        self._missing: AbstractSet[Name] = frozenset()  # from the last list, while that is in doubt
+        self._missing: AbstractSet[Name] = frozenset()  # from the last list, while that is suspect
 
     def run(self) -> None:
         """List and watch until `stop` is set. For a thread of its own."""
@@ -169,47 +169,48 @@ class Watcher:
         self._observer.watching(self._resource, WatchState.LISTING)
         self._version = None
         version, relist = self._take_list()
-        while relist.doubted:  # the list of a server that has lost its data looks like any other
+        while relist.is_suspect:  # the list of a server that has lost its data looks like any other
             self._stop.wait(self._timing.second_look)
             version, relist = self._take_list(lacked=relist.gone)
         self._version = version
         self._relist_at = self._clock() + self._rng.uniform(*self._timing.relist)
 
     def _take_list(self, lacked: AbstractSet[Name] = frozenset()) -> tuple[str, Relist]:
-        """The list, and its resourceVersion. It is in doubt if it lacks most of what was known, unless the one before did, too.
+        """The list, and its resourceVersion. It is suspect if it lacks most of what was known, unless the one before did, too.
 
         lacked: by the list before.
         """
 
-        def doubts(gone: AbstractSet[Name], known: int) -> bool:
-            return self._resource.cautious and _most(len(gone), known) and _most(len(gone - lacked), len(gone))
+        def is_suspect(gone: AbstractSet[Name], known: int) -> bool:
+            return self._resource.guarded and _most(len(gone), known) and _most(len(gone - lacked), len(gone))
 
-        with self._cache.relist(doubts=doubts) as relist:
+        with self._cache.relist(is_suspect=is_suspect) as relist:
             put = partial(self._hand_over, relist.put)
             try:
                 version = list_objects(self._api, self._resource, put, page=self._page, answered=self._answered)
             except TooLargeError:
                 self._page = SMALL_PAGE
                 raise
-        self._tell_of_doubt(relist)
+        self._tell_of_mass_deletion(relist)
         return version, relist
 
-    def _tell_of_doubt(self, relist: Relist) -> None:
+    def _tell_of_mass_deletion(self, relist: Relist) -> None:
         """When it begins, and what came of it, whatever happened in between."""
         what, missing = f"objects of the kind {self._resource.kind}", self._missing
-        self._missing = relist.gone if relist.doubted else frozenset()
+        self._missing = relist.gone if relist.is_suspect else frozenset()
         again = len(missing - relist.gone)
-        if relist.doubted:
-            doubt, said = Doubt.RAISED, f"{len(relist.gone)} of {relist.known} {what} are missing from the list: "
+        if relist.is_suspect:
+            deletion, said = MassDeletion.RAISED, f"{len(relist.gone)} of {relist.known} {what} are missing from the list: "
             said += "nothing is closed before a second list says the same"
         elif not missing:
             return
         elif 2 * again < len(missing):
-            doubt, said = Doubt.CONFIRMED, f"a second list lacks {len(missing) - again} of the {len(missing)} missing {what}, too"
+            deletion = MassDeletion.CONFIRMED
+            said = f"a second list lacks {len(missing) - again} of the {len(missing)} missing {what}, too"
         else:
-            doubt, said = Doubt.REFUTED, f"a second list has {again} of the {len(missing)} missing {what} again"
+            deletion, said = MassDeletion.REFUTED, f"a second list has {again} of the {len(missing)} missing {what} again"
         log.warning("%s", said)
-        self._observer.doubted(self._resource, doubt, said)
+        self._observer.mass_deletion(self._resource, deletion, said)
 
     def _answered(self) -> None:
         if self._stop.is_set():

@@ -34,7 +34,7 @@ class RestartCause(StrEnum):
     SERVER_ERROR = "server_error"
 
 
-class Doubt(StrEnum):
+class MassDeletion(StrEnum):
     """About a list that has suddenly lost most of what was known."""
 
     RAISED = "raised"
@@ -57,5 +57,5 @@ class Observer(Protocol):
     def skipped(self, resource: Resource, message: str) -> None:
         """An object was passed over because not even its name could be read."""
 
-    def doubted(self, resource: Resource, doubt: Doubt, message: str) -> None:
+    def mass_deletion(self, resource: Resource, deletion: MassDeletion, message: str) -> None:
         """A list has suddenly lost most of what was known; or a second one has decided about that."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nftsync.cluster.watchstate import Doubt, RestartCause, WatchState
+from nftsync.cluster.watchstate import MassDeletion, RestartCause, WatchState
 from nftsync.exporter.metrics import Metrics
 from nftsync.objects.kinds import Resource
 
@@ -27,8 +27,8 @@ class MetricsObserver:
     def skipped(self, resource: Resource, _message: str) -> None:
         self._metrics.skipped.labels(resource.kind).inc()
 
-    def doubted(self, _resource: Resource, doubt: Doubt, _message: str) -> None:
-        self._metrics.list_doubts.labels(doubt).inc()
+    def mass_deletion(self, _resource: Resource, deletion: MassDeletion, _message: str) -> None:
+        self._metrics.list_doubts.labels(deletion).inc()
 
     def wrote_status(self, result: str) -> None:
         self._metrics.status_writes.labels(result).inc()

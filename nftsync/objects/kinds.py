@@ -15,26 +15,26 @@ class Resource:
     """What to watch: an API path that lists objects, narrowed by `query`. kind: for people and metrics.
 
     optional: that the cluster does not have this kind, or does not let us read it, is a state and no error.
-    cautious: a list that has suddenly lost most of what was known needs another one that says the same.
+    guarded: a list that has suddenly lost most of what was known needs another one that says the same.
     """
 
     kind: str
     path: str
     query: tuple[tuple[str, str], ...] = ()
     optional: bool = False
-    cautious: bool = False
+    guarded: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A kind. group: "" for Kubernetes' own.  optional, cautious: see Resource."""
+    """A kind. group: "" for Kubernetes' own.  optional, guarded: see Resource."""
 
     name: str
     group: str
     version: str
     plural: str
     optional: bool = False
-    cautious: bool = False
+    guarded: bool = False
 
     @property
     def api_version(self) -> str:
@@ -49,10 +49,10 @@ class Kind:
     def watched(self, namespace: str = "", name: str = "") -> Resource:
         """What to watch: all of them, those of a namespace, or the one of a name."""
         query = (("fieldSelector", f"metadata.name={name}"),) if name else ()
-        return Resource(self.name, self.path(namespace), query, self.optional, self.cautious)
+        return Resource(self.name, self.path(namespace), query, self.optional, self.guarded)
 
 
-SERVICE = Kind("Service", "", "v1", "services", cautious=True)
+SERVICE = Kind("Service", "", "v1", "services", guarded=True)
 NFT = Kind("Nft", "nft.acnodal.com", "v1alpha1", "nfts")
 POOL = Kind("IPAddressPool", "metallb.io", "v1beta1", "ipaddresspools", optional=True)
 ADVERTISEMENT = Kind("BGPAdvertisement", "metallb.io", "v1beta1", "bgpadvertisements", optional=True)

@@ -12,8 +12,8 @@ from nftsync.objects.address import Address
 from nftsync.objects.metallb import AddressPool, Advertisement, ConfigMap, Configuration, Peer, configuration
 from nftsync.objects.names import Rejection
 
-DOUBT = 0.3  # seconds without another change until pools that are gone are gone
-LONGEST_DOUBT = 0.6  # seconds until they are, whatever else changes
+GRACE_PERIOD = 0.3  # seconds without another change until pools that are gone are gone
+MAX_GRACE_PERIOD = 0.6  # seconds until they are, whatever else changes
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ class Pools:
     """Remembers the last good configuration.
 
     known: None if none was ever seen.  speakers: the present BGPPeers' addresses.
-    deadline: when it shows whether what is gone was all that goes, in the clock's seconds; inf if nothing is in doubt.
+    deadline: when it shows whether what is gone was all that goes, in the clock's seconds; inf if nothing is missing.
     rejections: what is wrong with the present one; a new tuple whenever it was looked at.
     """
 
@@ -78,33 +78,33 @@ class Pools:
         self.rejections: tuple[Rejection, ...] = ()
         self.speakers: frozenset[Address] = frozenset()
         self.deadline = float("inf")
-        self._doubted_since: float | None = None
+        self._missing_since: float | None = None
         self._looked: MetalLBObjects | None = None
 
     def look(self, objects: MetalLBObjects, now: float) -> None:
         """Take up what MetalLB's complete lists say. now: the clock's seconds."""
         new = objects != self._looked
-        if not new and self._doubted_since is None:
+        if not new and self._missing_since is None:
             return
         self._looked = objects
         self.speakers = objects.speakers
         found, self.rejections = judge(objects, self.known)
-        if not self._doubted(found, now, new=new):
+        if not self._is_suspect(found, now, new=new):
             self.known = found or self.known
 
     def relist(self) -> None:
         """The lists are not complete any more: what comes is judged anew."""
-        self._doubted_since, self.deadline = None, float("inf")
+        self._missing_since, self.deadline = None, float("inf")
 
-    def _doubted(self, found: Configuration | None, now: float, *, new: bool) -> bool:
+    def _is_suspect(self, found: Configuration | None, now: float, *, new: bool) -> bool:
         """Whether something is gone, and soon all may be: where the kinds are removed, their objects go one by one."""
         if found is None or self.known is None or not _contents(self.known) - _contents(found):
             self.relist()
             return False
-        if self._doubted_since is None:
-            self._doubted_since, new = now, True
+        if self._missing_since is None:
+            self._missing_since, new = now, True
         if new:
-            self.deadline = min(now + DOUBT, self._doubted_since + LONGEST_DOUBT)
+            self.deadline = min(now + GRACE_PERIOD, self._missing_since + MAX_GRACE_PERIOD)
         if now < self.deadline:
             return True
         self.relist()

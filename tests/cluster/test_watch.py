@@ -31,7 +31,7 @@ from nftsync.cluster.backoff import ApiError, Pace
 from nftsync.cluster.cache import ObjectCache
 from nftsync.cluster.kubeconfig import UNSAFE, Kubeconfig, KubeconfigError
 from nftsync.cluster.watch import Timing, Watcher
-from nftsync.cluster.watchstate import Doubt, RestartCause, WatchState
+from nftsync.cluster.watchstate import MassDeletion, RestartCause, WatchState
 from nftsync.objects.kinds import SERVICES, Resource, nfts
 from nftsync.objects.names import Name
 from nftsync.objects.nft import Nft, parse_nft
@@ -64,7 +64,7 @@ class Recorder:
         self.causes: Counter[RestartCause] = Counter()
         self.contacts = 0
         self.skips: list[str] = []
-        self.doubts: list[Doubt] = []
+        self.mass_deletions: list[MassDeletion] = []
 
     def watching(self, resource: Resource, state: WatchState) -> None:
         assert resource.kind
@@ -82,9 +82,9 @@ class Recorder:
         assert resource.kind
         self.skips.append(message)
 
-    def doubted(self, resource: Resource, doubt: Doubt, message: str) -> None:
+    def mass_deletion(self, resource: Resource, deletion: MassDeletion, message: str) -> None:
         assert resource.kind in message
-        self.doubts.append(doubt)
+        self.mass_deletions.append(deletion)
 
 
 def wait_for(condition: Callable[[], object], what: str = "the condition", seconds: float = PATIENCE) -> None:
@@ -953,7 +953,7 @@ def test_of_a_kind_that_is_needed_no_refusal_takes_an_object_away(lab: Lab, stat
 
 # --- lists that are suddenly much smaller -------------------------------------------------------------
 
-CAUTIOUS = replace(TIMING, second_look=0.2)
+GUARDED = replace(TIMING, second_look=0.2)
 
 
 def lacking(names: set[str]) -> Fault:
@@ -974,7 +974,7 @@ def begin_with(lab: Lab, count: int) -> set[str]:
     names = {f"s{number}" for number in range(count)}
     for name in names:
         lab.server.put(service(name))
-    lab.started(CAUTIOUS)
+    lab.started(GUARDED)
     lab.cache.drain()
     return names
 
@@ -992,7 +992,7 @@ def test_what_one_list_lacks_and_the_next_has_was_never_gone(lab: Lab, caplog: p
     names = begin_with(lab, 40)
     with caplog.at_level(logging.WARNING):
         lists(lab, lacking({f"s{number}" for number in range(5, 40)}))
-        wait_for(lambda: lab.observer.doubts == [Doubt.RAISED, Doubt.REFUTED], "a second look")
+        wait_for(lambda: lab.observer.mass_deletions == [MassDeletion.RAISED, MassDeletion.REFUTED], "a second look")
     assert {each.name for each in lab.held()} == names
     assert lab.cache.drain().objects == {}
     assert "nothing is closed before a second list says the same" in caplog.text
@@ -1004,8 +1004,8 @@ def test_what_two_lists_lack_is_gone_and_nothing_before_the_second(lab: Lab) -> 
     gone = {f"s{number}" for number in range(5, 40)}
     began = time.monotonic()
     lists(lab, lacking(gone), lacking(gone))
-    assert time.monotonic() - began >= CAUTIOUS.second_look
-    wait_for(lambda: lab.observer.doubts == [Doubt.RAISED, Doubt.CONFIRMED], "a second look")
+    assert time.monotonic() - began >= GUARDED.second_look
+    wait_for(lambda: lab.observer.mass_deletions == [MassDeletion.RAISED, MassDeletion.CONFIRMED], "a second look")
     assert {each.name for each in lab.held()} == names - gone
 
 
@@ -1017,8 +1017,8 @@ def test_more_than_half_and_more_than_ten_are_many(lab: Lab, known: int, lost: i
     gone = {f"s{number}" for number in range(lost)}
     lists(lab, lacking(gone), *([lacking(gone)] if doubted else []))
     wait_for(lambda: {each.name for each in lab.held()} == names - gone, "they are gone")
-    wanted = [Doubt.RAISED, Doubt.CONFIRMED] if doubted else []
-    wait_for(lambda: lab.observer.doubts == wanted, f"{wanted}")
+    wanted = [MassDeletion.RAISED, MassDeletion.CONFIRMED] if doubted else []
+    wait_for(lambda: lab.observer.mass_deletions == wanted, f"{wanted}")
 
 
 def test_what_a_list_in_doubt_does_hold_is_taken_up_at_once(lab: Lab) -> None:
@@ -1028,7 +1028,7 @@ def test_what_a_list_in_doubt_does_hold_is_taken_up_at_once(lab: Lab) -> None:
     lab.server.put(service("new"))
     gone = {f"s{number}" for number in range(5, 40)}
     lists(lab, lacking(gone), lacking(gone))
-    wait_for(lambda: Doubt.RAISED in lab.observer.doubts, "a doubt")
+    wait_for(lambda: MassDeletion.RAISED in lab.observer.mass_deletions, "a doubt")
     assert str(lab.held()[Name("shop", "s0")].addresses[0]) == "192.0.2.99"
     assert Name("shop", "new") in lab.held()
 
@@ -1037,15 +1037,15 @@ def test_a_second_list_that_fails_keeps_the_doubt(lab: Lab) -> None:
     names = begin_with(lab, 40)
     gone = {f"s{number}" for number in range(5, 40)}
     lists(lab, lacking(gone), faulty.refusal(500), lacking(gone), faulty.resets, lacking(gone), lacking(gone))
-    wait_for(lambda: Doubt.CONFIRMED in lab.observer.doubts, "a second look")
-    assert lab.observer.doubts == [Doubt.RAISED, Doubt.RAISED, Doubt.RAISED, Doubt.CONFIRMED]
+    wait_for(lambda: MassDeletion.CONFIRMED in lab.observer.mass_deletions, "a second look")
+    assert lab.observer.mass_deletions == [MassDeletion.RAISED, MassDeletion.RAISED, MassDeletion.RAISED, MassDeletion.CONFIRMED]
     assert {each.name for each in lab.held()} == names - gone
 
 
 def test_a_doubt_whose_second_list_fails_ends_with_a_list_that_has_them_again(lab: Lab) -> None:
     names = begin_with(lab, 40)
     lists(lab, lacking({f"s{number}" for number in range(5, 40)}), faulty.refusal(500))
-    wait_for(lambda: lab.observer.doubts == [Doubt.RAISED, Doubt.REFUTED], "the end of the doubt")
+    wait_for(lambda: lab.observer.mass_deletions == [MassDeletion.RAISED, MassDeletion.REFUTED], "the end of the doubt")
     assert {each.name for each in lab.held()} == names
 
 
@@ -1059,10 +1059,10 @@ def test_a_second_list_that_lacks_others_confirms_nothing(lab: Lab) -> None:
         return lacking(others)(handler)
 
     lists(lab, lacking(some), lacking(others), notes)
-    wait_for(lambda: Doubt.CONFIRMED in lab.observer.doubts, "a list that says the same")
+    wait_for(lambda: MassDeletion.CONFIRMED in lab.observer.mass_deletions, "a list that says the same")
     assert seen == [names], "what one list alone lacked is still there"
     assert {each.name for each in lab.held()} == names - others
-    assert lab.observer.doubts == [Doubt.RAISED, Doubt.RAISED, Doubt.CONFIRMED]
+    assert lab.observer.mass_deletions == [MassDeletion.RAISED, MassDeletion.RAISED, MassDeletion.CONFIRMED]
 
 
 def test_others_in_the_place_of_most_are_no_less_doubtful(lab: Lab) -> None:
@@ -1072,7 +1072,7 @@ def test_others_in_the_place_of_most_are_no_less_doubtful(lab: Lab) -> None:
     for number in range(60):
         lab.server.put(service(f"other{number}"))
     lists(lab, lacking(names), lacking(names))
-    wait_for(lambda: lab.observer.doubts == [Doubt.RAISED, Doubt.CONFIRMED], "a second look")
+    wait_for(lambda: lab.observer.mass_deletions == [MassDeletion.RAISED, MassDeletion.CONFIRMED], "a second look")
 
 
 def test_what_comes_between_two_lists_does_not_refute_what_both_lack(lab: Lab, caplog: pytest.LogCaptureFixture) -> None:
@@ -1086,7 +1086,7 @@ def test_what_comes_between_two_lists_does_not_refute_what_both_lack(lab: Lab, c
 
     with caplog.at_level(logging.WARNING):
         lists(lab, lacking(gone), meanwhile)
-        wait_for(lambda: lab.observer.doubts == [Doubt.RAISED, Doubt.CONFIRMED], "a second look")
+        wait_for(lambda: lab.observer.mass_deletions == [MassDeletion.RAISED, MassDeletion.CONFIRMED], "a second look")
     assert {each.name for each in lab.held()} == names - gone | {f"new{number}" for number in range(10)}
     assert "11 of 21 objects of the kind Service are missing from the list" in caplog.text
     assert "a second list lacks 11 of the 11 missing objects of the kind Service, too" in caplog.text
@@ -1097,7 +1097,7 @@ def test_those_that_a_second_list_has_again_stay(lab: Lab, caplog: pytest.LogCap
     gone, back = {f"s{number}" for number in range(30)}, {f"s{number}" for number in range(20)}
     with caplog.at_level(logging.WARNING):
         lists(lab, lacking(gone), lacking(gone - back))
-        wait_for(lambda: lab.observer.doubts == [Doubt.RAISED, Doubt.REFUTED], "a second look")
+        wait_for(lambda: lab.observer.mass_deletions == [MassDeletion.RAISED, MassDeletion.REFUTED], "a second look")
     assert {each.name for each in lab.held()} == names - (gone - back)
     assert "a second list has 20 of the 30 missing objects of the kind Service again" in caplog.text
 
@@ -1122,12 +1122,12 @@ def test_the_first_list_is_held_against_what_was_open_before_the_restart(lab: La
         lab.server.put(service(name))
     lab.cache = ObjectCache(parse_service, lambda: None, time.monotonic, remembered=remembered(names))
     lab.server.script(LIST, lacking(gone), looks)
-    lab.start(CAUTIOUS)
+    lab.start(GUARDED)
     wait_for(lab.cache.synced.is_set, "a list that counts")
     assert seen == [False], "nothing may be done before: what is missing is known to the kernel alone"
     assert {each.name for each in lab.held()} == (names - gone if second == "the same" else names)
-    outcome = Doubt.CONFIRMED if second == "the same" else Doubt.REFUTED
-    wait_for(lambda: lab.observer.doubts == [Doubt.RAISED, outcome], "a second look")
+    outcome = MassDeletion.CONFIRMED if second == "the same" else MassDeletion.REFUTED
+    wait_for(lambda: lab.observer.mass_deletions == [MassDeletion.RAISED, outcome], "a second look")
 
 
 def test_a_first_list_that_has_most_of_what_was_open_before_the_restart_counts_at_once(lab: Lab) -> None:
@@ -1135,8 +1135,8 @@ def test_a_first_list_that_has_most_of_what_was_open_before_the_restart_counts_a
     lab.cache = ObjectCache(parse_service, lambda: None, time.monotonic, remembered=remembered(names))
     for number in range(11):
         lab.server.put(service(f"s{number}"))
-    lab.started(CAUTIOUS)
-    assert lab.observer.doubts == []
+    lab.started(GUARDED)
+    assert lab.observer.mass_deletions == []
 
 
 def test_deletions_that_a_watch_tells_of_are_meant(lab: Lab) -> None:
@@ -1145,16 +1145,16 @@ def test_deletions_that_a_watch_tells_of_are_meant(lab: Lab) -> None:
         lab.server.delete("shop", f"s{number}")
     lab.converged()
     assert len(lab.held()) == 2
-    assert lab.observer.doubts == []
+    assert lab.observer.mass_deletions == []
 
 
 def test_a_kind_that_is_not_cautious_and_a_first_list_are_believed(lab: Lab) -> None:
-    lab.resource = replace(SERVICES, cautious=False)
+    lab.resource = replace(SERVICES, guarded=False)
     names = begin_with(lab, 40)
     gone = {f"s{number}" for number in range(5, 40)}
     lists(lab, lacking(gone))
     wait_for(lambda: {each.name for each in lab.held()} == names - gone, "they are gone")
-    assert lab.observer.doubts == []
+    assert lab.observer.mass_deletions == []
 
 
 def test_stop_ends_a_doubt_that_would_last_for_hours(lab: Lab) -> None:
@@ -1163,7 +1163,7 @@ def test_stop_ends_a_doubt_that_would_last_for_hours(lab: Lab) -> None:
         lab.server.put(service(name))
     lab.started(replace(TIMING, second_look=NEVER))
     lists(lab, lacking(names))
-    wait_for(lambda: lab.observer.doubts == [Doubt.RAISED], "a doubt")
+    wait_for(lambda: lab.observer.mass_deletions == [MassDeletion.RAISED], "a doubt")
     lab.stop.set()
     assert lab.thread
     lab.thread.join(PATIENCE)

@@ -150,10 +150,10 @@ class Hostile(Router):
         """The lists of these kinds come."""
         for kind in kinds or KINDS:
             first = kind not in self.kinds
-            with self._caches[kind].relist(doubts=lambda gone, _: doubted and bool(gone)) as relist:
+            with self._caches[kind].relist(is_suspect=lambda gone, _: doubted and bool(gone)) as relist:
                 for raw in self._cluster[kind].values():
                     relist.put(raw)
-            if relist.doubted and first:
+            if relist.is_suspect and first:
                 continue
             self.kinds.add(kind)
 

@@ -160,14 +160,14 @@ def test_an_address_without_its_service_does_not_make_the_first_list_doubtful(tm
     kubeconfig.write_text(json.dumps({**kinds, "contexts": [context], "clusters": [cluster], "users": [user]}))
     asked = []
 
-    def doubts(gone: AbstractSet[Name], known: int) -> bool:
+    def is_suspect(gone: AbstractSet[Name], known: int) -> bool:
         asked.append((gone, known))
         return False
 
     config = Config(kubeconfig=kubeconfig)
     source = ClusterSource(config, memory.services, MetricsObserver(Metrics()), lambda: None, time.monotonic)
     try:
-        with source.inputs.services.relist(doubts=doubts) as relist:
+        with source.inputs.services.relist(is_suspect=is_suspect) as relist:
             for each in OPENED[1:]:
                 relist.put(each)
     finally:

@@ -22,7 +22,7 @@ from nftsync.objects.nft import NftSpec
 from nftsync.plan.memory import Facts
 from nftsync.plan.snapshot import Interfaces, Known, Origin, Snapshot
 from nftsync.policy.guard import UNGUARDED, Guard
-from nftsync.policy.pools import DOUBT, LONGEST_DOUBT, judge
+from nftsync.policy.pools import GRACE_PERIOD, MAX_GRACE_PERIOD, judge
 
 
 def pool(name: str, *texts: str, advertised: bool = True) -> Pool:
@@ -344,7 +344,7 @@ class Seen:
         return snapshot.pools.listed, news.since
 
     @property
-    def doubted(self) -> float:
+    def grace(self) -> float:
         """Seconds until it shows whether what is gone was all that goes."""
         return self._observer.deadline - self.now
 
@@ -443,7 +443,7 @@ def test_what_was_known_before_the_start_stays_until_there_is_something_good() -
     assert seen.told()[0].endswith("; the last good pools stay")
     seen.put("a", "192.0.2.0/24")
     seen.look()
-    seen.now += DOUBT
+    seen.now += GRACE_PERIOD
     assert seen.look() == ["a"]
 
 
@@ -456,11 +456,11 @@ def test_when_everything_vanishes_at_once_or_one_by_one_the_last_good_pools_stay
         for name in "bca":
             seen.delete(name)
             if one_by_one:
-                seen.now += DOUBT * 0.9
+                seen.now += GRACE_PERIOD * 0.9
                 assert seen.look() == ["a", "b", "c"]
         seen.now += 1_000_000
         assert seen.look() == ["a", "b", "c"]
-        assert seen.doubted == float("inf")
+        assert seen.grace == float("inf")
         assert seen.told() == []
 
 
@@ -469,18 +469,18 @@ def test_one_pool_that_goes_is_gone_when_no_other_went_for_a_moment() -> None:
     seen.put("a", "192.0.2.0/24")
     seen.put("b", "198.51.100.0/24")
     seen.look()
-    assert seen.doubted == float("inf")
+    assert seen.grace == float("inf")
     seen.delete("b")
     assert seen.look() == ["a", "b"]
-    assert seen.doubted == pytest.approx(DOUBT)
-    seen.now += DOUBT / 2
+    assert seen.grace == pytest.approx(GRACE_PERIOD)
+    seen.now += GRACE_PERIOD / 2
     assert seen.look() == ["a", "b"]
-    assert seen.doubted == pytest.approx(DOUBT / 2)
-    seen.now += DOUBT / 2
-    assert seen.doubted == pytest.approx(0)
-    seen.now += DOUBT / 2
+    assert seen.grace == pytest.approx(GRACE_PERIOD / 2)
+    seen.now += GRACE_PERIOD / 2
+    assert seen.grace == pytest.approx(0)
+    seen.now += GRACE_PERIOD / 2
     assert seen.look() == ["a"]
-    assert seen.doubted == float("inf")
+    assert seen.grace == float("inf")
 
 
 def test_a_pool_that_goes_and_comes_back_was_never_gone() -> None:
@@ -492,7 +492,7 @@ def test_a_pool_that_goes_and_comes_back_was_never_gone() -> None:
     seen.look()
     seen.put("b", "203.0.113.0/24")
     assert seen.look() == ["a", "b"]
-    assert seen.doubted == float("inf")
+    assert seen.grace == float("inf")
     assert seen.pools.known is not None
     assert str(seen.pools.known.pools[1].ranges[0]) == "203.0.113.0-203.0.113.255", "an edit counts at once"
 
@@ -525,9 +525,9 @@ def test_while_pools_go_on_changing_one_that_is_gone_is_gone_within_the_second()
     seen.delete("b")
     began = seen.now
     while "b" in seen.look():
-        seen.now += DOUBT / 3
+        seen.now += GRACE_PERIOD / 3
         seen.put("a", f"192.0.2.{int(seen.now * 10) % 100}/32")
-    assert seen.now - began == pytest.approx(LONGEST_DOUBT, abs=DOUBT / 3)
+    assert seen.now - began == pytest.approx(MAX_GRACE_PERIOD, abs=GRACE_PERIOD / 3)
     assert seen.now - began < 1
 
 
@@ -545,7 +545,7 @@ def test_the_config_map_that_pool_objects_have_replaced_does_not_come_to_power_a
         assert seen.look() == ["old"]
         seen.put("a", "192.0.2.0/24")
         seen.look()
-        seen.now += DOUBT
+        seen.now += GRACE_PERIOD
         assert seen.look() == ["a"]
         if restarted:
             seen = Seen(seen.pools.known).sync()
@@ -591,7 +591,7 @@ def test_what_can_be_read_again_counts_even_if_it_is_nothing() -> None:
         with cache.relist():
             pass
     assert announced(seen) == ["a"], "all may be going"
-    seen.now += DOUBT
+    seen.now += GRACE_PERIOD
     assert announced(seen) == []
     assert seen.pools.known is not None
     assert seen.pools.known.peers == frozenset()

@@ -20,7 +20,7 @@ from nftsync.config import Boundary
 from nftsync.kernel.interfaces import LinkError, Links
 from nftsync.kernel.nft import Kernel, KernelError
 from nftsync.plan.result import Outcome
-from nftsync.policy.pools import DOUBT
+from nftsync.policy.pools import GRACE_PERIOD
 from tests.lab.lab import CLIENT, CLUSTER, NODE, PUBLIC, Lab, Probe, Protocol, TcpServer
 from tests.lab.probe import _checksum, packet
 from tests.labtools import (
@@ -421,7 +421,7 @@ def test_what_is_no_longer_legal_after_a_restart_is_cut_off(
         try:
             restarted.put(nft(), WEB, OTHER, narrowed)
             if not line:
-                time.sleep(DOUBT)
+                time.sleep(GRACE_PERIOD)
                 restarted.synced()
             assert not answers(connection, 0.7), "TCP has sent it again by then"
             assert answers(neighbour)
