@@ -178,7 +178,7 @@ class EventQueue:
             "eventTime": time,
             "reportingController": CONTROLLER,
             "reportingInstance": self._instance,
-            "action": _ACTIONS.get(news.topic, "Judge"),
+            "action": _ACTIONS.get(news.topic, "Evaluate"),
             "reason": news.topic,
             "type": "Warning" if news.warning else "Normal",
             "note": _cut(note, _NOTE),

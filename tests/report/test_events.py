@@ -186,7 +186,7 @@ def test_an_event_says_all_that_the_api_requires() -> None:
         "eventTime": "2026-01-02T12:00:00.123456Z",
         "reportingController": CONTROLLER,
         "reportingInstance": "edge1",
-        "action": "Judge",
+        "action": "Evaluate",
         "reason": "Rejected",
         "type": "Warning",
         "note": "rejected: invalid_ratelimit: x (router edge1)",
