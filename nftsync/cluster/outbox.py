@@ -24,7 +24,7 @@ from nftsync.objects.nft import Nft
 from nftsync.objects.status import Figures, NftStatus, RouterStatus
 from nftsync.report.conditions import describe, stamped, stopped, summary
 from nftsync.report.events import EventQueue, Request
-from nftsync.report.notices import News
+from nftsync.report.notices import Notice
 
 SETTLE = 1.0  # seconds after the start until the status is written: a restart is no news
 QUIET = 3.0  # seconds between two writes of the status
@@ -173,7 +173,7 @@ class Reporter:
         if changed:
             self._wake.set()
 
-    def tell(self, news: Iterable[News]) -> None:
+    def tell(self, news: Iterable[Notice]) -> None:
         """Send Events about these. Never blocks; what is too much is dropped."""
         with self._lock:
             for each in news:

@@ -25,7 +25,7 @@ from nftsync.objects.names import Name
 from nftsync.objects.nft import Nft, parse_nft
 from nftsync.objects.service import Service, parse_service
 from nftsync.objects.status import RouterStatus
-from nftsync.report.notices import News, Topic
+from nftsync.report.notices import EventReason, Notice
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ class Source(Protocol):
     def stale(self) -> Mapping[str, str]:
         """By kind, why what is known of it may be old."""
 
-    def tell(self, news: Sequence[News]) -> None:
+    def tell(self, news: Sequence[Notice]) -> None:
         """Let those know whom it concerns. Never blocks."""
 
     def report(self, status: RouterStatus) -> None:
@@ -137,14 +137,14 @@ class ClusterSource:
     def stale(self) -> Mapping[str, str]:
         return self._report.stale(self._clock())
 
-    def tell(self, news: Sequence[News]) -> None:
+    def tell(self, news: Sequence[Notice]) -> None:
         self._reporter.tell(news)
 
     def _tell_of_mass_deletion(self, deletion: MassDeletion, message: str) -> None:
         self._inputs.nfts.synced.wait(_INTRODUCTION)
         for resource in self._inputs.nfts.objects():
             warning = deletion is not MassDeletion.REFUTED
-            self._reporter.tell([News(resource.ref, Topic.LIST_DOUBTED, message, warning)])
+            self._reporter.tell([Notice(resource.ref, EventReason.LIST_DOUBTED, message, warning)])
 
     def report(self, status: RouterStatus) -> None:
         self._reporter.status(status)
@@ -266,7 +266,7 @@ class ManifestSource:
     def stale(self) -> Mapping[str, str]:
         return {}
 
-    def tell(self, news: Sequence[News]) -> None:
+    def tell(self, news: Sequence[Notice]) -> None:
         """Files have no Events."""
 
     def report(self, status: RouterStatus) -> None:

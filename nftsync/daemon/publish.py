@@ -17,7 +17,7 @@ from nftsync.objects.names import ObjectRef, Reason, Rejection
 from nftsync.objects.status import Confirmation, RouterStatus
 from nftsync.plan.result import Outcome, SyncResult
 from nftsync.report.conditions import conditions
-from nftsync.report.notices import News, Topic, of_changes, of_confirmation, of_rejections
+from nftsync.report.notices import EventReason, Notice, of_changes, of_confirmation, of_rejections
 
 RECENT = 20  # pieces of news that are remembered
 LINES = 200  # of one sync in the log; the rest of them is counted
@@ -40,7 +40,7 @@ class Publisher:
         self._waiting = ""
         self._confirmation: tuple[Confirmation, str] | None = None
         self._hash, self._changed = "", ""
-        self.recent: deque[tuple[str, News]] = deque(maxlen=RECENT)  # what was told last, and when
+        self.recent: deque[tuple[str, Notice]] = deque(maxlen=RECENT)  # what was told last, and when
 
     def publish(self, source: Source, result: SyncResult) -> None:
         """Never blocks on the network."""
@@ -90,27 +90,27 @@ class Publisher:
             self._guarding = said
             log.log(level, "%s", said)
 
-    def _news(self, result: SyncResult) -> Iterable[News]:
+    def _news(self, result: SyncResult) -> Iterable[Notice]:
         yield from of_changes(result.changes)
         if result.drift and result.nft is not None:
-            yield News(result.nft.ref, Topic.DRIFT_REPAIRED, result.message, warning=True)
+            yield Notice(result.nft.ref, EventReason.DRIFT_REPAIRED, result.message, warning=True)
 
-    def _news_of_settings(self, result: SyncResult) -> Iterable[News]:
+    def _news_of_settings(self, result: SyncResult) -> Iterable[Notice]:
         """When they cut off whoever administers the router, and when that is settled."""
         told = result.confirming.state, str(result.confirming)
         if told != self._confirmation and result.confirming.cut:
             yield of_confirmation(result.nft.ref if result.nft else None, *told)
         self._confirmation = told
 
-    def _news_of_rejections(self, rejections: tuple[Rejection, ...]) -> Iterable[News]:
+    def _news_of_rejections(self, rejections: tuple[Rejection, ...]) -> Iterable[Notice]:
         if rejections is not self._rejections:
             self._metrics.count_rejections(rejections)
             self._rejected = len({rejection.object for rejection in rejections})
             yield from of_rejections(self._rejections, rejections)
             self._rejections = rejections
 
-    def _log(self, news: list[News], router: str) -> None:
-        lines = (each for each in news if each.topic is not Topic.DRIFT_REPAIRED)  # told with the result
+    def _log(self, news: list[Notice], router: str) -> None:
+        lines = (each for each in news if each.topic is not EventReason.DRIFT_REPAIRED)  # told with the result
         for each in islice(lines, LINES):
             level = logging.WARNING if each.warning else logging.INFO
             log.log(level, "%s: %s", each.about, each.message, extra={"fields": _fields(each, router)})
@@ -150,7 +150,7 @@ class Publisher:
         return found
 
 
-def _fields(news: News, router: str) -> dict[str, str]:
+def _fields(news: Notice, router: str) -> dict[str, str]:
     """For whoever searches the log."""
     about: ObjectRef | None = news.about
     if about is None:

@@ -17,13 +17,13 @@ from typing import TypeVar
 
 from nftsync.objects.kinds import KINDS, NFT
 from nftsync.objects.names import ObjectRef
-from nftsync.report.notices import News, Topic
+from nftsync.report.notices import EventReason, Notice
 
 K = TypeVar("K")
 V = TypeVar("V")
 
 CONTROLLER = f"{NFT.group}/nftsync"
-_ACTIONS = {Topic.OPENED: "Open", Topic.CLOSED: "Close", Topic.DRIFT_REPAIRED: "Repair"}
+_ACTIONS = {EventReason.OPENED: "Open", EventReason.CLOSED: "Close", EventReason.DRIFT_REPAIRED: "Repair"}
 _NOTE = 1024  # bytes, the API's limit
 _INSTANCE = 128  # the same
 _NAME = 253 - len(".") - 16  # of the object, in the name of an Event
@@ -73,7 +73,7 @@ class _Series:
 
 
 class EventQueue:
-    """News on their way to the cluster. Not thread-safe.
+    """Notices on their way to the cluster. Not thread-safe.
 
     instance: this router's name.  utc: the time of day.  dropped: how many pieces were never sent.
 
@@ -84,19 +84,19 @@ class EventQueue:
         self._instance = _cut(instance, _INSTANCE)
         self._utc = utc
         self._length = length
-        self._warnings: deque[tuple[int, News]] = deque()  # with the number of each
-        self._others: deque[tuple[int, News]] = deque()
+        self._warnings: deque[tuple[int, Notice]] = deque()  # with the number of each
+        self._others: deque[tuple[int, Notice]] = deque()
         self._number = 0
-        self._sending: News | None = None
+        self._sending: Notice | None = None
         self._all = Bucket(25, 0.2, 25, 0.0)
         self._objects: OrderedDict[str, Bucket] = OrderedDict()
-        self._series: OrderedDict[tuple[str, Topic, str], _Series] = OrderedDict()
+        self._series: OrderedDict[tuple[str, EventReason, str], _Series] = OrderedDict()
         self.dropped = 0
 
     def __len__(self) -> int:
         return len(self._warnings) + len(self._others) + (self._sending is not None)
 
-    def put(self, news: News) -> None:
+    def put(self, news: Notice) -> None:
         """Take news about an object that an Event can be about; others concern nobody in the cluster."""
         if news.about is None or news.about.kind not in KINDS or not news.about.uid:
             return
@@ -150,7 +150,7 @@ class EventQueue:
         self._others.clear()
         self._sending = None
 
-    def _request(self, news: News, now: float) -> Request:
+    def _request(self, news: Notice, now: float) -> Request:
         about = news.about
         assert about is not None
         time = self._utc().strftime("%Y-%m-%dT%H:%M:%S.%fZ")
@@ -165,7 +165,7 @@ class EventQueue:
         _remembered(self._series, _key(news), lambda: _Series(f"{path}/{event}", 0, now))
         return Request("POST", path, self._event(news, about, namespace, event, time))
 
-    def _event(self, news: News, about: ObjectRef, namespace: str, event: str, time: str) -> dict[str, object]:
+    def _event(self, news: Notice, about: ObjectRef, namespace: str, event: str, time: str) -> dict[str, object]:
         name = about.name.partition("/")[2]
         regarding = {
             "apiVersion": KINDS[about.kind].api_version, "kind": about.kind, "namespace": namespace, "name": name, "uid": about.uid,
@@ -186,7 +186,7 @@ class EventQueue:
         }
 
 
-def _key(news: News) -> tuple[str, Topic, str]:
+def _key(news: Notice) -> tuple[str, EventReason, str]:
     assert news.about is not None
     return news.about.uid, news.topic, news.message
 

@@ -14,8 +14,8 @@ from nftsync.policy.pinholes import Pinhole
 _NAMED = 8  # addresses, and ports of each, that a sentence names
 
 
-class Topic(StrEnum):
-    """What a piece of news is about. The list is fixed: Events use it as their reason."""
+class EventReason(StrEnum):
+    """What a notice is about. The list is fixed: Events use it as their reason."""
 
     OPENED = "Opened"
     CLOSED = "Closed"
@@ -35,60 +35,60 @@ class Topic(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class News:
+class Notice:
     """One thing that happened. about: the object that it concerns, None for the router as a whole."""
 
     about: ObjectRef | None
-    topic: Topic
+    topic: EventReason
     message: str
     warning: bool = False
 
 
 _TOPICS = {
-    Reason.INVALID_SETTINGS: Topic.SETTINGS_REFUSED,
-    Reason.MISSING_SETTINGS: Topic.SETTINGS_REFUSED,
-    Reason.INVALID_LOCAL_CHAIN: Topic.LOCAL_CHAIN_REFUSED,
-    Reason.INVALID_POOLS: Topic.POOLS_REFUSED,
+    Reason.INVALID_SETTINGS: EventReason.SETTINGS_REFUSED,
+    Reason.MISSING_SETTINGS: EventReason.SETTINGS_REFUSED,
+    Reason.INVALID_LOCAL_CHAIN: EventReason.LOCAL_CHAIN_REFUSED,
+    Reason.INVALID_POOLS: EventReason.POOLS_REFUSED,
 }
 
 
 _CONFIRMATIONS = {
-    Confirmation.NOT_NEEDED: Topic.MANAGEMENT_CUT,
-    Confirmation.WAITING: Topic.CONFIRMATION_AWAITED,
-    Confirmation.CONFIRMED: Topic.SETTINGS_CONFIRMED,
-    Confirmation.ROLLED_BACK: Topic.SETTINGS_ROLLED_BACK,
+    Confirmation.NOT_NEEDED: EventReason.MANAGEMENT_CUT,
+    Confirmation.WAITING: EventReason.CONFIRMATION_AWAITED,
+    Confirmation.CONFIRMED: EventReason.SETTINGS_CONFIRMED,
+    Confirmation.ROLLED_BACK: EventReason.SETTINGS_ROLLED_BACK,
 }
 
 
-def of_confirmation(nft: ObjectRef | None, state: Confirmation, message: str) -> News:
+def of_confirmation(nft: ObjectRef | None, state: Confirmation, message: str) -> Notice:
     """That settings cut off whoever administers the router, and what becomes of them."""
-    return News(nft, _CONFIRMATIONS[state], message, warning=state is not Confirmation.CONFIRMED)
+    return Notice(nft, _CONFIRMATIONS[state], message, warning=state is not Confirmation.CONFIRMED)
 
 
-def of_changes(changes: Iterable[Change]) -> Iterator[News]:
+def of_changes(changes: Iterable[Change]) -> Iterator[Notice]:
     """One piece for each Service and kind of change."""
     for change in changes:
         if change.opened:
-            yield News(change.service, Topic.OPENED, f"opened {_pinholes(change.opened)}{_limit(change.opened)}")
+            yield Notice(change.service, EventReason.OPENED, f"opened {_pinholes(change.opened)}{_limit(change.opened)}")
         if change.closed:
-            yield News(change.service, Topic.CLOSED, f"closed {_pinholes(change.closed)}")
+            yield Notice(change.service, EventReason.CLOSED, f"closed {_pinholes(change.closed)}")
         if change.limit_changed:
             limit = _limit(change.altered) or ", not limited any more"
-            yield News(change.service, Topic.LIMIT_CHANGED, f"changed {_pinholes(change.altered)}{limit}")
+            yield Notice(change.service, EventReason.LIMIT_CHANGED, f"changed {_pinholes(change.altered)}{limit}")
         elif change.altered:
-            yield News(change.service, Topic.CHANGED, f"changed {_pinholes(change.altered)}: {_sources(change.altered[0])}")
+            yield Notice(change.service, EventReason.CHANGED, f"changed {_pinholes(change.altered)}: {_sources(change.altered[0])}")
 
 
-def of_rejections(before: Iterable[Rejection], after: Iterable[Rejection]) -> Iterator[News]:
+def of_rejections(before: Iterable[Rejection], after: Iterable[Rejection]) -> Iterator[Notice]:
     """One piece for each rejection that came or went."""
     held, found = ({_same(each): each for each in rejections} for rejections in (before, after))
     for same, rejection in found.items():
         if same not in held:
-            topic = _TOPICS.get(rejection.reason, Topic.REJECTED)
-            yield News(rejection.object, topic, f"rejected: {rejection.reason}: {rejection.message}", warning=True)
+            topic = _TOPICS.get(rejection.reason, EventReason.REJECTED)
+            yield Notice(rejection.object, topic, f"rejected: {rejection.reason}: {rejection.message}", warning=True)
     for same, rejection in held.items():
         if same not in found:
-            yield News(rejection.object, Topic.ACCEPTED, f"no longer rejected: {rejection.reason}: {rejection.message}")
+            yield Notice(rejection.object, EventReason.ACCEPTED, f"no longer rejected: {rejection.reason}: {rejection.message}")
 
 
 def _same(rejection: Rejection) -> tuple[ObjectRef, Reason, str]:

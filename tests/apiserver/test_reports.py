@@ -25,7 +25,7 @@ from nftsync.exporter.metrics import Metrics
 from nftsync.objects.names import ObjectRef
 from nftsync.objects.status import RouterStatus, parse_status
 from nftsync.report.events import EventQueue, Request
-from nftsync.report.notices import News, Topic
+from nftsync.report.notices import EventReason, Notice
 from tests.apiserver.client import refusal_of
 from tests.apiserver.harness import MANIFESTS, NAMESPACE, NFTS, ApiServer, eventually
 from tests.apiserver.router import NFT, SERVICES, SPEC, Router, fresh_router
@@ -433,7 +433,7 @@ def test_drift_and_what_is_refused_of_the_settings_are_told_on_the_nft(router: R
 @pytest.mark.parametrize("message", ["x" * 5000, "ü" * 5000, "🧱" * 5000])
 def test_the_longest_note_and_name_are_ones_that_the_api_takes(router: Router, message: str) -> None:
     queue = EventQueue("edge1", utc_now)
-    queue.put(News(ObjectRef("ConfigMap", f"default/{'c' * 253}", "uid"), Topic.REJECTED, message, warning=True))
+    queue.put(Notice(ObjectRef("ConfigMap", f"default/{'c' * 253}", "uid"), EventReason.REJECTED, message, warning=True))
     request = queue.next(0.0)
     assert isinstance(request, Request)
     client = router.server.client(router.server.issue_token())

@@ -20,7 +20,7 @@ from nftsync.cluster.outbox import DENIED, DISAGREE, LONGEST, QUIET, SETTLE, TIC
 from nftsync.objects.names import Name, ObjectRef
 from nftsync.objects.nft import Nft, parse_nft
 from nftsync.objects.status import Condition, RouterStatus
-from nftsync.report.notices import News, Topic
+from nftsync.report.notices import EventReason, Notice
 from tests.labtools import PATIENCE
 from tests.report.views import standing
 
@@ -203,7 +203,7 @@ class World:
     def report(self, router: str = "edge1", **fields: Any) -> None:
         self.reporters[router].status(status(router, **fields))
 
-    def tell(self, *news: News, router: str = "edge1") -> None:
+    def tell(self, *news: Notice, router: str = "edge1") -> None:
         self.reporters[router].tell(news)
 
     def end(self, router: str = "edge1") -> None:
@@ -237,8 +237,8 @@ def status(router: str = "edge1", conditions: tuple[Condition, ...] = GOOD, **fi
     return replace(own, **fields)
 
 
-def news(number: int = 0, message: str = "opened 192.0.2.1 tcp 80") -> News:
-    return News(ObjectRef("Service", f"shop/s{number}", f"uid-{number}"), Topic.OPENED, message)
+def news(number: int = 0, message: str = "opened 192.0.2.1 tcp 80") -> Notice:
+    return Notice(ObjectRef("Service", f"shop/s{number}", f"uid-{number}"), EventReason.OPENED, message)
 
 
 @pytest.fixture
@@ -643,7 +643,7 @@ def test_events_that_the_server_never_takes_are_said_once_whatever_they_are_call
 
 def test_an_event_in_a_namespace_that_ends_costs_the_others_nothing(world: World, cluster: Cluster) -> None:
     ending = ApiError("403 Forbidden: because it is being terminated", 403)
-    world.tell(News(ObjectRef("Service", "gone/x", "u"), Topic.CLOSED, "closed"), news(1))
+    world.tell(Notice(ObjectRef("Service", "gone/x", "u"), EventReason.CLOSED, "closed"), news(1))
     cluster.fails = lambda _, path: ending if "/namespaces/gone/" in path else None
     world.run(1)
     assert world.counts.results == {"event failed": 1, "event dropped": 1, "event sent": 1}

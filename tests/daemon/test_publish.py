@@ -17,7 +17,7 @@ from nftsync.daemon.reconcile import NOT_FILTERING
 from nftsync.exporter.metrics import Metrics
 from nftsync.objects.status import Condition, RouterStatus
 from nftsync.plan.result import Outcome, SyncResult
-from nftsync.report.notices import News, Topic
+from nftsync.report.notices import EventReason, Notice
 from tests.lab.namespace import Namespace
 from tests.labtools import PUBLIC_NIC, SERVICE4, Raw, needs_root, nft, service
 from tests.router import Router, config_in
@@ -40,7 +40,7 @@ class Hearer:
 
     inputs: Any = None  # a publisher asks for none
     old: dict[str, str] = field(default_factory=dict)
-    news: list[News] = field(default_factory=list)
+    news: list[Notice] = field(default_factory=list)
     statuses: list[RouterStatus] = field(default_factory=list)
     alive: bool = True
 
@@ -50,7 +50,7 @@ class Hearer:
     def stale(self) -> Mapping[str, str]:
         return self.old
 
-    def tell(self, news: Sequence[News]) -> None:
+    def tell(self, news: Sequence[Notice]) -> None:
         self.news.extend(news)
 
     def report(self, status: RouterStatus) -> None:
@@ -184,7 +184,7 @@ def test_a_thousand_changes_at_once_are_two_hundred_lines_and_the_number_of_the_
     router.sync()
     assert len(router.stories) == LINES == 200
     assert router.lines[-1] == ("INFO", "… and 800 more changes")
-    assert router.topics == [Topic.OPENED] * 1000
+    assert router.topics == [EventReason.OPENED] * 1000
 
 
 def test_as_many_changes_as_may_be_logged_are_logged_without_a_line_about_others(router: Told) -> None:
@@ -206,7 +206,7 @@ def test_drift_is_told_once(router: Told) -> None:
     assert router.lines == [("WARNING", repaired)]
     [told] = router.source.news
     assert (str(told.about), told.topic, told.message, told.warning) == (
-        "Nft arbf-operators/nft", Topic.DRIFT_REPAIRED, repaired, True,
+        "Nft arbf-operators/nft", EventReason.DRIFT_REPAIRED, repaired, True,
     )  # fmt: skip
     assert router.metric("drift_repairs_total") == 1
 
@@ -320,7 +320,7 @@ def test_a_rejection_is_told_when_it_is_new_and_when_it_is_gone(router: Told) ->
     assert of_rejections[0][0].startswith("Service default/web: rejected: invalid_ratelimit: ")
     assert of_rejections[1][0].startswith("Service default/web: no longer rejected: invalid_ratelimit: ")
     warned = [each for each in router.source.news if each.warning]
-    assert [each.topic for each in warned] == [Topic.REJECTED]
+    assert [each.topic for each in warned] == [EventReason.REJECTED]
     assert [line[0] for line in router.lines if "invalid_ratelimit" in line[1]] == ["WARNING", "INFO"]
 
 
@@ -330,7 +330,7 @@ def test_a_rejection_whose_object_is_gone_is_told_as_gone(router: Told) -> None:
     assert router.metric("rejections", reason="outside_pools") == 1
     router.delete(stray)
     router.sync()
-    assert router.topics == [Topic.ACCEPTED]
+    assert router.topics == [EventReason.ACCEPTED]
     assert router.metric("rejections", reason="outside_pools") == 0
 
 
@@ -371,7 +371,7 @@ def test_what_is_refused_makes_its_last_good_version_stale(router: Told) -> None
     assert stale.keys() == {"settings", "pools"}
     assert "the last good settings stay" in stale["settings"]
     assert "the last good pools stay" in stale["pools"]
-    assert router.topics == [Topic.SETTINGS_REFUSED, Topic.POOLS_REFUSED]
+    assert router.topics == [EventReason.SETTINGS_REFUSED, EventReason.POOLS_REFUSED]
     assert router.condition("Stale").reason == "LastGoodHolds"
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from nftsync.objects.names import ObjectRef
 from nftsync.report.events import CONTROLLER, Bucket, EventQueue, Request
-from nftsync.report.notices import News, Topic
+from nftsync.report.notices import EventReason, Notice
 
 NOON = datetime(2026, 1, 2, 12, 0, 0, 123456, UTC)
 PATH = "/apis/events.k8s.io/v1/namespaces/shop/events"
@@ -21,8 +21,10 @@ def service(name: str = "web", uid: str | None = None) -> ObjectRef:
     return ObjectRef("Service", f"shop/{name}", uid or f"uid-{name}")
 
 
-def news(about: ObjectRef | None = None, message: str = "opened", topic: Topic = Topic.OPENED, *, warning: bool = False) -> News:
-    return News(about or service(), topic, message, warning)
+def news(
+    about: ObjectRef | None = None, message: str = "opened", topic: EventReason = EventReason.OPENED, *, warning: bool = False
+) -> Notice:
+    return Notice(about or service(), topic, message, warning)
 
 
 def queue(length: int = 1000) -> EventQueue:
@@ -165,7 +167,7 @@ def test_what_the_server_never_takes_goes_alone_and_what_it_takes_from_nobody_go
 def test_what_no_event_can_be_about_makes_none(about: ObjectRef | None) -> None:
     """A file, the router itself, an object that is gone, or a kind that we know nothing of."""
     events = queue()
-    events.put(News(about, Topic.REJECTED, "x", warning=True))
+    events.put(Notice(about, EventReason.REJECTED, "x", warning=True))
     assert (len(events), events.dropped, events.next(0.0)) == (0, 0, float("inf"))
 
 
@@ -174,7 +176,7 @@ def test_what_no_event_can_be_about_makes_none(about: ObjectRef | None) -> None:
 
 def test_an_event_says_all_that_the_api_requires() -> None:
     events = queue()
-    events.put(news(message="rejected: invalid_ratelimit: x", topic=Topic.REJECTED, warning=True))
+    events.put(news(message="rejected: invalid_ratelimit: x", topic=EventReason.REJECTED, warning=True))
     [request] = send(events, 0.0)
     assert (request.method, request.path, request.content_type) == ("POST", PATH, "application/json")
     body: Any = request.body
@@ -254,7 +256,7 @@ def test_the_same_news_within_360_seconds_count_on_and_afterwards_make_a_new_eve
 
 def test_other_words_another_topic_or_an_object_made_anew_are_other_events() -> None:
     events = queue()
-    for each in (news(), news(message="other"), news(topic=Topic.CLOSED), news(service(uid="new"))):
+    for each in (news(), news(message="other"), news(topic=EventReason.CLOSED), news(service(uid="new"))):
         events.put(each)
     assert [each.method for each in send(events, 0.0)] == ["POST"] * 4
 
