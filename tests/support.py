@@ -27,7 +27,7 @@ from nftsync.objects.ratelimit import RateLimit
 from nftsync.objects.service import Port, Protocol, Service
 from nftsync.policy.pinholes import Desired
 from nftsync.ruleset.elements import ruleset
-from nftsync.ruleset.tables import FILTER, NAME, SHAPER, Elements, Ruleset, Settings
+from nftsync.ruleset.tables import INET, NAME, NETDEV, Elements, Ruleset, Settings
 
 ROOT = Path(__file__).parent.parent
 
@@ -68,7 +68,7 @@ class Netns:
 
     def listing(self) -> str:
         """Our tables as nft lists them, without elements and counters."""
-        listed = [self._nft.cmd(f"list table {family} {NAME}") for family in (FILTER, SHAPER)]
+        listed = [self._nft.cmd(f"list table {family} {NAME}") for family in (INET, NETDEV)]
         return "\n".join(output for code, output, _ in listed if code == 0)
 
     def add_nics(self, first: str, second: str) -> None:

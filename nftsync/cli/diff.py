@@ -14,7 +14,7 @@ from nftables import Nftables
 
 from nftsync.kernel.netns import Namespace
 from nftsync.kernel.nft import KernelError, sentence
-from nftsync.ruleset.tables import FILTER, NAME, SHAPER
+from nftsync.ruleset.tables import INET, NAME, NETDEV
 
 _ELEMENTS = re.compile(r"^(\s*)elements = \{(.*?)\}", re.MULTILINE | re.DOTALL)
 _KEPT = re.compile(r"^(table .* \{)(?: # progname .*)?\n(?:\tflags (?:owner|persist|owner,persist)\n\n)?", re.MULTILINE)
@@ -56,7 +56,7 @@ def _listed() -> str:
     commands = Nftables()
     commands.set_stateless_output(True)
     shown = []
-    for family in (FILTER, SHAPER):
+    for family in (INET, NETDEV):
         code, output, error = commands.cmd(f"list table {family} {NAME}")
         if code and "No such file" not in error:
             raise KernelError(sentence(error))

@@ -29,7 +29,7 @@ from nftsync.plan.snapshot import Known, Origin, Snapshot, Verdicts
 from nftsync.policy.confirm import Confirming
 from nftsync.policy.pinholes import Desired, Pinhole, pinholes_of
 from nftsync.ruleset.elements import elements, open_keys
-from nftsync.ruleset.tables import FILTER, Ruleset, Table
+from nftsync.ruleset.tables import INET, Ruleset, Table
 from nftsync.ruleset.transaction import transaction
 
 TRIES = 20  # transactions that one sync tries, each without what the kernel refused of the one before
@@ -192,7 +192,7 @@ class Reconciler:
 
     def _begin(self, found: Found) -> None:
         """Look at what stands before this process changes it: what nobody denies stays until every list is complete."""
-        self._filtered |= found.ruleset.tables.get(FILTER, Table()).filters
+        self._filtered |= found.ruleset.tables.get(INET, Table()).filters
         s, memory = self._snapshot, self.record.memory
         if s.complete or (s.first_since_boot and memory.facts.spec):
             return
@@ -206,7 +206,7 @@ class Reconciler:
 
         Without settings the base is put back, if that is what stood, and nothing else is touched while it keeps the door shut.
         """
-        s, filters = self._snapshot, found.ruleset.tables.get(FILTER, Table()).filters
+        s, filters = self._snapshot, found.ruleset.tables.get(INET, Table()).filters
         stands = "" if filters else f"{NOT_FILTERING}: "
         if s.spec.value is None:
             shut = self._base or self._filtered  # before there is a network; or somebody took away what kept the door shut
@@ -318,7 +318,7 @@ class Reconciler:
         """Whether the kernel holds something other than what it accepted, or what kept the door shut is gone."""
         applied, s, current = self.record.applied, self._planned, planned.current
         if applied.tables is None or applied.settings is None or s is None:
-            return self._filtered and not current.tables.get(FILTER, Table()).filters
+            return self._filtered and not current.tables.get(INET, Table()).filters
         if applied.settings.limits_refused:
             return False
         believed = wanted_ruleset(s, applied.pinholes.values(), applied.settings)

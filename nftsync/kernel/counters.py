@@ -31,15 +31,15 @@ from nftsync.kernel.nf_tables import (
     text,
 )
 from nftsync.report.traffic import Count, Element, Reading, Rule
-from nftsync.ruleset.tables import FILTER, OPERATOR_SVC, SHAPER
+from nftsync.ruleset.tables import INET, NETDEV, OPERATOR_SVC
 
 _RULE_HANDLE = 3
 _BYTES, _PACKETS = 1, 2  # of a counter
 
 _U32, _U64, _PORT = struct.Struct(">I"), struct.Struct(">Q"), struct.Struct(">H")
 
-_COUNTING = {FILTER: ("services", "sources"), SHAPER: ("dropped",)}
-_OTHERS = {FILTER: ("pools4", "pools6"), SHAPER: ("limited4", "limited6", "limited4-packets", "limited6-packets")}
+_COUNTING = {INET: ("services", "sources"), NETDEV: ("dropped",)}
+_OTHERS = {INET: ("pools4", "pools6"), NETDEV: ("limited4", "limited6", "limited4-packets", "limited6-packets")}
 
 
 def read() -> Reading:
@@ -54,7 +54,7 @@ def read() -> Reading:
         for family, names in _OTHERS.items():
             for set_name in names:
                 found = elements(kernel, family, set_name)
-                sizes[set_name] = sum(1 for each in found if not (family == FILTER and _ends_interval(*each)))
+                sizes[set_name] = sum(1 for each in found if not (family == INET and _ends_interval(*each)))
         return Reading(counts, sizes, dict(_closed(kernel)))
 
 
@@ -97,7 +97,7 @@ def _counter(content: bytes, start: int, end: int) -> Count | None:
 
 def _closed(kernel: Netlink) -> Iterator[tuple[Rule, Count]]:
     """What the rules counted that look into pools4 or pools6."""
-    for content in dump(kernel, GET_RULES, FILTER, name(RULE_CHAIN, OPERATOR_SVC)):
+    for content in dump(kernel, GET_RULES, INET, name(RULE_CHAIN, OPERATOR_SVC)):
         handle = 0
         for kind, start, end in attributes(content, HEADER, len(content)):
             if kind == _RULE_HANDLE:

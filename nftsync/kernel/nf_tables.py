@@ -13,11 +13,11 @@ from collections.abc import Iterator
 from ipaddress import ip_address
 
 from nftsync.kernel.netlink import DumpError, Netlink, Span, attribute, attributes, complete
-from nftsync.ruleset.tables import FILTER, NAME, SHAPER
+from nftsync.ruleset.tables import INET, NAME, NETDEV
 
 PROTOCOL = 12  # NETLINK_NETFILTER
 HEADER = 4  # bytes of struct nfgenmsg; the first is the family
-FAMILIES = {FILTER: 1, SHAPER: 5}  # NFPROTO_INET, NFPROTO_NETDEV
+FAMILIES = {INET: 1, NETDEV: 5}  # NFPROTO_INET, NFPROTO_NETDEV
 
 _NFTABLES = 10 << 8  # NFNL_SUBSYS_NFTABLES
 GET_TABLES, GET_CHAINS, GET_RULES, GET_SETS, GET_ELEMENTS = (_NFTABLES | kind for kind in (1, 4, 7, 10, 13))

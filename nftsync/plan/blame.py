@@ -16,7 +16,7 @@ from nftsync.plan.plan import Plan
 from nftsync.plan.snapshot import Verdicts
 from nftsync.policy.pinholes import Pinhole
 from nftsync.ruleset.elements import pinhole_key
-from nftsync.ruleset.tables import FILTER, LOCAL_CHAIN, NAME, SHAPER, Elements, Ruleset, Table
+from nftsync.ruleset.tables import INET, LOCAL_CHAIN, NAME, NETDEV, Elements, Ruleset, Table
 from nftsync.ruleset.transaction import transaction
 
 
@@ -45,9 +45,9 @@ def lines_of(plan: Plan, before: Mapping[str, Pinhole], after: Mapping[str, Pinh
     common, services = _taken_apart(plan.current, plan.wanted, before, after)
     lines = []
     for family in sorted(plan.current.tables.keys() | plan.wanted.tables.keys()):
-        if family == SHAPER and plan.settings.limits_refused:
+        if family == NETDEV and plan.settings.limits_refused:
             continue
-        part = Part.LIMITS if family == SHAPER else Part.TABLES
+        part = Part.LIMITS if family == NETDEV else Part.TABLES
         if family in plan.wanted.tables:  # a table that others own refuses this too, and no Service is blamed for that
             lines.append(Line(f"add table {family} {NAME}{_flags(plan.wanted.tables[family])}", part))
         text = transaction(_of(family, plan.current), _of(family, Ruleset(plan.wanted.tables, common)))
@@ -124,8 +124,8 @@ def learn(verdicts: Verdicts, plan: Plan, lines: Sequence[Line], complaints: Seq
         blamed[lines[number].subject if number < len(lines) else Part.TABLES] = message
     services = {subject: message for subject, message in blamed.items() if isinstance(subject, Name)}
     chain = blamed.get(Part.LOCAL_CHAIN, "" if services or Part.LIMITS in blamed else blamed.get(Part.TABLES, ""))
-    loaded = plan.current.tables.get(FILTER) is None or (
-        plan.current.tables[FILTER].chains.get(LOCAL_CHAIN) != plan.wanted.tables[FILTER].chains[LOCAL_CHAIN]
+    loaded = plan.current.tables.get(INET) is None or (
+        plan.current.tables[INET].chains.get(LOCAL_CHAIN) != plan.wanted.tables[INET].chains[LOCAL_CHAIN]
     )
     if chain and loaded and plan.local_chain.body:
         verdicts = replace(verdicts, local_chains={**verdicts.local_chains, plan.local_chain.body: chain})

@@ -12,7 +12,7 @@ from nftsync.plan.snapshot import LocalChain, Origin, Snapshot
 from nftsync.policy.pinholes import Pinhole
 from nftsync.ruleset.elements import pinhole_key, ruleset
 from nftsync.ruleset.localchain import by_name
-from nftsync.ruleset.tables import FILTER, LOCAL_CHAIN, SHAPER, Elements, Ruleset, Settings, Table, flags_for, tables
+from nftsync.ruleset.tables import INET, LOCAL_CHAIN, NETDEV, Elements, Ruleset, Settings, Table, flags_for, tables
 from nftsync.ruleset.text import render
 from nftsync.ruleset.transaction import transaction
 
@@ -187,23 +187,23 @@ def undecided_of(
 
 def _can_stay(found: Ruleset) -> bool:
     """Whether the local chain that stands can be left alone: no set that rules refer to would be made anew."""
-    table = found.tables.get(FILTER, Table())
-    same_sets = table.sets == tables(Settings())[FILTER].sets
+    table = found.tables.get(INET, Table())
+    same_sets = table.sets == tables(Settings())[INET].sets
     return table.filters and same_sets and not table.foreign_objects and LOCAL_CHAIN in table.chains
 
 
 def _with_chain_of(wanted: Ruleset, current: Ruleset) -> Ruleset:
-    table = wanted.tables[FILTER]
-    chains = {**table.chains, LOCAL_CHAIN: current.tables[FILTER].chains[LOCAL_CHAIN]}
-    return replace(wanted, tables={**wanted.tables, FILTER: replace(table, chains=chains)})
+    table = wanted.tables[INET]
+    chains = {**table.chains, LOCAL_CHAIN: current.tables[INET].chains[LOCAL_CHAIN]}
+    return replace(wanted, tables={**wanted.tables, INET: replace(table, chains=chains)})
 
 
 def _with_limits_of(wanted: Ruleset, current: Ruleset) -> Ruleset:
     """The limits stay as they are: the kernel does not take them now."""
-    tables = {family: table for family, table in wanted.tables.items() if family != SHAPER}
-    elements = {family: sets for family, sets in wanted.elements.items() if family != SHAPER}
-    if SHAPER in current.tables:
-        tables[SHAPER], elements[SHAPER] = current.tables[SHAPER], current.elements.get(SHAPER, {})
+    tables = {family: table for family, table in wanted.tables.items() if family != NETDEV}
+    elements = {family: sets for family, sets in wanted.elements.items() if family != NETDEV}
+    if NETDEV in current.tables:
+        tables[NETDEV], elements[NETDEV] = current.tables[NETDEV], current.elements.get(NETDEV, {})
     return Ruleset(tables, elements)
 
 

@@ -16,7 +16,7 @@ from nftsync.objects.names import NAME, Name, Reason, quote
 from nftsync.objects.service import Port, Protocol, Service
 from nftsync.plan.result import SyncResult
 from nftsync.policy.pinholes import Pinhole
-from nftsync.ruleset.tables import FILTER, FORWARD, INPUT, OPERATOR_CR, OPERATOR_SVC, Settings, tables
+from nftsync.ruleset.tables import FORWARD, INET, INPUT, OPERATOR_CR, OPERATOR_SVC, Settings, tables
 
 _FORMS = "right is ADDRESS:PORT[/tcp|udp|sctp], e.g. 192.0.2.1:53/udp or [2001:db8::1]:443, or SOURCE and that, or NAMESPACE/NAME"
 _TARGET = re.compile(r"(?:\[([0-9A-Fa-f:.]{2,45})\]|([0-9.]{7,15})):([1-9][0-9]{0,4})(?:/(tcp|udp|sctp|TCP|UDP|SCTP))?")
@@ -318,7 +318,7 @@ def _whom(ranges: Sequence[Network] | None) -> str:
 
 def _rule(settings: Settings, chain: str, *words: str) -> str:
     """The last rule of a chain that has these words in it, as nft is given it."""
-    rules = tables(settings)[FILTER].chains[chain].rules.splitlines()
+    rules = tables(settings)[INET].chains[chain].rules.splitlines()
     return f"{chain}: {next(rule.strip() for rule in reversed(rules) if all(word in rule for word in words))}"
 
 

@@ -6,20 +6,20 @@ from collections.abc import Iterable, Iterator
 
 from nftsync.objects.address import Network
 from nftsync.policy.pinholes import Pinhole
-from nftsync.ruleset.tables import FILTER, SHAPER, Elements, Ruleset, Settings, tables
+from nftsync.ruleset.tables import INET, NETDEV, Elements, Ruleset, Settings, tables
 
 
 def ruleset(pinholes: Iterable[Pinhole], settings: Settings) -> Ruleset:
     """The whole ruleset."""
     found = elements(pinholes, settings)
     for each in settings.cluster.ranges:
-        found[FILTER].setdefault(f"pools{each.version}", {})[each.element] = ""
+        found[INET].setdefault(f"pools{each.version}", {})[each.element] = ""
     return Ruleset(tables(settings), found)
 
 
 def elements(pinholes: Iterable[Pinhole], settings: Settings) -> dict[str, Elements]:
     """The set elements of pinholes, by family and set."""
-    found: dict[str, Elements] = {FILTER: {}, SHAPER: {}}
+    found: dict[str, Elements] = {INET: {}, NETDEV: {}}
     for family, name, key, statement in _elements(pinholes, settings):
         found[family].setdefault(name, {})[key] = statement
     return found
@@ -28,26 +28,26 @@ def elements(pinholes: Iterable[Pinhole], settings: Settings) -> dict[str, Eleme
 def _elements(pinholes: Iterable[Pinhole], settings: Settings) -> Iterator[tuple[str, str, str, str]]:
     for hole in pinholes:
         if hole.sources is None:
-            yield FILTER, f"services{hole.version}", hole.key, ""
+            yield INET, f"services{hole.version}", hole.key, ""
         else:
             for network in hole.sources:
-                yield FILTER, f"sources{hole.version}", f"{hole.key} . {_source_text(network)}", ""
+                yield INET, f"sources{hole.version}", f"{hole.key} . {_source_text(network)}", ""
         if settings.enable_rateshape and hole.limit is not None and hole.sources != ():
             suffix = "-packets" if hole.limit.packets else ""
-            yield SHAPER, f"limited{hole.version}{suffix}", hole.key, hole.limit.statement
-            yield SHAPER, f"dropped{hole.version}", hole.key, ""
+            yield NETDEV, f"limited{hole.version}{suffix}", hole.key, hole.limit.statement
+            yield NETDEV, f"dropped{hole.version}", hole.key, ""
 
 
 def open_keys(shown: Ruleset) -> set[str]:
     """The keys of the pinholes that are open in a ruleset."""
-    sets = shown.elements.get(FILTER, {})
+    sets = shown.elements.get(INET, {})
     names = [f"{stem}{version}" for stem in ("services", "sources") for version in (4, 6)]
     return {key for name in names for element in sets.get(name, ()) if (key := pinhole_key(name, element))}
 
 
 def open_limits(shown: Ruleset) -> dict[str, str]:
     """What limits the pinholes of a ruleset: statements, by key."""
-    sets = shown.elements.get(SHAPER, {})
+    sets = shown.elements.get(NETDEV, {})
     return {key: said for name, members in sets.items() if name.startswith("limited") for key, said in members.items()}
 
 

@@ -14,8 +14,8 @@ from nftsync.objects.address import AddressSet, Network
 from nftsync.objects.nft import NftSpec
 
 NAME = "nftsync"  # of both tables
-FILTER = "inet"
-SHAPER = "netdev"
+INET = "inet"
+NETDEV = "netdev"
 OWNED = frozenset({"owner", "persist"})  # the flags of a table that only who made it changes, and that outlives him
 
 LOCAL_CHAIN = "local-chain"
@@ -88,7 +88,7 @@ Elements = dict[str, dict[str, str]]  # set name → element key → the element
 
 @dataclass(frozen=True, slots=True)
 class Ruleset:
-    """What is, or should be, in the kernel. tables and elements: by family, FILTER or SHAPER."""
+    """What is, or should be, in the kernel. tables and elements: by family, INET or NETDEV."""
 
     tables: Mapping[str, Table] = field(default_factory=dict)
     elements: Mapping[str, Elements] = field(default_factory=dict)
@@ -169,9 +169,9 @@ class Settings:
 
 def tables(settings: Settings) -> Mapping[str, Table]:
     """Both tables, without elements. `netdev nftsync` exists only with enable_rateshape."""
-    shown = {FILTER: _filter_table(settings)}
+    shown = {INET: _filter_table(settings)}
     if settings.enable_rateshape:
-        shown[SHAPER] = _shaper_table(settings)
+        shown[NETDEV] = _shaper_table(settings)
     return shown
 
 

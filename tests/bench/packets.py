@@ -21,7 +21,7 @@ from nftsync.objects.nft import NftSpec
 from nftsync.objects.service import parse_service
 from nftsync.policy.pinholes import Desired
 from nftsync.ruleset.elements import ruleset
-from nftsync.ruleset.tables import FILTER, OPERATOR_SVC, Chain, Ruleset, Settings
+from nftsync.ruleset.tables import INET, OPERATOR_SVC, Chain, Ruleset, Settings
 from nftsync.ruleset.text import render
 from tests.bench.measure import NIC, Goal, address_of, in_turns, service, spread, table
 from tests.lab.lab import Lab
@@ -98,9 +98,9 @@ def _rulesets() -> dict[str, str]:
     plain = Settings.of(replace(spec, enable_rateshape=False), public_nic=None, local_chain="")
     ours = ruleset(pinholes, plain)
     line = "".join(f'\t\tiifname "{NIC}" ip daddr {address_of(number)} udp dport 443 accept\n' for number in range(COUNT))
-    standing = ours.tables[FILTER]
+    standing = ours.tables[INET]
     old = replace(standing, sets={}, chains={**standing.chains, OPERATOR_SVC: Chain(line)})
-    return {OURS: render(ours), OURS_LIMITS: render(ruleset(pinholes, limited)), OLD_LAST: render(Ruleset({FILTER: old}))}
+    return {OURS: render(ours), OURS_LIMITS: render(ruleset(pinholes, limited)), OLD_LAST: render(Ruleset({INET: old}))}
 
 
 def run() -> list[Goal]:

@@ -13,7 +13,7 @@ import pytest
 from nftsync.config import Boundary, Enforcement
 from nftsync.plan.result import Outcome
 from nftsync.ruleset.elements import ruleset
-from nftsync.ruleset.tables import FILTER, Ruleset
+from nftsync.ruleset.tables import INET, Ruleset
 from nftsync.ruleset.text import render
 from tests.lab.lab import PUBLIC, Lab
 from tests.labtools import SERVICE4, SERVICE6, elements, eventually, needs_root, nft, rules, service
@@ -103,7 +103,7 @@ def test_a_nic_that_has_another_name_after_a_reboot_opens_nothing_though_nobody_
     lab.unplug()
     lab.plug("wan0")
     # As the boot unit leaves it, which can't know.
-    lab.router.nft("flush ruleset\n" + render(Ruleset({FILTER: booted.tables[FILTER]}, booted.elements)))
+    lab.router.nft("flush ruleset\n" + render(Ruleset({INET: booted.tables[INET]}, booted.elements)))
     assert lab.arrives("tcp", SERVICE4, 81)
     router.restart(listed=False)
     assert waits(router) == f"rules renewed; {WAITING}"

@@ -15,7 +15,7 @@ from nftsync.files import journal as module
 from nftsync.files.journal import Journal
 from nftsync.kernel.nft import Kernel
 from nftsync.objects.names import Name
-from nftsync.ruleset.tables import FILTER
+from nftsync.ruleset.tables import INET
 from tests.lab.lab import Lab
 from tests.labtools import needs_root, nft, rules, service
 from tests.policy.test_pools import pool
@@ -38,7 +38,7 @@ def router(tmp_path: Path) -> Iterator[LabRouter]:
 
 
 def keys(router: LabRouter) -> set[str]:
-    held = router.kernel.read().ruleset.elements[FILTER]
+    held = router.kernel.read().ruleset.elements[INET]
     return {*held["services4"], *held["sources4"]}
 
 

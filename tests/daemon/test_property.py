@@ -33,7 +33,7 @@ from nftsync.objects.ratelimit import RateLimit, parse_ratelimit
 from nftsync.plan import memory as records
 from nftsync.plan.plan import tables_digest
 from nftsync.plan.result import Outcome, SyncResult
-from nftsync.ruleset.tables import FILTER
+from nftsync.ruleset.tables import INET
 from tests.lab.namespace import Namespace
 from tests.labtools import Raw, needs_root, nft, service
 from tests.router import KINDS, Router, config_in
@@ -248,7 +248,7 @@ class World:
     # what the kernel holds
 
     def open(self) -> set[Element]:
-        held = self.router.kernel.read().ruleset.elements.get(FILTER, {})
+        held = self.router.kernel.read().ruleset.elements.get(INET, {})
         return {(name, each) for name in OPEN_SETS for each in held.get(name, ())}
 
     def begins(self) -> None:

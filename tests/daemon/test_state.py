@@ -13,7 +13,7 @@ from nftsync.kernel.commits import SOMEBODY
 from nftsync.kernel.nft import Kernel, KernelError
 from nftsync.plan.plan import Found
 from nftsync.plan.result import Outcome
-from nftsync.ruleset.tables import FILTER
+from nftsync.ruleset.tables import INET
 from nftsync.ruleset.text import render
 from tests.lab.lab import CLIENT, PUBLIC, Lab, Probe
 from tests.labtools import (
@@ -340,10 +340,10 @@ def test_a_table_that_is_deleted_and_added_with_a_policy_alone_is_caught_leaking
     ruleset = wanted([*STANDING, *crowd], nft(enable_rateshape=False))
     chains = {
         name: replace(chain, rules=chain.rules.removesuffix("\t\tdrop\n")) if chain.hook else chain
-        for name, chain in ruleset.tables[FILTER].chains.items()
+        for name, chain in ruleset.tables[INET].chains.items()
     }
-    table = replace(ruleset.tables[FILTER], chains=chains)
-    text = render(replace(ruleset, tables={FILTER: table}))
+    table = replace(ruleset.tables[INET], chains=chains)
+    text = render(replace(ruleset, tables={INET: table}))
     kernel.apply(text)
     deadline, replaced = time.monotonic() + CONTROL_SECONDS, 0
     with traffic(lab, [*ALLOWED, *FORBIDDEN]) as running:

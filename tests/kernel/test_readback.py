@@ -9,7 +9,7 @@ import pytest
 
 from nftsync.kernel import readback
 from nftsync.kernel.nft import Kernel, KernelError
-from nftsync.ruleset.tables import FILTER, Ruleset, Settings, tables
+from nftsync.ruleset.tables import INET, Ruleset, Settings, tables
 from nftsync.ruleset.text import render
 from tests.lab.namespace import Namespace
 from tests.labtools import needs_root
@@ -57,10 +57,10 @@ def test_elements_of_every_shape_are_read_as_they_were_written_and_can_be_taken_
 ) -> None:
     load(router)
     router.nft(f"add element inet nftsync {name} {{ {', '.join(elements)} }}")
-    found = router.run(router.kernel.read).ruleset.elements[FILTER][name]
+    found = router.run(router.kernel.read).ruleset.elements[INET][name]
     assert found == dict.fromkeys(elements, "")
     router.nft(f"delete element inet nftsync {name} {{ {', '.join(found)} }}")
-    assert not router.run(router.kernel.read).ruleset.elements[FILTER][name]
+    assert not router.run(router.kernel.read).ruleset.elements[INET][name]
 
 
 def test_what_only_a_saboteur_can_make_is_one_error(router: Netns, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,12 +136,12 @@ def test_who_changes_another_table_all_the_time_holds_up_no_reading(rate: int) -
     try:
         kernel = namespace.call(Kernel)
         elements = {f"10.1.{n // 250}.{n % 250 + 1} . tcp . 80": "" for n in range(10_000)}
-        kernel.apply(render(Ruleset(tables(Settings("pub0")), {FILTER: {"services4": elements}})))
+        kernel.apply(render(Ruleset(tables(Settings("pub0")), {INET: {"services4": elements}})))
         rules = kernel.read_tables().rules
         with storm(namespace, rate):
             for _ in range(10):
                 found = kernel.read()
-                assert found.ruleset.elements[FILTER]["services4"] == elements
+                assert found.ruleset.elements[INET]["services4"] == elements
                 assert found.rules == rules
     finally:
         namespace.close()

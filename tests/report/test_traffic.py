@@ -23,7 +23,7 @@ from nftsync.policy.pinholes import Desired, Pinhole
 from nftsync.report.reachability import Reachability, Routes
 from nftsync.report.traffic import NOTHING, Count, Reading, Traffic
 from nftsync.ruleset.elements import ruleset
-from nftsync.ruleset.tables import FILTER, OPERATOR_TC, SHAPER, Chain, Ruleset, Settings, Table, tables
+from nftsync.ruleset.tables import INET, NETDEV, OPERATOR_TC, Chain, Ruleset, Settings, Table, tables
 from nftsync.ruleset.text import render
 from nftsync.ruleset.transaction import transaction
 from tests.lab.lab import Lab, Namespace, Probe
@@ -283,16 +283,16 @@ def test_packets_to_closed_ports_of_the_cluster_are_counted_by_family(lab: Lab, 
 
 def of_the_version_before(shown: Ruleset) -> Ruleset:
     """Without the sets that count what limits drop."""
-    sets = {name: each for name, each in shown.tables[SHAPER].sets.items() if not name.startswith("dropped")}
+    sets = {name: each for name, each in shown.tables[NETDEV].sets.items() if not name.startswith("dropped")}
     rules = "".join(
         f"\t\t{word} daddr . meta l4proto . th dport @limited{version}{suffix} drop\n"
         for version, word in ((4, "ip"), (6, "ip6"))
         for suffix in ("", "-packets")
     )
-    chains = {**shown.tables[SHAPER].chains, OPERATOR_TC: Chain(rules)}
-    limited = {name: members for name, members in shown.elements[SHAPER].items() if not name.startswith("dropped")}
+    chains = {**shown.tables[NETDEV].chains, OPERATOR_TC: Chain(rules)}
+    limited = {name: members for name, members in shown.elements[NETDEV].items() if not name.startswith("dropped")}
     return Ruleset(
-        {**shown.tables, SHAPER: Table(sets, chains)}, {FILTER: shown.elements[FILTER], SHAPER: limited}
+        {**shown.tables, NETDEV: Table(sets, chains)}, {INET: shown.elements[INET], NETDEV: limited}
     )
 
 
@@ -378,7 +378,7 @@ def test_a_reading_is_whole_or_there_is_none_while_elements_come_and_go() -> Non
     namespace, stop, changes = Namespace(), threading.Event(), 0
     kernel = namespace.call(Kernel)
     kept = {f"10.1.{n // 250}.{n % 250 + 1} . tcp . 80" for n in range(5000)}
-    kernel.apply(render(Ruleset(tables(UNSHAPED), {FILTER: {"services4": dict.fromkeys(kept, "")}})))
+    kernel.apply(render(Ruleset(tables(UNSHAPED), {INET: {"services4": dict.fromkeys(kept, "")}})))
 
     def change() -> None:
         nonlocal changes

@@ -15,7 +15,7 @@ from nftsync.objects.ratelimit import RateLimit, parse_ratelimit
 from nftsync.objects.service import Port, Protocol, Service
 from nftsync.policy.pinholes import Desired, Pinhole
 from nftsync.ruleset.elements import elements, ruleset
-from nftsync.ruleset.tables import FILTER, SHAPER, Chain, Ruleset, Set, Settings, Table, tables
+from nftsync.ruleset.tables import INET, NETDEV, Chain, Ruleset, Set, Settings, Table, tables
 from nftsync.ruleset.text import render
 from tests.support import NICS, Fresh, Netns, filled, rulesets, same
 
@@ -31,7 +31,7 @@ def hole(address: str = "192.0.2.1", sources: tuple[str, ...] | None = None, lim
     return Pinhole(f"{address} . tcp . 80", ip_address(address).version, ranges, limit, WEB)
 
 
-def chain(shown: Settings, name: str, family: str = FILTER) -> str:
+def chain(shown: Settings, name: str, family: str = INET) -> str:
     return tables(shown)[family].chains[name].rules
 
 
@@ -41,12 +41,12 @@ def chain(shown: Settings, name: str, family: str = FILTER) -> str:
 def test_a_ruleset_is_rendered_as_nft_lists_it() -> None:
     shown = Ruleset(
         {
-            FILTER: Table(
+            INET: Table(
                 {"a": Set("ipv4_addr", "interval", "counter"), "b": Set("ipv6_addr")},
                 {"c": Chain("\t\taccept\n"), "d": Chain("\t\tjump c\n", "type filter hook input priority 0; policy drop;")},
             )
         },
-        {FILTER: {"a": {"192.0.2.2": "", "192.0.2.1": ""}}},
+        {INET: {"a": {"192.0.2.2": "", "192.0.2.1": ""}}},
     )
     assert render(shown, name="x") == (
         "table inet x {\n"
@@ -72,18 +72,18 @@ def test_equal_input_in_another_order_gives_identical_text() -> None:
 @pytest.mark.parametrize(
     ("pinhole", "found"),
     [
-        (hole(), {FILTER: {"services4": {"192.0.2.1 . tcp . 80": ""}}}),
-        (hole("2001:db8::1"), {FILTER: {"services6": {"2001:db8::1 . tcp . 80": ""}}}),
-        (hole("192.0.2.1", ("10.0.0.0/8",)), {FILTER: {"sources4": {"192.0.2.1 . tcp . 80 . 10.0.0.0/8": ""}}}),
-        (hole("192.0.2.1", ("198.51.100.7/32",)), {FILTER: {"sources4": {"192.0.2.1 . tcp . 80 . 198.51.100.7": ""}}}),
-        (hole("2001:db8::1", ("2001:db8:7::1/128",)), {FILTER: {"sources6": {"2001:db8::1 . tcp . 80 . 2001:db8:7::1": ""}}}),
+        (hole(), {INET: {"services4": {"192.0.2.1 . tcp . 80": ""}}}),
+        (hole("2001:db8::1"), {INET: {"services6": {"2001:db8::1 . tcp . 80": ""}}}),
+        (hole("192.0.2.1", ("10.0.0.0/8",)), {INET: {"sources4": {"192.0.2.1 . tcp . 80 . 10.0.0.0/8": ""}}}),
+        (hole("192.0.2.1", ("198.51.100.7/32",)), {INET: {"sources4": {"192.0.2.1 . tcp . 80 . 198.51.100.7": ""}}}),
+        (hole("2001:db8::1", ("2001:db8:7::1/128",)), {INET: {"sources6": {"2001:db8::1 . tcp . 80 . 2001:db8:7::1": ""}}}),
         (hole("192.0.2.1", ()), {}),
         (hole("192.0.2.1", (), PACKETS), {}),
         (
             hole("192.0.2.1", None, BYTES),
             {
-                FILTER: {"services4": {"192.0.2.1 . tcp . 80": ""}},
-                SHAPER: {
+                INET: {"services4": {"192.0.2.1 . tcp . 80": ""}},
+                NETDEV: {
                     "limited4": {"192.0.2.1 . tcp . 80": "limit rate over 1 kbytes/second burst 1 bytes"},
                     "dropped4": {"192.0.2.1 . tcp . 80": ""},
                 },
@@ -92,8 +92,8 @@ def test_equal_input_in_another_order_gives_identical_text() -> None:
         (
             hole("2001:db8::1", None, PACKETS),
             {
-                FILTER: {"services6": {"2001:db8::1 . tcp . 80": ""}},
-                SHAPER: {
+                INET: {"services6": {"2001:db8::1 . tcp . 80": ""}},
+                NETDEV: {
                     "limited6-packets": {"2001:db8::1 . tcp . 80": "limit rate over 5/second burst 5 packets"},
                     "dropped6": {"2001:db8::1 . tcp . 80": ""},
                 },
@@ -107,14 +107,14 @@ def test_a_pinhole_is_these_elements(pinhole: Pinhole, found: Any) -> None:
 
 def test_without_rate_shaping_nothing_is_limited_and_there_is_no_netdev_table() -> None:
     shown = ruleset([hole("192.0.2.1", None, BYTES)], Settings(enable_rateshape=False))
-    assert filled(shown.elements) == {FILTER: {"services4": {"192.0.2.1 . tcp . 80": ""}}}
-    assert list(shown.tables) == [FILTER]
+    assert filled(shown.elements) == {INET: {"services4": {"192.0.2.1 . tcp . 80": ""}}}
+    assert list(shown.tables) == [INET]
 
 
 @settings(max_examples=40)
 @given(rulesets())
 def test_whatever_has_a_limit_has_a_counter_of_what_the_limit_dropped(shown: Ruleset) -> None:
-    sets = shown.elements.get(SHAPER, {})
+    sets = shown.elements.get(NETDEV, {})
     for version in (4, 6):
         limited = {*sets.get(f"limited{version}", ()), *sets.get(f"limited{version}-packets", ())}
         assert limited == set(sets.get(f"dropped{version}", ()))
@@ -132,7 +132,7 @@ def test_only_what_is_switched_on_reaches_the_router_itself() -> None:
 @pytest.mark.parametrize("base", ["input", "forward"])
 def test_every_base_chain_ends_in_an_explicit_verdict_and_its_policy_is_drop(base: str) -> None:
     for dropall, verdict in ((True, "drop"), (False, "accept")):
-        shown = tables(Settings("enp1s0", enable_dropall=dropall))[FILTER].chains[base]
+        shown = tables(Settings("enp1s0", enable_dropall=dropall))[INET].chains[base]
         assert shown.rules.splitlines()[0] == "\t\tjump local-chain"
         assert shown.rules.splitlines()[-1] == f"\t\t{verdict}"
         assert shown.hook.endswith("policy drop;")
@@ -147,8 +147,8 @@ def test_without_a_public_nic_every_interface_but_lo_counts_as_public() -> None:
 def test_the_public_nic_is_told_by_its_index_too_and_while_it_is_missing_there_is_none() -> None:
     assert '\t\tiifname != "enp1s0" iif != 7 ct state new accept\n' in chain(Settings("enp1s0", index=7), "global")
     assert '\t\tiifname != "enp1s0" iif 7 jump operator-svc\n' in chain(Settings("enp1s0", index=7), "forward")
-    missing = tables(Settings("enp1s0", enable_bgp=True, index=0))[FILTER]
-    assert missing == tables(Settings(enable_bgp=True))[FILTER]
+    missing = tables(Settings("enp1s0", enable_bgp=True, index=0))[INET]
+    assert missing == tables(Settings(enable_bgp=True))[INET]
 
 
 def test_no_packet_from_a_source_port_is_let_in_for_that_alone() -> None:
@@ -156,9 +156,9 @@ def test_no_packet_from_a_source_port_is_let_in_for_that_alone() -> None:
 
 
 def test_the_nic_is_hooked_only_while_it_is_there() -> None:
-    shown = tables(Settings("enp1s0", enable_rateshape=True, index=0))[SHAPER]
+    shown = tables(Settings("enp1s0", enable_rateshape=True, index=0))[NETDEV]
     assert list(shown.chains) == ["operator-tc"]
-    hooked = tables(Settings("enp1s0", enable_rateshape=True))[SHAPER]
+    hooked = tables(Settings("enp1s0", enable_rateshape=True))[NETDEV]
     assert hooked.chains["ratelimit"].hook == 'type filter hook ingress device "enp1s0" priority 0; policy accept;'
 
 

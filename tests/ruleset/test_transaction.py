@@ -15,17 +15,17 @@ from hypothesis import strategies as st
 from nftsync.kernel.nft import KernelError
 from nftsync.objects.address import AddressSet, Range
 from nftsync.ruleset.elements import ruleset
-from nftsync.ruleset.tables import FILTER, SHAPER, Chain, Ruleset, Set, Settings, Table, tables
+from nftsync.ruleset.tables import INET, NETDEV, Chain, Ruleset, Set, Settings, Table, tables
 from nftsync.ruleset.text import render
 from nftsync.ruleset.transaction import transaction
 from tests.support import LOCAL_CHAINS, NICS, Fresh, Netns, rulesets, same
 
-CLEAR = "".join(f"add table {family} nftsync\ndelete table {family} nftsync\n" for family in (FILTER, SHAPER))
+CLEAR = "".join(f"add table {family} nftsync\ndelete table {family} nftsync\n" for family in (INET, NETDEV))
 OPEN = "192.0.2.1 . tcp . 80"
 SETTINGS = Settings("pub0", enable_rateshape=True)
 
 
-def with_elements(shown: Settings, family: str = FILTER, **sets: dict[str, str]) -> Ruleset:
+def with_elements(shown: Settings, family: str = INET, **sets: dict[str, str]) -> Ruleset:
     return Ruleset(tables(shown), {family: {name.replace("_", "-"): members for name, members in sets.items()}})
 
 
@@ -47,8 +47,8 @@ def test_one_service_more_or_less_is_one_line() -> None:
 
 
 def test_an_element_whose_statement_changed_is_deleted_before_it_is_added() -> None:
-    slow = with_elements(SETTINGS, SHAPER, limited4={OPEN: "limit rate over 1 kbytes/second burst 1 bytes"})
-    fast = with_elements(SETTINGS, SHAPER, limited4={OPEN: "limit rate over 2 kbytes/second burst 1 bytes"})
+    slow = with_elements(SETTINGS, NETDEV, limited4={OPEN: "limit rate over 1 kbytes/second burst 1 bytes"})
+    fast = with_elements(SETTINGS, NETDEV, limited4={OPEN: "limit rate over 2 kbytes/second burst 1 bytes"})
     assert transaction(slow, fast) == (
         f"delete element netdev nftsync limited4 {{ {OPEN} }}\n"
         f"add element netdev nftsync limited4 {{ {OPEN} limit rate over 2 kbytes/second burst 1 bytes }}\n"
@@ -86,7 +86,7 @@ def test_a_table_is_deleted_only_when_none_is_wanted() -> None:
 
 
 def test_a_table_that_is_new_is_made_even_if_it_is_empty() -> None:
-    assert transaction(Ruleset(), Ruleset({FILTER: Table()})) == "add table inet nftsync\n"
+    assert transaction(Ruleset(), Ruleset({INET: Table()})) == "add table inet nftsync\n"
 
 
 # --- kernel --------------------------------------------------------------------------------------------
@@ -198,11 +198,11 @@ def passing(count: int) -> int:
 def test_a_bucket_that_is_empty_stays_empty_while_others_come_and_go(router: Netns, device: bool) -> None:  # noqa: FBT001
     shaped = Settings("lo", enable_rateshape=True, enable_dropall=False)
     counted = {"dropped4": {LIMITED: ""}}
-    before = with_elements(shaped, SHAPER, limited4_packets={LIMITED: SLOW}, **counted)
+    before = with_elements(shaped, NETDEV, limited4_packets={LIMITED: SLOW}, **counted)
     load(router, before)
     assert router.run(passing, 10) == 3
     more = {LIMITED: SLOW, "127.0.0.1 . udp . 9998": SLOW}
-    after = with_elements(replace(shaped, local_chain=LOCAL_CHAINS[1]), SHAPER, limited4_packets=more, **counted)
+    after = with_elements(replace(shaped, local_chain=LOCAL_CHAINS[1]), NETDEV, limited4_packets=more, **counted)
     if not device:
         unhooked = Ruleset(tables(replace(shaped, index=0)), before.elements)
         router.run(router.kernel.apply, transaction(before, unhooked))
@@ -213,7 +213,7 @@ def test_a_bucket_that_is_empty_stays_empty_while_others_come_and_go(router: Net
     router.run(router.kernel.apply, transaction(router.run(router.kernel.read).ruleset, after))
     assert router.run(passing, 10) == 0
     changed = with_elements(
-        replace(shaped, local_chain=LOCAL_CHAINS[1]), SHAPER, limited4_packets={LIMITED: SLOW.replace("3", "4")}, **counted
+        replace(shaped, local_chain=LOCAL_CHAINS[1]), NETDEV, limited4_packets={LIMITED: SLOW.replace("3", "4")}, **counted
     )
     router.run(router.kernel.apply, transaction(after, changed))
     assert router.run(passing, 10) == 4, "an element that did change has a new bucket: the test can see one"
@@ -286,7 +286,7 @@ INTRUDERS = {
 def test_whatever_somebody_else_did_to_our_tables_is_undone_and_seen(router: Netns, intruder: str) -> None:
     wanted = Ruleset(
         SMALL.tables,
-        {FILTER: {"services4": {OPEN: ""}}, SHAPER: {"limited4": {OPEN: "limit rate over 1 kbytes/second burst 1 bytes"}}},
+        {INET: {"services4": {OPEN: ""}}, NETDEV: {"limited4": {OPEN: "limit rate over 1 kbytes/second burst 1 bytes"}}},
     )
     expected = afresh(router, wanted)
     untouched = router.run(router.kernel.read)
@@ -320,10 +320,10 @@ def test_other_tables_are_untouched_even_those_with_our_name_in_another_family(r
 def test_an_element_that_is_refused_leaves_everything_as_it_was(router: Netns, name: str, key: str) -> None:
     before = with_elements(SETTINGS, services4={OPEN: ""}, sources4={f"{OPEN} . 10.0.0.0/8": ""})
     expected = afresh(router, before)
-    elements: dict[str, Any] = {each: dict(members) for each, members in before.elements[FILTER].items()}
+    elements: dict[str, Any] = {each: dict(members) for each, members in before.elements[INET].items()}
     elements[name][key] = ""
     elements["services4"] = {"192.0.2.3 . tcp . 80": ""} | elements["services4"]
-    bad = Ruleset(tables(replace(SETTINGS, enable_dropall=False, local_chain=LOCAL_CHAINS[1])), {FILTER: elements})
+    bad = Ruleset(tables(replace(SETTINGS, enable_dropall=False, local_chain=LOCAL_CHAINS[1])), {INET: elements})
     with pytest.raises(KernelError) as refused:
         router.run(router.kernel.apply, transaction(before, bad))
     assert str(refused.value)
@@ -332,11 +332,11 @@ def test_an_element_that_is_refused_leaves_everything_as_it_was(router: Netns, n
 
 
 def test_a_set_that_is_declared_differently_is_replaced_while_rules_refer_to_it(router: Netns) -> None:
-    table = tables(SETTINGS)[FILTER]
+    table = tables(SETTINGS)[INET]
     plain = Table({**table.sets, "services4": Set("ipv4_addr . inet_proto . inet_service")}, table.chains)
     wanted = ruleset([], SETTINGS)
     expected = afresh(router, wanted)
-    before = Ruleset({**tables(SETTINGS), FILTER: plain})
+    before = Ruleset({**tables(SETTINGS), INET: plain})
     load(router, before)
     router.run(router.kernel.apply, transaction(before, wanted))
     same(router, wanted, expected)
@@ -347,7 +347,7 @@ def test_a_table_of_another_version_is_changed_in_place(router: Netns) -> None:
         {"services4": Set("ipv4_addr . inet_service")},
         {"operator-svc": Chain("\t\tip daddr . th dport @services4 accept\n"), "other": Chain("\t\tjump operator-svc\n")},
     )
-    before = Ruleset({FILTER: old}, {FILTER: {"services4": {"192.0.2.1 . 80": ""}}})
+    before = Ruleset({INET: old}, {INET: {"services4": {"192.0.2.1 . 80": ""}}})
     wanted = ruleset([], SETTINGS)
     expected = afresh(router, wanted)
     load(router, before)
@@ -424,7 +424,7 @@ def test_a_cluster_of_the_whole_address_space_is_one_element_and_shrinks_to_eith
     for part in (Range(first, last), Range(last, last), Range(first, last - 1), Range(first, first), Range(first + 1, last)):
         wanted = ruleset([], replace(SETTINGS, cluster=AddressSet.of([part])))
         if part == (first, last):
-            assert wanted.elements[FILTER][f"pools{family}"] == {everything: ""}
+            assert wanted.elements[INET][f"pools{family}"] == {everything: ""}
         router.run(router.kernel.apply, transaction(standing, wanted))
         assert held_in_pools(router) == [(family, int(part.first), int(part.last))]
         standing = wanted
