@@ -37,7 +37,7 @@ class Verdict(StrEnum):
     DROPPED = "dropped"
 
 
-class Cause(StrEnum):
+class ExplainReason(StrEnum):
     """Why, as one word for machines. The list is fixed."""
 
     OPEN = "open"
@@ -107,11 +107,11 @@ class Explanation:
     """
 
     verdict: Verdict
-    reason: Cause
+    reason: ExplainReason
     lines: tuple[str, ...]
     service: Name | None = None
     rule: str = ""
-    also: tuple[Cause, ...] = ()
+    also: tuple[ExplainReason, ...] = ()
 
     def as_json(self) -> dict[str, object]:
         words = {"verdict": self.verdict.value, "reason": self.reason.value, "also": [each.value for each in self.also]}
@@ -167,7 +167,7 @@ def explain_service(view: View, name: Name) -> Explanation:
         return _waiting(view.result)
     if service is None:
         line = f"there is no Service {name} of type LoadBalancer, and no other opens anything"
-        return Explanation(Verdict.DROPPED, Cause.NOT_A_SERVICE, (line,))
+        return Explanation(Verdict.DROPPED, ExplainReason.NOT_A_SERVICE, (line,))
     asked = [PacketQuery(None, address, *port) for address in service.addresses for port in service.ports]
     closed = [query for query in asked[_DETAILED:] if not _opens(view, settings, query, service)]
     told = [*asked[:_DETAILED], *closed[:_NAMED]]  # whatever is open, what is not has a reason
@@ -184,11 +184,13 @@ def explain_service(view: View, name: Name) -> Explanation:
         verdict = Verdict.DEPENDS
     else:
         verdict = Verdict.LIMITED if service.limit and settings.device else Verdict.PASSES
-    causes += [Cause.INVALID for _ in service.rejections] + [each.reason for each in parts if each.reason is not Cause.OPEN]
+    causes += [ExplainReason.INVALID for _ in service.rejections] + [
+        each.reason for each in parts if each.reason is not ExplainReason.OPEN
+    ]
     first = f"Service {name}: {opened} of {len(asked)} pairs of address and port are open"
     more = [f"… and {len(asked) - len(told)} more pairs"] if len(asked) > len(told) else []
     lines = (first, *("; ".join(each.lines) for each in parts), *more)
-    return _with_remarks(settings, Explanation(verdict, (*causes, Cause.OPEN)[0], lines, name), service)
+    return _with_remarks(settings, Explanation(verdict, (*causes, ExplainReason.OPEN)[0], lines, name), service)
 
 
 def _opens(view: View, settings: Settings, query: PacketQuery, service: Service) -> bool:
@@ -209,7 +211,7 @@ def _to_router(settings: Settings, query: PacketQuery) -> Explanation:
         ranges = settings.bgp_peers or None
         words += [_SOURCE[query.destination.version]] if ranges else []
         line = f"{query.destination} is the router's own address; enable_bgp opens {query} to {_whom(ranges)}"
-    found = Explanation(_verdict(settings, ranges, query), Cause.ROUTER_PORT, (line,))
+    found = Explanation(_verdict(settings, ranges, query), ExplainReason.ROUTER_PORT, (line,))
     if found.verdict is Verdict.DROPPED:
         return _not_accepted(settings, INPUT, query, found)
     return replace(found, rule=_rule(settings, OPERATOR_CR, *words))
@@ -222,8 +224,8 @@ def _through_router(view: View, settings: Settings, query: PacketQuery, asker: S
         found = _without_pinhole(view, query, [asker] if asker else view.services.values())
     else:
         service, verdict = view.services.get(hole.service), _verdict(settings, hole.sources, query)
-        nobody = Cause.INVALID if service and service.sources == () else Cause.REFUSED_SOURCE
-        cause = nobody if verdict is Verdict.DROPPED else Cause.OPEN
+        nobody = ExplainReason.INVALID if service and service.sources == () else ExplainReason.REFUSED_SOURCE
+        cause = nobody if verdict is Verdict.DROPPED else ExplainReason.OPEN
         rule = _rule(settings, OPERATOR_SVC, f" @{'services' if hole.sources is None else 'sources'}{hole.version} ")
         line = f"Service {hole.service} opens {query} to {_whom(hole.sources)}"
         found = Explanation(verdict, cause, (line,), hole.service, rule)
@@ -231,7 +233,7 @@ def _through_router(view: View, settings: Settings, query: PacketQuery, asker: S
         found = _not_accepted(settings, FORWARD, query, found)
     if found.verdict is not Verdict.DROPPED and view.routed(query.destination) is False:
         line = f"the router has no route to {query.destination}, or only one back through the public NIC"
-        return replace(found, verdict=Verdict.DROPPED, reason=Cause.NO_ROUTE, lines=(line, *found.lines), rule="")
+        return replace(found, verdict=Verdict.DROPPED, reason=ExplainReason.NO_ROUTE, lines=(line, *found.lines), rule="")
     return _limited(view, settings, hole, found)
 
 
@@ -243,12 +245,12 @@ def _without_pinhole(view: View, query: PacketQuery, services: Iterable[Service]
     if not holders:
         refusal = view.result.guard.refusal(query.destination)
         lines = (f"no Service has the address {query.destination}", *(refusal[1:] if refusal else ()))
-        return Explanation(Verdict.DROPPED, Cause.NO_SUCH_ADDRESS, lines)
+        return Explanation(Verdict.DROPPED, ExplainReason.NO_SUCH_ADDRESS, lines)
     if not asking:
         ports = (_some(f"{protocol} {number}" for protocol, number in each.ports) or "no port" for each in holders)
         others = _some(f"Service {each.name} for {shown}" for each, shown in zip(holders, ports, strict=True))
         first, line = holders[0], f"no Service asks for {query}; at this address asks {others}"
-        cause = Cause.INVALID if first.rejections and not first.ports else Cause.NO_SUCH_PORT
+        cause = ExplainReason.INVALID if first.rejections and not first.ports else ExplainReason.NO_SUCH_PORT
         return Explanation(Verdict.DROPPED, cause, (line,), first.name)
     found = [(each.name, *_why_closed(view, each, query)) for each in asking]
     lines = tuple(f"Service {name} asks for {query}, but {line}" for name, _, line in found)
@@ -259,7 +261,7 @@ def _not_accepted(settings: Settings, chain: str, query: PacketQuery, found: Exp
     """No rule accepts it: that of the pools decides, or the chain's last one."""
     if not settings.enable_dropall:
         lines = ("everything passes: enable_dropall is false", *found.lines)
-        found = replace(found, verdict=Verdict.PASSES, reason=Cause.EVERYTHING_PASSES, lines=lines)
+        found = replace(found, verdict=Verdict.PASSES, reason=ExplainReason.EVERYTHING_PASSES, lines=lines)
     elif chain == FORWARD and query.destination in settings.cluster:
         return replace(found, rule=_rule(settings, OPERATOR_SVC, f" @pools{query.destination.version} "))
     return replace(found, rule=_rule(settings, chain))
@@ -274,34 +276,37 @@ def _limited(view: View, settings: Settings, hole: Pinhole | None, found: Explan
         count, verdict = view.drops(hole.key), Verdict.LIMITED if found.verdict is Verdict.PASSES else found.verdict
         line = f"its limit is {hole.limit}" + ("" if count is None else f"; packets dropped over it: {count}")
         return replace(found, verdict=verdict, lines=(first, line, *rest))
-    missing = settings.enable_rateshape and found.reason is Cause.OPEN
+    missing = settings.enable_rateshape and found.reason is ExplainReason.OPEN
     why = "the public NIC is not there" if settings.enable_rateshape else "enable_rateshape is false"
     line = f"its limit, {hole.limit}, is not in force: {why}"
-    return replace(found, reason=Cause.NIC_MISSING if missing else found.reason, lines=(first, line, *rest))
+    return replace(found, reason=ExplainReason.NIC_MISSING if missing else found.reason, lines=(first, line, *rest))
 
 
-def _why_closed(view: View, service: Service, query: PacketQuery | None) -> tuple[Cause, str]:  # noqa: PLR0911  # each is a reason
+def _why_closed(view: View, service: Service, query: PacketQuery | None) -> tuple[ExplainReason, str]:  # noqa: PLR0911  # each is a reason
     """Why a Service does not have the pinhole that it asks for; query None: why it asks for none."""
     filters = view.result.config.filters
     if not replace(filters, load_balancer_classes=frozenset()).admit(service):
-        return Cause.FILTERED_NAMESPACE, f"namespaces and exclude_namespaces leave {service.name.namespace} out"
+        return ExplainReason.FILTERED_NAMESPACE, f"namespaces and exclude_namespaces leave {service.name.namespace} out"
     if not filters.admit(service):
         classes = _some(map(quote, sorted(filters.load_balancer_classes)))
-        return Cause.OTHER_CLASS, f"its class {quote(service.load_balancer_class)} is not in load_balancer_classes ({classes})"
+        return (
+            ExplainReason.OTHER_CLASS,
+            f"its class {quote(service.load_balancer_class)} is not in load_balancer_classes ({classes})",
+        )
     if query is None and any(each.reason in _CLOSING for each in service.rejections):
-        return Cause.INVALID, "what was refused of it leaves no address and port"
+        return ExplainReason.INVALID, "what was refused of it leaves no address and port"
     if query is None:
-        waits = (Cause.NO_ADDRESS_YET, "MetalLB has not given it an address yet")
-        return (Cause.NO_SUCH_PORT, "it has no port") if service.addresses else waits
+        waits = (ExplainReason.NO_ADDRESS_YET, "MetalLB has not given it an address yet")
+        return (ExplainReason.NO_SUCH_PORT, "it has no port") if service.addresses else waits
     if refusal := view.result.guard.refusal(query.destination):
         unannounced = refusal[0] is Reason.OUTSIDE_POOLS and view.result.config.boundary.advertised_only
-        return Cause(refusal[0]), refusal[1] + "; only pools announced over BGP count (advertised_pools_only)" * unannounced
+        return ExplainReason(refusal[0]), refusal[1] + "; only pools announced over BGP count (advertised_pools_only)" * unannounced
     owner = view.result.index.pinholes.get(query.key)
     if held_back := view.result.index.held_back(service.name):
-        return Cause(held_back[0]), held_back[1]
+        return ExplainReason(held_back[0]), held_back[1]
     if owner is None or owner.service == service.name:
-        return Cause.WAITING, "it is not applied yet: the next sync does it"
-    return Cause.LOST_TO_OLDER, f"it belongs to the older Service {owner.service}, and is inherited when that one goes"
+        return ExplainReason.WAITING, "it is not applied yet: the next sync does it"
+    return ExplainReason.LOST_TO_OLDER, f"it belongs to the older Service {owner.service}, and is inherited when that one goes"
 
 
 def _verdict(settings: Settings, ranges: Sequence[Network] | None, query: PacketQuery) -> Verdict:
@@ -329,18 +334,18 @@ def _some(items: Iterable[object]) -> str:
 
 def _waiting(result: SyncResult) -> Explanation:
     if not result.filters:
-        return Explanation(Verdict.PASSES, Cause.WAITING, (f"everything passes: {result.message}",))
+        return Explanation(Verdict.PASSES, ExplainReason.WAITING, (f"everything passes: {result.message}",))
     line = f"nothing is applied yet: {result.message}; until then what the kernel held before decides"
-    return Explanation(Verdict.DEPENDS, Cause.WAITING, (line,))
+    return Explanation(Verdict.DEPENDS, ExplainReason.WAITING, (line,))
 
 
 def _with_remarks(settings: Settings, found: Explanation, service: Service | None) -> Explanation:
     """What was refused of the Service, and what bears on everything."""
     lines, also = [*found.lines, *map(str, service.rejections if service else ())], []
     if any(line.strip() and not line.lstrip().startswith("#") for line in settings.local_chain.splitlines()):
-        also.append(Cause.LOCAL_CHAIN)
+        also.append(ExplainReason.LOCAL_CHAIN)
         lines.append("the local chain comes first and is not empty: a rule of yours may decide otherwise")
     if settings.nic_missing:
-        also.append(Cause.NIC_MISSING)
+        also.append(ExplainReason.NIC_MISSING)
         lines.append(f"there is no interface {settings.public_nic}: every one counts as public, and no limit is in force")
     return replace(found, lines=tuple(lines), also=tuple(also))

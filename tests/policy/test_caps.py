@@ -26,7 +26,7 @@ from nftsync.policy import quota as module
 from nftsync.policy.guard import UNGUARDED, Guard
 from nftsync.policy.pinholes import Desired
 from nftsync.policy.quota import UNCAPPED, seniority, size
-from nftsync.report.explain import Cause, Verdict, View, explain_service
+from nftsync.report.explain import ExplainReason, Verdict, View, explain_service
 from tests.lab.lab import Lab
 from tests.labtools import Daemon, Raw, elements, eventually, needs_root, nft, service, write_manifests
 from tests.router import LabRouter, config_in
@@ -396,7 +396,7 @@ def test_render_obeys_the_caps_by_age(tmp_path: Path) -> None:
     assert [hole.service.name for hole in shown.pinholes.values()] == ["old"]
     assert [(each.object.name, each.reason) for each in shown.rejections] == [("default/young", Reason.OVER_CAP)]
     found = explain_service(View(shown, {each.name: each for each in shown.index.services}), Name("default", "young"))
-    assert (found.verdict, found.reason) == (Verdict.DROPPED, Cause.OVER_CAP)
+    assert (found.verdict, found.reason) == (Verdict.DROPPED, ExplainReason.OVER_CAP)
     assert "(pinholes in [caps]" in "\n".join(found.lines)
 
 
@@ -405,7 +405,7 @@ def test_a_service_of_which_a_newer_version_waits_is_explained_as_open_in_part()
     put(desired, claim("a", 3), claim("a", 5))
     shown = replace(preview(Config(), Inputs.empty()), index=desired, pinholes=desired.pinholes)
     found = explain_service(View(shown, {each.name: each for each in desired.services}), Name("shop", "a"))
-    assert (found.verdict, found.reason) == (Verdict.DEPENDS, Cause.OVER_CAP)
+    assert (found.verdict, found.reason) == (Verdict.DEPENDS, ExplainReason.OVER_CAP)
     assert found.lines[0] == "Service shop/a: 3 of 5 pairs of address and port are open"
 
 

@@ -22,7 +22,16 @@ from nftsync.objects.metallb import Configuration, Pool
 from nftsync.objects.names import Name
 from nftsync.objects.service import Protocol, parse_service
 from nftsync.plan.result import Outcome, SyncResult
-from nftsync.report.explain import Cause, Explanation, PacketQuery, Verdict, View, explain_packet, explain_service, parse_query
+from nftsync.report.explain import (
+    ExplainReason,
+    Explanation,
+    PacketQuery,
+    Verdict,
+    View,
+    explain_packet,
+    explain_service,
+    parse_query,
+)
 from nftsync.report.traffic import Count, Reading
 from nftsync.ruleset.elements import ruleset
 from nftsync.ruleset.tables import Settings
@@ -185,7 +194,7 @@ def test_an_address_that_no_service_has() -> None:
     assert short(found) == ("dropped", "no_such_address", "no Service has the address 172.30.254.99")
     assert (found.rule, found.service, len(found.lines)) == (POOLS4, None, 1)
     outside = ask(view(WEB), "203.0.113.9:80")
-    assert outside.reason is Cause.NO_SUCH_ADDRESS
+    assert outside.reason is ExplainReason.NO_SUCH_ADDRESS
     assert "203.0.113.9 is in none of MetalLB's pools that count (services: 172.30.254.0/24" in outside.lines[1]
     assert outside.rule == "forward: drop"
 
@@ -238,7 +247,7 @@ def test_of_several_services_that_ask_those_that_count_are_told_of_first() -> No
     early, late = service("a", "203.0.113.9"), service("z", "203.0.113.9")
     early["metadata"]["namespace"] = "alpha"
     found = ask(view(early, late, filters=Filters(exclude_namespaces=frozenset({"alpha"}))), "203.0.113.9:80")
-    assert (found.reason, found.service) == (Cause.OUTSIDE_POOLS, Name("default", "z"))
+    assert (found.reason, found.service) == (ExplainReason.OUTSIDE_POOLS, Name("default", "z"))
     assert found.lines[1].startswith("Service alpha/a asks for 203.0.113.9 tcp 80, but namespaces and exclude_namespaces")
 
 
@@ -263,8 +272,8 @@ def test_what_has_no_route_is_not_forwarded() -> None:
     assert short(found) == ("dropped", "no_route", line)
     assert found.lines[1] == "Service default/web opens 172.30.254.1 tcp 80 to everybody"
     assert (found.service, found.rule) == (Name("default", "web"), "")
-    assert ask(view(WEB, routed=lambda _: True), "172.30.254.1:80").reason is Cause.OPEN
-    assert ask(view(WEB, routed=lambda _: False), "172.30.254.1:443").reason is Cause.NO_SUCH_PORT
+    assert ask(view(WEB, routed=lambda _: True), "172.30.254.1:80").reason is ExplainReason.OPEN
+    assert ask(view(WEB, routed=lambda _: False), "172.30.254.1:443").reason is ExplainReason.NO_SUCH_PORT
 
 
 def test_without_enable_dropall_everything_passes_and_the_answer_still_says_what_would_be() -> None:
@@ -274,7 +283,7 @@ def test_without_enable_dropall_everything_passes_and_the_answer_still_says_what
         assert short(found) == ("passes", "everything_passes", "everything passes: enable_dropall is false")
         assert found.rule == ("input: accept" if words == [f"{OWN}:80"] else "forward: accept")
     assert ask(loose, "172.30.254.1:80").lines[1] == "Service default/own opens 172.30.254.1 tcp 80 to 203.0.113.0/24 alone"
-    assert ask(loose, "203.0.113.1", "172.30.254.1:80").reason is Cause.OPEN
+    assert ask(loose, "203.0.113.1", "172.30.254.1:80").reason is ExplainReason.OPEN
 
 
 def test_nothing_is_known_while_nothing_is_applied() -> None:
@@ -306,7 +315,7 @@ def test_a_limit_is_told_with_what_it_has_dropped() -> None:
         return 12
 
     found = ask(view(SLOW, drops=drops), "172.30.254.1:80")
-    assert (found.verdict, found.reason, found.rule) == (Verdict.LIMITED, Cause.OPEN, PINHOLE4)
+    assert (found.verdict, found.reason, found.rule) == (Verdict.LIMITED, ExplainReason.OPEN, PINHOLE4)
     assert found.lines[1] == f"its limit is {LIMIT}; packets dropped over it: 12"
     assert asked == ["172.30.254.1 . tcp . 80"]
     assert ask(view(SLOW), "172.30.254.1:80").lines[1] == f"its limit is {LIMIT}"
@@ -319,20 +328,28 @@ def test_a_limit_is_told_with_what_it_has_dropped() -> None:
 
 def test_a_limit_is_not_in_force_without_rate_shaping_or_without_the_public_nic() -> None:
     off = ask(view(SLOW, enable_rateshape=False), "172.30.254.1:80")
-    assert (off.verdict, off.reason, off.also) == (Verdict.PASSES, Cause.OPEN, ())
+    assert (off.verdict, off.reason, off.also) == (Verdict.PASSES, ExplainReason.OPEN, ())
     assert off.lines[1] == f"its limit, {LIMIT}, is not in force: enable_rateshape is false"
     missing = ask(view(SLOW, index=0), "172.30.254.1:80")
-    assert (missing.verdict, missing.reason, missing.also) == (Verdict.PASSES, Cause.NIC_MISSING, (Cause.NIC_MISSING,))
+    assert (missing.verdict, missing.reason, missing.also) == (
+        Verdict.PASSES,
+        ExplainReason.NIC_MISSING,
+        (ExplainReason.NIC_MISSING,),
+    )
     assert missing.lines[1] == f"its limit, {LIMIT}, is not in force: the public NIC is not there"
     assert missing.lines[2] == "there is no interface public0: every one counts as public, and no limit is in force"
     unlimited = ask(view(WEB, index=0), "172.30.254.1:80")
-    assert (unlimited.verdict, unlimited.reason, unlimited.also) == (Verdict.PASSES, Cause.OPEN, (Cause.NIC_MISSING,))
+    assert (unlimited.verdict, unlimited.reason, unlimited.also) == (
+        Verdict.PASSES,
+        ExplainReason.OPEN,
+        (ExplainReason.NIC_MISSING,),
+    )
 
 
 def test_a_pinhole_that_lets_nobody_in_has_no_limit() -> None:
     closed = service("slow", "172.30.254.1", limit=LIMIT, sources=["nonsense"])
     found = ask(view(closed, enable_dropall=False), "172.30.254.1:80")
-    assert (found.verdict, found.reason) == (Verdict.PASSES, Cause.EVERYTHING_PASSES)
+    assert (found.verdict, found.reason) == (Verdict.PASSES, ExplainReason.EVERYTHING_PASSES)
 
 
 def test_a_refused_limit_is_told_beside_what_is_open() -> None:
@@ -343,15 +360,15 @@ def test_a_refused_limit_is_told_beside_what_is_open() -> None:
     for question in ("172.30.254.1:80", "default/slow"):
         assert ask(shown, question).lines[-1].endswith(f"the previous limit, {LIMIT}, stays")
         assert ask(shown, question).verdict is Verdict.LIMITED
-    assert ask(shown, "default/slow").reason is Cause.INVALID
+    assert ask(shown, "default/slow").reason is ExplainReason.INVALID
 
 
 def test_the_local_chain_comes_first_unless_it_holds_comments_alone() -> None:
     found = ask(view(WEB, local_chain="\t\ttcp dport 80 drop\n"), "172.30.254.1:80")
-    assert (found.verdict, found.reason, found.also) == (Verdict.PASSES, Cause.OPEN, (Cause.LOCAL_CHAIN,))
+    assert (found.verdict, found.reason, found.also) == (Verdict.PASSES, ExplainReason.OPEN, (ExplainReason.LOCAL_CHAIN,))
     assert found.lines[-1] == "the local chain comes first and is not empty: a rule of yours may decide otherwise"
     assert ask(view(WEB, local_chain="\n\t# ip saddr 192.0.2.1 accept\n"), "172.30.254.1:80").also == ()
-    assert ask(view(local_chain="udp dport 7 accept\n"), f"{OWN}:7/udp").also == (Cause.LOCAL_CHAIN,)
+    assert ask(view(local_chain="udp dport 7 accept\n"), f"{OWN}:7/udp").also == (ExplainReason.LOCAL_CHAIN,)
 
 
 # --- packets to the router ----------------------------------------------------------------------------
@@ -379,13 +396,13 @@ def test_bgp_peers_alone_may_speak_bgp() -> None:
     assert (within.verdict, within.rule) == (Verdict.PASSES, rule)
     assert "enable_bgp opens 198.51.100.1 tcp 179 to 192.0.2.0/28, 2001:db8:179::/64 alone" in within.lines[0]
     unknown = ask(shown, f"{OWN}:179")
-    assert (unknown.verdict, unknown.reason, unknown.rule) == (Verdict.DEPENDS, Cause.ROUTER_PORT, rule)
+    assert (unknown.verdict, unknown.reason, unknown.rule) == (Verdict.DEPENDS, ExplainReason.ROUTER_PORT, rule)
     without = ask(shown, "192.0.2.99", f"{OWN}:179")
-    assert (without.verdict, without.reason, without.rule) == (Verdict.DROPPED, Cause.ROUTER_PORT, "input: drop")
+    assert (without.verdict, without.reason, without.rule) == (Verdict.DROPPED, ExplainReason.ROUTER_PORT, "input: drop")
     one_family = view(enable_bgp=True, bgp_peers=(ip_network("2001:db8:179::/64"),))
     assert ask(one_family, f"{OWN}:179").verdict is Verdict.DROPPED
     loose = view(enable_bgp=True, enable_dropall=False, bgp_peers=(ip_network("192.0.2.0/28"),))
-    assert ask(loose, f"{OWN}:179").reason is Cause.EVERYTHING_PASSES
+    assert ask(loose, f"{OWN}:179").reason is ExplainReason.EVERYTHING_PASSES
 
 
 # --- Services -----------------------------------------------------------------------------------------
@@ -393,7 +410,12 @@ def test_bgp_peers_alone_may_speak_bgp() -> None:
 
 def test_a_service_is_explained_address_by_address_and_port_by_port() -> None:
     found = ask(view(WEB), "default/web")
-    assert (found.verdict, found.reason, found.service, found.rule) == (Verdict.PASSES, Cause.OPEN, Name("default", "web"), "")
+    assert (found.verdict, found.reason, found.service, found.rule) == (
+        Verdict.PASSES,
+        ExplainReason.OPEN,
+        Name("default", "web"),
+        "",
+    )
     assert found.lines == (
         "Service default/web: 4 of 4 pairs of address and port are open",
         "Service default/web opens 172.30.254.1 tcp 80 to everybody",
@@ -405,11 +427,11 @@ def test_a_service_is_explained_address_by_address_and_port_by_port() -> None:
 
 def test_a_service_with_source_ranges_is_open_to_whom_it_names() -> None:
     found = ask(view(service("own", "172.30.254.1", sources=["203.0.113.0/24"], limit=LIMIT), drops=lambda _: 3), "default/own")
-    assert (found.verdict, found.reason) == (Verdict.LIMITED, Cause.OPEN)
+    assert (found.verdict, found.reason) == (Verdict.LIMITED, ExplainReason.OPEN)
     opens = "Service default/own opens 172.30.254.1 tcp 80 to 203.0.113.0/24 alone"
     assert found.lines[1] == f"{opens}; its limit is {LIMIT}; packets dropped over it: 3"
     one_family = ask(view(service("own", "172.30.254.1", "2001:db8:254::1", sources=["203.0.113.0/24"])), "default/own")
-    assert (one_family.verdict, one_family.reason) == (Verdict.DEPENDS, Cause.REFUSED_SOURCE)
+    assert (one_family.verdict, one_family.reason) == (Verdict.DEPENDS, ExplainReason.REFUSED_SOURCE)
 
 
 def test_what_an_older_service_owns_is_lost_and_the_owner_is_named() -> None:
@@ -417,7 +439,7 @@ def test_what_an_older_service_owns_is_lost_and_the_owner_is_named() -> None:
     old["metadata"]["creationTimestamp"] = "2024-01-01T00:00:00Z"
     shown = view(old, WEB)
     found = ask(shown, "default/web")
-    assert (found.verdict, found.reason) == (Verdict.DEPENDS, Cause.LOST_TO_OLDER)
+    assert (found.verdict, found.reason) == (Verdict.DEPENDS, ExplainReason.LOST_TO_OLDER)
     assert found.lines[0] == "Service default/web: 3 of 4 pairs of address and port are open"
     assert found.lines[1] == (
         "Service default/web asks for 172.30.254.1 tcp 80, but it belongs to the older Service default/old, "
@@ -430,20 +452,35 @@ def test_what_an_older_service_owns_is_lost_and_the_owner_is_named() -> None:
 @pytest.mark.parametrize(
     ("raw", "fields", "reason", "line"),
     [
-        (service("web"), {}, Cause.NO_ADDRESS_YET, "opens nothing: MetalLB has not given it an address yet"),
-        (service("web", "172.30.254.1", ports=[]), {}, Cause.NO_SUCH_PORT, "opens nothing: it has no port"),
-        (service("web", "010.0.0.1"), {}, Cause.INVALID, "opens nothing: what was refused of it leaves no address and port"),
-        (service("web", limit="fast"), {}, Cause.NO_ADDRESS_YET, "MetalLB has not given it an address yet"),
-        (WEB | {"spec": {"type": "LoadBalancer", "ports": 80}}, {}, Cause.INVALID, "what was refused of it leaves no address"),
-        (service("web"), {"filters": Filters(namespaces=frozenset({"x"}))}, Cause.FILTERED_NAMESPACE, "leave default out"),
-        (service("web", "203.0.113.9"), {}, Cause.OUTSIDE_POOLS, "0 of 1 pairs of address and port are open"),
-        (service("web", str(PEER)), {}, Cause.RESERVED_ADDRESS, "0 of 1 pairs of address and port are open"),
-        (WEB, {"filters": Filters(load_balancer_classes=frozenset({"x"}))}, Cause.OTHER_CLASS, "0 of 4 pairs"),
-        (WEB, {"routed": lambda _: False}, Cause.NO_ROUTE, "0 of 4 pairs of address and port are open"),
-        (WEB | {"spec": {"type": "ClusterIP"}}, {}, Cause.NOT_A_SERVICE, "there is no Service default/web of type LoadBalancer"),
+        (service("web"), {}, ExplainReason.NO_ADDRESS_YET, "opens nothing: MetalLB has not given it an address yet"),
+        (service("web", "172.30.254.1", ports=[]), {}, ExplainReason.NO_SUCH_PORT, "opens nothing: it has no port"),
+        (
+            service("web", "010.0.0.1"),
+            {},
+            ExplainReason.INVALID,
+            "opens nothing: what was refused of it leaves no address and port",
+        ),
+        (service("web", limit="fast"), {}, ExplainReason.NO_ADDRESS_YET, "MetalLB has not given it an address yet"),
+        (
+            WEB | {"spec": {"type": "LoadBalancer", "ports": 80}},
+            {},
+            ExplainReason.INVALID,
+            "what was refused of it leaves no address",
+        ),
+        (service("web"), {"filters": Filters(namespaces=frozenset({"x"}))}, ExplainReason.FILTERED_NAMESPACE, "leave default out"),
+        (service("web", "203.0.113.9"), {}, ExplainReason.OUTSIDE_POOLS, "0 of 1 pairs of address and port are open"),
+        (service("web", str(PEER)), {}, ExplainReason.RESERVED_ADDRESS, "0 of 1 pairs of address and port are open"),
+        (WEB, {"filters": Filters(load_balancer_classes=frozenset({"x"}))}, ExplainReason.OTHER_CLASS, "0 of 4 pairs"),
+        (WEB, {"routed": lambda _: False}, ExplainReason.NO_ROUTE, "0 of 4 pairs of address and port are open"),
+        (
+            WEB | {"spec": {"type": "ClusterIP"}},
+            {},
+            ExplainReason.NOT_A_SERVICE,
+            "there is no Service default/web of type LoadBalancer",
+        ),
     ],
 )
-def test_a_service_that_opens_nothing_says_why(raw: Raw, fields: dict[str, Any], reason: Cause, line: str) -> None:
+def test_a_service_that_opens_nothing_says_why(raw: Raw, fields: dict[str, Any], reason: ExplainReason, line: str) -> None:
     found = ask(view(raw, **fields), "default/web")
     assert (found.verdict, found.reason) == (Verdict.DROPPED, reason)
     assert line in found.lines[0]
@@ -451,19 +488,19 @@ def test_a_service_that_opens_nothing_says_why(raw: Raw, fields: dict[str, Any],
 
 def test_a_service_of_which_a_part_was_refused_is_not_wholly_open() -> None:
     found = ask(view(service("web", "172.30.254.1", ports=[("TCP", 80), ("TCP", 0)])), "default/web")
-    assert (found.verdict, found.reason) == (Verdict.DEPENDS, Cause.INVALID)
+    assert (found.verdict, found.reason) == (Verdict.DEPENDS, ExplainReason.INVALID)
     assert found.lines[-1].startswith("Service default/web: invalid_port: spec.ports: port 0 is not")
 
 
 def test_a_service_is_open_to_all_without_enable_dropall() -> None:
     found = ask(view(service("own", "172.30.254.1", sources=["203.0.113.0/24"]), enable_dropall=False), "default/own")
-    assert (found.verdict, found.reason) == (Verdict.PASSES, Cause.EVERYTHING_PASSES)
+    assert (found.verdict, found.reason) == (Verdict.PASSES, ExplainReason.EVERYTHING_PASSES)
 
 
 def test_a_service_is_routed_address_by_address() -> None:
     routed: Callable[[Address], bool] = lambda address: isinstance(address, IPv4Address)  # noqa: E731
     found = ask(view(WEB, routed=routed), "default/web")
-    assert (found.verdict, found.reason) == (Verdict.DEPENDS, Cause.NO_ROUTE)
+    assert (found.verdict, found.reason) == (Verdict.DEPENDS, ExplainReason.NO_ROUTE)
     assert found.lines[3].startswith("the router has no route to 2001:db8:254::1, or only one back")
 
 
@@ -503,7 +540,7 @@ def test_of_a_large_service_the_first_pairs_are_told_one_by_one_and_all_are_coun
     assert found.lines[0] == "Service default/large: 1999 of 3000 pairs of address and port are open"
     assert sum(" opens 172.30.254.1 tcp " in line for line in found.lines) == 200
     assert "… and 2795 more pairs" in found.lines
-    assert found.reason is Cause.LOST_TO_OLDER, "that of the first one"
+    assert found.reason is ExplainReason.LOST_TO_OLDER, "that of the first one"
     unrouted = ask(view(large, routed=lambda address: str(address) != "172.30.254.2"), "default/large")
     assert unrouted.lines[0] == "Service default/large: 1000 of 3000 pairs of address and port are open"
     everything = ask(view(large, enable_dropall=False), "default/large")
