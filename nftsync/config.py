@@ -67,7 +67,7 @@ class Filters:
         )
 
 
-class Enforcement(StrEnum):
+class PoolMode(StrEnum):
     """The setting `pools`: which addresses are legal while MetalLB's configuration is unknown."""
 
     AUTO = "auto"  # every address, until nftsync sees a configuration; from then on its pools decide
@@ -76,21 +76,21 @@ class Enforcement(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Boundary:
+class AddressPolicy:
     """The local configuration's rules for legal addresses.
 
     advertised_only: whether only pools count that MetalLB announces over BGP.
     allowed: prefixes, empty for no restriction.  reserved: addresses that nftsync never opens.
     """
 
-    enforcement: Enforcement = Enforcement.AUTO
+    pool_mode: PoolMode = PoolMode.AUTO
     advertised_only: bool = False
     allowed: tuple[Network, ...] = ()
     reserved: frozenset[Address] = frozenset()
 
 
 _ALL = Filters()
-_BOUNDARY = Boundary()
+_ADDRESS_POLICY = AddressPolicy()
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +112,7 @@ class Config:
     metrics_services: int = 1000  # number of Services with series of their own
     own_tables: bool = True  # nobody else can change the tables, if nft and the kernel support it
     filters: Filters = _ALL
-    boundary: Boundary = _BOUNDARY
+    address_policy: AddressPolicy = _ADDRESS_POLICY
     bgp_peers: tuple[Network, ...] = ()  # may speak BGP on the public side; empty for everybody
     text: str = field(default="", compare=False, repr=False)  # of the file
 
@@ -223,8 +223,8 @@ def _config(top: _Section) -> Config:
             filters.take("exclude_namespaces", _names, frozenset()),
             filters.take("load_balancer_classes", _texts, frozenset()),
         ),
-        boundary=Boundary(
-            top.take("pools", _enforcement, Enforcement.AUTO),
+        address_policy=AddressPolicy(
+            top.take("pools", _pool_mode, PoolMode.AUTO),
             top.take("advertised_pools_only", _flag, False),
             collapse(top.take("allowed_prefixes", _prefixes, list[Network]())),
             frozenset(network.network_address for network in bgp_peers if network.num_addresses == 1),
@@ -320,11 +320,11 @@ def _flag(value: Any) -> bool:
     return value
 
 
-def _enforcement(value: Any) -> Enforcement:
+def _pool_mode(value: Any) -> PoolMode:
     try:
-        return Enforcement(_text(value))
+        return PoolMode(_text(value))
     except ValueError:
-        raise ValueError(f"this is not one of {', '.join(Enforcement)}") from None
+        raise ValueError(f"this is not one of {', '.join(PoolMode)}") from None
 
 
 def _prefixes(value: Any) -> list[Network]:

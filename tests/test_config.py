@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nftsync import config
-from nftsync.config import Boundary, Caps, Config, ConfigError, Enforcement, Filters, load, parse
+from nftsync.config import AddressPolicy, Caps, Config, ConfigError, Filters, PoolMode, load, parse
 from nftsync.objects.names import Name
 from tests.support import ROOT
 
@@ -64,10 +64,10 @@ KEYS: dict[str, tuple[str, Any]] = {
         "filters", Filters(load_balancer_classes=frozenset({"", "example.com/lb"})),
     ),
     'router_name = "edge1"\noverrides.edge1.public_nic = "enp2s0"\noverrides.edge2.public_nic = "enp3s0"': ("public_nic", "enp2s0"),
-    'pools = "required"': ("boundary", Boundary(Enforcement.REQUIRED)),
-    'pools = "ignored"': ("boundary", Boundary(Enforcement.IGNORED)),
-    "advertised_pools_only = true": ("boundary", Boundary(advertised_only=True)),
-    'allowed_prefixes = ["192.0.2.0/24"]': ("boundary", Boundary(allowed=(IPv4Network("192.0.2.0/24"),))),
+    'pools = "required"': ("address_policy", AddressPolicy(PoolMode.REQUIRED)),
+    'pools = "ignored"': ("address_policy", AddressPolicy(PoolMode.IGNORED)),
+    "advertised_pools_only = true": ("address_policy", AddressPolicy(advertised_only=True)),
+    'allowed_prefixes = ["192.0.2.0/24"]': ("address_policy", AddressPolicy(allowed=(IPv4Network("192.0.2.0/24"),))),
     'bgp_peers = ["192.0.2.0/24"]': ("bgp_peers", (IPv4Network("192.0.2.0/24"),)),
 }  # fmt: skip
 
@@ -113,12 +113,12 @@ def test_the_configuration_is_frozen() -> None:
 def test_a_peer_that_is_named_by_its_one_address_is_never_opened(tmp_path: Path) -> None:
     found = read(tmp_path, 'bgp_peers = ["192.0.2.1/32", "192.0.2.128/25", "2001:db8::1"]')
     assert set(map(str, found.bgp_peers)) == {"192.0.2.1/32", "192.0.2.128/25", "2001:db8::1/128"}
-    assert set(map(str, found.boundary.reserved)) == {"192.0.2.1", "2001:db8::1"}
+    assert set(map(str, found.address_policy.reserved)) == {"192.0.2.1", "2001:db8::1"}
 
 
 def test_prefixes_are_sorted_and_merged(tmp_path: Path) -> None:
     found = read(tmp_path, 'allowed_prefixes = ["2001:db8::/32", "192.0.2.128/25", "192.0.2.0/25", "192.0.2.7"]')
-    assert list(map(str, found.boundary.allowed)) == ["192.0.2.0/24", "2001:db8::/32"]
+    assert list(map(str, found.address_policy.allowed)) == ["192.0.2.0/24", "2001:db8::/32"]
 
 
 MISTAKES = {

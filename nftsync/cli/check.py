@@ -15,7 +15,7 @@ from nftsync.cli.pools import known_of_cluster, nft_of_cluster
 from nftsync.cluster.api import Api
 from nftsync.cluster.backoff import ApiError
 from nftsync.cluster.kubeconfig import allowed
-from nftsync.config import Config, ConfigError, Enforcement
+from nftsync.config import Config, ConfigError, PoolMode
 from nftsync.kernel.interfaces import LinkError, Links
 from nftsync.objects.kinds import ADVERTISEMENT, KINDS, LEGACY, MEND, NFT, PEER, POOL
 from nftsync.objects.metallb import CONFIG_MAP
@@ -174,9 +174,9 @@ def _allowed(api: Api, attributes: dict[str, str]) -> bool:
 def _pools(api: Api, chosen: Config, spec: NftSpec | None) -> Iterator[Finding]:
     """Whether MetalLB's pools say which addresses are legal."""
     subject = "MetalLB's pools"
-    enforcement = chosen.boundary.enforcement
-    if enforcement is Enforcement.IGNORED:
-        yield Finding(subject, WARN, f'addresses are unguarded: pools = "{enforcement}"; a Service may have any address')
+    pool_mode = chosen.address_policy.pool_mode
+    if pool_mode is PoolMode.IGNORED:
+        yield Finding(subject, WARN, f'addresses are unguarded: pools = "{pool_mode}"; a Service may have any address')
         return
     namespace = spec.metallb_namespace if spec else METALLB_NAMESPACE
     for attributes in _METALLB:
@@ -187,7 +187,7 @@ def _pools(api: Api, chosen: Config, spec: NftSpec | None) -> Iterator[Finding]:
     known, rejections = known_of_cluster(api, chosen, namespace)
     for rejection in rejections:
         yield Finding(subject, WARN, str(rejection))
-    guard = Guard.of(chosen.boundary, known)
+    guard = Guard.of(chosen.address_policy, known)
     if not guard.guarded:
         message = f'addresses are unguarded: {namespace} has no MetalLB configuration; pools = "required" would open nothing'
         yield Finding(subject, WARN, message)

@@ -14,7 +14,7 @@ from nftsync.cluster.backoff import ApiError
 from nftsync.cluster.kubeconfig import allowed
 from nftsync.cluster.metallb import MetalLB
 from nftsync.cluster.watch import list_objects
-from nftsync.config import Config, Enforcement
+from nftsync.config import Config, PoolMode
 from nftsync.files.journal import Journal
 from nftsync.objects.address import AddressSet, Range
 from nftsync.objects.kinds import metallb, nfts
@@ -29,7 +29,7 @@ from nftsync.policy.pools import judge
 class Legal:
     """The pools that count, each cut to what is legal of it, and what was refused. guarded: False if every address is legal."""
 
-    enforcement: Enforcement
+    pool_mode: PoolMode
     guarded: bool
     pools: tuple[Pool, ...]
     rejections: tuple[Rejection, ...]
@@ -43,7 +43,7 @@ class Legal:
 
     def text(self) -> str:
         if not self.guarded:
-            return f'every address is legal: no pool counts (pools = "{self.enforcement}")'
+            return f'every address is legal: no pool counts (pools = "{self.pool_mode}")'
         if not self.pools:
             return "no address is legal: there is no pool"
         rows = [("POOL", "SOURCE", "ADDRESSES"), *self._rows()]
@@ -68,10 +68,10 @@ def legal_in_cluster(chosen: Config) -> Legal:
     api = Api(chosen.kubeconfig, allowed=allowed(unsafe=chosen.unsafe_kubeconfig))
     try:
         api.connect()
-        if chosen.boundary.enforcement is Enforcement.IGNORED:
-            return _legal(chosen, Guard.of(chosen.boundary, None), ())
+        if chosen.address_policy.pool_mode is PoolMode.IGNORED:
+            return _legal(chosen, Guard.of(chosen.address_policy, None), ())
         known, rejections = known_of_cluster(api, chosen, _namespace(api, chosen))
-        return _legal(chosen, Guard.of(chosen.boundary, known), rejections)
+        return _legal(chosen, Guard.of(chosen.address_policy, known), rejections)
     finally:
         api.close()
 
@@ -80,9 +80,9 @@ def _legal(chosen: Config, guard: Guard, rejections: tuple[Rejection, ...]) -> L
     legal = guard.legal or AddressSet()
     if not guard.guarded and guard.legal is not None:
         allowed = Pool("allowed_prefixes", "the local configuration", legal.ranges, advertised=False)
-        return Legal(chosen.boundary.enforcement, True, (allowed,), rejections)
+        return Legal(chosen.address_policy.pool_mode, True, (allowed,), rejections)
     pools = tuple(replace(pool, ranges=_cut(pool.ranges, legal)) for pool in guard.pools or ())
-    return Legal(chosen.boundary.enforcement, guard.guarded, pools, rejections)
+    return Legal(chosen.address_policy.pool_mode, guard.guarded, pools, rejections)
 
 
 def _cut(ranges: tuple[Range, ...], legal: AddressSet) -> tuple[Range, ...]:

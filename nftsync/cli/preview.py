@@ -8,7 +8,7 @@ from pathlib import Path
 
 from nftsync.cluster.inputs import Inputs
 from nftsync.cluster.manifests import Manifests
-from nftsync.config import Config, Enforcement
+from nftsync.config import Config, PoolMode
 from nftsync.files.localchainfile import read_local_chain
 from nftsync.objects.address import Local
 from nftsync.objects.names import ObjectRef, Reason, Rejection
@@ -34,7 +34,7 @@ def preview(config: Config, inputs: Inputs, chain: ChainInUse = _NO_CHAIN, local
     spec = nft.spec if nft else None
     if spec is not None:
         spec = replace(spec, public_nic=config.public_nic or spec.public_nic)
-    if config.boundary.enforcement is not Enforcement.IGNORED:
+    if config.address_policy.pool_mode is not PoolMode.IGNORED:
         pools.look(inputs.metallb("").objects(), 0.0)
     snapshot = Snapshot(
         config,

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from nftsync.cluster.inputs import Inputs
 from nftsync.cluster.metallb import MetalLB
-from nftsync.config import Config, Enforcement
+from nftsync.config import Config, PoolMode
 from nftsync.files.localchainfile import read_local_chain, stamp
 from nftsync.objects.address import Address
 from nftsync.objects.metallb import Configuration
@@ -129,7 +129,7 @@ class Observer:
         return Known(self.confirming.in_force, Origin.LISTED if listed else known), sinces
 
     def _take_pools(self, spec: NftSpec | None, facts: Facts) -> tuple[Known[Configuration | None], list[float]]:
-        if self._config.boundary.enforcement is Enforcement.IGNORED:
+        if self._config.address_policy.pool_mode is PoolMode.IGNORED:
             self.pools.relist()
             return Known(None, Origin.LISTED), []
         metallb = self._inputs.metallb(spec.metallb_namespace) if spec else None

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from hashlib import blake2b
 
-from nftsync.config import Enforcement
+from nftsync.config import PoolMode
 from nftsync.files.bootmark import BootMark
 from nftsync.files.journal import Journal
 from nftsync.objects.names import Name
@@ -139,7 +139,7 @@ class Record:
     def facts_of(self, s: Snapshot, confirming: Confirming | None) -> Facts:
         """The facts beside the Services, as they are in a snapshot. confirming: see remember()."""
         facts = self.memory.facts
-        if s.pools.listed and s.config.boundary.enforcement is not Enforcement.IGNORED:
+        if s.pools.listed and s.config.address_policy.pool_mode is not PoolMode.IGNORED:
             facts = replace(facts, pools=s.pools.value, pools_listed=True)
         if confirming is not None:
             facts = replace(facts, spec=confirming.settled, rolled_back=confirming.rolled_back, config=s.config.text)

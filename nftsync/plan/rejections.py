@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from nftsync.config import Enforcement
+from nftsync.config import PoolMode
 from nftsync.objects.names import ObjectRef, Reason, Rejection
 from nftsync.objects.nft import Nft
 from nftsync.plan.plan import ChainInUse
@@ -24,7 +24,7 @@ def refused(
         yield Rejection(ObjectRef("Nft", str(config.nft)), Reason.MISSING_SETTINGS, f"there is no such resource; {stays}")
     if chain.error:
         yield Rejection(ObjectRef("File", str(config.local_chain)), Reason.INVALID_LOCAL_CHAIN, f"{chain.error}; {chain.instead}")
-    if config.boundary.enforcement is not Enforcement.IGNORED:
+    if config.address_policy.pool_mode is not PoolMode.IGNORED:
         yield from pools
     for rejection in index.rejections():
         if s.pools.origin is not Origin.UNKNOWN or rejection.reason is not Reason.OUTSIDE_POOLS:  # else nobody knows

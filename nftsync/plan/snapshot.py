@@ -11,7 +11,7 @@ from enum import StrEnum
 from functools import cached_property
 from typing import Generic, TypeVar
 
-from nftsync.config import Config, Enforcement
+from nftsync.config import Config, PoolMode
 from nftsync.objects.address import Address, AddressSet, Local, Range
 from nftsync.objects.metallb import Configuration
 from nftsync.objects.names import Name
@@ -149,11 +149,11 @@ class Snapshot:
     @cached_property
     def guard(self) -> Guard:
         """What judges addresses. While nothing is known of pools, and they would count, no address passes that was not open."""
-        boundary, local = self.config.boundary, self.interfaces.local or Local()
+        address_policy, local = self.config.address_policy, self.interfaces.local or Local()
         pools = self.pools.value
-        if self.pools.origin is Origin.UNKNOWN and boundary.enforcement is not Enforcement.IGNORED:
+        if self.pools.origin is Origin.UNKNOWN and address_policy.pool_mode is not PoolMode.IGNORED:
             pools = pools or Configuration()
-        return Guard.of(boundary, pools, local.addresses | self.interfaces.peers | self.speakers, local.networks)
+        return Guard.of(address_policy, pools, local.addresses | self.interfaces.peers | self.speakers, local.networks)
 
     @property
     def cluster(self) -> AddressSet:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from nftsync.config import Boundary, Enforcement
+from nftsync.config import AddressPolicy, PoolMode
 from nftsync.objects.address import Address, AddressSet, Network, Range
 from nftsync.objects.metallb import Configuration, Pool
 from nftsync.objects.names import Reason, quote
@@ -34,22 +34,26 @@ class Guard:
 
     @classmethod
     def of(
-        cls, boundary: Boundary, known: Configuration | None, reserved: Iterable[Address] = (), attached: Iterable[Network] = ()
+        cls,
+        address_policy: AddressPolicy,
+        known: Configuration | None,
+        reserved: Iterable[Address] = (),
+        attached: Iterable[Network] = (),
     ) -> Guard:
         """known: MetalLB's last good configuration.  reserved: the router's own addresses and its BGP peers'.
 
         attached: the networks that the router has an address in.
         """
-        configuration = None if boundary.enforcement is Enforcement.IGNORED else known
-        if configuration is None and boundary.enforcement is Enforcement.REQUIRED:
+        configuration = None if address_policy.pool_mode is PoolMode.IGNORED else known
+        if configuration is None and address_policy.pool_mode is PoolMode.REQUIRED:
             configuration = Configuration()
-        pools, legal, held, reserved = None, None, AddressSet(), boundary.reserved.union(reserved)
+        pools, legal, held, reserved = None, None, AddressSet(), address_policy.reserved.union(reserved)
         if configuration is not None:
-            pools = tuple(pool for pool in configuration.pools if pool.advertised or not boundary.advertised_only)
+            pools = tuple(pool for pool in configuration.pools if pool.advertised or not address_policy.advertised_only)
             legal = held = AddressSet.of(each for pool in pools for each in pool.ranges)
             reserved |= configuration.peers
-        if boundary.allowed:
-            allowed = AddressSet.of(map(Range.of, boundary.allowed))
+        if address_policy.allowed:
+            allowed = AddressSet.of(map(Range.of, address_policy.allowed))
             legal = allowed if legal is None else legal & allowed
         near = frozenset(address for address in reserved if legal is None or address in legal)
         return cls(legal, pools, near, _cluster(legal, attached), held, _names(pools or ()))

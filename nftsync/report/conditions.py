@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from nftsync.config import Enforcement
+from nftsync.config import PoolMode
 from nftsync.objects.names import Reason
 from nftsync.objects.status import AGREE, SUMMED, Condition, Confirmation, Figures, RouterStatus, shorten
 from nftsync.plan.result import Outcome, SyncResult
@@ -41,8 +41,8 @@ def _guarded(result: SyncResult) -> Condition:
     if not result.pools_known:
         unguarded = "MetalLB's configuration is not read yet" if result.settings else "nothing is applied yet"
     elif not result.guard.guarded:
-        ignored = result.config.boundary.enforcement is Enforcement.IGNORED
-        unguarded = f'pools = "{Enforcement.IGNORED}"' if ignored else "no MetalLB configuration was seen"
+        ignored = result.config.address_policy.pool_mode is PoolMode.IGNORED
+        unguarded = f'pools = "{PoolMode.IGNORED}"' if ignored else "no MetalLB configuration was seen"
     elif not result.guard.pools:
         return Condition("PoolsGuarded", True, "NoPools", "no pool of MetalLB's counts, so no address is opened")
     guarded = "addresses are checked against MetalLB's pools"

@@ -299,7 +299,7 @@ def _why_closed(view: View, service: Service, query: PacketQuery | None) -> tupl
         waits = (ExplainReason.NO_ADDRESS_YET, "MetalLB has not given it an address yet")
         return (ExplainReason.NO_SUCH_PORT, "it has no port") if service.addresses else waits
     if refusal := view.result.guard.refusal(query.destination):
-        unannounced = refusal[0] is Reason.OUTSIDE_POOLS and view.result.config.boundary.advertised_only
+        unannounced = refusal[0] is Reason.OUTSIDE_POOLS and view.result.config.address_policy.advertised_only
         return ExplainReason(refusal[0]), refusal[1] + "; only pools announced over BGP count (advertised_pools_only)" * unannounced
     owner = view.result.index.pinholes.get(query.key)
     if held_back := view.result.index.held_back(service.name):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from nftsync.config import Boundary, Enforcement
+from nftsync.config import AddressPolicy, PoolMode
 from nftsync.plan.result import Outcome
 from nftsync.ruleset.elements import ruleset
 from nftsync.ruleset.tables import INET, Ruleset
@@ -220,7 +220,7 @@ def test_a_doubt_about_pools_that_nobody_can_end_keeps_nobody_awake(router: LabR
     router.sync()
     assert router.next_deadline() < 1
     if change == "pools are ignored":
-        router.reload(boundary=Boundary(Enforcement.IGNORED))
+        router.reload(address_policy=AddressPolicy(PoolMode.IGNORED))
     else:
         router.reload(listed=False)
     router.sync()

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from nftsync.config import Boundary, Enforcement
+from nftsync.config import AddressPolicy, PoolMode
 from nftsync.daemon.reconcile import Reconciler
 from nftsync.files import journal as module
 from nftsync.files.journal import Journal
@@ -84,9 +84,9 @@ def test_settings_that_the_kernel_did_not_take_are_not_remembered(router: LabRou
 def test_pools_that_were_ignored_are_not_taken_for_none(router: LabRouter) -> None:
     router.put(POOL)
     router.synced()
-    router.reload(boundary=Boundary(Enforcement.IGNORED))
+    router.reload(address_policy=AddressPolicy(PoolMode.IGNORED))
     router.synced()
-    router.restart(listed=False, boundary=Boundary())
+    router.restart(listed=False, address_policy=AddressPolicy())
     assert Journal(router.config.state).load().facts.pools is not None
     router.sync()
     assert router.admits(router._result.guard.pools[0].ranges[0].first)  # type: ignore[index]

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from nftsync.config import Boundary, Enforcement
+from nftsync.config import AddressPolicy, PoolMode
 from nftsync.daemon.publish import LINES, RECENT, Publisher
 from nftsync.daemon.reconcile import NOT_FILTERING
 from nftsync.exporter.metrics import Metrics
@@ -272,7 +272,7 @@ def test_whether_pools_decide_is_said_when_it_changes_and_not_while_nothing_is_k
 
 
 def test_pools_that_are_required_and_not_known_are_told_apart_from_pools_that_are(router: Told) -> None:
-    router.reload(listed=False, boundary=Boundary(enforcement=Enforcement.REQUIRED))
+    router.reload(listed=False, address_policy=AddressPolicy(pool_mode=PoolMode.REQUIRED))
     router.lists(nft(), WEB)
     router.sync()
     assert router.pinholes() == {}
@@ -297,7 +297,7 @@ def test_before_the_first_sync_nobody_says_that_there_are_no_pools(router: Told)
 
 
 def test_pools_that_are_ignored_are_named_as_the_reason(router: Told) -> None:
-    router.reload(listed=False, boundary=Boundary(enforcement=Enforcement.IGNORED))
+    router.reload(listed=False, address_policy=AddressPolicy(pool_mode=PoolMode.IGNORED))
     router.lists(nft(), WEB, POOL)
     router.sync()
     found = router.condition("PoolsGuarded")

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nftsync.config import Boundary, Filters
+from nftsync.config import AddressPolicy, Filters
 from nftsync.objects.address import Range
 from nftsync.objects.metallb import Configuration, Pool
 from nftsync.objects.names import Name, ObjectRef, Reason, Rejection
@@ -134,7 +134,7 @@ def guard_of(*legal: str, reserved: tuple[str, ...] = ()) -> Guard:
     """A guard that admits these addresses of a pool's."""
     ranges = tuple(Range(ip_address(each), ip_address(each)) for each in legal)
     known = Configuration((Pool("a", "IPAddressPool metallb-system/a", ranges, advertised=True),))
-    return Guard.of(Boundary(reserved=frozenset(map(ip_address, reserved))), known)
+    return Guard.of(AddressPolicy(reserved=frozenset(map(ip_address, reserved))), known)
 
 
 def test_a_refused_address_is_rejected_once_however_many_ports_it_has_and_the_others_open() -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from nftsync.cluster.inputs import Inputs
 from nftsync.cluster.metallb import MetalLB
-from nftsync.config import Boundary, Config, Enforcement
+from nftsync.config import AddressPolicy, Config, PoolMode
 from nftsync.daemon.observe import Observer
 from nftsync.objects.address import Address, AddressSet, Network, parse_range
 from nftsync.objects.metallb import Configuration, Pool
@@ -60,46 +60,46 @@ def admitted(guard: Guard, *texts: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("enforcement", "known", "guarded", "opened"),
+    ("pool_mode", "known", "guarded", "opened"),
     [
-        (Enforcement.AUTO, None, False, EVERY),
-        (Enforcement.AUTO, KNOWN, True, (INSIDE, INSIDE6)),
-        (Enforcement.AUTO, Configuration(), True, ()),
-        (Enforcement.REQUIRED, None, True, ()),
-        (Enforcement.REQUIRED, KNOWN, True, (INSIDE, INSIDE6)),
-        (Enforcement.REQUIRED, Configuration(), True, ()),
-        (Enforcement.IGNORED, None, False, EVERY),
-        (Enforcement.IGNORED, KNOWN, False, EVERY),
-        (Enforcement.IGNORED, Configuration(), False, EVERY),
+        (PoolMode.AUTO, None, False, EVERY),
+        (PoolMode.AUTO, KNOWN, True, (INSIDE, INSIDE6)),
+        (PoolMode.AUTO, Configuration(), True, ()),
+        (PoolMode.REQUIRED, None, True, ()),
+        (PoolMode.REQUIRED, KNOWN, True, (INSIDE, INSIDE6)),
+        (PoolMode.REQUIRED, Configuration(), True, ()),
+        (PoolMode.IGNORED, None, False, EVERY),
+        (PoolMode.IGNORED, KNOWN, False, EVERY),
+        (PoolMode.IGNORED, Configuration(), False, EVERY),
     ],
 )
 def test_pools_hold_once_they_are_known_and_nothing_is_open_before_if_they_are_required(
-    enforcement: Enforcement,
+    pool_mode: PoolMode,
     known: Configuration | None,
     guarded: bool,  # noqa: FBT001
     opened: tuple[str, ...],
 ) -> None:
-    guard = Guard.of(Boundary(enforcement), known)
+    guard = Guard.of(AddressPolicy(pool_mode), known)
     assert guard.guarded == guarded
     assert tuple(admitted(guard, *EVERY)) == opened
 
 
 def test_nothing_is_refused_by_who_knows_nothing() -> None:
-    assert Guard.of(Boundary(), None) == UNGUARDED
+    assert Guard.of(AddressPolicy(), None) == UNGUARDED
     assert admitted(UNGUARDED, *EVERY, "255.255.255.255", "::") == [*EVERY, "255.255.255.255", "::"]
 
 
-@pytest.mark.parametrize("enforcement", Enforcement)
-def test_pools_that_are_ignored_are_as_good_as_unknown(enforcement: Enforcement) -> None:
-    ignored = Guard.of(Boundary(Enforcement.IGNORED), KNOWN)
+@pytest.mark.parametrize("pool_mode", PoolMode)
+def test_pools_that_are_ignored_are_as_good_as_unknown(pool_mode: PoolMode) -> None:
+    ignored = Guard.of(AddressPolicy(PoolMode.IGNORED), KNOWN)
     assert (ignored.pools, ignored.legal, ignored.reserved, ranges(ignored.cluster)) == (None, None, frozenset(), [])
-    assert (Guard.of(Boundary(enforcement), KNOWN) == ignored) == (enforcement is Enforcement.IGNORED)
+    assert (Guard.of(AddressPolicy(pool_mode), KNOWN) == ignored) == (pool_mode is PoolMode.IGNORED)
 
 
 def test_if_only_advertised_pools_count_the_others_are_not_there() -> None:
     flat = "198.51.100.1"
-    assert admitted(Guard.of(Boundary(), KNOWN), INSIDE, flat) == [INSIDE, flat]
-    guard = Guard.of(Boundary(advertised_only=True), KNOWN)
+    assert admitted(Guard.of(AddressPolicy(), KNOWN), INSIDE, flat) == [INSIDE, flat]
+    guard = Guard.of(AddressPolicy(advertised_only=True), KNOWN)
     assert admitted(guard, INSIDE, flat) == [INSIDE]
     assert guard.pools is not None
     assert [each.name for each in guard.pools] == ["public", "public6"]
@@ -110,39 +110,39 @@ def test_if_only_advertised_pools_count_the_others_are_not_there() -> None:
 
 
 @pytest.mark.parametrize(
-    ("boundary", "known", "legal"),
+    ("address_policy", "known", "legal"),
     [
-        (Boundary(allowed=networks("192.0.2.0/25")), None, ["192.0.2.0/25"]),
-        (Boundary(Enforcement.IGNORED, allowed=networks("10.0.0.0/8", "2001:db8::/32")), KNOWN, ["10.0.0.0/8", "2001:db8::/32"]),
-        (Boundary(allowed=networks("192.0.2.0/25")), KNOWN, ["192.0.2.0/25"]),
-        (Boundary(allowed=networks("192.0.0.0/8")), KNOWN, ["192.0.2.0/24"]),
+        (AddressPolicy(allowed=networks("192.0.2.0/25")), None, ["192.0.2.0/25"]),
+        (AddressPolicy(PoolMode.IGNORED, allowed=networks("10.0.0.0/8", "2001:db8::/32")), KNOWN, ["10.0.0.0/8", "2001:db8::/32"]),
+        (AddressPolicy(allowed=networks("192.0.2.0/25")), KNOWN, ["192.0.2.0/25"]),
+        (AddressPolicy(allowed=networks("192.0.0.0/8")), KNOWN, ["192.0.2.0/24"]),
         (
-            Boundary(allowed=networks("192.0.2.128/25", "198.51.100.8/29", "2001:db8::/127")),
+            AddressPolicy(allowed=networks("192.0.2.128/25", "198.51.100.8/29", "2001:db8::/127")),
             KNOWN,
             ["192.0.2.128/25", "198.51.100.8/29", "2001:db8::/127"],
         ),
-        (Boundary(allowed=networks("198.51.100.0/24"), advertised_only=True), KNOWN, []),
-        (Boundary(allowed=networks("10.0.0.0/8")), KNOWN, []),
-        (Boundary(Enforcement.REQUIRED, allowed=networks("0.0.0.0/0")), None, []),
-        (Boundary(), None, None),
+        (AddressPolicy(allowed=networks("198.51.100.0/24"), advertised_only=True), KNOWN, []),
+        (AddressPolicy(allowed=networks("10.0.0.0/8")), KNOWN, []),
+        (AddressPolicy(PoolMode.REQUIRED, allowed=networks("0.0.0.0/0")), None, []),
+        (AddressPolicy(), None, None),
     ],
 )
 def test_allowed_prefixes_cut_what_pools_say_and_hold_alone_where_no_pool_does(
-    boundary: Boundary, known: Configuration | None, legal: list[str] | None
+    address_policy: AddressPolicy, known: Configuration | None, legal: list[str] | None
 ) -> None:
-    assert ranges(Guard.of(boundary, known).legal) == legal
+    assert ranges(Guard.of(address_policy, known).legal) == legal
 
 
 # --- what is never opened ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("enforcement", Enforcement)
+@pytest.mark.parametrize("pool_mode", PoolMode)
 def test_the_routers_own_addresses_and_its_peers_are_refused_as_reserved_wherever_they_would_be_legal(
-    enforcement: Enforcement,
+    pool_mode: PoolMode,
 ) -> None:
     named, own = addresses("192.0.2.251"), addresses("192.0.2.1", "2001:db8::1")
-    guard = Guard.of(Boundary(enforcement, reserved=named), KNOWN, own)
-    never = {*named, *own, *(KNOWN.peers if enforcement is not Enforcement.IGNORED else ())}
+    guard = Guard.of(AddressPolicy(pool_mode, reserved=named), KNOWN, own)
+    never = {*named, *own, *(KNOWN.peers if pool_mode is not PoolMode.IGNORED else ())}
     for address in never:
         assert not guard.admits(address)
         assert guard.refusal(address) == (
@@ -152,14 +152,14 @@ def test_the_routers_own_addresses_and_its_peers_are_refused_as_reserved_whereve
 
 
 def test_peers_that_nobody_read_are_not_known() -> None:
-    assert admitted(Guard.of(Boundary(Enforcement.IGNORED), KNOWN), PEER) == [PEER]
-    assert admitted(Guard.of(Boundary(), None), PEER) == [PEER]
+    assert admitted(Guard.of(AddressPolicy(PoolMode.IGNORED), KNOWN), PEER) == [PEER]
+    assert admitted(Guard.of(AddressPolicy(), None), PEER) == [PEER]
 
 
 def test_an_own_address_that_is_not_legal_anyway_is_refused_as_outside_and_changes_no_guard() -> None:
     """What is added to the router far from the pools wakes nobody."""
-    guard = Guard.of(Boundary(), KNOWN, addresses("10.0.0.1"))
-    assert guard == Guard.of(Boundary(), KNOWN)
+    guard = Guard.of(AddressPolicy(), KNOWN, addresses("10.0.0.1"))
+    assert guard == Guard.of(AddressPolicy(), KNOWN)
     refusal = guard.refusal(ip_address("10.0.0.1"))
     assert refusal is not None
     assert refusal[0] is Reason.OUTSIDE_POOLS
@@ -167,8 +167,8 @@ def test_an_own_address_that_is_not_legal_anyway_is_refused_as_outside_and_chang
 
 some_addresses = st.frozensets(st.sampled_from([*map(ip_address, EVERY), ip_address(PEER), ip_address("198.51.100.1")]))
 boundaries = st.builds(
-    Boundary,
-    st.sampled_from(Enforcement),
+    AddressPolicy,
+    st.sampled_from(PoolMode),
     st.booleans(),
     st.sampled_from([(), networks("192.0.2.0/25"), networks("0.0.0.0/0", "2001:db8::/65")]),
     some_addresses,
@@ -177,13 +177,13 @@ boundaries = st.builds(
 
 @given(boundaries, st.sampled_from([None, KNOWN, Configuration()]), some_addresses)
 def test_what_is_reserved_is_admitted_by_no_guard_and_what_is_refused_is_explained(
-    boundary: Boundary, known: Configuration | None, own: frozenset[Address]
+    address_policy: AddressPolicy, known: Configuration | None, own: frozenset[Address]
 ) -> None:
-    guard = Guard.of(boundary, known, own)
+    guard = Guard.of(address_policy, known, own)
     for address in map(ip_address, (*EVERY, PEER, PEER6, "198.51.100.1")):
         refusal = guard.refusal(address)
         assert (refusal is None) == guard.admits(address)
-        if address in boundary.reserved | own:
+        if address in address_policy.reserved | own:
             assert refusal is not None
         if refusal is not None:
             legal = guard.legal is None or address in guard.legal
@@ -198,18 +198,18 @@ single = st.integers(0, 31).map(lambda number: ip_address(f"10.0.0.{number}"))
 
 
 @given(
-    st.sampled_from(Enforcement),
+    st.sampled_from(PoolMode),
     st.none() | st.lists(few, max_size=3),
     st.lists(nets, max_size=2),
     st.frozensets(single, max_size=3),
     st.lists(nets, max_size=2),
 )
 def test_an_address_is_admitted_exactly_if_a_pool_holds_it_it_is_allowed_and_nobody_keeps_it_back(
-    enforcement: Enforcement, held: list[str] | None, allowed: list[Network], own: frozenset[Address], attached: list[Network]
+    pool_mode: PoolMode, held: list[str] | None, allowed: list[Network], own: frozenset[Address], attached: list[Network]
 ) -> None:
     known = None if held is None else Configuration((pool("a", *held),))
-    guard = Guard.of(Boundary(enforcement, allowed=tuple(allowed)), known, own, attached)
-    unguarded = enforcement is Enforcement.IGNORED or (held is None and enforcement is Enforcement.AUTO)
+    guard = Guard.of(AddressPolicy(pool_mode, allowed=tuple(allowed)), known, own, attached)
+    unguarded = pool_mode is PoolMode.IGNORED or (held is None and pool_mode is PoolMode.AUTO)
     for address in (ip_address(f"10.0.0.{number}") for number in range(32)):
         in_pool = unguarded or any(each.first <= address <= each.last for each in map(parse_range, held or ()))  # type: ignore[operator]
         legal = in_pool and (not allowed or any(address in each for each in allowed))
@@ -221,37 +221,37 @@ def test_an_address_is_admitted_exactly_if_a_pool_holds_it_it_is_allowed_and_nob
 
 
 @pytest.mark.parametrize(
-    ("boundary", "known", "message"),
+    ("address_policy", "known", "message"),
     [
         (
-            Boundary(), Configuration((pool("a", "192.0.2.0/24", "2001:db8::1-2001:db8::5"),)),
+            AddressPolicy(), Configuration((pool("a", "192.0.2.0/24", "2001:db8::1-2001:db8::5"),)),
             "203.0.113.9 is in none of MetalLB's pools that count (a: 192.0.2.0/24, 2001:db8::1-2001:db8::5); it stays closed",
         ),
-        (Boundary(), Configuration(), "no pool of MetalLB's that counts holds 203.0.113.9; it stays closed"),
+        (AddressPolicy(), Configuration(), "no pool of MetalLB's that counts holds 203.0.113.9; it stays closed"),
         (
-            Boundary(Enforcement.REQUIRED), None,
+            AddressPolicy(PoolMode.REQUIRED), None,
             "no pool of MetalLB's that counts holds 203.0.113.9; it stays closed",
         ),
-        (Boundary(allowed=networks("10.0.0.0/8")), None, "203.0.113.9 is outside of allowed_prefixes; it stays closed"),
+        (AddressPolicy(allowed=networks("10.0.0.0/8")), None, "203.0.113.9 is outside of allowed_prefixes; it stays closed"),
         (
-            Boundary(allowed=networks("10.0.0.0/8")), Configuration((pool("a", "203.0.113.0/24"),)),
+            AddressPolicy(allowed=networks("10.0.0.0/8")), Configuration((pool("a", "203.0.113.0/24"),)),
             "203.0.113.9 is outside of allowed_prefixes; it stays closed",
         ),
         (
-            Boundary(allowed=networks("203.0.113.0/24")), Configuration((pool("a", "192.0.2.0/24"),)),
+            AddressPolicy(allowed=networks("203.0.113.0/24")), Configuration((pool("a", "192.0.2.0/24"),)),
             "203.0.113.9 is in none of MetalLB's pools that count (a: 192.0.2.0/24); it stays closed",
         ),
     ],
 )  # fmt: skip
 def test_a_refusal_says_which_address_and_what_would_have_let_it_pass(
-    boundary: Boundary, known: Configuration | None, message: str
+    address_policy: AddressPolicy, known: Configuration | None, message: str
 ) -> None:
-    assert Guard.of(boundary, known).refusal(ip_address(OUTSIDE)) == (Reason.OUTSIDE_POOLS, message)
+    assert Guard.of(address_policy, known).refusal(ip_address(OUTSIDE)) == (Reason.OUTSIDE_POOLS, message)
 
 
 def test_of_a_thousand_pools_a_refusal_names_five() -> None:
     pools = tuple(pool(f"pool-{n}", *(f"10.{n // 250}.{n % 250}.{m}/32" for m in range(0, 200, 2))) for n in range(1000))
-    refusal = Guard.of(Boundary(), Configuration(pools)).refusal(ip_address(OUTSIDE))
+    refusal = Guard.of(AddressPolicy(), Configuration(pools)).refusal(ip_address(OUTSIDE))
     assert refusal is not None
     assert refusal[1].startswith("203.0.113.9 is in none of MetalLB's pools that count (pool-0: 10.0.0.0, 10.0.0.2, ")
     assert refusal[1].endswith("; and 995 more); it stays closed")
@@ -260,7 +260,7 @@ def test_of_a_thousand_pools_a_refusal_names_five() -> None:
 
 def test_a_pools_name_from_a_stranger_is_printable_and_short_in_a_refusal() -> None:
     hostile = pool("x" * 100_000 + "\n", "2001:db8::/64"), pool("\x1b[31m\u202e\ud800'\"", "192.0.2.0/24")
-    refusal = Guard.of(Boundary(), Configuration(hostile)).refusal(ip_address(OUTSIDE))
+    refusal = Guard.of(AddressPolicy(), Configuration(hostile)).refusal(ip_address(OUTSIDE))
     assert refusal is not None
     assert refusal[1].isprintable()
     assert len(refusal[1]) < 300
@@ -292,20 +292,20 @@ def test_networks_beside_the_router_that_a_pool_swallows_whole_are_not_the_clust
     pools: tuple[str, ...], attached: tuple[str, ...], cluster: list[str]
 ) -> None:
     known = Configuration(tuple(pool(f"pool-{number}", text) for number, text in enumerate(pools)))
-    guard = Guard.of(Boundary(), known, attached=networks(*attached))
+    guard = Guard.of(AddressPolicy(), known, attached=networks(*attached))
     assert ranges(guard.cluster) == cluster
     assert guard.legal == AddressSet.of(map(parse_range, pools))
 
 
 def test_an_own_address_inside_a_pool_does_not_split_what_is_the_clusters() -> None:
-    guard = Guard.of(Boundary(), KNOWN, addresses("192.0.2.1"), networks("192.0.2.1/32"))
+    guard = Guard.of(AddressPolicy(), KNOWN, addresses("192.0.2.1"), networks("192.0.2.1/32"))
     assert ranges(guard.cluster) == ["192.0.2.0/24", "198.51.100.0/24", "2001:db8::/64"]
 
 
 def test_where_no_address_is_illegal_none_is_the_clusters_alone() -> None:
-    assert Guard.of(Boundary(), None, attached=networks("192.0.2.0/24")).cluster == AddressSet()
-    assert Guard.of(Boundary(Enforcement.IGNORED), KNOWN).cluster == AddressSet()
-    assert ranges(Guard.of(Boundary(Enforcement.IGNORED, allowed=networks("192.0.2.0/24")), None).cluster) == ["192.0.2.0/24"]
+    assert Guard.of(AddressPolicy(), None, attached=networks("192.0.2.0/24")).cluster == AddressSet()
+    assert Guard.of(AddressPolicy(PoolMode.IGNORED), KNOWN).cluster == AddressSet()
+    assert ranges(Guard.of(AddressPolicy(PoolMode.IGNORED, allowed=networks("192.0.2.0/24")), None).cluster) == ["192.0.2.0/24"]
 
 
 # --- the last good configuration -----------------------------------------------------------------------

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from nftsync import config
-from nftsync.config import Boundary
+from nftsync.config import AddressPolicy
 from nftsync.kernel.interfaces import LinkError, Links
 from nftsync.kernel.nft import Kernel, KernelError
 from nftsync.plan.result import Outcome
@@ -129,7 +129,7 @@ class Router(LabRouter):
 
     def allow(self, *prefixes: str) -> None:
         """Another version of the configuration, with these allowed_prefixes."""
-        self.reload(boundary=Boundary(allowed=tuple(map(ip_network, prefixes))))
+        self.reload(address_policy=AddressPolicy(allowed=tuple(map(ip_network, prefixes))))
         self.synced()
 
     def pools(self) -> set[str]:

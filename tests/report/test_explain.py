@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nftsync.config import Boundary, Filters
+from nftsync.config import AddressPolicy, Filters
 from nftsync.daemon import answers
 from nftsync.kernel.netlink import DumpError
 from nftsync.objects.address import Address, Local, parse_range
@@ -51,7 +51,7 @@ WEB = service("web", "172.30.254.1", "2001:db8:254::1", ports=[("TCP", 80), ("UD
 def view(*services: Raw, **fields: Any) -> View:
     """What the daemon of a router would have: MetalLB's pool is POOL and an IPv6 one. fields: of Settings, View or result_of()."""
     of_view = {name: fields.pop(name) for name in ("routed", "drops") if name in fields}
-    of_result = {name: fields.pop(name) for name in ("filters", "boundary", "quarantined") if name in fields}
+    of_result = {name: fields.pop(name) for name in ("filters", "address_policy", "quarantined") if name in fields}
     pools = Pool("services", "IPAddressPool metallb-system/services", (parse_range(POOL), parse_range("2001:db8:254::/64")), True)
     known = Configuration((pools,), frozenset({PEER}))
     parsed = [each for raw in services if (each := parse_service(raw, None))]
@@ -208,12 +208,12 @@ def test_an_address_outside_of_the_pools() -> None:
         "but 203.0.113.9 is in none of MetalLB's pools that count (services: 172.30.254.0"
     )
     assert (found.service, found.rule) == (Name("default", "stray"), "forward: drop")
-    announced = ask(view(stray, boundary=Boundary(advertised_only=True)), "203.0.113.9:80")
+    announced = ask(view(stray, address_policy=AddressPolicy(advertised_only=True)), "203.0.113.9:80")
     assert announced.lines[0].endswith("; only pools announced over BGP count (advertised_pools_only)")
 
 
 def test_a_reserved_address() -> None:
-    found = ask(view(service("thief", str(PEER)), boundary=Boundary(advertised_only=True)), f"{PEER}:80")
+    found = ask(view(service("thief", str(PEER)), address_policy=AddressPolicy(advertised_only=True)), f"{PEER}:80")
     assert short(found)[:2] == ("dropped", "reserved_address")
     assert found.lines[0].endswith("but 172.30.254.250 is an address of the router or of a BGP peer; it stays closed")
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from nftsync.config import Boundary, Enforcement, Filters
+from nftsync.config import AddressPolicy, Filters, PoolMode
 from nftsync.objects.address import Address, Local, parse_range
 from nftsync.objects.metallb import Configuration, Pool
 from nftsync.objects.nft import parse_nft
@@ -74,14 +74,14 @@ class World:
 def generated(seed: int) -> World:
     draw = random.Random(seed)
     services = [each for raw in _services(draw) if (each := parse_service(raw, None))]
-    boundary, pools = _pools(draw)
+    address_policy, pools = _pools(draw)
     few = frozenset({"default", "other"})
     filters = Filters(
         namespaces=few if draw.random() < 0.2 else frozenset(),
         exclude_namespaces=frozenset({"shunned"}) if draw.random() < 0.5 else frozenset(),
         load_balancer_classes=draw.choice([frozenset(), frozenset(), frozenset({""}), frozenset({"", "example.com/x"})]),
     )
-    result = result_of(services, None, filters=filters, boundary=boundary, pools=pools, local=LOCAL)
+    result = result_of(services, None, filters=filters, address_policy=address_policy, pools=pools, local=LOCAL)
     switches = {name: draw.random() < 0.7 for name in ("enable_bgp", "enable_ssh", "enable_rateshape")}
     peers = [ip_network(each) for each in ("203.0.113.0/24", "192.0.2.7/32", "2001:db8:113::/48") if draw.random() < 0.5]
     settings = Settings.of(
@@ -114,15 +114,15 @@ def _services(draw: random.Random) -> Iterator[Raw]:
         yield raw
 
 
-def _pools(draw: random.Random) -> tuple[Boundary, Configuration | None]:
+def _pools(draw: random.Random) -> tuple[AddressPolicy, Configuration | None]:
     allowed = draw.choice([(), (), ("172.30.0.0/16", "2001:db8::/32"), ("172.30.254.0/30",)])
-    boundary = Boundary(Enforcement(draw.choice(list(Enforcement))), draw.random() < 0.3, tuple(map(ip_network, allowed)))
+    address_policy = AddressPolicy(PoolMode(draw.choice(list(PoolMode))), draw.random() < 0.3, tuple(map(ip_network, allowed)))
     pools = [
         Pool(f"p{number}", "IPAddressPool", tuple(map(parse_range, draw.sample(POOLS, draw.randrange(1, 5)))), draw.random() < 0.7)
         for number in range(draw.randrange(1, 3))
     ]
     known = Configuration(tuple(pools), frozenset(map(ip_address, PEERS))) if draw.random() < 0.85 else None
-    return boundary, known
+    return address_policy, known
 
 
 def _routed(address: Address) -> bool:

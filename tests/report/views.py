@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from types import MappingProxyType
 
-from nftsync.config import Boundary, Config, Filters
+from nftsync.config import AddressPolicy, Config, Filters
 from nftsync.objects.address import Local, parse_range
 from nftsync.objects.metallb import Configuration, Pool
 from nftsync.objects.names import Name, ObjectRef, Reason, Rejection
@@ -27,13 +27,13 @@ def result_of(  # noqa: PLR0913  # all that decides
     settings: Settings | None,
     *,
     filters: Filters | None = None,
-    boundary: Boundary | None = None,
+    address_policy: AddressPolicy | None = None,
     pools: Configuration | None = None,
     local: Local | None = None,
     quarantined: Mapping[Name, str] = REFUSED_NOTHING,
 ) -> SyncResult:
     """That of a sync which has applied all this. pools: MetalLB's.  quarantined: why the kernel refuses some of the Services."""
-    config = Config(filters=filters or Filters(), boundary=boundary or Boundary())
+    config = Config(filters=filters or Filters(), address_policy=address_policy or AddressPolicy())
     listed, interfaces = Origin.LISTED, Interfaces(local=local or Local())
     snapshot = Snapshot(config, listed, Known(None, listed), Known(pools, listed), interfaces=interfaces)
     index = Desired.of(services, config.filters, snapshot.guard, quarantined=quarantined)
