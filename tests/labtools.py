@@ -20,7 +20,7 @@ from typing import Any, Self
 
 import pytest
 
-from nftsync.cluster.metallb import MetalLB
+from nftsync.cluster.metallb import MetalLBCaches
 from nftsync.config import Filters
 from nftsync.kernel.nft import Kernel
 from nftsync.objects.nft import parse_nft
@@ -83,9 +83,9 @@ def wanted(services: Iterable[Raw], resource: Raw, local_chain: str = "", *, ind
     return ruleset(desired.pinholes.values(), settings)
 
 
-def no_metallb() -> MetalLB:
+def no_metallb() -> MetalLBCaches:
     """What is read of MetalLB in a cluster that has none."""
-    found = MetalLB.empty(lambda: None, time.monotonic)
+    found = MetalLBCaches.empty(lambda: None, time.monotonic)
     for cache in found.caches:
         with cache.relist():
             pass

@@ -12,13 +12,13 @@ from nftsync.cli.preview import preview, read
 from nftsync.cluster.api import Api
 from nftsync.cluster.backoff import ApiError
 from nftsync.cluster.kubeconfig import allowed
-from nftsync.cluster.metallb import MetalLB
+from nftsync.cluster.metallb import MetalLBCaches
 from nftsync.cluster.watch import list_objects
 from nftsync.config import Config, PoolMode
 from nftsync.files.journal import Journal
 from nftsync.objects.address import AddressSet, Range
 from nftsync.objects.kinds import metallb, nfts
-from nftsync.objects.metallb import Configuration, Pool
+from nftsync.objects.metallb import MetalLBConfig, Pool
 from nftsync.objects.names import Malformed, ObjectRef, Reason, Rejection
 from nftsync.objects.nft import METALLB_NAMESPACE, Nft, parse_nft
 from nftsync.policy.guard import Guard
@@ -106,7 +106,7 @@ def _namespace(api: Api, chosen: Config) -> str:
     return METALLB_NAMESPACE
 
 
-def known_of_cluster(api: Api, chosen: Config, namespace: str) -> tuple[Configuration | None, tuple[Rejection, ...]]:
+def known_of_cluster(api: Api, chosen: Config, namespace: str) -> tuple[MetalLBConfig | None, tuple[Rejection, ...]]:
     """MetalLB's configuration as it is now; where that is none or no good one, what the daemon of this machine saw last."""
     found, unread = _read_metallb(api, namespace)
     seen = Journal(chosen.state).load().facts.pools
@@ -114,9 +114,9 @@ def known_of_cluster(api: Api, chosen: Config, namespace: str) -> tuple[Configur
     return present or seen, (*unread, *rejections)
 
 
-def _read_metallb(api: Api, namespace: str) -> tuple[MetalLB, tuple[Rejection, ...]]:
+def _read_metallb(api: Api, namespace: str) -> tuple[MetalLBCaches, tuple[Rejection, ...]]:
     """MetalLB's objects as they are now, and what could not be read of them. Raises ApiError."""
-    found, rejections = MetalLB.empty(), []
+    found, rejections = MetalLBCaches.empty(), []
     for resource, cache in zip(metallb(namespace), found.caches, strict=True):
         try:
             with cache.relist() as relist:

@@ -17,7 +17,7 @@ from nftsync.plan.rejections import refused
 from nftsync.plan.result import Outcome, SyncResult
 from nftsync.plan.snapshot import Interfaces, Known, Origin, Snapshot
 from nftsync.policy.pinholes import Desired
-from nftsync.policy.pools import Pools
+from nftsync.policy.pools import PoolTracker
 
 _NO_CHAIN = ChainInUse("")
 _STRICTEST = "there is no such resource: run would apply nothing; this is the strictest ruleset"
@@ -29,7 +29,7 @@ def preview(config: Config, inputs: Inputs, chain: ChainInUse = _NO_CHAIN, local
     inputs: complete lists.  local: the router's addresses, which are not looked up here.  Without a usable Nft resource the
     strictest settings are shown: every interface but lo counts as public.
     """
-    pools = Pools(None)
+    pools = PoolTracker(None)
     nft = next(iter(inputs.nfts.objects()), None)
     spec = nft.spec if nft else None
     if spec is not None:

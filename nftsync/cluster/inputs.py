@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Any
 
 from nftsync.cluster.cache import ObjectCache, nobody
-from nftsync.cluster.metallb import MetalLB
+from nftsync.cluster.metallb import MetalLBCaches
 from nftsync.objects.kinds import KINDS
 from nftsync.objects.names import Name, Rejection
 from nftsync.objects.nft import Nft, parse_nft
@@ -26,7 +26,7 @@ class Inputs:
 
     services: ObjectCache[Service]
     nfts: ObjectCache[Nft]
-    metallb: Callable[[str], MetalLB]
+    metallb: Callable[[str], MetalLBCaches]
     rejections: Callable[[], Iterable[Rejection]] = tuple
     fresh: Callable[[], bool] = lambda: True
 
@@ -38,7 +38,7 @@ class Inputs:
         remembered: Mapping[Name, Service] = MappingProxyType({}),
     ) -> Inputs:
         """Nothing is listed yet. See ObjectCache."""
-        metallb = MetalLB.empty(wake, clock)
+        metallb = MetalLBCaches.empty(wake, clock)
         services = ObjectCache[Service](parse_service, wake, clock, remembered=remembered)
         return cls(services, ObjectCache[Nft](parse_nft, wake, clock), lambda _: metallb)
 

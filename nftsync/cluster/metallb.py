@@ -14,7 +14,7 @@ from nftsync.policy.pools import MetalLBObjects
 
 
 @dataclass(frozen=True, slots=True)
-class MetalLB:
+class MetalLBCaches:
     """What is read of MetalLB in one namespace."""
 
     pools: ObjectCache[AddressPool]
@@ -23,7 +23,7 @@ class MetalLB:
     config_maps: ObjectCache[ConfigMap]
 
     @classmethod
-    def empty(cls, wake: Callable[[], None] = nobody, clock: Callable[[], float] = time.monotonic) -> MetalLB:
+    def empty(cls, wake: Callable[[], None] = nobody, clock: Callable[[], float] = time.monotonic) -> MetalLBCaches:
         """See ObjectCache for `wake` and `clock`."""
         return cls(
             ObjectCache(parse_pool, wake, clock),

@@ -15,7 +15,7 @@ from nftsync.cluster.cache import ObjectCache
 from nftsync.cluster.inputs import Inputs
 from nftsync.cluster.kubeconfig import allowed
 from nftsync.cluster.manifests import Manifests
-from nftsync.cluster.metallb import MetalLB
+from nftsync.cluster.metallb import MetalLBCaches
 from nftsync.cluster.outbox import Reporter
 from nftsync.cluster.watch import Watcher
 from nftsync.cluster.watchstate import MassDeletion, RestartCause, WatchState
@@ -97,7 +97,7 @@ class ClusterSource:
         resources = ObjectCache[Nft](parse_nft, wake, clock, fresh=True)
         watched = ((SERVICES, services), (nfts(chosen.nft.namespace, chosen.nft.name), resources))
         self._watches = _Watches(api, watched, self._report, clock)
-        self._metallb: tuple[str, MetalLB, _Watches] | None = None
+        self._metallb: tuple[str, MetalLBCaches, _Watches] | None = None
         self._inputs = Inputs(services, resources, self.metallb, fresh=lambda: not self.stale())
         self._reports = self._api(read_timeout=_REPORT_TIMEOUT)
         self._reporter = Reporter(
@@ -115,14 +115,14 @@ class ClusterSource:
     def inputs(self) -> Inputs:
         return self._inputs
 
-    def metallb(self, namespace: str) -> MetalLB:
+    def metallb(self, namespace: str) -> MetalLBCaches:
         """MetalLB's objects of a namespace; they are watched from the first call on, those of another one no longer."""
         if self._metallb is not None:
             watched, caches, watches = self._metallb
             if watched == namespace:
                 return caches
             watches.stop()
-        caches = MetalLB.empty(self._wake, self._clock)
+        caches = MetalLBCaches.empty(self._wake, self._clock)
         kinds = zip(metallb(namespace), caches.caches, strict=True)
         self._metallb = namespace, caches, _Watches(self._api(), kinds, self._report, self._clock)
         return caches

@@ -7,18 +7,18 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from nftsync.cluster.inputs import Inputs
-from nftsync.cluster.metallb import MetalLB
+from nftsync.cluster.metallb import MetalLBCaches
 from nftsync.config import Config, PoolMode
 from nftsync.files.localchainfile import read_local_chain, stamp
 from nftsync.objects.address import Address
-from nftsync.objects.metallb import Configuration
+from nftsync.objects.metallb import MetalLBConfig
 from nftsync.objects.names import Name
 from nftsync.objects.nft import Nft, NftSpec
 from nftsync.objects.service import Service
 from nftsync.plan.memory import Facts
 from nftsync.plan.snapshot import Interfaces, Known, LocalChain, Origin, Snapshot
 from nftsync.policy.confirm import Confirming
-from nftsync.policy.pools import Pools
+from nftsync.policy.pools import PoolTracker
 
 
 class Network(Protocol):
@@ -58,8 +58,8 @@ class Observer:
         self.nft: Nft | None = None
         self._asked: NftSpec | None = facts.rolled_back or facts.spec  # by the last good resource, which may be gone
         self.confirming = Confirming.remembered(facts.spec, facts.rolled_back)
-        self.pools = Pools(facts.pools)
-        self._metallb: tuple[MetalLB, tuple[bool, ...]] | None = None  # the caches that were looked at, and what could be read
+        self.pools = PoolTracker(facts.pools)
+        self._metallb: tuple[MetalLBCaches, tuple[bool, ...]] | None = None  # those looked at, and what could be read
         self._nic: str | None = None  # that was looked for
         self._interfaces: Interfaces | None = None
         self._chain = LocalChain()
@@ -128,7 +128,7 @@ class Observer:
             self.confirming = self.confirming.take(asked, self._config.confirm_seconds, self._clock())
         return Known(self.confirming.in_force, Origin.LISTED if listed else known), sinces
 
-    def _take_pools(self, spec: NftSpec | None, facts: Facts) -> tuple[Known[Configuration | None], list[float]]:
+    def _take_pools(self, spec: NftSpec | None, facts: Facts) -> tuple[Known[MetalLBConfig | None], list[float]]:
         if self._config.address_policy.pool_mode is PoolMode.IGNORED:
             self.pools.relist()
             return Known(None, Origin.LISTED), []

@@ -34,7 +34,7 @@ class Pool:
 
 
 @dataclass(frozen=True, slots=True)
-class Configuration:
+class MetalLBConfig:
     """One valid configuration. peers: the addresses that the cluster's speakers dial, none of them a Service's."""
 
     pools: tuple[Pool, ...] = ()
@@ -110,13 +110,13 @@ class ConfigMap:
 
     name: Name
     uid: str
-    configuration: Configuration | None = None
+    configuration: MetalLBConfig | None = None
     rejections: tuple[Rejection, ...] = ()
 
 
 def configuration(
     pools: Iterable[AddressPool], advertisements: Iterable[Advertisement], peers: Iterable[Peer], legacy: Iterable[ConfigMap]
-) -> tuple[Configuration | None, tuple[Rejection, ...]]:
+) -> tuple[MetalLBConfig | None, tuple[Rejection, ...]]:
     """The configuration, or None if there is none or, with the rejections that say so, if it is invalid.
 
     A cluster with any IPAddressPool has a MetalLB that does not read the ConfigMap.
@@ -135,7 +135,7 @@ def configuration(
     rejections.extend(Rejection(refs[pool.name], Reason.INVALID_POOLS, message) for pool, message in overlaps(parsed))
     if rejections or not ordered:
         return None, tuple(rejections)
-    return Configuration(parsed, frozenset(peer.address for peer in peers if peer.address is not None)), ()
+    return MetalLBConfig(parsed, frozenset(peer.address for peer in peers if peer.address is not None)), ()
 
 
 def overlaps(pools: Iterable[Pool]) -> Iterator[tuple[Pool, str]]:

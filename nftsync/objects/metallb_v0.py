@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 
-from nftsync.objects.metallb import CONFIG_MAP, ConfigMap, Configuration, Pool, overlaps, parse_addresses, parse_peer_address
+from nftsync.objects.metallb import CONFIG_MAP, ConfigMap, MetalLBConfig, Pool, overlaps, parse_addresses, parse_peer_address
 from nftsync.objects.names import Malformed, ObjectRef, Reason, Rejection, identify, mapping, quote, sequence
 from nftsync.objects.yaml import Plain, documents
 
@@ -56,7 +56,7 @@ def parse_config_map(raw: object, _before: ConfigMap | None) -> ConfigMap | None
         return ConfigMap(name, uid, rejections=(refused,))
 
 
-def parse_configuration(text: object, source: str) -> Configuration:
+def parse_configuration(text: object, source: str) -> MetalLBConfig:
     """The configuration in a text. Raises ValueError with a sentence."""
     if not isinstance(text, str):
         raise Malformed("there is no text under this key")
@@ -72,7 +72,7 @@ def parse_configuration(text: object, source: str) -> Configuration:
     for _, message in overlaps(pools):
         raise Malformed(message)
     peers = (mapping(peer, "a peer") for peer in sequence(config.get("peers"), "peers"))
-    return Configuration(pools, frozenset(parse_peer_address(peer.get("peer-address"), "peer-address") for peer in peers))
+    return MetalLBConfig(pools, frozenset(parse_peer_address(peer.get("peer-address"), "peer-address") for peer in peers))
 
 
 def _pools(entries: list[object], source: str) -> Iterator[Pool]:

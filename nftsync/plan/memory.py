@@ -13,7 +13,7 @@ from ipaddress import ip_address, ip_network
 from typing import Any
 
 from nftsync.objects.address import Address, Local, Network, parse_range
-from nftsync.objects.metallb import Configuration, Pool, parse_peer_address
+from nftsync.objects.metallb import MetalLBConfig, Pool, parse_peer_address
 from nftsync.objects.names import NAME, Name
 from nftsync.objects.nft import NftSpec, describe_spec, parse_spec
 from nftsync.objects.ratelimit import parse_ratelimit
@@ -33,7 +33,7 @@ class Facts:
 
     spec: NftSpec | None = None
     rolled_back: NftSpec | None = None
-    pools: Configuration | None = None
+    pools: MetalLBConfig | None = None
     pools_listed: bool = False
     local_chain: str = ""
     config: str = ""
@@ -160,7 +160,7 @@ def _local(addresses: list[object], networks: list[object]) -> Local:
     return Local(frozenset(map(_address, addresses)), frozenset(map(_network, networks)))
 
 
-def describe_pools(known: Configuration) -> dict[str, object]:
+def describe_pools(known: MetalLBConfig) -> dict[str, object]:
     pools = [
         {"name": pool.name, "source": pool.source, "ranges": list(map(str, pool.ranges)), "advertised": pool.advertised}
         for pool in known.pools
@@ -168,13 +168,13 @@ def describe_pools(known: Configuration) -> dict[str, object]:
     return {"pools": pools, "peers": _sorted(known.peers)}
 
 
-def parse_pools(raw: dict[str, Any]) -> Configuration:
+def parse_pools(raw: dict[str, Any]) -> MetalLBConfig:
     """What describe_pools() gave. Raises ValueError, TypeError or KeyError."""
     pools = tuple(
         Pool(_text(pool["name"]), _text(pool["source"]), tuple(map(parse_range, pool["ranges"])), pool["advertised"] is True)
         for pool in raw["pools"]
     )
-    return Configuration(pools, frozenset(parse_peer_address(peer, "peers") for peer in raw["peers"]))
+    return MetalLBConfig(pools, frozenset(parse_peer_address(peer, "peers") for peer in raw["peers"]))
 
 
 def boot_facts_record(facts: BootFacts) -> str:

@@ -13,7 +13,7 @@ from typing import Generic, TypeVar
 
 from nftsync.config import Config, PoolMode
 from nftsync.objects.address import Address, AddressSet, Local, Range
-from nftsync.objects.metallb import Configuration
+from nftsync.objects.metallb import MetalLBConfig
 from nftsync.objects.names import Name
 from nftsync.objects.nft import NftSpec
 from nftsync.objects.service import Service
@@ -124,7 +124,7 @@ class Snapshot:
     config: Config
     services: Origin
     spec: Known[NftSpec | None]
-    pools: Known[Configuration | None]
+    pools: Known[MetalLBConfig | None]
     speakers: frozenset[Address] = frozenset()
     interfaces: Interfaces = field(default_factory=Interfaces)
     local_chain: LocalChain = field(default_factory=LocalChain)
@@ -152,7 +152,7 @@ class Snapshot:
         address_policy, local = self.config.address_policy, self.interfaces.local or Local()
         pools = self.pools.value
         if self.pools.origin is Origin.UNKNOWN and address_policy.pool_mode is not PoolMode.IGNORED:
-            pools = pools or Configuration()
+            pools = pools or MetalLBConfig()
         return Guard.of(address_policy, pools, local.addresses | self.interfaces.peers | self.speakers, local.networks)
 
     @property

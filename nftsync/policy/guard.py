@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from nftsync.config import AddressPolicy, PoolMode
 from nftsync.objects.address import Address, AddressSet, Network, Range
-from nftsync.objects.metallb import Configuration, Pool
+from nftsync.objects.metallb import MetalLBConfig, Pool
 from nftsync.objects.names import Reason, quote
 
 _NAMED = 5  # pools that a message names
@@ -36,7 +36,7 @@ class Guard:
     def of(
         cls,
         address_policy: AddressPolicy,
-        known: Configuration | None,
+        known: MetalLBConfig | None,
         reserved: Iterable[Address] = (),
         attached: Iterable[Network] = (),
     ) -> Guard:
@@ -46,7 +46,7 @@ class Guard:
         """
         configuration = None if address_policy.pool_mode is PoolMode.IGNORED else known
         if configuration is None and address_policy.pool_mode is PoolMode.REQUIRED:
-            configuration = Configuration()
+            configuration = MetalLBConfig()
         pools, legal, held, reserved = None, None, AddressSet(), address_policy.reserved.union(reserved)
         if configuration is not None:
             pools = tuple(pool for pool in configuration.pools if pool.advertised or not address_policy.advertised_only)

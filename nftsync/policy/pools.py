@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from nftsync.objects.address import Address
-from nftsync.objects.metallb import AddressPool, Advertisement, ConfigMap, Configuration, Peer, configuration
+from nftsync.objects.metallb import AddressPool, Advertisement, ConfigMap, MetalLBConfig, Peer, configuration
 from nftsync.objects.names import Rejection
 
 GRACE_PERIOD = 0.3  # seconds without another change until pools that are gone are gone
@@ -32,7 +32,7 @@ class MetalLBObjects:
         """The addresses of the BGPPeers, also while there is no pool."""
         return frozenset(peer.address for peer in self.peers if peer.address is not None)
 
-    def configuration(self, known: Configuration | None) -> tuple[Configuration | None, tuple[Rejection, ...]]:
+    def configuration(self, known: MetalLBConfig | None) -> tuple[MetalLBConfig | None, tuple[Rejection, ...]]:
         """See metallb.configuration(). known: the last good one, which what can't be read is taken from.
 
         A ConfigMap that an upgrade of MetalLB has left behind does not come to power again.
@@ -44,7 +44,7 @@ class MetalLBObjects:
             found = self._completed(found, known)
         return found, rejections
 
-    def _completed(self, found: Configuration, known: Configuration) -> Configuration:
+    def _completed(self, found: MetalLBConfig, known: MetalLBConfig) -> MetalLBConfig:
         if not self.advertisements_readable:
             announced = {pool.source for pool in known.pools if pool.advertised}
             pools = tuple(replace(pool, advertised=pool.advertised or pool.source in announced) for pool in found.pools)
@@ -52,20 +52,20 @@ class MetalLBObjects:
         return found if self.peers_readable else replace(found, peers=found.peers | known.peers)
 
 
-def _contents(configuration: Configuration) -> set[object]:
+def _contents(configuration: MetalLBConfig) -> set[object]:
     """What each object that can go by itself adds to a configuration."""
     pools = ((pool.source, advertised) for pool in configuration.pools for advertised in (False, pool.advertised))
     return {*pools, *configuration.peers}
 
 
-def judge(metallb: MetalLBObjects, known: Configuration | None) -> tuple[Configuration | None, tuple[Rejection, ...]]:
+def judge(metallb: MetalLBObjects, known: MetalLBConfig | None) -> tuple[MetalLBConfig | None, tuple[Rejection, ...]]:
     """What MetalLB's objects say now, None if nothing good, and what is wrong with it and what holds instead."""
     found, rejections = metallb.configuration(known)
     stays = "; the last good pools stay" if known else "; no pools are known"
     return found, tuple(replace(each, message=each.message + stays) for each in rejections)
 
 
-class Pools:
+class PoolTracker:
     """Remembers the last good configuration.
 
     known: None if none was ever seen.  speakers: the present BGPPeers' addresses.
@@ -73,7 +73,7 @@ class Pools:
     rejections: what is wrong with the present one; a new tuple whenever it was looked at.
     """
 
-    def __init__(self, known: Configuration | None) -> None:
+    def __init__(self, known: MetalLBConfig | None) -> None:
         self.known = known
         self.rejections: tuple[Rejection, ...] = ()
         self.speakers: frozenset[Address] = frozenset()
@@ -96,7 +96,7 @@ class Pools:
         """The lists are not complete any more: what comes is judged anew."""
         self._missing_since, self.deadline = None, float("inf")
 
-    def _is_suspect(self, found: Configuration | None, now: float, *, new: bool) -> bool:
+    def _is_suspect(self, found: MetalLBConfig | None, now: float, *, new: bool) -> bool:
         """Whether something is gone, and soon all may be: where the kinds are removed, their objects go one by one."""
         if found is None or self.known is None or not _contents(self.known) - _contents(found):
             self.relist()

@@ -29,7 +29,7 @@ FIRST, SECOND, THIRD, FOURTH = "172.30.254.0/28", "172.30.254.16/28", "172.30.25
 IN_FIRST, IN_SECOND, IN_THIRD, IN_FOURTH = "172.30.254.1", "172.30.254.17", "172.30.254.33", "172.30.254.49"
 
 
-class MetalLB:
+class MetalLBCaches:
     """MetalLB's objects in a namespace of a cluster."""
 
     def __init__(self, server: ApiServer, namespace: str = METALLB_NAMESPACE) -> None:
@@ -107,11 +107,11 @@ def cluster(programs: Programs) -> Iterator[tuple[Lab, ApiServer]]:
 def router(cluster: tuple[Lab, ApiServer], tmp_path: Path) -> Iterator[Router]:
     """A router with a cluster without MetalLB, and Services that have addresses all the same."""
     lab, server = cluster
-    metallb = MetalLB(server)
+    metallb = MetalLBCaches(server)
     assert refusal_of(metallb.delete_config_map) in (None, 404)
     metallb.uninstall()
     metallb.grant()
-    MetalLB(server, OTHER_NAMESPACE).revoke()
+    MetalLBCaches(server, OTHER_NAMESPACE).revoke()
     with fresh_router(lab, server, tmp_path) as running:
         for number, address in enumerate((IN_FIRST, IN_SECOND, IN_THIRD, IN_FOURTH)):
             running.add(f"s{number}", address)
@@ -119,9 +119,9 @@ def router(cluster: tuple[Lab, ApiServer], tmp_path: Path) -> Iterator[Router]:
 
 
 @pytest.fixture
-def metallb(router: Router) -> MetalLB:
+def metallb(router: Router) -> MetalLBCaches:
     """MetalLB's kinds, installed, without objects."""
-    installed = MetalLB(router.server)
+    installed = MetalLBCaches(router.server)
     installed.install()
     return installed
 
@@ -180,7 +180,7 @@ def test_without_metallb_all_is_open_and_once_it_is_installed_its_pools_decide(r
     assert logged(router, "ERROR") == []
     assert sum(line.startswith("addresses are not checked") for line in logged(router, "WARNING")) == 1
 
-    metallb = MetalLB(router.server)
+    metallb = MetalLBCaches(router.server)
     metallb.install()
     metallb.pool("first", FIRST)
     only_open(router, IN_FIRST)
@@ -190,7 +190,7 @@ def test_without_metallb_all_is_open_and_once_it_is_installed_its_pools_decide(r
     assert logged(router, "ERROR") == []
 
 
-def test_nobody_waits_for_pools_that_may_not_be_read_and_they_count_once_they_may(router: Router, metallb: MetalLB) -> None:
+def test_nobody_waits_for_pools_that_may_not_be_read_and_they_count_once_they_may(router: Router, metallb: MetalLBCaches) -> None:
     metallb.pool("first", FIRST)
     metallb.revoke()
     router.start()
@@ -202,7 +202,7 @@ def test_nobody_waits_for_pools_that_may_not_be_read_and_they_count_once_they_ma
     assert logged(router, "ERROR") == []
 
 
-def test_when_the_kinds_go_the_last_pools_stay_until_there_are_others(router: Router, metallb: MetalLB) -> None:
+def test_when_the_kinds_go_the_last_pools_stay_until_there_are_others(router: Router, metallb: MetalLBCaches) -> None:
     metallb.pool("first", FIRST)
     router.start()
     only_open(router, IN_FIRST)
@@ -218,7 +218,7 @@ def test_when_the_kinds_go_the_last_pools_stay_until_there_are_others(router: Ro
     assert logged(router, "ERROR") == []
 
 
-def test_when_the_kinds_go_all_pools_stay(router: Router, metallb: MetalLB) -> None:
+def test_when_the_kinds_go_all_pools_stay(router: Router, metallb: MetalLBCaches) -> None:
     """Before a kind goes, the server deletes its objects one by one, and tells of each."""
     metallb.pool("first", FIRST)
     metallb.pool("second", SECOND)
@@ -234,7 +234,7 @@ def test_when_the_kinds_go_all_pools_stay(router: Router, metallb: MetalLB) -> N
 # --- what changes -------------------------------------------------------------------------------------
 
 
-def test_an_edit_of_a_pool_opens_and_closes(router: Router, metallb: MetalLB) -> None:
+def test_an_edit_of_a_pool_opens_and_closes(router: Router, metallb: MetalLBCaches) -> None:
     metallb.pool("first", FIRST)
     router.start()
     only_open(router, IN_FIRST)
@@ -248,7 +248,7 @@ def test_an_edit_of_a_pool_opens_and_closes(router: Router, metallb: MetalLB) ->
 
 def test_the_config_map_of_older_versions(router: Router) -> None:
     """Created, edited, made invalid, deleted; and what was good last is enforced after a restart, too."""
-    metallb = MetalLB(router.server)
+    metallb = MetalLBCaches(router.server)
     router.start()
     assert open_ones(router) == [IN_FIRST, IN_SECOND, IN_THIRD, IN_FOURTH]
     metallb.config_map(legacy(FIRST))
@@ -275,7 +275,7 @@ def test_the_config_map_of_older_versions(router: Router) -> None:
 
 
 def test_pools_win_over_the_config_map_that_they_replace(router: Router) -> None:
-    metallb = MetalLB(router.server)
+    metallb = MetalLBCaches(router.server)
     metallb.config_map(legacy(FIRST))
     router.start()
     only_open(router, IN_FIRST)
@@ -294,8 +294,8 @@ def test_pools_win_over_the_config_map_that_they_replace(router: Router) -> None
 # --- another namespace --------------------------------------------------------------------------------
 
 
-def test_the_pools_of_the_namespace_that_the_nft_names_count(router: Router, metallb: MetalLB) -> None:
-    other = MetalLB(router.server, OTHER_NAMESPACE)
+def test_the_pools_of_the_namespace_that_the_nft_names_count(router: Router, metallb: MetalLBCaches) -> None:
+    other = MetalLBCaches(router.server, OTHER_NAMESPACE)
     metallb.pool("default", FIRST)
     other.pool("other", SECOND)
     router.start()
@@ -357,7 +357,7 @@ def test_of_metallb_the_router_may_read_its_configuration_and_no_more(router: Ro
 
 def test_the_server_takes_the_field_selector_for_the_config_maps_name(router: Router) -> None:
     """RBAC's resourceNames are meant for single objects; a list is one when it selects one."""
-    metallb = MetalLB(router.server)
+    metallb = MetalLBCaches(router.server)
     metallb.config_map(legacy(FIRST))
     user: Client = router.server.client(router.server.issue_token())
     listed = user.get(metallb.config_maps, {"fieldSelector": "metadata.name=config"})
@@ -377,7 +377,7 @@ def findings(router: Router) -> tuple[int, list[str]]:
     return checked.returncode, [line for line in lines if not line.startswith("ok") or "pools" in line.partition(": ")[0]]
 
 
-def test_the_commands_name_the_pools_that_guard(router: Router, metallb: MetalLB) -> None:
+def test_the_commands_name_the_pools_that_guard(router: Router, metallb: MetalLBCaches) -> None:
     metallb.pool("public", "172.30.254.5-172.30.254.9", "2001:db8:254::/120")
     metallb.pool("extra", SECOND)
     shown = router.run("pools", "--json")
@@ -400,7 +400,7 @@ def test_the_commands_name_the_pools_that_guard(router: Router, metallb: MetalLB
     assert findings(router) == (0, [f"ok    MetalLB's pools: 2 of {METALLB_NAMESPACE} guard the addresses: extra, public"])
 
 
-def test_the_commands_speak_of_what_is_there_now_not_of_what_the_daemon_saw_before(router: Router, metallb: MetalLB) -> None:
+def test_the_commands_speak_of_what_is_there_now_not_of_what_the_daemon_saw_before(router: Router, metallb: MetalLBCaches) -> None:
     metallb.pool("first", FIRST)
     metallb.pool("second", SECOND)
     router.start()
@@ -423,7 +423,7 @@ def test_the_commands_say_that_nothing_guards(router: Router) -> None:
     assert found.startswith("warn  MetalLB's pools: addresses are unguarded")
 
 
-def test_the_commands_say_which_rights_are_missing(router: Router, metallb: MetalLB) -> None:
+def test_the_commands_say_which_rights_are_missing(router: Router, metallb: MetalLBCaches) -> None:
     metallb.pool("public", FIRST)
     metallb.revoke()
     shown = router.run("pools", "--json")

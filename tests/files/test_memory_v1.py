@@ -25,7 +25,7 @@ from nftsync.files.journal import Journal
 from nftsync.files.memory_v1 import read_version_1
 from nftsync.files.sealed import read_sealed, replace_sealed
 from nftsync.objects.address import Range
-from nftsync.objects.metallb import Configuration, Pool
+from nftsync.objects.metallb import MetalLBConfig, Pool
 from nftsync.objects.names import Name, Reason
 from nftsync.objects.nft import NftSpec
 from nftsync.objects.ratelimit import parse_ratelimit
@@ -91,7 +91,7 @@ def test_settings_pools_and_the_local_chain_are_known() -> None:
     ranges = tuple(Range(ip_address(first), ip_address(last)) for first, last in ends)
     assert read_version_1(WRITTEN).facts == Facts(
         spec=NftSpec(PUBLIC_NIC),
-        pools=Configuration(
+        pools=MetalLBConfig(
             (Pool("services", "IPAddressPool metallb-system/services", ranges, advertised=True),),
             frozenset({ip_address("203.0.113.200")}),
         ),

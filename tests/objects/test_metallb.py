@@ -16,7 +16,7 @@ from nftsync.objects.metallb import (
     AddressPool,
     Advertisement,
     ConfigMap,
-    Configuration,
+    MetalLBConfig,
     Peer,
     Pool,
     configuration,
@@ -268,7 +268,7 @@ def test_a_configuration_has_the_pools_by_name_and_the_addresses_of_all_peers() 
     peers = [parse_peer(raw(f"peer{number}", peerAddress=text), None) for number, text in enumerate(addresses)]
     found, rejections = configuration([PLAIN, LABELLED], [advertisement(ipAddressPools=["blue"])], peers, [])
     assert rejections == ()
-    assert found == Configuration(
+    assert found == MetalLBConfig(
         (
             Pool("blue", "IPAddressPool metallb-system/blue", (parse_range("192.0.2.0/24"),), advertised=True),
             Pool("plain", "IPAddressPool metallb-system/plain", (parse_range("198.51.100.0/24"),), advertised=False),
@@ -358,7 +358,7 @@ def legacy(text: object) -> ConfigMap:
 
 def test_the_config_map_counts_if_there_is_no_pool_object() -> None:
     source = "ConfigMap metallb-system/config"
-    wanted = Configuration((Pool("old", source, (parse_range("203.0.113.0/24"),), True),), frozenset({ip_address("203.0.113.1")}))
+    wanted = MetalLBConfig((Pool("old", source, (parse_range("203.0.113.0/24"),), True),), frozenset({ip_address("203.0.113.1")}))
     assert configuration([], [], [], [legacy(LEGACY)]) == (wanted, ())
     assert configuration([], [advertisement()], [], [legacy(LEGACY)]) == (wanted, ())
 
@@ -519,7 +519,7 @@ def test_an_invalid_text_is_refused_with_a_sentence(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["", "\n", "# nothing\n", "---\n", "{}", "null", "peers:\naddress-pools:\n", "peers: []"])
 def test_an_empty_text_is_a_valid_configuration_without_pools(text: str) -> None:
-    assert legacy(text).configuration == Configuration()
+    assert legacy(text).configuration == MetalLBConfig()
 
 
 @pytest.mark.parametrize("data", [{}, None, {"config.yaml": FULL}, {"config": None}, {"config": 5}, {"config": {}}])
@@ -542,7 +542,7 @@ def test_another_config_map_is_not_metallbs(name: str) -> None:
 
 def test_a_community_stays_the_text_it_is() -> None:
     assert documents("a: 64512:1\nb: 1:20\nc: [0123]") == [{"a": "64512:1", "b": "1:20", "c": ["0123"]}]
-    assert parse_configuration("bgp-communities: {a: 64512:1, b: 1:20}", "here") == Configuration()
+    assert parse_configuration("bgp-communities: {a: 64512:1, b: 1:20}", "here") == MetalLBConfig()
 
 
 def test_a_pool_whose_name_is_a_number_is_called_by_it() -> None:
@@ -552,7 +552,7 @@ def test_a_pool_whose_name_is_a_number_is_called_by_it() -> None:
 
 def test_a_text_that_is_larger_than_any_that_a_cluster_keeps_is_refused_unread(monkeypatch: pytest.MonkeyPatch) -> None:
     comment = "#" * MAX_CHARACTERS
-    assert legacy(comment).configuration == Configuration()
+    assert legacy(comment).configuration == MetalLBConfig()
     read = count_yaml_events(monkeypatch)
     assert told(legacy(comment + "#")) == "config: the text is larger than any that a cluster keeps"
     assert told(legacy("[" * (MAX_CHARACTERS + 1))) == "config: the text is larger than any that a cluster keeps"

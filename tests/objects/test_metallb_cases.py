@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from nftsync.cli.main import main
-from nftsync.objects.metallb import Configuration, Peer, configuration, parse_advertisement, parse_peer, parse_pool
+from nftsync.objects.metallb import MetalLBConfig, Peer, configuration, parse_advertisement, parse_peer, parse_pool
 from nftsync.objects.metallb_v0 import parse_configuration
 from nftsync.objects.names import Malformed
 from nftsync.objects.yaml import documents
@@ -99,7 +99,7 @@ def objects(case: Case) -> list[Any]:
     return found
 
 
-def read(case: Case) -> Configuration:
+def read(case: Case) -> MetalLBConfig:
     """Raises ValueError where the case is refused."""
     if case["kind"] == "configmap":
         return parse_configuration(case["yaml"], "the case")
@@ -116,7 +116,7 @@ def read(case: Case) -> Configuration:
     if rejections:
         raise Malformed("\n".join(map(str, rejections)))
     # Where there is no pool the peers count for nothing; what they are can be compared all the same.
-    return found or Configuration(peers=frozenset(peer.address for peer in peers if peer.address is not None))
+    return found or MetalLBConfig(peers=frozenset(peer.address for peer in peers if peer.address is not None))
 
 
 def wanted_ranges(case: Case) -> dict[str, list[str]]:

@@ -14,7 +14,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from nftsync.objects.address import Address, Local, Network, Range
-from nftsync.objects.metallb import Configuration, Pool
+from nftsync.objects.metallb import MetalLBConfig, Pool
 from nftsync.objects.names import Name, ObjectRef, Reason, Rejection
 from nftsync.objects.nft import NftSpec
 from nftsync.objects.ratelimit import RateLimit
@@ -60,7 +60,7 @@ def ranges(draw: st.DrawFn) -> Range:
 
 pools = st.builds(Pool, texts, texts, st.lists(ranges(), max_size=4).map(tuple), st.booleans())
 configurations = st.builds(
-    Configuration, st.lists(pools, max_size=3).map(tuple), st.frozensets(addresses.filter(unmapped), max_size=4)
+    MetalLBConfig, st.lists(pools, max_size=3).map(tuple), st.frozensets(addresses.filter(unmapped), max_size=4)
 )
 specs = st.builds(
     NftSpec,
@@ -137,9 +137,9 @@ def test_equal_facts_give_equal_records(first: Facts, second: Facts) -> None:
 
 
 def test_nothing_seen_of_metallb_is_not_the_same_as_no_pools() -> None:
-    nothing, none = Facts(), Facts(pools=Configuration())
+    nothing, none = Facts(), Facts(pools=MetalLBConfig())
     assert replayed(facts_record(nothing)).facts.pools is None
-    assert replayed(facts_record(none)).facts.pools == Configuration()
+    assert replayed(facts_record(none)).facts.pools == MetalLBConfig()
 
 
 @given(st.lists(st.tuples(accepted, st.booleans()) | facts, max_size=12))
@@ -175,7 +175,7 @@ FACTS: dict[str, Any] = json.loads(
         Facts(
             NftSpec("eth0"),
             NftSpec("eth1"),
-            Configuration((Pool("a", "s", (Range(ip_address("192.0.2.0"), ip_address("192.0.2.9")),), advertised=True),)),
+            MetalLBConfig((Pool("a", "s", (Range(ip_address("192.0.2.0"), ip_address("192.0.2.9")),), advertised=True),)),
             local=Local(frozenset({ip_address("192.0.2.1")}), frozenset({ip_network("192.0.2.0/24")})),
             peers=frozenset({ip_address("192.0.2.2")}),
         )

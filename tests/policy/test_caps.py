@@ -17,7 +17,7 @@ from nftsync.cli.preview import preview, read
 from nftsync.cluster.inputs import Inputs
 from nftsync.config import AddressPolicy, Caps, Config, Filters
 from nftsync.objects.address import Address, Network, Range
-from nftsync.objects.metallb import Configuration, Pool
+from nftsync.objects.metallb import MetalLBConfig, Pool
 from nftsync.objects.names import Name, Reason, Rejection
 from nftsync.objects.service import Port, Protocol, Service
 from nftsync.plan.memory import Memory, replay, service_record
@@ -145,7 +145,7 @@ def test_another_service_that_bears_the_name_comes_anew() -> None:
 def test_a_claim_that_is_lost_or_refused_counts_so_nobody_grows_by_what_others_do() -> None:
     lost, refused = claim("l", 2, addresses=(ip_address("192.0.2.1"),)), claim("r", 1, addresses=(ip_address("203.0.113.1"),))
     pool = Range(ip_address("192.0.2.0"), ip_address("192.0.2.255"))
-    guard = Guard.of(AddressPolicy(), Configuration((Pool("a", "IPAddressPool x/a", (pool,), advertised=True),)))
+    guard = Guard.of(AddressPolicy(), MetalLBConfig((Pool("a", "IPAddressPool x/a", (pool,), advertised=True),)))
     desired = Desired(ALL, guard, Caps(5, 0))
     put(desired, claim("a", 2, OLD), lost, refused, claim("n", 1, OLD))
     assert opened(desired) == {"a": 2}

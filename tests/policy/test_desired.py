@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from nftsync.config import AddressPolicy, Filters
 from nftsync.objects.address import Range
-from nftsync.objects.metallb import Configuration, Pool
+from nftsync.objects.metallb import MetalLBConfig, Pool
 from nftsync.objects.names import Name, ObjectRef, Reason, Rejection
 from nftsync.objects.ratelimit import RateLimit
 from nftsync.objects.service import Port, Protocol, Service
@@ -133,7 +133,7 @@ def test_taking_away_what_was_never_there_changes_nothing() -> None:
 def guard_of(*legal: str, reserved: tuple[str, ...] = ()) -> Guard:
     """A guard that admits these addresses of a pool's."""
     ranges = tuple(Range(ip_address(each), ip_address(each)) for each in legal)
-    known = Configuration((Pool("a", "IPAddressPool metallb-system/a", ranges, advertised=True),))
+    known = MetalLBConfig((Pool("a", "IPAddressPool metallb-system/a", ranges, advertised=True),))
     return Guard.of(AddressPolicy(reserved=frozenset(map(ip_address, reserved))), known)
 
 

@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nftsync.cluster.inputs import Inputs
-from nftsync.cluster.metallb import MetalLB
+from nftsync.cluster.metallb import MetalLBCaches
 from nftsync.config import AddressPolicy, Config, PoolMode
 from nftsync.daemon.observe import Observer
 from nftsync.objects.address import Address, AddressSet, Network, parse_range
-from nftsync.objects.metallb import Configuration, Pool
+from nftsync.objects.metallb import MetalLBConfig, Pool
 from nftsync.objects.names import Reason
 from nftsync.objects.nft import NftSpec
 from nftsync.plan.memory import Facts
@@ -44,7 +44,7 @@ def ranges(found: AddressSet | None) -> list[str] | None:
 INSIDE, INSIDE6, OUTSIDE, OUTSIDE6 = "192.0.2.7", "2001:db8::7", "203.0.113.9", "2001:db8:ffff::9"
 EVERY = (INSIDE, INSIDE6, OUTSIDE, OUTSIDE6)
 PEER, PEER6 = "192.0.2.250", "2001:db8::250"
-KNOWN = Configuration(
+KNOWN = MetalLBConfig(
     (pool("public", "192.0.2.0/24"), pool("public6", "2001:db8::/64"), pool("flat", "198.51.100.0/24", advertised=False)),
     addresses(PEER, PEER6),
 )
@@ -64,18 +64,18 @@ def admitted(guard: Guard, *texts: str) -> list[str]:
     [
         (PoolMode.AUTO, None, False, EVERY),
         (PoolMode.AUTO, KNOWN, True, (INSIDE, INSIDE6)),
-        (PoolMode.AUTO, Configuration(), True, ()),
+        (PoolMode.AUTO, MetalLBConfig(), True, ()),
         (PoolMode.REQUIRED, None, True, ()),
         (PoolMode.REQUIRED, KNOWN, True, (INSIDE, INSIDE6)),
-        (PoolMode.REQUIRED, Configuration(), True, ()),
+        (PoolMode.REQUIRED, MetalLBConfig(), True, ()),
         (PoolMode.IGNORED, None, False, EVERY),
         (PoolMode.IGNORED, KNOWN, False, EVERY),
-        (PoolMode.IGNORED, Configuration(), False, EVERY),
+        (PoolMode.IGNORED, MetalLBConfig(), False, EVERY),
     ],
 )
 def test_pools_hold_once_they_are_known_and_nothing_is_open_before_if_they_are_required(
     pool_mode: PoolMode,
-    known: Configuration | None,
+    known: MetalLBConfig | None,
     guarded: bool,  # noqa: FBT001
     opened: tuple[str, ...],
 ) -> None:
@@ -128,7 +128,7 @@ def test_if_only_advertised_pools_count_the_others_are_not_there() -> None:
     ],
 )
 def test_allowed_prefixes_cut_what_pools_say_and_hold_alone_where_no_pool_does(
-    address_policy: AddressPolicy, known: Configuration | None, legal: list[str] | None
+    address_policy: AddressPolicy, known: MetalLBConfig | None, legal: list[str] | None
 ) -> None:
     assert ranges(Guard.of(address_policy, known).legal) == legal
 
@@ -175,9 +175,9 @@ boundaries = st.builds(
 )
 
 
-@given(boundaries, st.sampled_from([None, KNOWN, Configuration()]), some_addresses)
+@given(boundaries, st.sampled_from([None, KNOWN, MetalLBConfig()]), some_addresses)
 def test_what_is_reserved_is_admitted_by_no_guard_and_what_is_refused_is_explained(
-    address_policy: AddressPolicy, known: Configuration | None, own: frozenset[Address]
+    address_policy: AddressPolicy, known: MetalLBConfig | None, own: frozenset[Address]
 ) -> None:
     guard = Guard.of(address_policy, known, own)
     for address in map(ip_address, (*EVERY, PEER, PEER6, "198.51.100.1")):
@@ -207,7 +207,7 @@ single = st.integers(0, 31).map(lambda number: ip_address(f"10.0.0.{number}"))
 def test_an_address_is_admitted_exactly_if_a_pool_holds_it_it_is_allowed_and_nobody_keeps_it_back(
     pool_mode: PoolMode, held: list[str] | None, allowed: list[Network], own: frozenset[Address], attached: list[Network]
 ) -> None:
-    known = None if held is None else Configuration((pool("a", *held),))
+    known = None if held is None else MetalLBConfig((pool("a", *held),))
     guard = Guard.of(AddressPolicy(pool_mode, allowed=tuple(allowed)), known, own, attached)
     unguarded = pool_mode is PoolMode.IGNORED or (held is None and pool_mode is PoolMode.AUTO)
     for address in (ip_address(f"10.0.0.{number}") for number in range(32)):
@@ -224,34 +224,34 @@ def test_an_address_is_admitted_exactly_if_a_pool_holds_it_it_is_allowed_and_nob
     ("address_policy", "known", "message"),
     [
         (
-            AddressPolicy(), Configuration((pool("a", "192.0.2.0/24", "2001:db8::1-2001:db8::5"),)),
+            AddressPolicy(), MetalLBConfig((pool("a", "192.0.2.0/24", "2001:db8::1-2001:db8::5"),)),
             "203.0.113.9 is in none of MetalLB's pools that count (a: 192.0.2.0/24, 2001:db8::1-2001:db8::5); it stays closed",
         ),
-        (AddressPolicy(), Configuration(), "no pool of MetalLB's that counts holds 203.0.113.9; it stays closed"),
+        (AddressPolicy(), MetalLBConfig(), "no pool of MetalLB's that counts holds 203.0.113.9; it stays closed"),
         (
             AddressPolicy(PoolMode.REQUIRED), None,
             "no pool of MetalLB's that counts holds 203.0.113.9; it stays closed",
         ),
         (AddressPolicy(allowed=networks("10.0.0.0/8")), None, "203.0.113.9 is outside of allowed_prefixes; it stays closed"),
         (
-            AddressPolicy(allowed=networks("10.0.0.0/8")), Configuration((pool("a", "203.0.113.0/24"),)),
+            AddressPolicy(allowed=networks("10.0.0.0/8")), MetalLBConfig((pool("a", "203.0.113.0/24"),)),
             "203.0.113.9 is outside of allowed_prefixes; it stays closed",
         ),
         (
-            AddressPolicy(allowed=networks("203.0.113.0/24")), Configuration((pool("a", "192.0.2.0/24"),)),
+            AddressPolicy(allowed=networks("203.0.113.0/24")), MetalLBConfig((pool("a", "192.0.2.0/24"),)),
             "203.0.113.9 is in none of MetalLB's pools that count (a: 192.0.2.0/24); it stays closed",
         ),
     ],
 )  # fmt: skip
 def test_a_refusal_says_which_address_and_what_would_have_let_it_pass(
-    address_policy: AddressPolicy, known: Configuration | None, message: str
+    address_policy: AddressPolicy, known: MetalLBConfig | None, message: str
 ) -> None:
     assert Guard.of(address_policy, known).refusal(ip_address(OUTSIDE)) == (Reason.OUTSIDE_POOLS, message)
 
 
 def test_of_a_thousand_pools_a_refusal_names_five() -> None:
     pools = tuple(pool(f"pool-{n}", *(f"10.{n // 250}.{n % 250}.{m}/32" for m in range(0, 200, 2))) for n in range(1000))
-    refusal = Guard.of(AddressPolicy(), Configuration(pools)).refusal(ip_address(OUTSIDE))
+    refusal = Guard.of(AddressPolicy(), MetalLBConfig(pools)).refusal(ip_address(OUTSIDE))
     assert refusal is not None
     assert refusal[1].startswith("203.0.113.9 is in none of MetalLB's pools that count (pool-0: 10.0.0.0, 10.0.0.2, ")
     assert refusal[1].endswith("; and 995 more); it stays closed")
@@ -260,7 +260,7 @@ def test_of_a_thousand_pools_a_refusal_names_five() -> None:
 
 def test_a_pools_name_from_a_stranger_is_printable_and_short_in_a_refusal() -> None:
     hostile = pool("x" * 100_000 + "\n", "2001:db8::/64"), pool("\x1b[31m\u202e\ud800'\"", "192.0.2.0/24")
-    refusal = Guard.of(AddressPolicy(), Configuration(hostile)).refusal(ip_address(OUTSIDE))
+    refusal = Guard.of(AddressPolicy(), MetalLBConfig(hostile)).refusal(ip_address(OUTSIDE))
     assert refusal is not None
     assert refusal[1].isprintable()
     assert len(refusal[1]) < 300
@@ -291,7 +291,7 @@ def test_a_pools_name_from_a_stranger_is_printable_and_short_in_a_refusal() -> N
 def test_networks_beside_the_router_that_a_pool_swallows_whole_are_not_the_clusters_and_stay_legal(
     pools: tuple[str, ...], attached: tuple[str, ...], cluster: list[str]
 ) -> None:
-    known = Configuration(tuple(pool(f"pool-{number}", text) for number, text in enumerate(pools)))
+    known = MetalLBConfig(tuple(pool(f"pool-{number}", text) for number, text in enumerate(pools)))
     guard = Guard.of(AddressPolicy(), known, attached=networks(*attached))
     assert ranges(guard.cluster) == cluster
     assert guard.legal == AddressSet.of(map(parse_range, pools))
@@ -327,9 +327,9 @@ class _NoNetwork:
 class Seen:
     """MetalLB's objects, what an observer remembers of them, and a clock that stands still."""
 
-    def __init__(self, known: Configuration | None = None) -> None:
+    def __init__(self, known: MetalLBConfig | None = None) -> None:
         self.now = 1000.0
-        self.metallb = MetalLB.empty(lambda: None, lambda: self.now)
+        self.metallb = MetalLBCaches.empty(lambda: None, lambda: self.now)
         self._config = Config(local_chain=Path("/nowhere/local-chain.nft"))
         self._facts = Facts(spec=NftSpec("eth0"), pools=known)
         inputs = replace(Inputs.empty(), metallb=lambda _: self.metallb)
@@ -567,7 +567,7 @@ PART = {"metadata": {"namespace": "metallb-system", "name": "x", "uid": "x"}}
 
 
 def test_what_can_not_be_read_after_a_restart_stays_as_it_was_known() -> None:
-    seen = Seen(Configuration((pool("a", "192.0.2.0/24"), pool("b", "198.51.100.0/24", advertised=False)), addresses(PEER)))
+    seen = Seen(MetalLBConfig((pool("a", "192.0.2.0/24"), pool("b", "198.51.100.0/24", advertised=False)), addresses(PEER)))
     for cache in seen.metallb.caches:
         cache.unreadable()
     with seen.metallb.pools.relist() as relist:
@@ -582,7 +582,7 @@ def test_what_can_not_be_read_after_a_restart_stays_as_it_was_known() -> None:
 
 
 def test_what_can_be_read_again_counts_even_if_it_is_nothing() -> None:
-    seen = Seen(Configuration((pool("a", "192.0.2.0/24"),), addresses(PEER)))
+    seen = Seen(MetalLBConfig((pool("a", "192.0.2.0/24"),), addresses(PEER)))
     for cache in seen.metallb.caches:
         cache.unreadable()
     seen.put("a", "192.0.2.0/24")

@@ -18,7 +18,7 @@ from nftsync.config import AddressPolicy, Filters
 from nftsync.daemon import answers
 from nftsync.kernel.netlink import DumpError
 from nftsync.objects.address import Address, Local, parse_range
-from nftsync.objects.metallb import Configuration, Pool
+from nftsync.objects.metallb import MetalLBConfig, Pool
 from nftsync.objects.names import Name
 from nftsync.objects.service import Protocol, parse_service
 from nftsync.plan.result import Outcome, SyncResult
@@ -53,7 +53,7 @@ def view(*services: Raw, **fields: Any) -> View:
     of_view = {name: fields.pop(name) for name in ("routed", "drops") if name in fields}
     of_result = {name: fields.pop(name) for name in ("filters", "address_policy", "quarantined") if name in fields}
     pools = Pool("services", "IPAddressPool metallb-system/services", (parse_range(POOL), parse_range("2001:db8:254::/64")), True)
-    known = Configuration((pools,), frozenset({PEER}))
+    known = MetalLBConfig((pools,), frozenset({PEER}))
     parsed = [each for raw in services if (each := parse_service(raw, None))]
     result = result_of(parsed, None, pools=known, local=Local(frozenset({OWN})), **of_result)
     switches: dict[str, Any] = {"enable_rateshape": True, "cluster": result.guard.cluster} | fields

@@ -15,7 +15,7 @@ import pytest
 
 from nftsync.config import AddressPolicy, Filters, PoolMode
 from nftsync.objects.address import Address, Local, parse_range
-from nftsync.objects.metallb import Configuration, Pool
+from nftsync.objects.metallb import MetalLBConfig, Pool
 from nftsync.objects.nft import parse_nft
 from nftsync.objects.service import Service, parse_service
 from nftsync.report.explain import Explanation, PacketQuery, Verdict, View, explain_packet, explain_service, parse_query
@@ -114,14 +114,14 @@ def _services(draw: random.Random) -> Iterator[Raw]:
         yield raw
 
 
-def _pools(draw: random.Random) -> tuple[AddressPolicy, Configuration | None]:
+def _pools(draw: random.Random) -> tuple[AddressPolicy, MetalLBConfig | None]:
     allowed = draw.choice([(), (), ("172.30.0.0/16", "2001:db8::/32"), ("172.30.254.0/30",)])
     address_policy = AddressPolicy(PoolMode(draw.choice(list(PoolMode))), draw.random() < 0.3, tuple(map(ip_network, allowed)))
     pools = [
         Pool(f"p{number}", "IPAddressPool", tuple(map(parse_range, draw.sample(POOLS, draw.randrange(1, 5)))), draw.random() < 0.7)
         for number in range(draw.randrange(1, 3))
     ]
-    known = Configuration(tuple(pools), frozenset(map(ip_address, PEERS))) if draw.random() < 0.85 else None
+    known = MetalLBConfig(tuple(pools), frozenset(map(ip_address, PEERS))) if draw.random() < 0.85 else None
     return address_policy, known
 
 

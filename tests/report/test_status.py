@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from nftsync.objects.metallb import Configuration
+from nftsync.objects.metallb import MetalLBConfig
 from nftsync.objects.status import Condition, Confirmation, Figures, NftStatus, RouterStatus, parse_status
 from nftsync.policy.confirm import Confirming
 from nftsync.report.conditions import describe, stamped, stopped, summary
@@ -82,7 +82,7 @@ def test_a_router_whose_daemon_was_stopped_is_neither_ready_nor_running_and_its_
 def test_to_be_guarded_by_no_pool_is_told_apart_from_being_guarded_and_from_not_being() -> None:
     found = {
         (each.holds, each.reason)
-        for told in (standing(), standing(pools=Configuration()), standing(pools=None))
+        for told in (standing(), standing(pools=MetalLBConfig()), standing(pools=None))
         for each in told
         if each.type == "PoolsGuarded"
     }

@@ -8,7 +8,7 @@ from types import MappingProxyType
 
 from nftsync.config import AddressPolicy, Config, Filters
 from nftsync.objects.address import Local, parse_range
-from nftsync.objects.metallb import Configuration, Pool
+from nftsync.objects.metallb import MetalLBConfig, Pool
 from nftsync.objects.names import Name, ObjectRef, Reason, Rejection
 from nftsync.objects.service import Service
 from nftsync.objects.status import Condition
@@ -28,7 +28,7 @@ def result_of(  # noqa: PLR0913  # all that decides
     *,
     filters: Filters | None = None,
     address_policy: AddressPolicy | None = None,
-    pools: Configuration | None = None,
+    pools: MetalLBConfig | None = None,
     local: Local | None = None,
     quarantined: Mapping[Name, str] = REFUSED_NOTHING,
 ) -> SyncResult:
@@ -40,7 +40,7 @@ def result_of(  # noqa: PLR0913  # all that decides
     return SyncResult(Outcome.APPLIED, snapshot=snapshot, settings=settings, pinholes=index.pinholes, index=index)
 
 
-ONE_POOL = Configuration((Pool("public", "IPAddressPool metallb-system/public", (parse_range("192.0.2.0/24"),), True),))
+ONE_POOL = MetalLBConfig((Pool("public", "IPAddressPool metallb-system/public", (parse_range("192.0.2.0/24"),), True),))
 SETTINGS = Settings("enp9s0", enable_rateshape=True)
 NOTHING_OLD: Mapping[str, str] = MappingProxyType({})
 
@@ -48,7 +48,7 @@ NOTHING_OLD: Mapping[str, str] = MappingProxyType({})
 def standing(  # noqa: PLR0913  # each is a condition
     not_ready: str = "",
     *,
-    pools: Configuration | None = ONE_POOL,
+    pools: MetalLBConfig | None = ONE_POOL,
     nic_missing: bool = False,
     local_chain: str = "",
     stale: Mapping[str, str] = NOTHING_OLD,
