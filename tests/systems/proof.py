@@ -99,6 +99,8 @@ class Proof:
         assert self.machine.show("nftsync", "WatchdogTimestampMonotonic") != "0"
         assert self.machine.show("nftsync", "NRestarts") == "0"
         assert [line for line in self.journal().splitlines() if re.search("denied|not permitted", line)] == []
+        opened = self.machine.run("journalctl", "--quiet", "--output=cat", "NFTSYNC_NAMESPACE=default", "NFTSYNC_NAME=web")
+        assert "Service default/web: opened " in opened
         errors = self.machine.run("journalctl", "--quiet", "--output=cat", "--priority=err", "SYSLOG_IDENTIFIER=nftsync")
         assert errors == ""
 
