@@ -1,5 +1,5 @@
-"""The same in nft's words: tables, chains, sets and their elements, their text, and the smallest transaction between two of them.
+"""The policy in nft's words: tables, chains, sets, elements, text, the smallest transaction.
 
-Nothing here speaks to the kernel or decides who may pass, and no name of a chain or set stands anywhere else.
+Nothing here speaks to the kernel or decides about packets. Only here are names of chains and sets.
 It imports objects, config and policy; plan and everything above may import it.
 """
