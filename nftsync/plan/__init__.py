@@ -1,5 +1,6 @@
 """From a Snapshot to the change in the kernel: accepted versions, the next transaction, its result.
 
-Nothing here does I/O or reads a clock: the time is an input like everything else.
-It imports objects, config, policy and ruleset; report, the effects and the daemon may import it.
+This package does no I/O and reads no clock: the time is an input.
+It imports objects, config, policy and ruleset. The packages above it may import it: report, the
+four effects (kernel, cluster, files, exporter), the daemon and the commands.
 """

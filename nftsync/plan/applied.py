@@ -1,4 +1,4 @@
-"""What the kernel accepted last, as this process knows it: what the next change is compared with."""
+"""The rules that the kernel accepted last from this process. The next change starts from them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,11 @@ from nftsync.ruleset.tables import Settings, Table
 
 @dataclass(slots=True)
 class Applied:
-    """tables is None while that is not known. settings: None before the first time.  fingerprint: of the pinholes."""
+    """The accepted tables, pinholes and settings.
+
+    tables: None while unknown.  settings: None before the first transaction.
+    fingerprint: of the pinholes.
+    """
 
     tables: Mapping[str, Table] | None = None
     pinholes: dict[str, Pinhole] = field(default_factory=dict)
@@ -24,7 +28,7 @@ class Applied:
         return cls(tables, pinholes, settings, fingerprint(pinholes.values()))
 
     def replace(self, before: Mapping[str, Pinhole], after: Mapping[str, Pinhole]) -> None:
-        """These pinholes were accepted in the place of those."""
+        """Record that the kernel accepted the pinholes `after` in place of `before`."""
         for key in before:
             del self.pinholes[key]
         self.pinholes.update(after)

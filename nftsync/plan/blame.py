@@ -1,7 +1,8 @@
-"""Whose fault it is that the kernel refuses a transaction: a Service's, the local chain's, or the limits'.
+"""Finds the cause of a refused transaction: a Service, the local chain, or the limits.
 
-One line that is refused aborts the whole transaction, and nft names the lines that are. So the transaction is written once more,
-each Service's commands on lines of their own, and what the kernel complains of is left out of the next try.
+One refused line aborts the whole transaction, and nft names the refused lines. So nftsync writes
+the transaction again and puts each Service's commands on lines of their own. The next try leaves
+out the causes that nft named.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from nftsync.ruleset.transaction import transaction
 
 
 class Part(StrEnum):
-    """What a line of a transaction is about, if it is not a Service."""
+    """The subject of a line that belongs to no Service."""
 
     TABLES = "tables"
     LOCAL_CHAIN = "local chain"
@@ -29,26 +30,30 @@ class Part(StrEnum):
 
 
 Subject = Name | Part
-Complaint = tuple[int, str]  # the number of a line, from 0, and what nft says of it
+Complaint = tuple[int, str]  # the number of a line, from 0, and nft's message about it
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A line of a transaction, and what it is about."""
+    """A line of a transaction, and its subject."""
 
     text: str
     subject: Subject
 
 
 def lines_of(plan: Plan, before: Mapping[str, Pinhole], after: Mapping[str, Pinhole]) -> list[Line]:
-    """The plan's transaction, line by line. before, after: the pinholes that were open, and those that should be, by key."""
+    """The plan's transaction, line by line.
+
+    before: the open pinholes, by key.  after: the wanted pinholes, by key.
+    """
     common, services = _taken_apart(plan.current, plan.wanted, before, after)
     lines = []
     for family in sorted(plan.current.tables.keys() | plan.wanted.tables.keys()):
         if family == NETDEV and plan.settings.limits_refused:
             continue
         part = Part.LIMITS if family == NETDEV else Part.TABLES
-        if family in plan.wanted.tables:  # a table that others own refuses this too, and no Service is blamed for that
+        # A table of another owner refuses this line as well, so its refusal blames no Service.
+        if family in plan.wanted.tables:
             lines.append(Line(f"add table {family} {NAME}{_flags(plan.wanted.tables[family])}", part))
         text = transaction(_of(family, plan.current), _of(family, Ruleset(plan.wanted.tables, common)))
         lines.extend(_lines(text, part, plan.settings.local_chain.count("\n")))
@@ -69,7 +74,7 @@ def _of(family: str, ruleset: Ruleset) -> Ruleset:
 
 
 def _lines(text: str, part: Part, body: int) -> Iterator[Line]:
-    """body: how many lines the local chain has."""
+    """body: number of lines of the local chain."""
     left = 0
     for line in text.splitlines():
         yield Line(line, Part.LOCAL_CHAIN if left else part)
@@ -78,7 +83,7 @@ def _lines(text: str, part: Part, body: int) -> Iterator[Line]:
 
 @dataclass(slots=True)
 class _Change:
-    """What differs for one Service: its elements as they are and as they should be, by family and set."""
+    """The present and the wanted elements of one Service, by family and set."""
 
     before: dict[str, Elements] = field(default_factory=dict)
     after: dict[str, Elements] = field(default_factory=dict)
@@ -87,7 +92,7 @@ class _Change:
 def _taken_apart(
     current: Ruleset, wanted: Ruleset, before: Mapping[str, Pinhole], after: Mapping[str, Pinhole]
 ) -> tuple[dict[str, Elements], dict[Name, _Change]]:
-    """The elements that stand before any Service's are changed, and what differs for each Service."""
+    """The elements that no Service changes, and the change of each Service."""
     common: dict[str, Elements] = {}
     changes = defaultdict[Name, _Change](_Change)
     for family, name in ((family, name) for family, table in wanted.tables.items() for name in table.sets):
@@ -97,7 +102,7 @@ def _taken_apart(
             key = pinhole_key(name, element) or ""
             old, new = before.get(key), after.get(key)
             owner = new or old
-            if owner is None:  # no Service's
+            if owner is None:  # no Service owns the element
                 if element in new_elements:
                     kept[element] = new_elements[element]
                 continue
@@ -115,9 +120,10 @@ def _commands(wanted: Ruleset, change: _Change) -> list[str]:
 
 
 def learn(verdicts: Verdicts, plan: Plan, lines: Sequence[Line], complaints: Sequence[Complaint]) -> Verdicts:
-    """What is known after the kernel has complained; the same verdicts if it is nobody's fault.
+    """The verdicts after the kernel has complained; the same verdicts if nftsync finds no cause.
 
-    A complaint that names no line, or one of the tables, can only be the local chain's fault, which is verbatim the operator's.
+    Only the local chain holds the operator's own text. So nftsync blames it for a complaint that
+    names no line, or a line of the tables.
     """
     blamed: dict[Subject, str] = {}
     for number, message in reversed(complaints):
@@ -131,6 +137,6 @@ def learn(verdicts: Verdicts, plan: Plan, lines: Sequence[Line], complaints: Seq
         verdicts = replace(verdicts, local_chains={**verdicts.local_chains, plan.local_chain.body: chain})
     elif Part.TABLES in blamed:
         return verdicts
-    if Part.LIMITS in blamed:  # which makes every Service's limit wrong
+    if Part.LIMITS in blamed:  # without the limiter's tables every Service's limit fails too
         return replace(verdicts, limits=blamed[Part.LIMITS])
     return verdicts.of_services(services) if services else verdicts

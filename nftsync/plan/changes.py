@@ -1,4 +1,4 @@
-"""What a sync changed, Service by Service: what logs and Events tell."""
+"""The changes of a sync, by Service, for the log and Events."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from nftsync.policy.pinholes import Pinhole
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What changed for one Service. Each part holds pinholes as they are now, `closed` as they were.
+    """The changed pinholes of one Service.
 
-    altered: other sources, another limit, or another owner.
+    opened: new pinholes.  closed: removed pinholes, as they were.
+    altered: pinholes with other sources, another limit, or another owner, as they are now.
     """
 
     service: ObjectRef
@@ -25,7 +26,7 @@ class Change:
 
 
 def changes_between(before: Mapping[str, Pinhole], after: Mapping[str, Pinhole]) -> tuple[Change, ...]:
-    """What differs, by Service, ordered by its name. Both by key; what is in neither concerns nobody."""
+    """The changes from `before` to `after`, ordered by Service name. Both map keys to pinholes."""
     services: dict[ObjectRef, tuple[list[Pinhole], list[Pinhole], list[Pinhole]]] = {}
     relimited = set()
     for key in sorted(before.keys() | after.keys()):
@@ -45,14 +46,17 @@ def changes_between(before: Mapping[str, Pinhole], after: Mapping[str, Pinhole])
 
 
 def fingerprint(pinholes: Iterable[Pinhole]) -> int:
-    """Of a set of pinholes, whatever its order: those of parts add up to that of the whole."""
+    """A number that identifies a set of pinholes, independent of order.
+
+    The fingerprints of disjoint parts add up to the fingerprint of the whole.
+    """
     return sum(
         int.from_bytes(blake2b(f"{each.key} {each.sources} {each.limit}".encode(), digest_size=16).digest()) for each in pinholes
     )
 
 
 def summary(changes: Iterable[Change]) -> str:
-    """One line about all of them."""
+    """One line with the numbers of opened, closed and changed pinholes."""
     counts = {"opened": 0, "closed": 0, "changed": 0}
     for change in changes:
         for verb, pinholes in (("opened", change.opened), ("closed", change.closed), ("changed", change.altered)):

@@ -1,7 +1,7 @@
-"""What the kernel accepted last: of each Service the version that counts, and the facts that decide beside them.
+"""The memory: each Service's version that the kernel accepted last, and the other facts.
 
-It is the only thing that outlives the process. A process that starts plans with it until each list is complete. This module
-turns it into records and back; files.journal keeps the records.
+Only the memory outlives the process. A new process plans with it until each list is complete.
+This module turns the memory into records and back; files.journal keeps the records.
 """
 
 from __future__ import annotations
@@ -22,13 +22,16 @@ from nftsync.objects.service import Port, Protocol, Service
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What decides beside the Services, as it was when the kernel accepted it last.
+    """The inputs other than Services, as they were when the kernel accepted them last.
 
-    spec: the settings that hold without a confirmation, None before the first ones.  rolled_back: later ones that nobody confirmed.
-    pools: MetalLB's last good configuration, None if there was none.  pools_listed: whether its lists were ever complete.
-    local_chain: the last body that the kernel took from the operator's file.  config: the text of the configuration file.
-    local: the router's addresses, None if they are not known.  peers: addresses of BGP peers.
-    as_of: when the cluster was last known to ask for all this, RFC 3339, "" for never.
+    spec: the settings that need no confirmation, None before the first settings.
+    rolled_back: later settings that nobody confirmed.
+    pools: MetalLB's last good configuration, None if there was none.
+    pools_listed: whether MetalLB's lists were ever complete.
+    local_chain: the last body that the kernel accepted from the operator's file.
+    config: the text of the configuration file.
+    local: the router's addresses, None if unknown.  peers: addresses of BGP peers.
+    as_of: last time at which the cluster asked for all this, RFC 3339, "" for never.
     """
 
     spec: NftSpec | None = None
@@ -44,24 +47,33 @@ class Facts:
 
 @dataclass(slots=True)
 class Memory:
-    """services: the version of each that the kernel has taken.  The loop's thread alone changes it, after the kernel accepted."""
+    """services: each Service's version that the kernel has accepted.
+
+    Only the loop's thread changes the memory, and only after the kernel has accepted.
+    """
 
     services: dict[Name, Service] = field(default_factory=dict)
     facts: Facts = field(default_factory=Facts)
 
     @property
     def named(self) -> dict[Name, Service]:
-        """Those that a list can name. An address that an earlier version knew without its Service is none (see files.memory_v1)."""
+        """The Services with names, which a list can contain.
+
+        Version 1 knew some addresses without their Service. They have no name here
+        (see files.memory_v1).
+        """
         return {name: service for name, service in self.services.items() if name.namespace}
 
 
 @dataclass(frozen=True, slots=True)
 class BootFacts:
-    """What means nothing after a reboot.
+    """Facts that a reboot makes void.
 
-    rules: digest of the rules that this boot's last transaction left, "" if somebody else may have changed them.  ingress: index of
-    the NIC whose ingress qdisc is ours.  former: addresses that had pinholes before they left the pools.
-    base: whether the base alone was loaded, so that what is remembered, and could not be read then, still has to be.
+    rules: digest of the rules after this boot's last transaction, "" if others may have changed them.
+    ingress: index of the NIC with nftsync's ingress qdisc.
+    former: addresses that had pinholes before they left the pools.
+    base: True if nftsync loaded only the base because it could not read the memory. The daemon must
+    still load the remembered rules.
     """
 
     rules: str = ""
@@ -81,7 +93,7 @@ FACTS = "facts"
 
 
 def service_record(name: Name, service: Service | None) -> str:
-    """A Service's accepted version; None for one that is gone."""
+    """The record of a Service's accepted version. service: None for a deleted Service."""
     if service is None:
         return _json([GONE, *name])
     described = {
@@ -113,7 +125,10 @@ def facts_record(facts: Facts) -> str:
 
 
 def replay(memory: Memory, record: str) -> None:
-    """Take a record up. Raises ValueError, TypeError, KeyError or AttributeError if it is not one that this version writes."""
+    """Apply a record to the memory.
+
+    Raises ValueError, TypeError, KeyError or AttributeError if this version writes no such record.
+    """
     kind, *content = json.loads(record)
     if kind == SERVICE:
         service = _service(*content)
@@ -169,7 +184,7 @@ def describe_pools(known: MetalLBConfig) -> dict[str, object]:
 
 
 def parse_pools(raw: dict[str, Any]) -> MetalLBConfig:
-    """What describe_pools() gave. Raises ValueError, TypeError or KeyError."""
+    """The inverse of describe_pools(). Raises ValueError, TypeError or KeyError."""
     pools = tuple(
         Pool(_text(pool["name"]), _text(pool["source"]), tuple(map(parse_range, pool["ranges"])), pool["advertised"] is True)
         for pool in raw["pools"]
@@ -182,7 +197,7 @@ def boot_facts_record(facts: BootFacts) -> str:
 
 
 def parse_boot_facts(record: str) -> BootFacts:
-    """Raises ValueError, TypeError or KeyError if it is not what boot_facts_record() gave."""
+    """The inverse of boot_facts_record(). Raises ValueError, TypeError or KeyError."""
     raw = json.loads(record)
     rules, ingress = _text(raw["rules"]), raw["ingress"]
     if rules and not _DIGESTS.fullmatch(rules):
@@ -197,7 +212,7 @@ def _sorted(values: frozenset[Any]) -> list[str]:
 
 
 def _name(namespace: object, name: object) -> Name:
-    """Of a Service; or of what an earlier version knew without its Service, in no namespace."""
+    """A Service's name. Without a namespace: an address that version 1 knew without its Service."""
     if not (NAME if namespace else _ADDRESS).fullmatch(_text(name)) or (namespace and not NAME.fullmatch(_text(namespace))):
         raise ValueError(f"{namespace!a}/{name!a} is no name")
     return Name(_text(namespace), _text(name))

@@ -1,4 +1,4 @@
-"""From a snapshot, and what the kernel has, to what must change: the settings, the ruleset, and the transaction between the two."""
+"""Plans a change: from a snapshot and the kernel's tables to settings, ruleset and transaction."""
 
 from __future__ import annotations
 
@@ -23,8 +23,9 @@ _NOTHING: Mapping[str, Elements] = MappingProxyType({})
 class Found:
     """Our tables as they are in the kernel.
 
-    ruleset: sets, hooks and elements as read; the rules of its chains are unknown, so they equal no rules of ours.
-    rules: a digest of everything but elements and what was counted: where two are equal, the rules are.
+    ruleset: sets, hooks and elements as read. The rules of its chains are unknown, so they equal
+    no rules of ours.
+    rules: digest of everything but elements and counts. Equal digests mean equal rules.
     """
 
     ruleset: Ruleset
@@ -33,9 +34,10 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Left:
-    """What this process, or the one before it, left in the kernel. tables: None where only their digest is known.
+    """The tables that this process, or its predecessor, left in the kernel.
 
-    rules: as they were read back after that, "" if they can't be trusted.
+    rules: their digest as read back after the transaction, "" if they are not to be trusted.
+    tables: None if only their digest is known.
     """
 
     rules: str = ""
@@ -52,7 +54,11 @@ class Left:
 
 @dataclass(frozen=True, slots=True)
 class ChainInUse:
-    """Which local chain a plan has. body: None for the one that stands.  error: why it is not the file's version, "" if it is."""
+    """The local chain of a plan.
+
+    body: None to keep the chain in the kernel.
+    error: why the file's version is not in use, "" if it is.
+    """
 
     body: str | None
     error: str = ""
@@ -62,9 +68,10 @@ class ChainInUse:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What the kernel should hold, and how it gets there.
+    """The wanted ruleset, and the transaction that leads to it.
 
-    current: what it holds, with our own rules where they are known to be ours.  wanted: what it should hold.
+    current: the kernel's ruleset, with our rules filled in if nobody else changed them.
+    wanted: the ruleset that the kernel should hold.
     text: the transaction, "" if nothing differs.
     """
 
@@ -78,8 +85,8 @@ class Plan:
 def plan(s: Snapshot, pinholes: Collection[Pinhole], found: Found, left: Left) -> Plan:
     """Pure: the same snapshot, pinholes and kernel give the same plan.
 
-    pinholes: those that the snapshot's Services have.  left: what nftsync left in the kernel, nothing where somebody else may have
-    changed it.
+    pinholes: of the snapshot's Services.
+    left: the tables that nftsync left in the kernel; empty if others may have changed them.
     """
     trusted = bool(left.rules) and left.rules == found.rules
     standing = not s.first_since_boot and _can_stay(found.ruleset)
@@ -99,9 +106,11 @@ def plan(s: Snapshot, pinholes: Collection[Pinhole], found: Found, left: Left) -
 
 
 def choose_local_chain(chain: LocalChain, refused: Mapping[str, str], *, standing: bool) -> ChainInUse:
-    """The first that the kernel has not refused: the file's, the last good one, that by its interfaces' names, the one that stands.
+    """The first local chain that the kernel has not refused.
 
-    standing: whether one of ours stands, which can stay.
+    The order: the file's chain; the last known good chain; the same with interface names in place
+    of indexes; the chain in the kernel.
+    standing: whether the kernel has a local chain of ours that can stay.
     """
     if chain.body is not None and chain.body not in refused:
         return ChainInUse(chain.body, last_good=chain.body)
@@ -118,7 +127,7 @@ def choose_local_chain(chain: LocalChain, refused: Mapping[str, str], *, standin
 
 
 def settings_of(s: Snapshot, standing: Mapping[str, Table], chain: ChainInUse) -> Settings:
-    """What tables are made from. standing: those that are there."""
+    """The settings of the wanted tables. standing: the tables in the kernel."""
     spec = s.spec.value
     return Settings.of(
         spec,
@@ -132,7 +141,7 @@ def settings_of(s: Snapshot, standing: Mapping[str, Table], chain: ChainInUse) -
 
 
 def wanted_ruleset(s: Snapshot, pinholes: Collection[Pinhole], settings: Settings) -> Ruleset:
-    """What should be in force: what the snapshot says, and what nobody has decided about yet."""
+    """The wanted ruleset: the snapshot's, with the undecided elements that stay for now."""
     decided = ruleset(pinholes, settings)
     if not s.undecided:
         return decided
@@ -144,7 +153,8 @@ def wanted_ruleset(s: Snapshot, pinholes: Collection[Pinhole], settings: Setting
             if name not in declared:
                 continue
             if name.startswith("pools"):
-                if s.pools.origin is Origin.UNKNOWN:  # in the place of others: a set has no ranges that overlap
+                # Replaces the other ranges, because the ranges of a set must not overlap.
+                if s.pools.origin is Origin.UNKNOWN:
                     merged.setdefault(family, {})[name] = dict(members)
                 continue
             kept = {element: said for element, said in members.items() if pinhole_key(name, element) not in keys}
@@ -169,9 +179,10 @@ def elements_of_ours(found: Ruleset) -> Mapping[str, Elements]:
 def undecided_of(
     elements: Mapping[str, Elements], known: Collection[str], *, pools: bool, earlier: Mapping[str, Elements] = _NOTHING
 ) -> Mapping[str, Elements]:
-    """What of these was neither remembered nor listed. known: keys of pinholes.  pools: whether pools are undecided.
+    """The elements that are neither remembered nor listed.
 
-    earlier: what was; it counts where nothing of its set is there any more.
+    known: keys of pinholes.  pools: whether the pools are undecided.
+    earlier: earlier undecided elements. They stay for each set that now has none.
     """
     undecided = {family: dict(sets) for family, sets in earlier.items()}
     for family, sets in elements.items():
@@ -186,7 +197,7 @@ def undecided_of(
 
 
 def _can_stay(found: Ruleset) -> bool:
-    """Whether the local chain that stands can be left alone: no set that rules refer to would be made anew."""
+    """Whether the kernel's local chain can stay: the plan replaces no set that its rules refer to."""
     table = found.tables.get(INET, Table())
     same_sets = table.sets == tables(Settings())[INET].sets
     return table.filters and same_sets and not table.foreign_objects and LOCAL_CHAIN in table.chains
@@ -199,7 +210,7 @@ def _with_chain_of(wanted: Ruleset, current: Ruleset) -> Ruleset:
 
 
 def _with_limits_of(wanted: Ruleset, current: Ruleset) -> Ruleset:
-    """The limits stay as they are: the kernel does not take them now."""
+    """Keep the present limits, because the kernel refuses the wanted ones."""
     tables = {family: table for family, table in wanted.tables.items() if family != NETDEV}
     elements = {family: sets for family, sets in wanted.elements.items() if family != NETDEV}
     if NETDEV in current.tables:
@@ -208,7 +219,7 @@ def _with_limits_of(wanted: Ruleset, current: Ruleset) -> Ruleset:
 
 
 def ours_as(found: Ruleset, known: Mapping[str, Table]) -> Ruleset:
-    """What was found, with the rules that it is known to have; as it was found if that can't be."""
+    """The found ruleset with its known tables; unchanged if the families differ."""
     if found.tables.keys() != known.keys():
         return found
     tables = {family: replace(table, flags=found.tables[family].flags) for family, table in known.items()}
@@ -216,5 +227,5 @@ def ours_as(found: Ruleset, known: Mapping[str, Table]) -> Ruleset:
 
 
 def tables_digest(tables: Mapping[str, Table]) -> str:
-    """What tells, in another process too, whether rules were made from these tables."""
+    """Digest of tables. Another process compares it to see whether rules come from these tables."""
     return sha256(render(Ruleset(tables)).encode()).hexdigest()

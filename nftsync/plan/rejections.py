@@ -1,4 +1,4 @@
-"""Everything that is refused now, beside files that can't be read: settings, the local chain, pools, Services."""
+"""All present rejections but those of unreadable files: settings, local chain, pools, Services."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from nftsync.policy.pinholes import Desired
 def refused(
     s: Snapshot, nft: Nft | None, chain: ChainInUse, pools: Iterable[Rejection], index: Desired
 ) -> Iterator[Rejection]:
-    """nft: the resource as it was last seen.  pools: what is refused of MetalLB's objects."""
+    """nft: the last seen version of the resource.  pools: the rejections of MetalLB's objects."""
     config = s.config
     if nft is not None:
         yield from nft.rejections
@@ -27,5 +27,6 @@ def refused(
     if config.address_policy.pool_mode is not PoolMode.IGNORED:
         yield from pools
     for rejection in index.rejections():
-        if s.pools.origin is not Origin.UNKNOWN or rejection.reason is not Reason.OUTSIDE_POOLS:  # else nobody knows
+        # While the pools are unknown, nobody knows whether an address is outside of them.
+        if s.pools.origin is not Origin.UNKNOWN or rejection.reason is not Reason.OUTSIDE_POOLS:
             yield rejection

@@ -1,4 +1,4 @@
-"""What came of one sync: all that the loop, the status, Events, metrics, the log and those who ask are told."""
+"""The result of a sync: the source of the status, Events, metrics, the log and all answers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from nftsync.ruleset.tables import Ruleset, Settings
 class Outcome(StrEnum):
     """How a sync ended."""
 
-    WAITING = "waiting"  # a list is not complete yet, or there are no settings: what is remembered counts
+    WAITING = "waiting"  # a list is incomplete, or there are no settings: the memory counts
     UNCHANGED = "unchanged"
     APPLIED = "applied"
     FAILED = "failed"
@@ -30,17 +30,21 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class SyncResult:
-    """What one sync did, and how things stand after it.
+    """The actions of one sync, and the state after it.
 
-    message: for people, "" if there is nothing to say.  changes: what it was for each Service.  since: when the earliest of
-    its events was received (monotonic seconds), None if it was not started by one.  drift: whether the kernel had been changed by
-    somebody else.
+    message: for people, "" if there is nothing to say.  changes: by Service.
+    since: when the earliest of its events arrived (monotonic seconds), None without an event.
+    drift: whether others had changed the kernel's tables.
 
-    snapshot: what it was planned with, None before the first one.  settings: those that the kernel has, None before it took any.
-    pinholes: those that are open, by key.  index: whose they are, and who waits; it and the pinholes change with the next sync.
-    nft: the resource as it was last seen.  rejections: everything that is refused, the same tuple while nothing changed.
-    filters: whether tables of ours keep the door shut.  hash: of what routers of one cluster have in common.
-    as_of: when the cluster was last known to ask for what is remembered, RFC 3339, "" if nothing is.
+    snapshot: the inputs of the plan, None before the first one.
+    settings: the kernel's settings, None before it accepted any.
+    pinholes: the open pinholes, by key.  index: their owners and the waiting Services. The next sync
+    changes both in place.
+    nft: the last seen version of the resource.
+    rejections: all present rejections, the same tuple while nothing changed.
+    filters: whether tables of ours filter.
+    hash: identifies the common part of the rulesets of one cluster's routers.
+    as_of: last time at which the cluster asked for the remembered rules, RFC 3339, "" for never.
     """
 
     outcome: Outcome
@@ -61,12 +65,12 @@ class SyncResult:
 
     @property
     def listed(self) -> bool:
-        """Whether every list that it needs was complete."""
+        """Whether every list that the sync needs was complete."""
         return self.snapshot is not None and not self.snapshot.missing
 
     @property
     def remembered(self) -> dict[str, str]:
-        """What counts as it was accepted last, because the list of it is not complete yet; of each a sentence with its age."""
+        """The inputs that come from the memory until their list is complete; each with its age."""
         s = self.snapshot
         if s is None:
             return {}
@@ -76,12 +80,12 @@ class SyncResult:
 
     @property
     def pools_known(self) -> bool:
-        """Whether it is known which pools there are, listed or remembered, or that they do not count."""
+        """Whether nftsync knows the pools (listed or remembered), or ignores them."""
         return self.snapshot is not None and self.snapshot.pools.origin is not Origin.UNKNOWN
 
     @property
     def config(self) -> Config:
-        """The one that it was planned with; the defaults before that."""
+        """The configuration of the plan; the defaults before the first one."""
         return self.snapshot.config if self.snapshot else Config()
 
     @property
@@ -91,12 +95,12 @@ class SyncResult:
 
     @property
     def guard(self) -> Guard:
-        """What judges addresses."""
+        """The guard that judges addresses."""
         return self.snapshot.guard if self.snapshot else UNGUARDED
 
     @property
     def wanted(self) -> Ruleset | None:
-        """The ruleset as it should be in the kernel; None while that is not known."""
+        """The wanted ruleset; None while unknown."""
         if self.snapshot is None or self.settings is None:
             return None
         return wanted_ruleset(self.snapshot, self.index.pinholes.values(), self.settings)

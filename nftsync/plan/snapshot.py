@@ -1,6 +1,7 @@
-"""Everything that decides what the kernel should hold, as one frozen value.
+"""All inputs of a plan, as one frozen value.
 
-Each kind of input is listed (its list is complete), remembered (it counts as it was accepted last) or unknown.
+Each kind of input is listed (its list is complete), remembered (the last accepted version counts)
+or unknown.
 """
 
 from __future__ import annotations
@@ -24,16 +25,16 @@ T = TypeVar("T")
 
 
 class Origin(StrEnum):
-    """How a value came to be known."""
+    """The source of a value."""
 
-    LISTED = "listed"  # its list was complete, and is not in doubt
+    LISTED = "listed"  # from a complete list that is not in doubt
     REMEMBERED = "remembered"
     UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True, slots=True)
 class Known(Generic[T]):
-    """A value, and how it came to be known."""
+    """A value, and its source."""
 
     value: T
     origin: Origin
@@ -47,8 +48,8 @@ class Known(Generic[T]):
 class Interfaces:
     """This machine's network.
 
-    index: the public NIC's (if_nametoindex(3)); 0 while there is none of its name, None where nobody has looked.
-    local: the router's addresses, None while they are not known.  peers: the other ends of its BGP sessions.
+    index: the public NIC's (if_nametoindex(3)); 0 while no NIC has its name, None before a look.
+    local: the router's addresses, None while unknown.  peers: the other ends of its BGP sessions.
     """
 
     index: int | None = None
@@ -58,9 +59,10 @@ class Interfaces:
 
 @dataclass(frozen=True, slots=True)
 class LocalChain:
-    """The operator's own rules. body: of the file as it is now, None if it can't be used; then `error` says why.
+    """The operator's own rules.
 
-    last_good: the last body of the file that the kernel took.
+    body: of the present file, None if it is not usable; then `error` says why.
+    last_good: the last body of the file that the kernel accepted.
     """
 
     body: str | None = ""
@@ -70,11 +72,13 @@ class LocalChain:
 
 @dataclass(frozen=True, slots=True)
 class Verdicts:
-    """What the kernel has refused, and why, until it is asked again.
+    """The kernel's refusals with their reasons, until nftsync tries again.
 
-    services: of each the newest version.  unlimited: Services of which it refuses the version that it took before, too, as
-    another kernel may, or one that limits were kept from. That version counts without its limit.  out: it refuses even that.
-    local_chains: by body.  limits: "" if it takes them.
+    services: Services with a refused newest version.
+    unlimited: Services with a refused earlier version, too. Another kernel can refuse a version that
+    the last one accepted. The earlier version counts without its limit.
+    out: Services that the kernel refuses even without the limit.
+    local_chains: refused bodies.  limits: "" if the kernel accepts limits.
     """
 
     services: Mapping[Name, str] = field(default_factory=dict)
@@ -87,7 +91,10 @@ class Verdicts:
         return bool(self.services or self.local_chains or self.limits)
 
     def of_services(self, blamed: Mapping[Name, str]) -> Verdicts:
-        """After the kernel has refused some Services. Where the newest version was refused already, it was the one before."""
+        """The verdicts after the kernel has refused some Services.
+
+        If the newest version was refused before, this refusal is of the earlier version.
+        """
         again = self.services.keys() & blamed.keys()
         return replace(
             self,
@@ -97,14 +104,14 @@ class Verdicts:
         )
 
     def without(self, services: Collection[Name]) -> Verdicts:
-        """Of these Services there is something new."""
+        """The verdicts after these Services have changed: they count as not refused."""
         if self.services.keys().isdisjoint(services):
             return self
         refused = {name: why for name, why in self.services.items() if name not in services}
         return replace(self, services=refused, unlimited=self.unlimited & refused.keys(), out=self.out & refused.keys())
 
     def taken(self, remembered: Mapping[Name, Service]) -> Mapping[Name, Service]:
-        """The versions that the kernel took last, as far as it still does."""
+        """The remembered versions, without those, or without the limits, that the kernel refuses."""
         if not self.unlimited:
             return remembered
         left = {name: service for name, service in remembered.items() if name not in self.out}
@@ -113,12 +120,15 @@ class Verdicts:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """All inputs of a plan but the Services, which change too often to be compared as a whole.
+    """All inputs of a plan but the Services, which change too often to compare them as a whole.
 
-    spec: the settings in force.  pools: MetalLB's last good configuration.  speakers: addresses of its BGPPeers, good or not.
-    flags: those that the kernel can give our tables.  former: addresses that had pinholes before the guard refused them.
-    undecided: elements that stood when this process began, and that nobody has decided about yet.
-    first_since_boot: whether what stands was not left by nftsync since the boot; then what is remembered is right, whatever stands.
+    spec: the settings in force.  pools: MetalLB's last good configuration.
+    speakers: addresses of MetalLB's BGPPeers, from a good configuration or not.
+    flags: table flags that the kernel supports.
+    former: addresses that had pinholes before the guard refused them.
+    undecided: elements that stood when this process began; no list has decided about them yet.
+    first_since_boot: True if nftsync has not changed the kernel since the boot. Then the memory
+    counts, and the kernel's tables do not.
     """
 
     config: Config
@@ -136,19 +146,25 @@ class Snapshot:
 
     @property
     def complete(self) -> bool:
-        """Whether every list is."""
+        """Whether every list is complete."""
         return self.services is Origin.LISTED and self.spec.listed and self.pools.listed
 
     @property
     def missing(self) -> str:
-        """What was never listed, for people; "" if everything was. Without settings nobody knows where MetalLB is."""
+        """The lists that were never complete, for people; "" if there are none.
+
+        Without settings nftsync does not know MetalLB's namespace, so MetalLB does not count.
+        """
         if self.services is not Origin.LISTED or not self.spec.listed:
             return "the first lists are not complete"
         return "" if self.pools.listed or self.spec.value is None else "MetalLB's configuration is not read yet"
 
     @cached_property
     def guard(self) -> Guard:
-        """What judges addresses. While nothing is known of pools, and they would count, no address passes that was not open."""
+        """The guard that judges addresses.
+
+        While nftsync knows no pools and does not ignore them, it opens no further address.
+        """
         address_policy, local = self.config.address_policy, self.interfaces.local or Local()
         pools = self.pools.value
         if self.pools.origin is Origin.UNKNOWN and address_policy.pool_mode is not PoolMode.IGNORED:
@@ -157,5 +173,8 @@ class Snapshot:
 
     @property
     def cluster(self) -> AddressSet:
-        """The addresses that are cut off where they have no pinhole. Those that left the pools were the cluster's, too."""
+        """The addresses that stay closed without a pinhole.
+
+        They include former addresses: these belonged to the cluster before they left the pools.
+        """
         return self.guard.cluster | AddressSet.of(Range(each, each) for each in self.former)
