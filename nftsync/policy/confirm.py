@@ -1,7 +1,8 @@
-"""Settings that would cut off whoever administers the router have to be confirmed, or are taken back.
+"""Settings that can lock the administrator out need a confirmation.
 
-As with `commit confirmed` of other routers: the change is applied, and rolled back after a while unless `nftsync confirm` was run
-meanwhile, which can only be done by who still gets to the router.
+This works like `commit confirmed` on other routers. nftsync applies the change and rolls it back
+after confirm_seconds, unless somebody runs `nftsync confirm` meanwhile. Only a person with access to
+the router can run it.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from nftsync.objects.status import Confirmation
 
 
 def cut_off(before: NftSpec, after: NftSpec) -> str:
-    """What of the way to the router a change may cut, for people; "" for nothing."""
+    """The part of a change that can lock the administrator out, for people; "" for none."""
     if before.public_nic != after.public_nic:
         return f"public_nic was changed from {before.public_nic} to {after.public_nic}"
     if _ssh(before) and not _ssh(after):
@@ -22,17 +23,19 @@ def cut_off(before: NftSpec, after: NftSpec) -> str:
 
 
 def _ssh(spec: NftSpec) -> bool:
-    """Whether ssh from the public side comes in."""
+    """Whether the rules accept ssh from the public side."""
     return spec.enable_ssh or not spec.enable_dropall
 
 
 @dataclass(frozen=True, slots=True)
 class Confirming:
-    """Which settings are in force.
+    """The settings in force, and the settings that wait for a confirmation.
 
-    settled: the last ones that wait for nothing; None if there never were any.  state: of what the resource asks for.
-    asked: what waits or was rolled back, None for nothing.  cut: what of the way to the router that cuts, in words; "" for nothing.
-    deadline: when they are rolled back, in the clock's seconds; inf if that is not due.
+    settled: the last settings that need no confirmation; None before the first ones.
+    state: of the settings that the resource asks for.
+    asked: the settings that wait or were rolled back, None for none.
+    cut: their part that can lock the administrator out, in words; "" for none.
+    deadline: time of the rollback, in the clock's seconds; inf if none is due.
     """
 
     settled: NftSpec | None = None
@@ -43,7 +46,7 @@ class Confirming:
 
     @classmethod
     def remembered(cls, settled: NftSpec | None, rolled_back: NftSpec | None) -> Confirming:
-        """As a new process begins. rolled_back: what nobody confirmed."""
+        """The state at the start of a process. rolled_back: settings that nobody confirmed."""
         if rolled_back is None:
             return cls(settled)
         return cls(settled, Confirmation.ROLLED_BACK, rolled_back, cut_off(settled, rolled_back) if settled else "")
@@ -57,8 +60,11 @@ class Confirming:
         return self.asked if self.state is Confirmation.WAITING else self.settled
 
     def take(self, asked: NftSpec, seconds: float, now: float) -> Confirming:
-        """With what the resource says now. seconds: to confirm in; 0 for no confirmation."""
-        if asked == self.settled:  # if something else was asked for, it was taken back in the resource
+        """The state after the resource asks for `asked`.
+
+        seconds: the time to confirm in; 0 for no confirmation.  now: the clock's seconds.
+        """
+        if asked == self.settled:  # the resource took any other request back
             return self if self.asked is None else Confirming(asked)
         if asked != self.asked:
             cut = cut_off(self.settled, asked) if self.settled else ""
@@ -70,7 +76,7 @@ class Confirming:
         return self
 
     def confirmed(self) -> Confirming:
-        """With what waits for good; the same where nothing waits."""
+        """The state after a confirmation; the same state if no settings wait."""
         if self.state is not Confirmation.WAITING:
             return self
         return Confirming(self.asked, Confirmation.CONFIRMED, cut=self.cut)

@@ -1,6 +1,7 @@
-"""Which addresses may be opened: those that MetalLB's pools hold, and never the router's own.
+"""Decides which addresses nftsync may open: addresses of MetalLB's pools, never the router's own.
 
-Whoever may patch a Service's status can write any address into it (CVE-2020-8554), so a Service's word alone is not enough.
+Everybody with the right to patch a Service's status can write any address into it
+(CVE-2020-8554). So nftsync does not trust a Service alone.
 """
 
 from __future__ import annotations
@@ -20,9 +21,12 @@ _NAMED = 5  # pools that a message names
 class Guard:
     """Judges addresses.
 
-    legal: None if every address is.  pools: those that say so, None while no pool guards anything.  held: what is in them, allowed
-    or not.  names: of them, for people.  reserved: never opened.  cluster: addresses that are the cluster's alone: from the public
-    NIC one comes to them through a pinhole or not at all.
+    legal: the addresses that may be opened, None for all.
+    pools: the pools in use, None while no pool guards anything.
+    reserved: addresses that nftsync never opens.
+    cluster: addresses that only the cluster uses. From the public NIC, packets reach them through a
+    pinhole or not at all.
+    held: the addresses of the pools, allowed or not.  names: the pools' names, for people.
     """
 
     legal: AddressSet | None = None
@@ -42,7 +46,7 @@ class Guard:
     ) -> Guard:
         """known: MetalLB's last good configuration.  reserved: the router's own addresses and its BGP peers'.
 
-        attached: the networks that the router has an address in.
+        attached: the networks in which the router has an address.
         """
         configuration = None if address_policy.pool_mode is PoolMode.IGNORED else known
         if configuration is None and address_policy.pool_mode is PoolMode.REQUIRED:
@@ -60,14 +64,14 @@ class Guard:
 
     @property
     def guarded(self) -> bool:
-        """Whether pools decide what may be opened."""
+        """Whether pools decide which addresses may be opened."""
         return self.pools is not None
 
     def admits(self, address: Address) -> bool:
         return address not in self.reserved and (self.legal is None or address in self.legal)
 
     def refusal(self, address: Address) -> tuple[Reason, str] | None:
-        """Why an address stays closed; None if it does not."""
+        """Why an address stays closed; None if it may be opened."""
         if address in self.reserved:
             return Reason.RESERVED_ADDRESS, f"{address} is an address of the router or of a BGP peer; it stays closed"
         if self.admits(address):
@@ -83,9 +87,10 @@ UNGUARDED = Guard()
 
 
 def _cluster(legal: AddressSet | None, attached: Iterable[Network]) -> AddressSet:
-    """The legal addresses without networks that the router itself is in and a pool swallows whole.
+    """The legal addresses without the router's own networks that lie completely in a pool.
 
-    Such a pool (0.0.0.0/0, 10.0.0.0/8) is wider than the cluster: hosts beside the router are not the cluster's.
+    Such a pool (0.0.0.0/0, 10.0.0.0/8) is wider than the cluster: the hosts of the router's networks
+    do not belong to the cluster.
     """
     if legal is None:
         return AddressSet()

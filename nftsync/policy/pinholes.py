@@ -1,7 +1,8 @@
-"""From Services to pinholes: what may pass, and who owns an address and port that several claim.
+"""Computes pinholes from Services, and the owner of each pinhole that several Services claim.
 
-There is one way to compute, `Desired.of(services)`, and one shortcut, `put`, for the Services that changed. A property
-test holds the two equal for any sequence of changes. What came before counts only over a cap: whoever is in stays in.
+`Desired.of(services)` computes everything; `put` is a shortcut for one changed Service. A property
+test checks that both agree for any sequence of changes. History matters only over a cap: an
+admitted Service stays admitted.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ from nftsync.policy.quota import UNCAPPED, Admission, Seniority, Version, senior
 class Pinhole:
     """One address, protocol and port that may pass.
 
-    key: the three in nft's notation, e.g. "192.0.2.1 . tcp . 80": what identifies a pinhole.
+    key: identifies the pinhole in nft's notation, e.g. "192.0.2.1 . tcp . 80".
     sources: None for everybody; otherwise only these ranges, of the address's own family.
-    service, uid: the Service that owns it.
+    service, uid: the owner.
     """
 
     key: str
@@ -43,7 +44,7 @@ class Pinhole:
 
 
 def pinholes_of(service: Service, guard: Guard = UNGUARDED) -> dict[str, Pinhole]:
-    """The pinholes that a Service claims, by key: none at an address that the guard refuses."""
+    """The pinholes that a Service claims, by key. Addresses that the guard refuses get none."""
     claimed = {}
     for address in service.addresses:
         if not guard.admits(address):
@@ -59,9 +60,9 @@ def pinholes_of(service: Service, guard: Guard = UNGUARDED) -> dict[str, Pinhole
 
 
 class Desired:
-    """Which Service owns which pinhole, kept up to date one Service at a time.
+    """The pinholes and their owners, updated one Service at a time.
 
-    The cost of `put` follows the Service that changed, not the number of Services.
+    The cost of `put` depends on the size of the changed Service, not on the number of Services.
     """
 
     def __init__(  # noqa: PLR0913  # see `of`
@@ -83,7 +84,7 @@ class Desired:
         self._rejected: set[Name] = set()  # Services with a rejection of their own or a claim lost
         self.pinholes: dict[str, Pinhole] = {}
         self._changed: dict[Name, Service | None] = {}
-        self.rejections_changed = 0  # how often: who remembers it need not ask for the rejections again
+        self.rejections_changed = 0  # a counter: while it is the same, so are the rejections
         for service in self._admission.admitted.values():
             self._replace(service.name, service)
         for name in self._admission.waiting:
@@ -100,9 +101,12 @@ class Desired:
         admitted: Mapping[Name, Service] = MappingProxyType({}),
         quarantined: Mapping[Name, str] = MappingProxyType({}),
     ) -> Desired:
-        """From scratch. admitted: who is in already, and with which version; over a cap these stay, and the oldest come first.
+        """From scratch.
 
-        quarantined: why the kernel refuses the newest version of some Services; the version that is in goes on counting.
+        admitted: the versions of the Services that are admitted already. They stay over a cap; then
+        the oldest other Services come first.
+        quarantined: Services with a newest version that the kernel refuses, and why. Their admitted
+        version stays.
         """
         return cls(filters, guard, caps, services, admitted, quarantined)
 
@@ -114,20 +118,23 @@ class Desired:
 
     @property
     def admitted(self) -> Mapping[Name, Service]:
-        """Who is in, and with which version: an older one where there is no room for the newest, or the kernel refuses it."""
+        """The admitted version of each Service.
+
+        It is an older one if the newest has no room, or the kernel refuses it.
+        """
         return self._admission.admitted
 
     def held_back(self, name: Name) -> tuple[Reason, str] | None:
-        """Why a Service's newest version waits, OVER_CAP or QUARANTINED; None if it does not."""
+        """Why a Service's newest version waits, OVER_CAP or QUARANTINED; None if it counts."""
         return self._admission.refusal(name)
 
     def take_changed(self) -> dict[Name, Service | None]:
-        """The Services of which another version counts since the last time, and that version; None for one that is out."""
+        """The versions that began to count since the last call, by Service; None for no version."""
         changed, self._changed = self._changed, {}
         return changed
 
     def put(self, name: Name, service: Service | None) -> Iterable[str]:
-        """Take a Service's new version, or None when it is gone; returns the keys that may have changed."""
+        """Take a Service's new version, None for a deleted Service; return the affected keys."""
         if service is not None and not self._filters.admit(service):
             service = None
         versions = self._admission.put(name, service)
@@ -137,7 +144,7 @@ class Desired:
         return changed[0] if len(changed) == 1 else set().union(*changed)
 
     def _replace(self, name: Name, service: Version) -> set[str]:
-        """Let another version of a Service count; returns the keys that may have changed."""
+        """Let another version of a Service count; return the affected keys."""
         before = self._services.pop(name, None)
         self._changed[name] = service
         withdrawn = pinholes_of(before, self._guard) if before else {}
@@ -152,7 +159,8 @@ class Desired:
             self._note_rejections(other, pinholes_of(self._services[other], self._guard))
         return withdrawn.keys() | claimed.keys()
 
-    # The claimants of a key stand in order of seniority; the first one owns it. Only these two methods change who does.
+    # The claimants of a key are in order of seniority; the first one owns it.
+    # Only the next two methods change the owner.
 
     def _claim(self, key: str, pinhole: Pinhole) -> set[Name]:
         claimants = self._claims.get(key)
@@ -184,7 +192,7 @@ class Desired:
         return seniority(self._services[name])
 
     def _note_rejections(self, name: Name, claimed: Iterable[str]) -> None:
-        """claimed: the keys of the pinholes that the Service claims; they do not matter while it waits for room."""
+        """claimed: the keys that the Service claims; ignored while it waits for room."""
         service = self._services.get(name)
         rejected = name in self._admission.waiting or (service is not None and (
             bool(service.rejections)
@@ -207,7 +215,7 @@ class Desired:
                 yield Rejection(service.ref, Reason.CONFLICT, message)
 
     def rejections(self) -> Iterator[Rejection]:
-        """Everything that was refused, ordered by Service."""
+        """All rejections, ordered by Service."""
         for name in sorted(self._rejected):
             yield from self.rejections_of(name)
 
@@ -218,7 +226,8 @@ class Desired:
             yield from service.rejections
             yield from self._refused(service)
             if held_back := self.held_back(name):
-                yield Rejection(service.ref, *held_back, part=held_back[0])  # the message may change
+                # The message can change while the rejection is the same.
+                yield Rejection(service.ref, *held_back, part=held_back[0])
         if held is not None:
             yield from self._lost(held)
 

@@ -1,7 +1,8 @@
-"""What is read of MetalLB, and the last good configuration of it.
+"""MetalLB's objects, and MetalLB's last known good configuration.
 
-A configuration that was good once stays in force while a later one is invalid, and for good if MetalLB's objects vanish: then
-the addresses that were the cluster's still are, and no others. So does each part of it that can't be read at the moment.
+The last good configuration stays in force while a later one is invalid. It stays for good if
+MetalLB's objects vanish: the cluster then keeps its addresses and gets no others. A part of it stays
+in force while nftsync cannot read its kind of objects.
 """
 
 from __future__ import annotations
@@ -12,13 +13,16 @@ from nftsync.objects.address import Address
 from nftsync.objects.metallb import AddressPool, Advertisement, ConfigMap, MetalLBConfig, Peer, configuration
 from nftsync.objects.names import Rejection
 
-GRACE_PERIOD = 0.3  # seconds without another change until pools that are gone are gone
-MAX_GRACE_PERIOD = 0.6  # seconds until they are, whatever else changes
+DOUBT = 0.3  # seconds without a change until nftsync believes that missing pools are deleted
+LONGEST_DOUBT = 0.6  # the same, in seconds since the first change
 
 
 @dataclass(frozen=True, slots=True)
 class MetalLBObjects:
-    """MetalLB's objects at one moment. advertisements_readable, peers_readable: whether the lists of these kinds can be had."""
+    """MetalLB's objects at one moment.
+
+    advertisements_readable, peers_readable: whether the server lists these kinds for nftsync.
+    """
 
     pools: tuple[AddressPool, ...] = ()
     advertisements: tuple[Advertisement, ...] = ()
@@ -33,9 +37,11 @@ class MetalLBObjects:
         return frozenset(peer.address for peer in self.peers if peer.address is not None)
 
     def configuration(self, known: MetalLBConfig | None) -> tuple[MetalLBConfig | None, tuple[Rejection, ...]]:
-        """See metallb.configuration(). known: the last good one, which what can't be read is taken from.
+        """See metallb.configuration().
 
-        A ConfigMap that an upgrade of MetalLB has left behind does not come to power again.
+        known: the last good one. nftsync takes unreadable parts from it.
+        An upgrade of MetalLB can leave the old ConfigMap behind. It does not count any more once
+        there were pool objects.
         """
         replaced = known is not None and known.of_pool_objects
         config_maps = () if replaced else self.config_maps
@@ -53,13 +59,16 @@ class MetalLBObjects:
 
 
 def _contents(configuration: MetalLBConfig) -> set[object]:
-    """What each object that can go by itself adds to a configuration."""
+    """The parts of a configuration that can vanish one by one."""
     pools = ((pool.source, advertised) for pool in configuration.pools for advertised in (False, pool.advertised))
     return {*pools, *configuration.peers}
 
 
 def judge(metallb: MetalLBObjects, known: MetalLBConfig | None) -> tuple[MetalLBConfig | None, tuple[Rejection, ...]]:
-    """What MetalLB's objects say now, None if nothing good, and what is wrong with it and what holds instead."""
+    """The configuration of MetalLB's objects, None if it is not good, and its rejections.
+
+    Each rejection says which pools hold instead.
+    """
     found, rejections = metallb.configuration(known)
     stays = "; the last good pools stay" if known else "; no pools are known"
     return found, tuple(replace(each, message=each.message + stays) for each in rejections)
@@ -68,9 +77,10 @@ def judge(metallb: MetalLBObjects, known: MetalLBConfig | None) -> tuple[MetalLB
 class PoolTracker:
     """Remembers the last good configuration.
 
-    known: None if none was ever seen.  speakers: the present BGPPeers' addresses.
-    deadline: when it shows whether what is gone was all that goes, in the clock's seconds; inf if nothing is missing.
-    rejections: what is wrong with the present one; a new tuple whenever it was looked at.
+    known: the last good configuration, None before the first one.
+    speakers: addresses of the present BGPPeers.
+    deadline: end of the doubt about missing objects, in the clock's seconds; inf without doubt.
+    rejections: of the present configuration; a new tuple after each look.
     """
 
     def __init__(self, known: MetalLBConfig | None) -> None:
@@ -82,7 +92,7 @@ class PoolTracker:
         self._looked: MetalLBObjects | None = None
 
     def look(self, objects: MetalLBObjects, now: float) -> None:
-        """Take up what MetalLB's complete lists say. now: the clock's seconds."""
+        """Take MetalLB's complete lists. now: the clock's seconds."""
         new = objects != self._looked
         if not new and self._missing_since is None:
             return
@@ -93,11 +103,14 @@ class PoolTracker:
             self.known = found or self.known
 
     def relist(self) -> None:
-        """The lists are not complete any more: what comes is judged anew."""
-        self._missing_since, self.deadline = None, float("inf")
+        """End the doubt, because the lists are incomplete again."""
+        self._doubted_since, self.deadline = None, float("inf")
 
-    def _is_suspect(self, found: MetalLBConfig | None, now: float, *, new: bool) -> bool:
-        """Whether something is gone, and soon all may be: where the kinds are removed, their objects go one by one."""
+    def _doubted(self, found: MetalLBConfig | None, now: float, *, new: bool) -> bool:
+        """Whether objects are missing, and others may follow.
+
+        If somebody removes the kinds, the server deletes their objects one by one.
+        """
         if found is None or self.known is None or not _contents(self.known) - _contents(found):
             self.relist()
             return False

@@ -1,9 +1,10 @@
-"""How many pinholes there may be: over a cap new Services wait, and whoever is in stays in.
+"""Caps the number of pinholes: over a cap new Services wait, and admitted Services stay.
 
-A Service counts with all that it asks for, each address times each port: also with what an older Service owns, and with what the
-guard refuses. So nobody becomes larger because others go or pools grow, and nothing has to be spread out to be counted.
-Where only some sources may pass, each of their ranges counts, and for more: the kernel needs 1 s to take 8,000 of them, 4 s for
-16,000, and holds up a processor, and packets, for so long.
+A Service counts with all its addresses times all its ports. Pinholes that an older Service owns
+count as well, and so do addresses that the guard refuses. So a Service does not become larger when
+others are deleted or pools grow, and nftsync counts without making the pinholes.
+With source ranges each range counts, and counts several times. The kernel needs 1 s to accept 8,000
+ranges and 4 s for 16,000. Meanwhile it blocks a processor, and packets.
 """
 
 from __future__ import annotations
@@ -19,16 +20,16 @@ from nftsync.config import Caps
 from nftsync.objects.names import Name, Reason
 from nftsync.objects.service import Service
 
-Version = Service | None  # None: there is none
+Version = Service | None  # None: no version
 Seniority = tuple[str, str, Name]
 
-RANGE = 5  # pinholes that a range of sources counts for
+RANGE = 5  # a range of sources counts as so many pinholes
 
 _QUARANTINED = "the kernel does not take what it asks for: {}; what was open of it before stays, and every resync tries again"
 
 
 def size(service: Version) -> int:
-    """How many pinholes a Service counts for."""
+    """The number of pinholes that a Service counts as."""
     if service is None:
         return 0
     if service.sources is None:
@@ -38,7 +39,10 @@ def size(service: Version) -> int:
 
 
 def seniority(service: Service) -> Seniority:
-    """Sorts older Services first; one of unknown age comes after all of known age, and the order is total."""
+    """A sort key that puts older Services first, and Services of unknown age last.
+
+    The order is total.
+    """
     return (service.created or "~", service.uid or "~", service.name)
 
 
@@ -46,7 +50,7 @@ UNCAPPED = Caps(0, 0)
 
 
 def within(caps: Caps, services: Collection[Service]) -> bool:
-    """Whether there is room for all of these."""
+    """Whether there is room for all the Services."""
     counted = Counter[str]()
     for service in services:
         counted[service.name.namespace] += size(service)
@@ -55,10 +59,10 @@ def within(caps: Caps, services: Collection[Service]) -> bool:
 
 
 class Admission:
-    """Who is in, and who waits.
+    """The admitted Services, and the waiting ones.
 
-    admitted: of each Service that is in, the version that counts.  waiting: newer versions of these, and Services that are not in,
-    for which there is no room; there is none that would fit.
+    admitted: the version that counts, by Service.
+    waiting: the newest version of each Service without room for it. None of them would fit.
     """
 
     def __init__(
@@ -68,15 +72,17 @@ class Admission:
         held: Mapping[Name, Service] = MappingProxyType({}),
         quarantined: Mapping[Name, str] = MappingProxyType({}),
     ) -> None:
-        """From scratch. held: who is in already, and with which version.
+        """From scratch.
 
-        quarantined: why the kernel refuses the newest version of some; these wait, however much room there is, until the next time.
+        held: the versions of the Services that are admitted already.
+        quarantined: Services with a newest version that the kernel refuses, and why. These wait even
+        if there is room.
         """
         self._total = caps.pinholes or maxsize
         self._each = caps.pinholes_per_namespace or maxsize
         self._used = 0
         self._used_by = defaultdict[str, int](int)  # namespace
-        self._queues: dict[str, list[Seniority]] = {}  # who waits, by namespace, oldest first
+        self._queues: dict[str, list[Seniority]] = {}  # waiting Services, by namespace, oldest first
         self.admitted: dict[Name, Service] = {}
         self.waiting: dict[Name, Service] = {}
         self.quarantined = quarantined
@@ -85,7 +91,7 @@ class Admission:
         for service in services:
             before = held.get(service.name)
             if before is not None and before.uid != service.uid:
-                before = None  # another that bears the name comes anew
+                before = None  # another Service of the same name counts as new
             if service.name in quarantined:
                 self.waiting[service.name] = service
                 if before is not None:
@@ -101,7 +107,10 @@ class Admission:
             self.put(service.name, service)
 
     def put(self, name: Name, service: Version) -> Mapping[Name, Version]:
-        """Take a Service's new version, or None when it is gone; returns whose version that counts has changed, to which."""
+        """Take a Service's new version, None for a deleted Service.
+
+        Returns the Services with another version that counts now, and that version.
+        """
         if name in self.waiting:
             self._unqueue(name)
         held, former = self.admitted.get(name), self._total - self._used
@@ -122,7 +131,7 @@ class Admission:
         return {name: service} if more >= 0 else {name: service, **self._let_in(name.namespace, former)}
 
     def refusal(self, name: Name) -> tuple[Reason, str] | None:
-        """Why a Service's newest version has to wait; None if it does not."""
+        """Why a Service's newest version waits; None if it counts."""
         service, namespace = self.waiting.get(name), name.namespace
         if service is None:
             return None
@@ -139,11 +148,14 @@ class Admission:
         )
 
     def _fits(self, namespace: str, more: int) -> bool:
-        """Who wants no more than before always does, whatever became of the caps."""
+        """Whether there is room for `more` pinholes.
+
+        A Service that does not grow always fits, even if the cap was lowered.
+        """
         return more <= 0 or (self._used + more <= self._total and self._used_by[namespace] + more <= self._each)
 
     def _count(self, name: Name, service: Version, more: int) -> None:
-        """more: than the version that counted before."""
+        """Let a version count. more: its size, less the size of the former version."""
         self._used += more
         self._used_by[name.namespace] += more
         if service is not None:
@@ -152,9 +164,10 @@ class Admission:
             del self.admitted[name]
 
     def _let_in(self, namespace: str, former: int) -> dict[Name, Service]:
-        """There is room in a namespace: whoever fits comes in, oldest first. former: the room that there was in total before.
+        """Admit the waiting Services that fit now that a namespace has room, oldest first.
 
-        In another namespace only those can fit now who lacked just that.
+        former: the room under the total cap before. A Service of another namespace can fit now only
+        if it was too large for that room.
         """
         rooms = {each: self._each - self._used_by[each] for each in self._queues}
         rooms = {each: room for each, room in rooms.items() if room > (0 if each == namespace else max(former, 0))}
