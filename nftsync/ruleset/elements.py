@@ -1,4 +1,4 @@
-"""What a pinhole is in the tables: elements of their sets, and pinholes again from elements."""
+"""Turns pinholes into elements of the tables' sets, and elements into pinholes again."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from nftsync.ruleset.tables import INET, NETDEV, Elements, Ruleset, Settings, ta
 
 
 def ruleset(pinholes: Iterable[Pinhole], settings: Settings) -> Ruleset:
-    """The whole ruleset."""
+    """The whole ruleset: the tables and their elements."""
     found = elements(pinholes, settings)
     for each in settings.cluster.ranges:
         found[INET].setdefault(f"pools{each.version}", {})[each.element] = ""
@@ -39,23 +39,23 @@ def _elements(pinholes: Iterable[Pinhole], settings: Settings) -> Iterator[tuple
 
 
 def open_keys(shown: Ruleset) -> set[str]:
-    """The keys of the pinholes that are open in a ruleset."""
+    """The keys of a ruleset's open pinholes."""
     sets = shown.elements.get(INET, {})
     names = [f"{stem}{version}" for stem in ("services", "sources") for version in (4, 6)]
     return {key for name in names for element in sets.get(name, ()) if (key := pinhole_key(name, element))}
 
 
 def open_limits(shown: Ruleset) -> dict[str, str]:
-    """What limits the pinholes of a ruleset: statements, by key."""
+    """The limits of a ruleset's pinholes: statements, by key."""
     sets = shown.elements.get(NETDEV, {})
     return {key: said for name, members in sets.items() if name.startswith("limited") for key, said in members.items()}
 
 
 def pinhole_key(name: str, element: str) -> str | None:
-    """The key of the pinhole that a set's element belongs to; None if it belongs to none."""
+    """The key of the pinhole to which an element of set `name` belongs; None if there is none."""
     return None if name.startswith("pools") else " . ".join(element.split(" . ")[:3])
 
 
 def _source_text(network: Network) -> str:
-    """As nft lists it: a range of one address without its prefix length."""
+    """A range in nft's notation: one address has no prefix length."""
     return str(network.network_address if network.prefixlen == network.max_prefixlen else network)

@@ -1,7 +1,7 @@
-"""The operator's own rules: `chain local-chain { … }`, taken out of its file and kept verbatim.
+"""Reads the operator's own rules, `chain local-chain { … }`, from a file and keeps them verbatim.
 
-nft itself judges the rules when they are loaded. Here it is only made sure that the text is one such chain and nothing
-else, so that a brace too many can't close our table and reach another one.
+nft judges the rules when nftsync loads them. This module only checks that the text is one such chain
+and nothing else. So an extra brace cannot close our table and reach another one.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ from collections.abc import Iterator
 
 from nftsync.ruleset.tables import LOCAL_CHAIN
 
-# What a lexer must not look into (comments, strings), and the braces that it counts.
+# Comments and strings, which a lexer must skip, and the braces to count.
 _TOKENS = re.compile(r'#[^\n]*|"[^"\n]*"|[{}]|"')
 _HEAD = re.compile(rf"chain\s+{LOCAL_CHAIN}")
-# An interface by its index, but not where that is a number (`iif 1`), which nft takes without one, and not in a look-up of a route.
+# An interface by its index. It is no match in a route look-up (`fib`), nor if the index is a number
+# (`iif 1`): nft accepts a number even if the interface is missing.
 _INDEX = re.compile(
     r'#[^\n]*|"[^"\n]*"|\bfib\s+[a-z]+(?:\s*\.\s*[a-z]+)*(?:\s+oif)?\b|'
     r"\b([io])if\b(?!\s*(?:[!=<>&|^]+|[a-z]+\s)?\s*(?:\d|\{(?:[^}]*,)?\s*\d+\s*[,}:]))"
@@ -23,7 +24,7 @@ _BASE_CHAIN = re.compile(r"(?:^|[;{\n])\s*(?:type\s+\w+\s+hook|policy)\b")
 
 
 class LocalChainError(ValueError):
-    """A file that does not hold exactly one local-chain; the message says what is wrong."""
+    """A file that does not hold exactly one local-chain; the message names the fault."""
 
 
 def parse_local_chain(text: str) -> str:
@@ -51,15 +52,16 @@ def parse_local_chain(text: str) -> str:
 
 
 def by_name(body: str) -> str:
-    """A body that says the same of interfaces by their names: nft takes an `iif` only while there is that interface.
+    """The same body with interfaces by name (`iifname`) in place of index (`iif`).
 
-    What matches one that is not there matches no packet, so nothing more passes, or less, than by the index.
+    nft accepts `iif` only while the interface exists. A rule with the name of a missing interface
+    matches no packet, so the same packets pass.
     """
     return _INDEX.sub(lambda token: f"{token[1]}ifname" if token[1] else token[0], body)
 
 
 def _blocks(text: str) -> Iterator[tuple[int, int]]:
-    """Start and end of the inside of every outermost pair of braces."""
+    """Start and end of the inside of each outermost pair of braces."""
     depth, start = 0, 0
     for token in _TOKENS.finditer(text):
         if token[0] == '"':
@@ -78,7 +80,7 @@ def _blocks(text: str) -> Iterator[tuple[int, int]]:
 
 
 def _between(text: str, blocks: list[tuple[int, int]]) -> Iterator[str]:
-    """What stands before, between and after the blocks."""
+    """The texts before, between and after the blocks."""
     end = 0
     for start, stop in blocks:
         yield text[end : start - 1]
@@ -87,7 +89,7 @@ def _between(text: str, blocks: list[tuple[int, int]]) -> Iterator[str]:
 
 
 def _blank(text: str) -> str:
-    """The text without comments and the insides of strings."""
+    """The text without comments and strings."""
     return _TOKENS.sub(lambda token: token[0] if token[0] in "{}" else " ", text)
 
 

@@ -1,8 +1,8 @@
 """The tables of the ruleset: every table, chain and set name, and the rules.
 
-Two tables, `inet nftsync` (what may pass) and `netdev nftsync` (rate limits). A packet's way through them is drawn in
-docs/ruleset.md. Text is nft's (nft(8)); what reaches it from outside are parsed values and names of a checked
-grammar, and the operator's own local chain, verbatim.
+There are two tables: `inet nftsync` (the filter) and `netdev nftsync` (rate limits). docs/ruleset.md
+draws a packet's way through them. The text is nft's (nft(8)). Only parsed values, names of a checked
+grammar, and the operator's verbatim local chain enter it from outside.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from nftsync.objects.nft import NftSpec
 NAME = "nftsync"  # of both tables
 INET = "inet"
 NETDEV = "netdev"
-OWNED = frozenset({"owner", "persist"})  # the flags of a table that only who made it changes, and that outlives him
+OWNED = frozenset({"owner", "persist"})  # only the creator can change the table; it outlives him
 
 LOCAL_CHAIN = "local-chain"
 OPERATOR_CR = "operator-cr"
@@ -33,13 +33,14 @@ _MATCH = {4: "ip daddr . meta l4proto . th dport", 6: "ip6 daddr . meta l4proto 
 _SOURCE = {4: "ip saddr", 6: "ip6 saddr"}
 _DESTINATION = {4: "ip daddr", 6: "ip6 daddr"}
 _CLOSED = "meta l4proto { tcp, udp, sctp } ct direction original"
-_BYTES = "limit rate over 1 bytes/second burst 1 bytes"  # the kind of limit that a set's elements carry; each has its own
+# The kind of limit in a set's declaration. Each element has a limit of its own.
+_BYTES = "limit rate over 1 bytes/second burst 1 bytes"
 _PACKETS = "limit rate over 1/second burst 1 packets"
 
 
 @dataclass(frozen=True, slots=True)
 class Set:
-    """A set as declared: its type, flags and the kind of statement that each element carries."""
+    """A set's declaration: its type, its flags and the kind of its elements' statement."""
 
     type: str
     flags: str = ""
@@ -57,7 +58,7 @@ class Set:
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """A chain: for a base chain its hook line, then the rules as one text."""
+    """A chain: its rules as one text, and a base chain's hook line."""
 
     rules: str
     hook: str = ""
@@ -67,8 +68,9 @@ class Chain:
 class Table:
     """A table without its elements.
 
-    foreign_objects: kind and name of what others put into it, such as ("map", "x").
-    flags: nft's: who is its "owner" alone can change it, which "persist" when he ends; "dormant" is one that somebody switched off.
+    foreign_objects: kind and name of objects that others put into it, such as ("map", "x").
+    flags: nft's. Only the owner can change a table with "owner". A table with "persist" outlives its
+    owner. A "dormant" table is switched off.
     """
 
     sets: Mapping[str, Set] = field(default_factory=dict)
@@ -78,7 +80,7 @@ class Table:
 
     @property
     def filters(self) -> bool:
-        """Whether it keeps the door shut, whatever its rules say: all our base chains are there, and it is not switched off."""
+        """Whether the table filters: it has all our base chains, and is not dormant."""
         hooks = [chain.hook for chain in self.chains.values()]
         return "dormant" not in self.flags and all(any(f"hook {name} " in hook for hook in hooks) for name in (INPUT, FORWARD))
 
@@ -88,7 +90,7 @@ Elements = dict[str, dict[str, str]]  # set name → element key → the element
 
 @dataclass(frozen=True, slots=True)
 class Ruleset:
-    """What is, or should be, in the kernel. tables and elements: by family, INET or NETDEV."""
+    """The kernel's ruleset, or the wanted one. tables and elements: by family, INET or NETDEV."""
 
     tables: Mapping[str, Table] = field(default_factory=dict)
     elements: Mapping[str, Elements] = field(default_factory=dict)
@@ -96,16 +98,16 @@ class Ruleset:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What the tables are made from, beside the pinholes.
+    """The inputs of the tables beside the pinholes.
 
-    public_nic: None while it is not known.
-    index: the public NIC's (if_nametoindex(3)), by which it is public under another name, too; 0 while there is none of its name,
-    None where nobody has looked. Where none is known or there, every interface but lo counts as public.
+    public_nic: None while unknown. Then, or if the NIC is missing, every interface but lo is public.
+    index: the public NIC's (if_nametoindex(3)); 0 while no NIC has its name, None before a look. The
+    index keeps the NIC public under another name.
     local_chain: the body of the operator's own chain, verbatim.
-    bgp_peers: who may speak BGP with the router on its public side; empty for everybody.
-    cluster: addresses that are the cluster's alone (see guard.Guard).
-    flags: the tables'.
-    limits_refused: whether the kernel did not take the limits; then those that stand stay.
+    bgp_peers: peers that may speak BGP with the router on its public side; empty for everybody.
+    cluster: addresses that only the cluster uses (see guard.Guard).
+    flags: of the tables.
+    limits_refused: whether the kernel refused the limits; then its present limits stay.
     """
 
     public_nic: str | None = None
@@ -122,17 +124,17 @@ class Settings:
 
     @property
     def nic_missing(self) -> bool:
-        """Whether a look for the public NIC found none."""
+        """Whether a look for the public NIC found no such interface."""
         return self.index == 0
 
     @property
     def public(self) -> str | None:
-        """The NIC that alone counts as public; None while every interface does."""
+        """The only public NIC; None while every interface is public."""
         return None if self.nic_missing else self.public_nic
 
     @property
     def device(self) -> str | None:
-        """The NIC that the ingress hook is attached to."""
+        """The NIC with the ingress hook."""
         return self.public if self.enable_rateshape and not self.limits_refused else None
 
     @classmethod
@@ -147,9 +149,9 @@ class Settings:
         cluster: AddressSet = AddressSet(),  # noqa: B008  # immutable
         flags: frozenset[str] = frozenset(),
     ) -> Settings:
-        """From the Nft resource's spec, or without one the strictest settings.
+        """Settings from the Nft resource's spec; without a spec the strictest settings.
 
-        public_nic: the local configuration's, which overrides the resource's.
+        public_nic: from the local configuration; it overrides the resource's.
         """
         if spec is None:
             return cls(public_nic=public_nic, local_chain=local_chain, cluster=cluster)
@@ -168,7 +170,7 @@ class Settings:
 
 
 def tables(settings: Settings) -> Mapping[str, Table]:
-    """Both tables, without elements. `netdev nftsync` exists only with enable_rateshape."""
+    """The tables without elements. `netdev nftsync` exists only with enable_rateshape."""
     shown = {INET: _filter_table(settings)}
     if settings.enable_rateshape:
         shown[NETDEV] = _shaper_table(settings)
@@ -186,7 +188,8 @@ def _filter_table(settings: Settings) -> Table:
 
 def _filter_chains(settings: Settings) -> dict[str, Chain]:
     public = f'iifname "{settings.public}" ' if settings.public else ""
-    # While the public NIC gets another name, its index tells it: nothing new comes in for that, and what was cut off stays so.
+    # While somebody renames the public NIC, the rules match it by index. Its packets still go through
+    # operator-svc and never count as inside.
     other = f'iifname != "{settings.public}" '
     inside = f"{other}iif != {settings.index} " if settings.index else other
     verdict = "drop" if settings.enable_dropall else "accept"
@@ -202,8 +205,9 @@ def _filter_chains(settings: Settings) -> dict[str, Chain]:
                 for version in (4, 6)
                 for name, source in (("services", ""), ("sources", f" . {_SOURCE[version]}"))
             ),
-            # Even established: so what is closed is cut off. Only connections that were opened from outside: what the cluster,
-            # or anybody else whose address a pool holds, opened itself gets its answers. ICMP goes on: path MTU needs its errors.
+            # Drops established connections, too, so closing a pinhole cuts them off. It drops only
+            # connections that began outside: replies to the cluster and to other hosts with an
+            # address of a pool pass. ICMP passes, because path MTU discovery needs its errors.
             *(f"{_CLOSED} {_DESTINATION[version]} @pools{version} counter drop" for version in (4, 6) if settings.enable_dropall),
         )),
         GLOBAL: Chain(_lines(
@@ -214,7 +218,7 @@ def _filter_chains(settings: Settings) -> dict[str, Chain]:
             "meta l4proto icmp accept",
             "meta l4proto ipv6-icmp accept",
         )),
-        # The policy decides nothing while the last rule is there: it keeps the door shut if a rule is not.
+        # The last rule decides before the policy does. The policy drops packets if that rule is missing.
         INPUT: Chain(
             _lines(f"jump {LOCAL_CHAIN}", f"jump {OPERATOR_CR}", f"jump {GLOBAL}", verdict),
             hook="type filter hook input priority 0; policy drop;",
@@ -233,7 +237,7 @@ def _filter_chains(settings: Settings) -> dict[str, Chain]:
 
 
 def _bgp_peers(settings: Settings) -> Iterator[str]:
-    """The matches for who may speak BGP: one for each family, or one that matches everybody."""
+    """The matches of permitted BGP peers: one for each family, or one that matches everybody."""
     if not settings.bgp_peers:
         yield ""
     for version in (4, 6):
@@ -245,7 +249,8 @@ def _bgp_peers(settings: Settings) -> Iterator[str]:
 def _shaper_table(settings: Settings) -> Table:
     limits = [(version, suffix, kind) for version in (4, 6) for suffix, kind in (("", _BYTES), ("-packets", _PACKETS))]
     sets = {f"limited{version}{suffix}": Set(_KEY[version], statement=kind) for version, suffix, kind in limits}
-    # What is over a limit is counted by a second look-up: in a listing, a limit hides a counter on the same element.
+    # A second look-up counts packets over a limit, because a limit hides a counter on the same
+    # element in a listing.
     sets |= {f"dropped{version}": Set(_KEY[version], statement="counter") for version in (4, 6)}
     over = (
         f"{_MATCH[version]} @limited{version}{suffix} {_MATCH[version]} @dropped{version} drop" for version, suffix, _ in limits
@@ -258,7 +263,11 @@ def _shaper_table(settings: Settings) -> Table:
 
 
 def flags_for(standing: Mapping[str, Table], flags: frozenset[str]) -> frozenset[str]:
-    """Those that tables get, or keep: a table that stands without can't get them, nor lose them, and is not made anew for that."""
+    """The flags of the wanted tables.
+
+    The kernel cannot add flags to a table or take them away, and nftsync does not replace a table
+    only for its flags. So present tables keep theirs.
+    """
     if not standing:
         return flags
     kept = frozenset.intersection(*(table.flags for table in standing.values())) - {"dormant"}

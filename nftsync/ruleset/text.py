@@ -1,4 +1,4 @@
-"""A ruleset as text that nft loads (nft(8))."""
+"""Renders a ruleset as text that nft loads (nft(8))."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ from nftsync.ruleset.tables import NAME, Chain, Ruleset
 
 
 def render(shown: Ruleset, name: str = NAME) -> str:
-    """A whole ruleset as text that `nft -f` loads, whatever nft's version; the same input gives the same text, in sorted order.
+    """A whole ruleset as text that every version of `nft -f` loads.
 
-    Without flags, which are for who keeps the tables (see flagged()).
-    name: of the tables; another one than NAME serves to rehearse rules beside those that stand.
+    Elements are sorted, so equal input gives equal text. The text has no flags (see flagged()):
+    only the process that keeps the tables needs them.
+    name: of the tables. Another name than NAME lets you rehearse rules beside the present ones.
     """
     blocks = []
     for family, table in shown.tables.items():
@@ -28,12 +29,12 @@ def render(shown: Ruleset, name: str = NAME) -> str:
 
 
 def chain_block(name: str, chain: Chain) -> str:
-    """A chain as it stands inside a table's block."""
+    """A chain as a block inside a table's block."""
     hook = f"\t\t{chain.hook}\n" if chain.hook else ""
     return f"\tchain {name} {{\n{hook}{chain.rules}\t}}\n"
 
 
 def flagged(table: str, flags: frozenset[str]) -> str:
-    """A table's block with flags, which have to be repeated in every block, or nft asks to take them off."""
+    """A table's block with flags. Each block repeats them; otherwise nft asks the kernel to drop them."""
     head, brace, rest = table.partition("{\n")
     return f"{head}{brace}\tflags {','.join(sorted(flags))}\n{rest}" if flags else table

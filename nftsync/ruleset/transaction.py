@@ -1,9 +1,9 @@
-"""From the ruleset that is to the one that should be: the smallest nft transaction, as text.
+"""Makes the smallest nft transaction from the present ruleset to the wanted one, as text.
 
-Everything in one transaction takes effect at once or not at all (nft(8)). A running table is changed in place: it is never
-deleted and created again, since that leaks packets while it commits; only one that somebody has switched off is, which filters
-nothing. Chains that differ are flushed and refilled, elements are added and deleted one by one, so counters and buckets survive
-every change that does not concern them.
+A transaction takes effect at once as a whole, or not at all (nft(8)). nftsync changes a table in
+place: to delete and create it again leaks packets during the commit. It replaces only a dormant
+table, which filters nothing. It flushes and refills changed chains, and adds and deletes elements
+one by one. So counters and buckets survive each change that does not concern them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ def transaction(before: Ruleset, after: Ruleset) -> str:
     lines = [f"delete table {family} {NAME}" for family in sorted(before.tables.keys() - after.tables.keys())]
     for family, table in after.tables.items():
         standing = before.tables.get(family)
-        if standing and "dormant" in standing.flags:  # the kernel does not wake a table and change its hooks in one transaction
+        # The kernel cannot wake a dormant table and change its hooks in one transaction.
+        if standing and "dormant" in standing.flags:
             lines.append(f"delete table {family} {NAME}")
             standing = None
         lines.extend(_table(f"{family} {NAME}", standing or Table(), table, new=standing is None))
@@ -32,7 +33,7 @@ def _table(table: str, before: Table, after: Table, *, new: bool) -> Iterator[st
     if before == after and not new:
         return
     replaced = _differing(before.sets, after.sets)
-    # Nothing can be deleted while a rule refers to it: then every chain is refilled.
+    # The kernel deletes no set or map while a rule refers to it, so this refills every chain.
     everything = bool(replaced or before.foreign_objects)
     refilled = {name: chain for name, chain in after.chains.items() if everything or before.chains.get(name) != chain}
     removed = [
@@ -43,7 +44,7 @@ def _table(table: str, before: Table, after: Table, *, new: bool) -> Iterator[st
     for name in before.chains:
         if name in refilled or name in removed:
             yield f"flush chain {table} {name}"
-    for kind, name in before.foreign_objects:  # first: a map can refer to a chain
+    for kind, name in before.foreign_objects:  # before the chains, because a map can refer to a chain
         yield f"delete {kind} {table} {name}"
     for name in removed:
         yield f"delete chain {table} {name}"
@@ -58,12 +59,12 @@ def _table(table: str, before: Table, after: Table, *, new: bool) -> Iterator[st
 
 
 def _differing(before: Mapping[str, Set], after: Mapping[str, Set]) -> list[str]:
-    """Sets that stand but should not, or not like this."""
+    """The present sets that are not wanted, or wanted with another declaration."""
     return [name for name, declared in before.items() if after.get(name) != declared]
 
 
 def _elements(table: str, before: Elements, after: Elements, standing: Table, wanted: Table) -> Iterator[str]:
-    """First every delete, then every add, so that an element whose statement changed is replaced."""
+    """All deletes, then all adds: this replaces an element with a changed statement."""
     adds = []
     for name, declared in wanted.sets.items():
         held = before.get(name, {}) if standing.sets.get(name) == declared else {}
