@@ -1,4 +1,4 @@
-"""Addresses, networks, ranges, and sets of them: read from text, merged, cut, written as nft lists them."""
+"""Addresses, networks, ranges and sets of addresses: parsed, merged, cut, and in nft's notation."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ _CIDR = re.compile(r"[0-9A-Fa-f.:]{2,45}/[0-9]{1,3}")
 
 
 def parse_address(text: object) -> Address:
-    """An IPv4 or IPv6 address in its usual notation that a Service can have. Raises ValueError with a sentence."""
+    """An IPv4 or IPv6 address that a Service can have, in its usual notation.
+
+    Raises ValueError with a sentence.
+    """
     try:
         if not isinstance(text, str) or "%" in text:  # a zone could hold anything
             raise ValueError
@@ -37,9 +40,10 @@ def parse_address(text: object) -> Address:
 
 
 def parse_source_range(text: object) -> Network:
-    """A CIDR as kube-proxy reads it: blanks around it, host bits and decimal leading zeros are understood.
+    """A CIDR. As in kube-proxy, it may have blanks around it, host bits and decimal leading zeros.
 
-    Raises ValueError with a sentence. Source: Go's net.ParseCIDR before 1.17 (k8s.io/utils/net.ParseCIDRSloppy).
+    Raises ValueError with a sentence.
+    Source: Go's net.ParseCIDR before 1.17 (k8s.io/utils/net.ParseCIDRSloppy).
     """
     if not isinstance(text, str) or len(text) > 128:
         raise ValueError(f"{quote(text)} is not a CIDR")
@@ -61,7 +65,10 @@ def parse_source_range(text: object) -> Network:
 
 
 def collapse(networks: list[Network]) -> tuple[Network, ...]:
-    """Sorted, without duplicates and overlaps: nft takes none that overlap, and merges none of a concatenated set by itself."""
+    """The networks sorted, without duplicates and overlaps.
+
+    nft refuses overlaps, and does not merge networks of a concatenated set itself.
+    """
     v4 = collapse_addresses(network for network in networks if isinstance(network, IPv4Network))
     v6 = collapse_addresses(network for network in networks if isinstance(network, IPv6Network))
     return (*v4, *v6)
@@ -82,12 +89,12 @@ class Range(NamedTuple):
         return self.first.version
 
     def position(self) -> tuple[int, int]:
-        """Where it stands among others: IPv4 first."""
+        """A sort key: IPv4 first, then by first address."""
         return int(self.first.version), int(self.first)
 
     @property
     def element(self) -> str:
-        """As nft writes it in a set: one address, a prefix where the range is one, else first-last."""
+        """The range as nft writes it in a set: one address, a prefix if possible, else first-last."""
         if self.first == self.last:
             return str(self.first)
         size = int(self.last) - int(self.first) + 1
@@ -106,10 +113,10 @@ class Range(NamedTuple):
 
 
 def parse_range(text: object) -> Range:
-    """A CIDR or "first-last", as MetalLB reads an address pool's entry. Raises ValueError with a sentence.
+    """A CIDR or "first-last": an entry of MetalLB's address pools. Raises ValueError with a sentence.
 
-    Host bits of a CIDR are masked, blanks around the dash are understood, a bare address is not.
-    Source: MetalLB's config.ParseCIDR, Go's net.ParseCIDR and net.ParseIP.
+    As in MetalLB, this masks a CIDR's host bits, accepts blanks around the dash, and refuses a bare
+    address. Source: MetalLB's config.ParseCIDR, Go's net.ParseCIDR and net.ParseIP.
     """
     if not isinstance(text, str) or len(text) > _LONGEST:
         raise ValueError(f"{quote(text)} is neither a CIDR nor a range of addresses")
@@ -153,7 +160,10 @@ def _refuse_mapped(first: Address, text: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class AddressSet:
-    """A set of addresses: ranges, sorted, without overlaps, neighbours merged, IPv4 first. Equal sets are equal."""
+    """A set of addresses: sorted ranges, IPv4 first, overlaps and neighbours merged.
+
+    So sets with the same addresses are equal.
+    """
 
     ranges: tuple[Range, ...] = ()
 
@@ -172,7 +182,7 @@ class AddressSet:
         return isinstance(address, IPv4Address | IPv6Address) and self.covers(Range(address, address))
 
     def covers(self, part: Range) -> bool:
-        """Whether all of a range is in the set."""
+        """Whether the set contains a whole range."""
         before = bisect_right(self.ranges, part.position(), key=Range.position)
         return before > 0 and self.ranges[before - 1].covers(part)
 
@@ -191,7 +201,7 @@ class AddressSet:
         return AddressSet(tuple(part for each in self.ranges for part in _without(each, other.overlapping(each))))
 
     def overlapping(self, part: Range) -> Iterator[Range]:
-        """The ranges that share an address with `part`, found by bisection: a set may have thousands."""
+        """The ranges that share an address with `part`. Bisection, because a set can have thousands."""
         for place in range(max(bisect_right(self.ranges, part.position(), key=Range.position) - 1, 0), len(self.ranges)):
             each = self.ranges[place]
             if each.overlaps(part):
@@ -201,7 +211,7 @@ class AddressSet:
 
 
 def _without(each: Range, holes: Iterable[Range]) -> Iterator[Range]:
-    """What is left of a range. holes: in their order; each overlaps it."""
+    """The range without the holes. holes: sorted; each overlaps the range."""
     for hole in holes:
         if int(each.first) < int(hole.first):
             yield Range(each.first, hole.first - 1)
@@ -213,7 +223,7 @@ def _without(each: Range, holes: Iterable[Range]) -> Iterator[Range]:
 
 @dataclass(frozen=True, slots=True)
 class Local:
-    """The router's own addresses, broadcast and subnet-router anycast addresses among them, and the networks that they are in."""
+    """The router's own addresses, with broadcast and subnet-router anycast ones, and its networks."""
 
     addresses: frozenset[Address] = frozenset()
     networks: frozenset[Network] = frozenset()

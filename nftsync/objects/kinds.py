@@ -1,4 +1,7 @@
-"""The kinds of objects that are read of a cluster, and where they are. Source: the Kubernetes API, MetalLB's api/."""
+"""The kinds of objects that nftsync reads from a cluster, and their paths.
+
+Source: the Kubernetes API, MetalLB's api/.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +9,16 @@ from dataclasses import dataclass
 
 from nftsync.objects.metallb import CONFIG_MAP
 
-# What helps where the cluster lacks a kind or a permission that it should have.
+# The remedy if the cluster lacks a required kind or permission.
 MEND = "run nftsync bootstrap with an administrator's kubeconfig"
 
 
 @dataclass(frozen=True, slots=True)
 class Resource:
-    """What to watch: an API path that lists objects, narrowed by `query`. kind: for people and metrics.
+    """An API path to list and watch, narrowed by `query`. kind: for people and metrics.
 
-    optional: that the cluster does not have this kind, or does not let us read it, is a state and no error.
-    guarded: a list that has suddenly lost most of what was known needs another one that says the same.
+    optional: a cluster without this kind, or without the permission to read it, is no error.
+    cautious: if a list suddenly lacks most known objects, nftsync believes only a second such list.
     """
 
     kind: str
@@ -38,16 +41,16 @@ class Kind:
 
     @property
     def api_version(self) -> str:
-        """As an object says it."""
+        """The value of an object's apiVersion."""
         return f"{self.group}/{self.version}" if self.group else self.version
 
     def path(self, namespace: str = "") -> str:
-        """Of a list of them: those of one namespace, or "" for all."""
+        """The path of a list: of one namespace, or "" for all."""
         within = f"namespaces/{namespace}/" if namespace else ""
         return f"/{'apis' if self.group else 'api'}/{self.api_version}/{within}{self.plural}"
 
     def watched(self, namespace: str = "", name: str = "") -> Resource:
-        """What to watch: all of them, those of a namespace, or the one of a name."""
+        """The resource to watch: all objects, those of a namespace, or the one with a name."""
         query = (("fieldSelector", f"metadata.name={name}"),) if name else ()
         return Resource(self.name, self.path(namespace), query, self.optional, self.guarded)
 

@@ -1,7 +1,8 @@
-"""MetalLB's configuration: which addresses are the cluster's, and with whom it speaks BGP.
+"""MetalLB's configuration: the cluster's addresses, and its BGP peers.
 
-It is written in IPAddressPool, BGPAdvertisement and BGPPeer objects, or, up to MetalLB 0.12, in one ConfigMap. As in MetalLB
-itself a configuration is good as a whole or not at all: an invalid part of what is read here leaves the last good one in force.
+It consists of IPAddressPool, BGPAdvertisement and BGPPeer objects; up to MetalLB 0.12, of one
+ConfigMap. As in MetalLB, one invalid part makes the whole configuration invalid. Then the last good
+configuration stays in force.
 Source: MetalLB's internal/config and api/v1beta1.
 """
 
@@ -22,9 +23,10 @@ Labels = Mapping[str, str]
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """Addresses that MetalLB may give to Services. source: the object that says so.
+    """Addresses that MetalLB may give to Services.
 
-    advertised: whether any of them is announced over BGP.
+    source: the object that defines the pool.
+    advertised: whether MetalLB announces any of them over BGP.
     """
 
     name: str
@@ -35,14 +37,17 @@ class Pool:
 
 @dataclass(frozen=True, slots=True)
 class MetalLBConfig:
-    """One valid configuration. peers: the addresses that the cluster's speakers dial, none of them a Service's."""
+    """One valid configuration.
+
+    peers: the addresses to which the cluster's speakers connect. No Service has such an address.
+    """
 
     pools: tuple[Pool, ...] = ()
     peers: frozenset[Address] = frozenset()
 
     @property
     def of_pool_objects(self) -> bool:
-        """Whether IPAddressPools say so, of which there is at least one then, and not the ConfigMap."""
+        """Whether it comes from IPAddressPools, at least one, and not from the ConfigMap."""
         return any(pool.source.startswith(_POOL_KIND) for pool in self.pools)
 
 
@@ -80,7 +85,10 @@ class AddressPool:
 
 @dataclass(frozen=True, slots=True)
 class Advertisement:
-    """A BGPAdvertisement (metallb.io/v1beta1): of the pools it names or selects; of all if it does neither."""
+    """A BGPAdvertisement (metallb.io/v1beta1).
+
+    It advertises the pools that it names or selects; all pools if it does neither.
+    """
 
     name: Name
     uid: str
@@ -96,11 +104,11 @@ class Advertisement:
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """A BGPPeer (metallb.io/v1beta2). Of all that it holds only the address is taken, never its password."""
+    """A BGPPeer (metallb.io/v1beta2). nftsync keeps only its address, never its password."""
 
     name: Name
     uid: str
-    address: Address | None = None  # None for a peer that is known by its interface
+    address: Address | None = None  # None for a peer with an interface in place of an address
     rejections: tuple[Rejection, ...] = ()
 
 
@@ -117,9 +125,10 @@ class ConfigMap:
 def configuration(
     pools: Iterable[AddressPool], advertisements: Iterable[Advertisement], peers: Iterable[Peer], legacy: Iterable[ConfigMap]
 ) -> tuple[MetalLBConfig | None, tuple[Rejection, ...]]:
-    """The configuration, or None if there is none or, with the rejections that say so, if it is invalid.
+    """The configuration, and the rejections that make it invalid.
 
-    A cluster with any IPAddressPool has a MetalLB that does not read the ConfigMap.
+    The configuration is None if there is none, or if it is invalid.
+    MetalLB does not read the ConfigMap in a cluster with an IPAddressPool.
     """
     ordered, advertisements, peers = sorted(pools, key=lambda pool: pool.name), list(advertisements), list(peers)
     if not ordered:
@@ -139,7 +148,7 @@ def configuration(
 
 
 def overlaps(pools: Iterable[Pool]) -> Iterator[tuple[Pool, str]]:
-    """Ranges that reach into another one, of the same pool or of another, with a sentence about each."""
+    """Ranges that overlap another one, of the same pool or another pool, with a sentence about each."""
     ranges = [(each, pool) for pool in pools for each in pool.ranges]
     ranges.sort(key=lambda entry: (entry[0].version, int(entry[0].first), -int(entry[0].last)))
     widest: tuple[Range, Pool] | None = None
@@ -154,7 +163,7 @@ def overlaps(pools: Iterable[Pool]) -> Iterator[tuple[Pool, str]]:
 
 
 def parse_pool(raw: object, _before: AddressPool | None) -> AddressPool:
-    """An IPAddressPool from its API object. Raises Malformed if not even its name can be read."""
+    """An IPAddressPool from its API object. Raises Malformed if its name is not valid."""
     name, uid = identify(raw)
     try:
         resource = mapping(raw, "the object")
@@ -171,7 +180,7 @@ def parse_pool(raw: object, _before: AddressPool | None) -> AddressPool:
 
 
 def parse_advertisement(raw: object, _before: Advertisement | None) -> Advertisement:
-    """A BGPAdvertisement from its API object. Raises Malformed if not even its name can be read."""
+    """A BGPAdvertisement from its API object. Raises Malformed if its name is not valid."""
     name, uid = identify(raw)
     try:
         spec = mapping(mapping(raw, "the object").get("spec"), "spec")
@@ -184,7 +193,7 @@ def parse_advertisement(raw: object, _before: Advertisement | None) -> Advertise
 
 
 def parse_peer(raw: object, _before: Peer | None) -> Peer:
-    """A BGPPeer from its API object. Raises Malformed if not even its name can be read."""
+    """A BGPPeer from its API object. Raises Malformed if its name is not valid."""
     name, uid = identify(raw)
     try:
         address = mapping(mapping(raw, "the object").get("spec"), "spec").get("peerAddress")
@@ -198,7 +207,7 @@ def _invalid(kind: str, name: Name, uid: str, fault: ValueError) -> tuple[Reject
 
 
 def parse_addresses(value: object, what: str) -> tuple[Range, ...]:
-    """A pool's list of addresses. Raises ValueError: without one, a pool is invalid."""
+    """A pool's list of addresses. Raises ValueError, also for an empty list."""
     entries = sequence(value, what)
     if not entries:
         raise Malformed(f"{what} is empty: a pool needs a CIDR or a range of addresses")

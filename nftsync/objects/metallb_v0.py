@@ -1,7 +1,7 @@
-"""MetalLB's configuration up to 0.12: one YAML text in the ConfigMap `config`.
+"""Parses MetalLB's configuration up to 0.12: one YAML text in the ConfigMap `config`.
 
-Read as strictly as MetalLB reads it: an unknown key anywhere is an error. What says neither addresses nor peers (communities,
-BFD profiles, timers) must have the right shape; what it says is MetalLB's business.
+This module is as strict as MetalLB: an unknown key anywhere is an error. It reads only addresses and
+peers. Of the other keys (communities, BFD profiles, timers) it checks only the shape.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from nftsync.objects.metallb import CONFIG_MAP, ConfigMap, MetalLBConfig, Pool, 
 from nftsync.objects.names import Malformed, ObjectRef, Reason, Rejection, identify, mapping, quote, sequence
 from nftsync.objects.yaml import Plain, documents
 
-MAX_CHARACTERS = 1 << 20  # etcd keeps no object that is larger
+MAX_CHARACTERS = 1 << 20  # etcd keeps no larger object
 
-# The shape of the text: what each key holds. A list stands for any number of its one entry, ... for any key.
+# The shape of the text: each key and its type. A list stands for any number of its one entry, and
+# `...` stands for any key.
 _SELECTOR = {
     "match-labels": {...: str},
     "match-expressions": [{"key": str, "operator": str, "values": [str]}],
@@ -36,7 +37,7 @@ _BFD_PROFILE = {
 }  # fmt: skip
 _SHAPE = {"peers": [_PEER], "bgp-communities": {...: str}, "address-pools": [_POOL], "bfd-profiles": [_BFD_PROFILE]}
 _NAMES = {str: "a text", int: "a whole number", bool: "true or false"}
-# What MetalLB's YAML 1.1 reader takes for them, where they are not in quotes.
+# Texts without quotes that MetalLB's YAML 1.1 reader takes for these types.
 _PLAIN = {
     int: re.compile(r"[-+]?(?:0|[1-9][0-9_]*|0x[0-9A-Fa-f_]+|0b[01_]+|0o?[0-7_]+)"),
     bool: re.compile(r"y|Y|n|N|[Yy]es|YES|[Nn]o|NO|[Oo]n|ON|[Oo]ff|OFF|[Tt]rue|TRUE|[Ff]alse|FALSE"),
@@ -44,7 +45,7 @@ _PLAIN = {
 
 
 def parse_config_map(raw: object, _before: ConfigMap | None) -> ConfigMap | None:
-    """The ConfigMap from its API object; None if it has another name than MetalLB's. Raises Malformed."""
+    """The ConfigMap from its API object; None for another name than MetalLB's. Raises Malformed."""
     name, uid = identify(raw)
     if name.name != CONFIG_MAP:
         return None
@@ -94,7 +95,10 @@ def _pools(entries: list[object], source: str) -> Iterator[Pool]:
 
 
 def _check(value: object, shape: object, what: str) -> None:
-    """Raise Malformed if a value has another shape. null stands for anything; a text is what was written, in quotes or not."""
+    """Raise Malformed if a value has another shape.
+
+    null has every shape. A text may be in quotes or not.
+    """
     if value is None:
         return
     if isinstance(shape, list):

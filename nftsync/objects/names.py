@@ -1,4 +1,4 @@
-"""What objects are called, why one is refused, and the shapes that everything hostile is held against."""
+"""Names of objects, reasons and messages of rejections, and checks of hostile values' shapes."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Reason(StrEnum):
 
 
 class Name(NamedTuple):
-    """Namespace and name: what identifies an object of one kind."""
+    """Namespace and name. Together they identify an object of one kind."""
 
     namespace: str
     name: str
@@ -46,7 +46,10 @@ class Name(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ObjectRef:
-    """Which object: `kind` and a printable `name` ("namespace/name", or a file's path); `uid` may be empty."""
+    """A reference to an object or a file.
+
+    name: printable, "namespace/name" or a file's path.  uid: "" if unknown.
+    """
 
     kind: str
     name: str
@@ -58,9 +61,9 @@ class ObjectRef:
 
 @dataclass(frozen=True, slots=True)
 class Rejection:
-    """An object, or a part of one, that was refused. str() is one printable line.
+    """The refusal of an object, or of a part of one. str() is one printable line.
 
-    part: which part, if the message can change while the refusal is the same; "" if the message says it.
+    part: identifies the refusal if its message can change; "" if the message identifies it.
     """
 
     object: ObjectRef
@@ -73,7 +76,7 @@ class Rejection:
 
 
 class Malformed(ValueError):
-    """An object of which not even the name can be read, or a part whose shape is wrong."""
+    """An object without a valid name, or a part of the wrong shape."""
 
 
 def quote(value: object, limit: int = 80) -> str:

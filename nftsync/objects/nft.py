@@ -1,4 +1,4 @@
-"""The Nft resource (nft.acnodal.com/v1alpha1): how the router is to be set up."""
+"""The Nft resource (nft.acnodal.com/v1alpha1): the router's settings."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False,
 
 @dataclass(frozen=True, slots=True)
 class NftSpec:
-    """The spec of an Nft resource: how the router is to be set up. Defaults are the CRD's."""
+    """The spec of an Nft resource: the router's settings. The defaults are the CRD's."""
 
     public_nic: str
     enable_bgp: bool = True
@@ -29,9 +29,10 @@ class NftSpec:
 
 @dataclass(frozen=True, slots=True)
 class Nft:
-    """An Nft resource (nft.acnodal.com/v1alpha1). spec: the last one that was good, None if none was.
+    """An Nft resource (nft.acnodal.com/v1alpha1).
 
-    status: does not compare, so that what routers write into it wakes none of them.
+    spec: the last good one, None before the first.
+    status: does not compare, so a router's write to it wakes no router.
     """
 
     name: Name
@@ -47,9 +48,9 @@ class Nft:
 
 
 def parse_nft(raw: object, before: Nft | None) -> Nft:
-    """The Nft resource from its API object; where its spec is refused, the last good one of `before` stays.
+    """The Nft resource from its API object. `before` keeps its last good spec if this one is refused.
 
-    Raises Malformed if not even the name can be read.
+    Raises Malformed if the name is not valid.
     """
     name, uid = identify(raw)
     resource = mapping(raw, "the object")
@@ -65,7 +66,7 @@ def parse_nft(raw: object, before: Nft | None) -> Nft:
 
 
 def parse_spec(raw: object) -> NftSpec:
-    """The spec as the API has it. Raises Malformed."""
+    """The spec from its API form. Raises Malformed."""
     spec = mapping(raw, "spec")
     metallb_namespace = spec.get("metallb-namespace")
     if metallb_namespace is None:
@@ -83,7 +84,7 @@ def parse_spec(raw: object) -> NftSpec:
 
 
 def describe_spec(spec: NftSpec) -> dict[str, object]:
-    """As the API has it: what parse_spec() reads."""
+    """The spec in its API form, for parse_spec()."""
     fields = {each.name: getattr(spec, each.name) for each in dataclass_fields(spec)}
     return {**fields, "metallb-namespace": fields.pop("metallb_namespace")}
 
@@ -98,7 +99,7 @@ def parse_nic(value: object) -> str:
 
 
 def _switch(spec: Mapping[str, object], field: str) -> bool:
-    """A boolean that is true if absent; the old operator also took its usual words as text."""
+    """A boolean, true if absent. Like the old operator, this accepts words such as "yes" or "off"."""
     value = spec.get(field)
     if value is None:
         return True

@@ -3,8 +3,8 @@
     <rate> <unit>/<time> [burst <burst> <unit>]      bytes:   2 mbytes/second burst 512 kbytes
     <rate>/<time> [burst <burst> packets]            packets: 400/minute burst 10 packets
 
-The annotation's text never reaches nft: what does is written anew from the integers. Sources: nft(8),
-"LIMIT STATEMENT"; the bounds are those of the kernel's net/netfilter/nft_limit.c.
+The annotation's text never reaches nft: nftsync writes a new text from the integers.
+Sources: nft(8), "LIMIT STATEMENT"; net/netfilter/nft_limit.c of the kernel for the bounds.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ TIME_UNITS = {"second": 1, "minute": 60, "hour": 3600, "day": 86400, "week": 604
 EXAMPLES = "right is e.g. '2 mbytes/second burst 512 kbytes' or '400/minute burst 10 packets'"
 MAX_LENGTH = 128  # characters; the longest sensible limit has about 60
 
-_OVER = "limit rate over "  # how a statement begins
+_OVER = "limit rate over "  # the beginning of a statement
 _NSEC = 1_000_000_000
 _U64 = 1 << 64
 _U32 = 1 << 32
-_DEFAULT_PACKET_BURST = 5  # what nft sends when a packet limit names no burst
+_DEFAULT_PACKET_BURST = 5  # nft sends this burst if a packet limit names none
 
 _LIMIT = re.compile(
     r"[ \t]*(?P<rate>[0-9]+)(?:[ \t]+(?P<unit>[a-z]+)(?:[ \t]+/[ \t]*|/)|[ \t]*/[ \t]*)(?P<time>[a-z]+)"
@@ -41,7 +41,7 @@ _COMPLAINTS = {
 
 
 class RateLimitError(ValueError):
-    """A text that is no rate limit; the message says what is wrong and what is right."""
+    """A text that is no rate limit; the message names the fault and a valid form."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class RateLimit:
     packets: bool
 
     def __str__(self) -> str:
-        """The annotation's grammar again, in the largest units that are exact."""
+        """The limit in the annotation's grammar, in the largest exact units."""
         if self.packets:
             return f"{self.rate}/{self.per} burst {self.burst} packets"
         burst = f" burst {_bytes(self.burst)}" if self.burst else ""
@@ -68,7 +68,7 @@ class RateLimit:
     def statement(self) -> str:
         """The nft statement of a set element.
 
-        nft 1.0.6 refuses an element whose burst is absent or 0, so one byte stands for none.
+        nft 1.0.6 refuses an element without a burst or with burst 0, so one byte stands for none.
         """
         if self.packets:
             return f"{_OVER}{self}"
@@ -76,14 +76,14 @@ class RateLimit:
 
 
 def parse_statement(statement: str) -> RateLimit:
-    """What `RateLimit.statement` was made of. Raises RateLimitError."""
+    """The inverse of `RateLimit.statement`. Raises RateLimitError."""
     return parse_ratelimit(statement.removeprefix(_OVER))
 
 
 def parse_ratelimit(text: str) -> RateLimit:
     """Parse an annotation's value.
 
-    Raises RateLimitError: not this grammar, rate 0, or more than the kernel can hold.
+    Raises RateLimitError for another grammar, rate 0, or a number too large for the kernel.
     """
     shown = ascii(text[:MAX_LENGTH])
     if len(text) > MAX_LENGTH:
@@ -125,7 +125,10 @@ def _byte_burst(burst: str | None, unit: str | None, shown: str) -> int:
 
 
 def _check_bounds(limit: RateLimit, shown: str) -> None:
-    """nft_limit.c: what the kernel refuses with EOVERFLOW, wraps silently, or cannot measure."""
+    """Refuse limits that the kernel refuses with EOVERFLOW, wraps silently, or cannot measure.
+
+    Source: nft_limit.c.
+    """
     nanoseconds = TIME_UNITS[limit.per] * _NSEC
     if limit.rate == 0:
         raise RateLimitError(f"{shown}: a rate of 0 is no limit; the smallest is 1")
@@ -152,7 +155,7 @@ def _integer(digits: str, shown: str) -> int:
 
 
 def _what_is_wrong(text: str) -> str:
-    """The most helpful sentence for a text that does not fit the grammar at all."""
+    """The most helpful complaint about a text that does not fit the grammar."""
     for pattern, complaint in _COMPLAINTS.items():
         if re.match(pattern, text):
             return complaint

@@ -1,6 +1,7 @@
-"""A Service as a frozen type: parsed once, here, and never checked again.
+"""Parses a Service into a frozen type. No other module checks it again.
 
-Every input is hostile. No dict gets past this: it ends as a Service, as "not ours" (None), or as Rejections, for who can mend it.
+Every input is hostile. No dict leaves this module: it returns a Service, or None for an object that
+is not ours. Rejections tell the Service's owner about faults.
 """
 
 from __future__ import annotations
@@ -38,10 +39,12 @@ class Port(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """A Service of type LoadBalancer, as far as it could be understood.
+    """The valid parts of a Service of type LoadBalancer, and rejections of the others.
 
-    created: RFC 3339 UTC in seconds, or "" if unknown.  load_balancer_class: "" for none, None if unknown.
-    addresses: status.loadBalancer.ingress[].ip.  sources: None for everybody; otherwise only these, collapsed; () for nobody.
+    created: RFC 3339 UTC in seconds, "" if unknown.
+    load_balancer_class: "" for none, None if unknown.
+    addresses: status.loadBalancer.ingress[].ip.
+    sources: None for everybody; otherwise only these ranges, collapsed; () for nobody.
     """
 
     name: Name
@@ -60,18 +63,19 @@ class Service:
 
 
 def parse_service(raw: object, before: Service | None) -> Service | None:
-    """A Service from its API object; None if it is not of type LoadBalancer. Raises Malformed if not even the name can be read.
+    """A Service from its API object; None if it is not of type LoadBalancer.
 
-    before: as it was last parsed; where the new version is refused, its good parts stay.
+    before: the last parsed version; its good parts stay if the new version is refused.
+    Raises Malformed if the name is not valid.
     """
     name, uid = identify(raw)
     if before is not None and before.uid != uid:
-        before = None  # another object that bears the name
+        before = None  # another object of the same name
     try:
         service = mapping(raw, "the object")
         spec = mapping(service.get("spec"), "spec")
         if spec.get("type") != "LoadBalancer":
-            return None  # whatever its status lists
+            return None  # even if its status lists addresses
         return _parse_service(service, spec, before.limit if before else None, name, uid)
     except Malformed as fault:
         stays = "its previous version stays" if before else "it opens nothing"
@@ -102,7 +106,7 @@ def _parse_service(
 
 
 class _Refusals:
-    """Collects what is refused of one object while it is parsed."""
+    """Collects the rejections of one object during parsing."""
 
     def __init__(self, name: Name, uid: str) -> None:
         self._name = name
@@ -147,7 +151,10 @@ _PROTOCOLS = {"TCP": Protocol.TCP, "UDP": Protocol.UDP, "SCTP": Protocol.SCTP}
 def _sources(
     spec: Mapping[str, object], annotations: Mapping[str, object], refusals: _Refusals
 ) -> tuple[Network, ...] | None:
-    """The ranges that may pass, or None for everybody: from the field, or where it is empty from the annotation."""
+    """The source ranges that may pass, or None for everybody.
+
+    They come from the field; if it is empty, from the annotation.
+    """
     ranges = sequence(spec.get("loadBalancerSourceRanges"), "spec.loadBalancerSourceRanges")
     if not ranges:
         annotation = annotations.get(SOURCE_RANGES_ANNOTATION)
@@ -164,7 +171,7 @@ def _sources(
 
 
 def _limit(annotations: Mapping[str, object], before: RateLimit | None, refusals: _Refusals) -> RateLimit | None:
-    """The annotation's limit; where it is invalid, the one before it stays."""
+    """The annotation's limit; the previous limit stays if the annotation is invalid."""
     text = annotations.get(RATELIMIT_ANNOTATION)
     if text is None:
         return None

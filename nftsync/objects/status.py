@@ -1,6 +1,7 @@
-"""The status of an Nft resource as it stands in the cluster: an entry for each router, and what holds for all of them together.
+"""The status of an Nft resource in the cluster: an entry for each router, and a summary of all.
 
-Whoever may write it may write anything. Source: api-conventions.md of Kubernetes (conditions).
+Everybody with the right to write it can write anything into it.
+Source: api-conventions.md of Kubernetes (conditions).
 """
 
 from __future__ import annotations
@@ -12,14 +13,17 @@ from enum import StrEnum
 from nftsync.objects.names import Malformed, mapping, sequence
 
 _LONGEST = 512  # characters of a message
-_MANY = 64  # routers, and conditions of each, that are read
+_MANY = 64  # the most routers, and the most conditions of each, that nftsync reads
 AGREE = "RoutersAgree"
 SUMMED = ("Ready", "Running", "PoolsGuarded", "RateShaping", "LocalChainValid", "Confirmed", "Stale")
 
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """One thing that holds or does not. since: RFC 3339, when `holds` last changed; "" while nobody has written it."""
+    """A condition that holds or does not.
+
+    since: RFC 3339, time of the last change of `holds`; "" before anybody has written it.
+    """
 
     type: str
     holds: bool
@@ -30,7 +34,7 @@ class Condition:
 
 @dataclass(frozen=True, slots=True)
 class RouterStatus:
-    """One router. hash: identifies what the routers of a cluster have in common of their rulesets."""
+    """One router. hash: identifies the common part of the rulesets of a cluster's routers."""
 
     name: str
     version: str = ""
@@ -48,7 +52,7 @@ class RouterStatus:
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """What stands on top, of all routers. generation: the one that all of them have taken up."""
+    """The figures of all routers together. generation: the last one that all of them have taken."""
 
     services: int = 0
     pinholes: int = 0
@@ -68,7 +72,7 @@ class Figures:
 
 @dataclass(frozen=True, slots=True)
 class NftStatus:
-    """What stands in the cluster."""
+    """The whole status."""
 
     routers: tuple[RouterStatus, ...] = ()
     conditions: tuple[Condition, ...] = ()
@@ -79,22 +83,22 @@ class NftStatus:
 
     @property
     def disagree(self) -> bool:
-        """Whether some router has said that rulesets differ."""
+        """Whether a router has reported that rulesets differ."""
         agreement = self.condition(AGREE)
         return agreement is not None and not agreement.holds
 
 
 class Confirmation(StrEnum):
-    """How it stands with the settings that the Nft resource asks for."""
+    """The state of the settings that the Nft resource asks for."""
 
-    NOT_NEEDED = "NotNeeded"  # they cut off nobody, or nobody wants to be asked (confirm_seconds = 0)
+    NOT_NEEDED = "NotNeeded"  # they cannot lock anybody out, or confirm_seconds is 0
     CONFIRMED = "Confirmed"
     WAITING = "Waiting"
     ROLLED_BACK = "RolledBack"
 
 
 def parse_status(raw: object) -> NftStatus:
-    """What stands in an Nft resource's status; what is no entry of ours is passed over."""
+    """The status from its API form, without entries that are not ours."""
     try:
         status = mapping(raw, "status")
         routers = sequence(status.get("routers"), "status.routers")[:_MANY]
@@ -108,7 +112,7 @@ def parse_status(raw: object) -> NftStatus:
 
 
 def _figures(status: Mapping[str, object]) -> Figures:
-    """generation: as the conditions say that routers write, not those of others."""
+    """generation: from the routers' own conditions, not from those of others."""
     conditions = (mapping(each, "a condition") for each in sequence(status.get("conditions"), "conditions")[:_MANY])
     observed = [_number(each, "observedGeneration") for each in conditions if each.get("type") in (*SUMMED, AGREE)]
     return Figures(

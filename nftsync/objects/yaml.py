@@ -1,8 +1,9 @@
-"""YAML as it is safe to read from strangers: built from parser events, with nothing that expands or constructs.
+"""Reads YAML from strangers safely: from parser events, without expansion or construction.
 
-Refused: aliases and merge keys (a few hundred bytes of them expand to gigabytes), tags, duplicate keys, deep nesting, large
-texts. Understood: mappings with text keys, sequences, texts, null, YAML 1.1 booleans (what kubectl makes of `yes`)
-and decimal integers; everything else stays the text it is, so `64512:1` and `0123` are never numbers by accident.
+Refused: aliases and merge keys (a few hundred bytes of them expand to gigabytes), tags, duplicate
+keys, deep nesting, large texts.
+Understood: mappings with text keys, sequences, texts, null, decimal integers and YAML 1.1 booleans
+(kubectl reads `yes` as true). Everything else stays a text: `64512:1` and `0123` never become numbers.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ import yaml
 MAX_BYTES = 64 * 1024 * 1024
 MAX_DEPTH = 64
 
-_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml is ten times faster where PyYAML was built with it
+# libyaml is ten times faster, but not every PyYAML has it.
+_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _INTEGER = re.compile(r"[-+]?(?:0|[1-9][0-9]{0,18})")
 _CONSTANTS = {
     word: value
@@ -25,17 +27,17 @@ _CONSTANTS = {
     for word in (lower, lower.capitalize(), lower.upper())
 } | {"~": None, "": None}
 
-Resolve = Callable[[str], object]  # what a scalar without quotes means
+Resolve = Callable[[str], object]  # from a scalar without quotes to its value
 
 _KINDS_OF_TEXT = ("tag:yaml.org,2002:str", "!")
 
 
 class YamlError(ValueError):
-    """A text that is not YAML, or YAML that is refused; the message names the line."""
+    """A text that is not YAML, or refused YAML; the message names the line."""
 
 
 class Plain(str):
-    """A scalar without quotes, as it was written."""
+    """The text of a scalar without quotes."""
 
     __slots__ = ()
 
@@ -43,7 +45,7 @@ class Plain(str):
 def documents(text: str, *, plain: bool = False) -> list[object]:
     """All documents of a text, as dicts, lists, str, int, bool and None. Raises YamlError.
 
-    plain: scalars without quotes, but null, stay the texts they are, as Plain: for readers that know what each has to be.
+    plain: return scalars without quotes, except null, as Plain. The caller must know their types.
     """
     if len(text) > MAX_BYTES:
         raise YamlError(f"it is larger than {MAX_BYTES // 1024 // 1024} MiB")

@@ -137,6 +137,6 @@ def learn(verdicts: Verdicts, plan: Plan, lines: Sequence[Line], complaints: Seq
         verdicts = replace(verdicts, local_chains={**verdicts.local_chains, plan.local_chain.body: chain})
     elif Part.TABLES in blamed:
         return verdicts
-    if Part.LIMITS in blamed:  # without the limiter's tables every Service's limit fails too
+    if Part.LIMITS in blamed:  # then every Service's limit fails, too
         return replace(verdicts, limits=blamed[Part.LIMITS])
     return verdicts.of_services(services) if services else verdicts
