@@ -186,7 +186,7 @@ class _Section:
     def end(self) -> None:
         for key, value in self._values.items():
             known = ", ".join(sorted(self._known))
-            raise ConfigError(f"{self._where(key)} = {quote(value)}: there is no such key; known are {known}")
+            raise ConfigError(f"{self._where(key)} = {quote(value)}: there is no such key; known keys: {known}")
 
     def _where(self, key: str) -> str:
         return f"{self._file}: {ascii(self._path + key)[1:-1]}"

@@ -94,7 +94,7 @@ class Range(NamedTuple):
 
     @property
     def element(self) -> str:
-        """The range as nft writes it in a set: one address, a prefix if possible, else first-last."""
+        """The range as nft writes it in a set: an address, a prefix if possible, else first-last."""
         if self.first == self.last:
             return str(self.first)
         size = int(self.last) - int(self.first) + 1
@@ -113,7 +113,7 @@ class Range(NamedTuple):
 
 
 def parse_range(text: object) -> Range:
-    """A CIDR or "first-last": an entry of MetalLB's address pools. Raises ValueError with a sentence.
+    """A CIDR or "first-last", as in MetalLB's address pools. Raises ValueError with a sentence.
 
     As in MetalLB, this masks a CIDR's host bits, accepts blanks around the dash, and refuses a bare
     address. Source: MetalLB's config.ParseCIDR, Go's net.ParseCIDR and net.ParseIP.
@@ -155,7 +155,7 @@ def _parse_end(end: str, text: str) -> Address:
 
 def _refuse_mapped(first: Address, text: str) -> None:
     if isinstance(first, IPv6Address) and first.ipv4_mapped is not None:
-        raise ValueError(f"{quote(text)} is IPv4 in IPv6 notation: write it in IPv4's")
+        raise ValueError(f"{quote(text)} is IPv4 in IPv6 notation: write it in IPv4 notation")
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +201,7 @@ class AddressSet:
         return AddressSet(tuple(part for each in self.ranges for part in _without(each, other.overlapping(each))))
 
     def overlapping(self, part: Range) -> Iterator[Range]:
-        """The ranges that share an address with `part`. Bisection, because a set can have thousands."""
+        """The ranges that share an address with `part`. Bisects: a set can have thousands."""
         for place in range(max(bisect_right(self.ranges, part.position(), key=Range.position) - 1, 0), len(self.ranges)):
             each = self.ranges[place]
             if each.overlaps(part):
@@ -223,7 +223,10 @@ def _without(each: Range, holes: Iterable[Range]) -> Iterator[Range]:
 
 @dataclass(frozen=True, slots=True)
 class Local:
-    """The router's own addresses, with broadcast and subnet-router anycast ones, and its networks."""
+    """The router's own addresses and networks.
+
+    The addresses include broadcast and subnet-router anycast addresses.
+    """
 
     addresses: frozenset[Address] = frozenset()
     networks: frozenset[Network] = frozenset()

@@ -73,5 +73,5 @@ def nfts(namespace: str, name: str) -> Resource:
 
 
 def metallb(namespace: str) -> tuple[Resource, Resource, Resource, Resource]:
-    """MetalLB's pools, advertisements and peers, and the ConfigMap that held all of them up to 0.12."""
+    """MetalLB's pools, advertisements and peers, and the ConfigMap of MetalLB up to 0.12."""
     return POOL.watched(namespace), ADVERTISEMENT.watched(namespace), PEER.watched(namespace), LEGACY.watched(namespace, CONFIG_MAP)

@@ -148,7 +148,7 @@ def configuration(
 
 
 def overlaps(pools: Iterable[Pool]) -> Iterator[tuple[Pool, str]]:
-    """Ranges that overlap another one, of the same pool or another pool, with a sentence about each."""
+    """Ranges that overlap another one, of the same or another pool, each with a sentence."""
     ranges = [(each, pool) for pool in pools for each in pool.ranges]
     ranges.sort(key=lambda entry: (entry[0].version, int(entry[0].first), -int(entry[0].last)))
     widest: tuple[Range, Pool] | None = None

@@ -62,7 +62,7 @@ def parse_configuration(text: object, source: str) -> MetalLBConfig:
     if not isinstance(text, str):
         raise Malformed("there is no text under this key")
     if len(text) > MAX_CHARACTERS:
-        raise Malformed("the text is larger than any that a cluster keeps")
+        raise Malformed("the text is larger than 1 MiB")
     found = documents(text, plain=True)
     if len(found) > 1:
         raise Malformed("there is more than one YAML document")

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 BYTE_UNITS = {"bytes": 1, "kbytes": 1024, "mbytes": 1024 * 1024}
 TIME_UNITS = {"second": 1, "minute": 60, "hour": 3600, "day": 86400, "week": 604800}
 
-EXAMPLES = "right is e.g. '2 mbytes/second burst 512 kbytes' or '400/minute burst 10 packets'"
+EXAMPLES = "write e.g. '2 mbytes/second burst 512 kbytes' or '400/minute burst 10 packets'"
 MAX_LENGTH = 128  # characters; the longest sensible limit has about 60
 
 _OVER = "limit rate over "  # the beginning of a statement
@@ -34,9 +34,9 @@ _COMPLAINTS = {
     r"[ \t\r\n]*\Z": "is empty",
     r".*[A-Z]": "has upper-case letters, and nft's words are lower-case",
     r"[ \t]*[0-9]+[a-z]": "lacks the blank between number and unit",
-    r"[ \t]*[0-9]+\.[0-9]": "has a fraction, and only whole numbers are taken",
+    r"[ \t]*[0-9]+\.[0-9]": "has a fraction, and only whole numbers are allowed",
     r"[ \t]*-": "has a negative number",
-    r"[ \t]*[0-9]+[ \t]+[a-z]+/[ \t]": "has a blank after the '/', which nft does not take there",
+    r"[ \t]*[0-9]+[ \t]+[a-z]+/[ \t]": "has a blank after the '/', which nft refuses there",
 }
 
 
@@ -148,7 +148,7 @@ def _check_bounds(limit: RateLimit, shown: str) -> None:
 
 def _integer(digits: str, shown: str) -> int:
     if len(digits) > 1 and digits.startswith("0"):
-        raise RateLimitError(f"{shown}: '{digits[:20]}' has a leading zero, which nft reads as octal; write it without")
+        raise RateLimitError(f"{shown}: '{digits[:20]}' has a leading zero, which nft reads as octal; write it without the zero")
     if len(digits) > 20:  # 2**64 has 20 digits
         raise RateLimitError(f"{shown}: the number '{digits[:20]}…' is too large")
     return int(digits)
@@ -161,7 +161,7 @@ def _what_is_wrong(text: str) -> str:
             return complaint
     accepted = _LIMIT.match(text)
     if accepted and accepted.end():
-        return f"has something after the limit: {text[accepted.end():][:40]!a}"
+        return f"has extra text after the limit: {text[accepted.end():][:40]!a}"
     return "is not a rate limit"
 
 

@@ -70,9 +70,9 @@ def _value(event: Any, events: Iterator[Any], resolve: Resolve, depth: int) -> o
     if depth > MAX_DEPTH:
         raise YamlError(f"{_line(event)}it is nested more than {MAX_DEPTH} deep")
     if isinstance(event, yaml.AliasEvent) or event.anchor:
-        raise YamlError(f"{_line(event)}anchors and aliases are not taken: write the value out")
+        raise YamlError(f"{_line(event)}anchors and aliases are not allowed: write the value out")
     if event.tag and event.tag not in _KINDS_OF_TEXT:
-        raise YamlError(f"{_line(event)}the tag {event.tag[:60]!a} is not taken")
+        raise YamlError(f"{_line(event)}the tag {event.tag[:60]!a} is not allowed")
     if isinstance(event, yaml.ScalarEvent):
         text: str = event.value
         quoted = not event.implicit[0] or event.tag  # or a block, or tagged as text
@@ -97,11 +97,11 @@ def _mapping(events: Iterator[Any], resolve: Resolve, depth: int) -> dict[str, o
         if not isinstance(event, yaml.ScalarEvent) or event.anchor:
             raise YamlError(f"{_line(event)}a key must be a text")
         if event.tag and event.tag not in _KINDS_OF_TEXT:
-            raise YamlError(f"{_line(event)}the tag {event.tag[:60]!a} is not taken")
+            raise YamlError(f"{_line(event)}the tag {event.tag[:60]!a} is not allowed")
         if event.value == "<<" and event.implicit[0]:
-            raise YamlError(f"{_line(event)}merge keys are not taken: write the values out")
+            raise YamlError(f"{_line(event)}merge keys are not allowed: write the values out")
         if event.value in mapping:
-            raise YamlError(f"{_line(event)}the key {event.value[:60]!a} stands twice")
+            raise YamlError(f"{_line(event)}the key {event.value[:60]!a} occurs twice")
         mapping[event.value] = _value(next(events), events, resolve, depth + 1)
     return mapping
 

@@ -119,10 +119,10 @@ def choose_local_chain(chain: LocalChain, refused: Mapping[str, str], *, standin
         return ChainInUse(chain.last_good, error, "the last good chain stays", chain.last_good)
     named = by_name(chain.last_good)
     if named not in refused:
-        instead = "the last good chain holds, its interfaces by their names"
+        instead = "the last good chain is in force, its interfaces by name"
         return ChainInUse(named, error, instead, chain.last_good)
     if standing:
-        return ChainInUse(None, error, "the chain that stands stays", chain.last_good)
+        return ChainInUse(None, error, "the chain in the kernel stays", chain.last_good)
     return ChainInUse("", error, "no local chain is in force", chain.last_good)
 
 
@@ -164,7 +164,10 @@ def wanted_ruleset(s: Snapshot, pinholes: Collection[Pinhole], settings: Setting
 
 
 def elements_of_ours(found: Ruleset) -> Mapping[str, Elements]:
-    """The elements of the sets that are declared as ours are: those of another version, or of others, mean something else."""
+    """The elements of the sets with our declarations.
+
+    Elements of other sets mean something else: another version of nftsync, or others, made the sets.
+    """
     ours = tables(Settings(enable_rateshape=True))
     return {
         family: {
@@ -197,7 +200,7 @@ def undecided_of(
 
 
 def _can_stay(found: Ruleset) -> bool:
-    """Whether the kernel's local chain can stay: the plan replaces no set that its rules refer to."""
+    """Whether the kernel's local chain can stay: the plan replaces no set of its rules."""
     table = found.tables.get(INET, Table())
     same_sets = table.sets == tables(Settings())[INET].sets
     return table.filters and same_sets and not table.foreign_objects and LOCAL_CHAIN in table.chains

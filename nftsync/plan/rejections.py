@@ -20,7 +20,7 @@ def refused(
     if nft is not None:
         yield from nft.rejections
     elif s.spec.listed:
-        stays = "the last good settings stay" if s.spec.value else "nothing is applied until there is one"
+        stays = "the last good settings stay" if s.spec.value else "nftsync applies nothing until you create one"
         yield Rejection(ObjectRef("Nft", str(config.nft)), Reason.MISSING_SETTINGS, f"there is no such resource; {stays}")
     if chain.error:
         yield Rejection(ObjectRef("File", str(config.local_chain)), Reason.INVALID_LOCAL_CHAIN, f"{chain.error}; {chain.instead}")

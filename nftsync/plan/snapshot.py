@@ -111,7 +111,7 @@ class Verdicts:
         return replace(self, services=refused, unlimited=self.unlimited & refused.keys(), out=self.out & refused.keys())
 
     def taken(self, remembered: Mapping[Name, Service]) -> Mapping[Name, Service]:
-        """The remembered versions, without those, or without the limits, that the kernel refuses."""
+        """The remembered versions, less the versions or limits that the kernel refuses."""
         if not self.unlimited:
             return remembered
         left = {name: service for name, service in remembered.items() if name not in self.out}

@@ -16,7 +16,7 @@ from nftsync.objects.status import Confirmation
 def cut_off(before: NftSpec, after: NftSpec) -> str:
     """The part of a change that can lock the administrator out, for people; "" for none."""
     if before.public_nic != after.public_nic:
-        return f"public_nic was changed from {before.public_nic} to {after.public_nic}"
+        return f"public_nic changed from {before.public_nic} to {after.public_nic}"
     if _ssh(before) and not _ssh(after):
         return "enable_ssh was switched off" if before.enable_ssh else "enable_dropall was switched on without enable_ssh"
     return ""
@@ -83,13 +83,13 @@ class Confirming:
 
     def __str__(self) -> str:
         if not self.cut:
-            return "the settings cut off nobody"
+            return "the settings cannot lock you out"
         return f"{self.cut}{_SENTENCES[self.state]}"
 
 
 _SENTENCES = {
-    Confirmation.NOT_NEEDED: ": who administers this router from outside may be cut off; nobody was asked (confirm_seconds = 0)",
+    Confirmation.NOT_NEEDED: ". This can lock you out. It applies at once because confirm_seconds is 0.",
     Confirmation.CONFIRMED: "; it was confirmed",
-    Confirmation.WAITING: ": it is taken back after confirm_seconds unless `nftsync confirm` is run on the router",
-    Confirmation.ROLLED_BACK: "; nobody ran `nftsync confirm`, so the former settings hold until the resource says something else",
+    Confirmation.WAITING: ". nftsync takes it back after confirm_seconds unless you run `nftsync confirm` on the router.",
+    Confirmation.ROLLED_BACK: "; nobody ran `nftsync confirm`, so the former settings hold until you change the resource",
 }

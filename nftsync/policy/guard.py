@@ -44,8 +44,10 @@ class Guard:
         reserved: Iterable[Address] = (),
         attached: Iterable[Network] = (),
     ) -> Guard:
-        """known: MetalLB's last good configuration.  reserved: the router's own addresses and its BGP peers'.
+        """The guard of a configuration.
 
+        known: MetalLB's last good configuration.
+        reserved: the router's own addresses and its BGP peers'.
         attached: the networks in which the router has an address.
         """
         configuration = None if address_policy.pool_mode is PoolMode.IGNORED else known
@@ -79,8 +81,8 @@ class Guard:
         if self.pools is None or address in self.held:
             return Reason.OUTSIDE_POOLS, f"{address} is outside of allowed_prefixes; it stays closed"
         if not self.pools:
-            return Reason.OUTSIDE_POOLS, f"no pool of MetalLB's that counts holds {address}; it stays closed"
-        return Reason.OUTSIDE_POOLS, f"{address} is in none of MetalLB's pools that count ({self.names}); it stays closed"
+            return Reason.OUTSIDE_POOLS, f"MetalLB has no usable pool for {address}; it stays closed"
+        return Reason.OUTSIDE_POOLS, f"{address} is outside of MetalLB's usable pools ({self.names}); it stays closed"
 
 
 UNGUARDED = Guard()

@@ -211,7 +211,8 @@ class Desired:
         for key in pinholes_of(service, self._guard):
             owner = self._claims[key][0]
             if owner != service.name:
-                message = f"{key.replace(' . ', ' ')} belongs to the older Service {owner}; it is inherited when that one goes"
+                heir = "this Service gets it when that one is deleted"
+                message = f"{key.replace(' . ', ' ')} belongs to the older Service {owner}; {heir}"
                 yield Rejection(service.ref, Reason.CONFLICT, message)
 
     def rejections(self) -> Iterator[Rejection]:

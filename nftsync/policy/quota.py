@@ -25,7 +25,7 @@ Seniority = tuple[str, str, Name]
 
 RANGE = 5  # a range of sources counts as so many pinholes
 
-_QUARANTINED = "the kernel does not take what it asks for: {}; what was open of it before stays, and every resync tries again"
+_QUARANTINED = "the kernel refuses this Service: {}; its open pinholes stay open, and every resync tries again"
 
 
 def size(service: Version) -> int:
@@ -82,7 +82,7 @@ class Admission:
         self._each = caps.pinholes_per_namespace or maxsize
         self._used = 0
         self._used_by = defaultdict[str, int](int)  # namespace
-        self._queues: dict[str, list[Seniority]] = {}  # waiting Services, by namespace, oldest first
+        self._queues: dict[str, list[Seniority]] = {}  # of waiting Services, by namespace
         self.admitted: dict[Name, Service] = {}
         self.waiting: dict[Name, Service] = {}
         self.quarantined = quarantined
@@ -141,10 +141,10 @@ class Admission:
             whose, key, cap = f"namespace {namespace}", "pinholes_per_namespace", self._each
         else:
             whose, key, cap = "all Services together", "pinholes", self._total
-        stays = "what was open of it before stays" if name in self.admitted else "it opens nothing"
+        stays = "its open pinholes stay open" if name in self.admitted else "it stays closed"
         return Reason.OVER_CAP, (
-            f"with the {size(service)} that it counts for, {whose} would have more than {cap} pinholes ({key} in [caps] of the "
-            f"router's configuration); {stays}; delete what is not needed or raise the cap: it is let in as soon as there is room"
+            f"this Service counts as {size(service)} pinholes, so {whose} would exceed the cap of {cap} ({key} in [caps] of the "
+            f"router's configuration); {stays}; delete Services or raise the cap: it opens when there is room"
         )
 
     def _fits(self, namespace: str, more: int) -> bool:

@@ -28,7 +28,7 @@ class LocalChainError(ValueError):
 
 
 def parse_local_chain(text: str) -> str:
-    """The body of the one `chain local-chain { … }` in `text`, verbatim; "" if the text holds nothing but comments.
+    """The body of the one `chain local-chain { … }` in `text`, verbatim; "" if there are only comments.
 
     Raises LocalChainError.
     """
@@ -46,7 +46,7 @@ def parse_local_chain(text: str) -> str:
         return ""
     body = text[slice(*blocks[0])]
     if _BASE_CHAIN.search(_blank(body)):
-        raise LocalChainError(f"{LOCAL_CHAIN} is jumped to: it can have neither a hook nor a policy of its own")
+        raise LocalChainError(f"{LOCAL_CHAIN} is not a base chain: remove its hook and its policy")
     body = body.lstrip(" \t").removeprefix("\n").rstrip(" \t")
     return body if not body or body.endswith("\n") else f"{body}\n"
 

@@ -218,7 +218,7 @@ def _filter_chains(settings: Settings) -> dict[str, Chain]:
             "meta l4proto icmp accept",
             "meta l4proto ipv6-icmp accept",
         )),
-        # The last rule decides before the policy does. The policy drops packets if that rule is missing.
+        # The last rule decides before the policy does. If that rule is missing, the policy drops.
         INPUT: Chain(
             _lines(f"jump {LOCAL_CHAIN}", f"jump {OPERATOR_CR}", f"jump {GLOBAL}", verdict),
             hook="type filter hook input priority 0; policy drop;",

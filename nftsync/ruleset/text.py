@@ -35,6 +35,9 @@ def chain_block(name: str, chain: Chain) -> str:
 
 
 def flagged(table: str, flags: frozenset[str]) -> str:
-    """A table's block with flags. Each block repeats them; otherwise nft asks the kernel to drop them."""
+    """A table's block with flags.
+
+    Each block repeats them; otherwise nft asks the kernel to take them off.
+    """
     head, brace, rest = table.partition("{\n")
     return f"{head}{brace}\tflags {','.join(sorted(flags))}\n{rest}" if flags else table

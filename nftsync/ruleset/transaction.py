@@ -44,7 +44,7 @@ def _table(table: str, before: Table, after: Table, *, new: bool) -> Iterator[st
     for name in before.chains:
         if name in refilled or name in removed:
             yield f"flush chain {table} {name}"
-    for kind, name in before.foreign_objects:  # before the chains, because a map can refer to a chain
+    for kind, name in before.foreign_objects:  # before chains: a map can refer to a chain
         yield f"delete {kind} {table} {name}"
     for name in removed:
         yield f"delete chain {table} {name}"

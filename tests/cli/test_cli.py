@@ -237,7 +237,7 @@ def test_ratelimit_takes_bytes_that_are_no_text_for_what_they_are() -> None:
         [sys.executable, "-m", "nftsync", "ratelimit", b"\xff/second"], cwd=ROOT, capture_output=True, check=False
     )
     assert done.returncode == WRONG
-    assert done.stderr.startswith(rb"nftsync: '\udcff/second' is not a rate limit; right is e.g.")
+    assert done.stderr.startswith(rb"nftsync: '\udcff/second' is not a rate limit; write e.g.")
 
 
 @given(st.text() | near_misses)

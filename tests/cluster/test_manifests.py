@@ -147,8 +147,8 @@ def test_a_path_that_is_not_there_is_an_error(tmp_path: Path) -> None:
 BROKEN = {
     "a: [": "line",
     b"\xff\xfe": "utf-8",
-    "a: 1\na: 2": "line 2: the key 'a' stands twice",
-    "a: *x": "line 1: anchors and aliases are not taken",
+    "a: 1\na: 2": "line 2: the key 'a' occurs twice",
+    "a: *x": "line 1: anchors and aliases are not allowed",
 }
 
 

@@ -147,7 +147,7 @@ def test_an_interface_of_the_local_chain_that_comes_later_keeps_nothing_out(daem
     power_off(daemon)
     daemon.lab.router.ip("link del vpn0")
     said = boot(daemon)
-    assert "Interface does not exist; the last good chain holds, its interfaces by their names" in said
+    assert "Interface does not exist; the last good chain is in force, its interfaces by name" in said
     assert IN_FORCE in said
     assert 'iifname "vpn0" accept' in rules(daemon.lab)
     assert daemon.lab.arrives("tcp", SERVICE4, 80)

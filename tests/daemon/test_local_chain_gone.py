@@ -52,7 +52,7 @@ def test_tables_that_are_flushed_while_the_interface_is_gone_come_back(lab: Lab,
     assert BY_NAME in rules(lab)
     as_asked_for(lab)
     [refused] = [str(each) for each in router.rejections()]
-    assert "its interfaces by their names" in refused
+    assert "its interfaces by name" in refused
     lab.router.ip("link add vpn0 type veth peer name vpn1")
     router.sync(resync=True)
     assert BY_INDEX in rules(lab), "when the interface is back it is verbatim again"
@@ -72,7 +72,7 @@ def test_without_one_that_can_be_loaded_what_stands_stays_and_an_open_door_is_sh
         router.restart()
         result = router.sync()
         assert result.outcome is Outcome.APPLIED
-        assert ("the chain that stands stays" if stands else "no local chain is in force") in str(router.rejections())
+        assert ("the chain in the kernel stays" if stands else "no local chain is in force") in str(router.rejections())
         if stands:
             assert rules(lab) == good
         as_asked_for(lab)

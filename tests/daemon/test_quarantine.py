@@ -69,8 +69,8 @@ def test_all_but_the_offender_is_applied_in_one_sync_and_it_is_named(router: Lab
     assert quarantined(router) == {"default/bad"}
     assert {change.service.name for change in result.changes} == {"default/good"}
     (told,) = (each for each in router.rejections() if each.reason is Reason.QUARANTINED)
-    assert told.message.startswith("the kernel does not take what it asks for: ")
-    assert "what was open of it before stays" in told.message
+    assert told.message.startswith("the kernel refuses this Service: ")
+    assert "its open pinholes stay open" in told.message
 
 
 def test_what_was_open_of_the_offender_stays_and_the_rest_changes(router: LabRouter) -> None:

@@ -88,8 +88,8 @@ REFUSED = {
     "192.0.2.0/\u0662\u0664": f"'192.0.2.0/\\u0662\\u0664' {NEITHER}",
     "\u0661\u0669\u0662.0.2.0/24": f"'\\u0661\\u0669\\u0662.0.2.0/24' {NEITHER}",
     "fe80::%eth0/64": f"'fe80::%eth0/64' {NEITHER}",
-    "::ffff:192.0.2.0/120": "'::ffff:192.0.2.0/120' is IPv4 in IPv6 notation: write it in IPv4's",
-    "::ffff:0:0/96": "'::ffff:0:0/96' is IPv4 in IPv6 notation: write it in IPv4's",
+    "::ffff:192.0.2.0/120": "'::ffff:192.0.2.0/120' is IPv4 in IPv6 notation: write it in IPv4 notation",
+    "::ffff:0:0/96": "'::ffff:0:0/96' is IPv4 in IPv6 notation: write it in IPv4 notation",
     "192.0.2.9-192.0.2.8": "the range '192.0.2.9-192.0.2.8' begins after its end",
     "2001:db8::a-2001:db8::9": "the range '2001:db8::a-2001:db8::9' begins after its end",
     "192.0.2.9-2001:db8::9": "the range '192.0.2.9-2001:db8::9' begins in one address family and ends in another",
@@ -107,7 +107,7 @@ REFUSED = {
     ),
     "fe80::1%a-fe80::2%a": "'fe80::1%a' in the range 'fe80::1%a-fe80::2%a' is not an IP address",
     "fe80::1%\n-fe80::2": "'fe80::1%' in the range 'fe80::1%\\n-fe80::2' is not an IP address",
-    "::ffff:192.0.2.1-::ffff:192.0.2.9": "'::ffff:192.0.2.1-::ffff:192.0.2.9' is IPv4 in IPv6 notation: write it in IPv4's",
+    "::ffff:192.0.2.1-::ffff:192.0.2.9": "'::ffff:192.0.2.1-::ffff:192.0.2.9' is IPv4 in IPv6 notation: write it in IPv4 notation",
 }
 
 

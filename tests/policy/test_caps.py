@@ -69,9 +69,8 @@ def test_what_would_exceed_the_namespaces_cap_is_refused_as_a_whole_and_is_told_
     refused = told(desired)["shop/b"]
     assert refused.object.uid == "ub"
     assert refused.message == (
-        "with the 2 that it counts for, namespace shop would have more than 4 pinholes (pinholes_per_namespace in [caps] of the "
-        "router's configuration); it opens nothing; delete what is not needed or raise the cap: "
-        "it is let in as soon as there is room"
+        "this Service counts as 2 pinholes, so namespace shop would exceed the cap of 4 (pinholes_per_namespace in [caps] of the "
+        "router's configuration); it stays closed; delete Services or raise the cap: it opens when there is room"
     )
 
 
@@ -97,7 +96,7 @@ def test_an_earlier_version_stays_open_while_the_newer_one_waits() -> None:
     assert put(desired, larger) == set()
     assert opened(desired) == {"a": 3, "b": 1}
     assert all(hole.sources is None for hole in desired.pinholes.values()), "all of the newer version waits"
-    assert "what was open of it before stays" in told(desired)["shop/a"].message
+    assert "its open pinholes stay open" in told(desired)["shop/a"].message
     assert set(desired.services) == {larger, claim("b", 1)}
     desired.put(Name("shop", "b"), None)
     assert opened(desired) == {"a": 4}

@@ -27,7 +27,7 @@ HARMLESS = replace(OPEN, enable_bgp=False)
     [
         (OPEN, OPEN, ""), (OPEN, HARMLESS, ""), (NO_SSH, OPEN, ""), (NO_SSH, replace(NO_SSH, enable_bgp=False), ""),
         (OPEN, NO_SSH, "enable_ssh was switched off"),
-        (OPEN, OTHER_NIC, "public_nic was changed from eth0 to eth1"),
+        (OPEN, OTHER_NIC, "public_nic changed from eth0 to eth1"),
         (OPEN, replace(NO_SSH, enable_dropall=False), ""),
         (replace(NO_SSH, enable_dropall=False), NO_SSH, "enable_dropall was switched on without enable_ssh"),
     ],
@@ -89,7 +89,7 @@ def test_a_change_that_is_taken_back_in_the_resource_waits_no_longer(confirming:
     taken_back = asked_again.take(OPEN, 60, NOW + later)
     assert taken_back.in_force == OPEN
     assert (taken_back.state, taken_back.deadline, str(taken_back)) == (
-        Confirmation.NOT_NEEDED, NEVER, "the settings cut off nobody",
+        Confirmation.NOT_NEEDED, NEVER, "the settings cannot lock you out",
     )  # fmt: skip
 
 
@@ -110,7 +110,7 @@ def test_without_a_time_to_confirm_a_change_holds_at_once_and_is_said(confirming
     told = confirming.take(NO_SSH, 0, NOW)
     assert told.in_force == NO_SSH
     assert (told.state, told.settled, told.cut) == (Confirmation.NOT_NEEDED, NO_SSH, "enable_ssh was switched off")
-    assert "may be cut off" in str(told)
+    assert "This can lock you out. It applies at once" in str(told)
     assert told.take(NO_SSH, 0, NOW).cut, "as long as they are the latest"
     assert not told.take(replace(NO_SSH, enable_bgp=False), 0, NOW).cut
 
@@ -170,7 +170,7 @@ def test_ssh_that_was_closed_is_open_again_after_the_time_and_closed_for_good_if
         assert ssh(daemon)
         daemon.put(nft(enable_ssh=False))
         assert eventually(lambda: not ssh(daemon))
-        assert "it is taken back after confirm_seconds unless `nftsync confirm` is run" in daemon.log()
+        assert "nftsync takes it back after confirm_seconds unless you run `nftsync confirm`" in daemon.log()
         assert eventually(lambda: ssh(daemon)), "nobody confirmed it"
         assert confirmation(daemon) == "RolledBack"
         assert "so the former settings hold" in daemon.log()
@@ -213,7 +213,7 @@ def test_a_restart_while_a_change_waits_does_not_make_it_permanent(daemon: Daemo
 @needs_root
 def test_another_public_nic_is_taken_back_too(daemon: Daemon) -> None:
     daemon.put(nft("absent0"))
-    assert eventually(lambda: "it is taken back after confirm_seconds unless `nftsync confirm` is run" in daemon.log())
+    assert eventually(lambda: "nftsync takes it back after confirm_seconds unless you run `nftsync confirm`" in daemon.log())
     assert eventually(lambda: confirmation(daemon) == "RolledBack")
     status = json.loads(daemon.command("status", "--json").stdout)
     assert status["public_nic"] == {"name": PUBLIC_NIC, "attached": True, "missing": False, "rate_shaping": True}

@@ -67,7 +67,7 @@ def test_a_conflict_is_one_sentence_that_names_the_owner() -> None:
         Rejection(
             ObjectRef("Service", "default/copy", "u2"),
             Reason.CONFLICT,
-            "192.0.2.1 tcp 80 belongs to the older Service default/web; it is inherited when that one goes",
+            "192.0.2.1 tcp 80 belongs to the older Service default/web; this Service gets it when that one is deleted",
         )
     ]
 
@@ -145,7 +145,7 @@ def test_a_refused_address_is_rejected_once_however_many_ports_it_has_and_the_ot
         Rejection(
             ObjectRef("Service", "default/a", "u1"),
             Reason.OUTSIDE_POOLS,
-            "203.0.113.9 is in none of MetalLB's pools that count (a: 192.0.2.1); it stays closed",
+            "203.0.113.9 is outside of MetalLB's usable pools (a: 192.0.2.1); it stays closed",
             "203.0.113.9",
         )
     ]

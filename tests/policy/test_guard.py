@@ -105,7 +105,7 @@ def test_if_only_advertised_pools_count_the_others_are_not_there() -> None:
     assert [each.name for each in guard.pools] == ["public", "public6"]
     assert guard.refusal(ip_address(flat)) == (
         Reason.OUTSIDE_POOLS,
-        "198.51.100.1 is in none of MetalLB's pools that count (public: 192.0.2.0/24; public6: 2001:db8::/64); it stays closed",
+        "198.51.100.1 is outside of MetalLB's usable pools (public: 192.0.2.0/24; public6: 2001:db8::/64); it stays closed",
     )
 
 
@@ -225,12 +225,12 @@ def test_an_address_is_admitted_exactly_if_a_pool_holds_it_it_is_allowed_and_nob
     [
         (
             AddressPolicy(), MetalLBConfig((pool("a", "192.0.2.0/24", "2001:db8::1-2001:db8::5"),)),
-            "203.0.113.9 is in none of MetalLB's pools that count (a: 192.0.2.0/24, 2001:db8::1-2001:db8::5); it stays closed",
+            "203.0.113.9 is outside of MetalLB's usable pools (a: 192.0.2.0/24, 2001:db8::1-2001:db8::5); it stays closed",
         ),
-        (AddressPolicy(), MetalLBConfig(), "no pool of MetalLB's that counts holds 203.0.113.9; it stays closed"),
+        (AddressPolicy(), MetalLBConfig(), "MetalLB has no usable pool for 203.0.113.9; it stays closed"),
         (
             AddressPolicy(PoolMode.REQUIRED), None,
-            "no pool of MetalLB's that counts holds 203.0.113.9; it stays closed",
+            "MetalLB has no usable pool for 203.0.113.9; it stays closed",
         ),
         (AddressPolicy(allowed=networks("10.0.0.0/8")), None, "203.0.113.9 is outside of allowed_prefixes; it stays closed"),
         (
@@ -239,7 +239,7 @@ def test_an_address_is_admitted_exactly_if_a_pool_holds_it_it_is_allowed_and_nob
         ),
         (
             AddressPolicy(allowed=networks("203.0.113.0/24")), MetalLBConfig((pool("a", "192.0.2.0/24"),)),
-            "203.0.113.9 is in none of MetalLB's pools that count (a: 192.0.2.0/24); it stays closed",
+            "203.0.113.9 is outside of MetalLB's usable pools (a: 192.0.2.0/24); it stays closed",
         ),
     ],
 )  # fmt: skip
@@ -253,7 +253,7 @@ def test_of_a_thousand_pools_a_refusal_names_five() -> None:
     pools = tuple(pool(f"pool-{n}", *(f"10.{n // 250}.{n % 250}.{m}/32" for m in range(0, 200, 2))) for n in range(1000))
     refusal = Guard.of(AddressPolicy(), MetalLBConfig(pools)).refusal(ip_address(OUTSIDE))
     assert refusal is not None
-    assert refusal[1].startswith("203.0.113.9 is in none of MetalLB's pools that count (pool-0: 10.0.0.0, 10.0.0.2, ")
+    assert refusal[1].startswith("203.0.113.9 is outside of MetalLB's usable pools (pool-0: 10.0.0.0, 10.0.0.2, ")
     assert refusal[1].endswith("; and 995 more); it stays closed")
     assert len(refusal[1]) < 600
 

@@ -194,8 +194,8 @@ def test_an_address_that_no_service_has() -> None:
     assert short(found) == ("dropped", "no_such_address", "no Service has the address 172.30.254.99")
     assert (found.rule, found.service, len(found.lines)) == (POOLS4, None, 1)
     outside = ask(view(WEB), "203.0.113.9:80")
-    assert outside.reason is ExplainReason.NO_SUCH_ADDRESS
-    assert "203.0.113.9 is in none of MetalLB's pools that count (services: 172.30.254.0/24" in outside.lines[1]
+    assert outside.reason is Cause.NO_SUCH_ADDRESS
+    assert "203.0.113.9 is outside of MetalLB's usable pools (services: 172.30.254.0/24" in outside.lines[1]
     assert outside.rule == "forward: drop"
 
 
@@ -205,7 +205,7 @@ def test_an_address_outside_of_the_pools() -> None:
     assert short(found)[:2] == ("dropped", "outside_pools")
     assert found.lines[0].startswith(
         "Service default/stray asks for 203.0.113.9 tcp 80, "
-        "but 203.0.113.9 is in none of MetalLB's pools that count (services: 172.30.254.0"
+        "but 203.0.113.9 is outside of MetalLB's usable pools (services: 172.30.254.0"
     )
     assert (found.service, found.rule) == (Name("default", "stray"), "forward: drop")
     announced = ask(view(stray, address_policy=AddressPolicy(advertised_only=True)), "203.0.113.9:80")
@@ -253,7 +253,7 @@ def test_of_several_services_that_ask_those_that_count_are_told_of_first() -> No
 
 def test_a_service_that_the_kernel_does_not_take_is_in_quarantine() -> None:
     shown = view(WEB, quarantined={Name("default", "web"): "no"})
-    line = "Service default/web asks for 172.30.254.1 tcp 80, but the kernel does not take what it asks for: no; "
+    line = "Service default/web asks for 172.30.254.1 tcp 80, but the kernel refuses this Service: no; "
     found = ask(shown, "172.30.254.1:80")
     assert short(found)[:2] == ("dropped", "quarantined")
     assert found.lines[0].startswith(line)

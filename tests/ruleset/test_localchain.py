@@ -54,9 +54,9 @@ REFUSED = {
     ";": "there is something outside",
     "chain local-chain { }\nflush ruleset\n": "there is something outside of chain local-chain: 'flush ruleset'",
     'chain local-chain { } include "x"': "there is something outside",
-    "chain local-chain { type filter hook input priority 0; policy accept; }": "it can have neither a hook nor a policy of its own",
-    "chain local-chain {\n\taccept\n\ttype  filter\n hook input priority 0;\n}": "neither a hook nor a policy",
-    "chain local-chain { accept; policy drop; }": "neither a hook nor a policy",
+    "chain local-chain { type filter hook input priority 0; policy accept; }": "not a base chain: remove its hook and its policy",
+    "chain local-chain {\n\taccept\n\ttype  filter\n hook input priority 0;\n}": "remove its hook and its policy",
+    "chain local-chain { accept; policy drop; }": "remove its hook and its policy",
     "chain local-chain { accept\0 }": "it holds a NUL character",
 }
 
