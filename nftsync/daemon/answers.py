@@ -1,4 +1,4 @@
-"""What the running daemon says of itself to those who ask: the answers behind status, explain, diff and top."""
+"""The running daemon's answers to `nftsync status`, `explain`, `diff`, `top` and `confirm`."""
 
 from __future__ import annotations
 
@@ -19,14 +19,15 @@ from nftsync.plan.snapshot import Origin
 from nftsync.report.explain import View, explain
 from nftsync.ruleset.text import render
 
-_REJECTIONS = 1000  # that one answer holds
+_REJECTIONS = 1000  # at most in one answer
 
 
 @dataclass(frozen=True, slots=True)
 class Daemon:
-    """Everything that an answer may be drawn from.
+    """The state from which the daemon answers.
 
-    running, synced: seconds since the start, and since a sync last succeeded.  boot_failure: a sentence, "" for none.
+    running: seconds since the start.  synced: seconds since the last sync that succeeded.
+    boot_failure: a sentence, "" for none.
     """
 
     reconciler: Reconciler
@@ -39,13 +40,13 @@ class Daemon:
 
 
 def answer(daemon: Daemon, question: Question) -> Answer:
-    """Raises ValueError with a sentence if the question makes no sense."""
+    """Answer one question. Raises ValueError with a sentence if the question is not valid."""
     command = question.get("command")
     known: Mapping[object, Callable[[Daemon, Question], Answer]] = {
         "status": _status, "ruleset": _ruleset, "owners": _owners, "explain": _explain, "confirm": _confirm,
     }  # fmt: skip
     if not isinstance(command, str) or command not in known:
-        raise ValueError(f"this nftsync ({__version__}) knows no such question: restart the daemon after an upgrade")
+        raise ValueError(f"the daemon ({__version__}) does not know this command: restart it after an upgrade")
     return known[command](daemon, question)
 
 
@@ -93,9 +94,9 @@ def _status(daemon: Daemon, _: Question) -> Answer:
 def _ruleset(daemon: Daemon, _: Question) -> Answer:
     wanted = daemon.last.wanted
     if wanted is None and not daemon.last.filters:
-        return {"text": ""}  # there is nothing of ours, and nothing should be
+        return {"text": ""}  # the kernel holds no tables of ours and needs none
     if wanted is None:
-        raise ValueError(f"it is not known yet what should be in the kernel: {daemon.last.message}")
+        raise ValueError(f"nftsync does not know yet which rules the kernel should hold: {daemon.last.message}")
     return {"text": render(wanted)}
 
 
@@ -111,7 +112,7 @@ def _owners(daemon: Daemon, _: Question) -> Answer:
 def _explain(daemon: Daemon, question: Question) -> Answer:
     words = question.get("words")
     if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
-        raise ValueError("what is to be explained is a list of words")
+        raise ValueError("`explain` takes a list of words")
     services = {service.name: service for service in daemon.source.inputs.services.objects()}
     if daemon.last.snapshot is None or daemon.last.snapshot.services is not Origin.LISTED:
         services = {service.name: service for service in daemon.last.index.services}
@@ -120,7 +121,7 @@ def _explain(daemon: Daemon, question: Question) -> Answer:
 
 
 def _drops() -> Callable[[str], int | None]:
-    """What the limit of a pinhole has dropped, as the kernel counts it. It is asked once, for all of them."""
+    """Packets dropped by each pinhole's rate limit. It reads the counters once, on demand."""
 
     @cache
     def dropped() -> Mapping[str, int]:

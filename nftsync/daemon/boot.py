@@ -1,6 +1,8 @@
-"""`nftsync boot`: what is remembered, before there is a network and without a cluster; of a router that remembers nothing the base.
+"""`nftsync boot` loads the remembered rules before the network is up, without a cluster.
 
-It is one sync of a daemon that hears of no cluster. Run again, it makes up for what could not be loaded the first time.
+A router without a memory gets the base: its rules let in nothing but ssh. The command is one sync
+of a daemon that hears nothing from a cluster. You can run it again if the first run could not read
+the memory.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ log = logging.getLogger(__name__)
 
 
 class _NoNetwork:
-    """A network that nobody has looked at: what is remembered of it counts, and interfaces go by their names."""
+    """The network before it is up: remembered addresses count; rules match interfaces by name."""
 
     def __init__(self, facts: Facts) -> None:
         self._facts = facts
@@ -48,17 +50,18 @@ class _NoNetwork:
 
 
 def boot(path: Path | None, *, early: bool) -> None:
-    """Load what is remembered, in one transaction from whatever stands.
+    """Bring the kernel to the remembered rules in one transaction.
 
-    path: of the configuration, None for the default place.  early: as the boot unit calls it, after the distribution's rules were
-    loaded. What stands is theirs, so what is remembered is right; and the base is loaded only while no interface but lo is up, so
-    that a router that forwards already is not shut by mistake.
-    Raises KernelError if the kernel takes not even the base.
+    path: of the configuration file, None for the default place.
+    early: True in the boot unit, which runs after the distribution loaded rules. Only the
+    remembered rules count then. The base loads only while no interface but lo is up, so it never
+    shuts a router that already forwards packets.
+    Raises KernelError if the kernel refuses even the base.
     """
     try:
         chosen, valid = config.load(path), True
     except ConfigError as error:  # a mistake in the configuration must not leave the router open
-        log.warning("%s; the configuration that is remembered counts", error)
+        log.warning("the configuration is not valid: %s; nftsync uses the remembered one", error)
         chosen, valid = Config(), False
     try:
         with locked(chosen.runtime):
@@ -70,25 +73,25 @@ def boot(path: Path | None, *, early: bool) -> None:
             record.finish()
             _tell(result, record.memory.facts)
     except LockedError:
-        log.info("nftsync runs: the ruleset is in its care")
+        log.info("the daemon runs already and keeps the ruleset up to date: `nftsync boot` changes nothing")
 
 
 def _remembered(facts: Facts) -> Config:
     try:
         return config.parse(facts.config, "the remembered configuration")
-    except ConfigError as error:  # by another version
+    except ConfigError as error:  # another version wrote it
         log.warning("%s", error)
         return Config()
 
 
 def _network_is_up() -> bool:
-    """Whether an interface other than lo is up. Source: netdevice(7)."""
+    """True if an interface other than lo is up. Source: netdevice(7)."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as any_socket:
         for _, name in socket.if_nameindex():
             try:
                 answer = fcntl.ioctl(any_socket, _SIOCGIFFLAGS, struct.pack("16sh14x", name.encode(), 0))
             except OSError:
-                continue  # it went meanwhile
+                continue  # the interface disappeared meanwhile
             if name != "lo" and struct.unpack_from("16sh", answer)[1] & _UP:
                 return True
     return False
@@ -97,15 +100,15 @@ def _network_is_up() -> bool:
 def _tell(result: SyncResult, facts: Facts) -> None:
     for rejection in result.rejections:
         if rejection.object.kind == "File":
-            log.warning("your local chain is not in force as it stands: %s", rejection)
+            log.warning("your local chain is not in force as you wrote it: %s", rejection)
     verdicts = result.snapshot.verdicts if result.snapshot else None
     if verdicts and verdicts.limits:
-        log.warning("no rate limit is in force until nftsync runs: %s", verdicts.limits)
+        log.warning("no rate limit is in force until the daemon runs: %s", verdicts.limits)
     elif result.outcome is Outcome.FAILED:
         raise KernelError(result.message)
     if result.settings is None:
         log.info("%s", result.message)
     elif facts.spec is None:
-        log.warning("nothing is remembered: the base is loaded, which lets nothing in but ssh")
+        log.warning("this router has no remembered rules: nftsync loaded the base, which lets in nothing but ssh")
     else:
-        log.info("what is remembered is in force: %d pinholes", len(result.pinholes))
+        log.info("the remembered rules are in force: %d pinholes", len(result.pinholes))

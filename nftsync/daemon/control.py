@@ -1,6 +1,7 @@
-"""Questions to the running daemon: a unix socket that only root can reach, one JSON object each way per connection.
+"""The control socket: commands ask the daemon through a unix socket that only root can reach.
 
-The daemon's loop answers between two syncs, so what it says is of one moment. Source: unix(7).
+A connection carries one JSON object each way. The daemon's loop answers between two syncs, so an
+answer never mixes the states of two syncs. Source: unix(7).
 """
 
 from __future__ import annotations
@@ -18,12 +19,12 @@ from pathlib import Path
 from typing import Any
 
 SOCKET = "control.sock"
-PATIENCE = 10.0  # seconds until somebody who does not speak, or does not answer, is given up
+PATIENCE = 10.0  # seconds that each side waits for the other one
 _LONGEST_QUESTION = 64 * 1024  # bytes
-_BACKLOG = 128  # connections that wait to be accepted
+_BACKLOG = 128  # connections that wait for accept()
 _AT_ONCE = 32  # conversations
-_WAIT = 2.0  # seconds for a place among them
-_PAUSE = 0.1  # seconds after a connection that could not be accepted
+_WAIT = 2.0  # seconds that a connection waits for a free place among them
+_PAUSE = 0.1  # seconds after a failed accept()
 
 log = logging.getLogger(__name__)
 
@@ -32,40 +33,40 @@ Answer = dict[str, Any]
 
 
 class ControlError(Exception):
-    """The daemon could not be asked; the message says what to do."""
+    """The command could not ask the daemon. The message tells you the next step."""
 
 
 class Questions:
-    """Hands questions from any thread to the one that can answer. wake: called when there is one."""
+    """Hands questions from any thread to the loop's thread. wake: called for each new question."""
 
     def __init__(self, wake: Callable[[], None]) -> None:
         self._wake = wake
         self._waiting: queue.SimpleQueue[tuple[Question, Future[Answer]]] = queue.SimpleQueue()
 
     def ask(self, question: Question) -> Answer:
-        """Raises TimeoutError if nobody answers in time."""
+        """Wait for the answer. Raises TimeoutError if the loop does not answer within PATIENCE."""
         future: Future[Answer] = Future()
         self._waiting.put((question, future))
         self._wake()
         try:
             return future.result(PATIENCE)
         except TimeoutError:
-            if future.cancel():  # nothing is confirmed later, behind the back of who was told to ask again
+            if future.cancel():  # the caller will ask again: a late `confirm` must not take effect
                 raise
             return future.result(PATIENCE)
 
     def answer(self, answer: Callable[[Question], Answer]) -> None:
-        """Answer all that wait."""
+        """Answer all waiting questions."""
         for question, future in self._pending():
             if not future.set_running_or_notify_cancel():
                 continue
             try:
                 future.set_result(answer(question))
-            except ValueError as fault:  # what was asked makes no sense
+            except ValueError as fault:  # the question is not valid
                 future.set_result({"error": str(fault)})
-            except Exception:  # the firewall does not end because of a question
-                log.exception("a question could not be answered, which is a bug")
-                future.set_result({"error": "that could not be answered, which is a bug: the daemon's log has its traceback"})
+            except Exception:  # a question must never stop the daemon
+                log.exception("the daemon could not answer a question; this is a bug, please report this traceback")
+                future.set_result({"error": "the daemon could not answer; this is a bug: its log has the traceback"})
 
     def _pending(self) -> Iterator[tuple[Question, Future[Answer]]]:
         with suppress(queue.Empty):
@@ -74,7 +75,7 @@ class Questions:
 
 
 class Server:
-    """Listens in a folder until closed. Raises ControlError if it can't, or if another daemon does already."""
+    """Listens in a folder until close(). Raises ControlError if it can't or another daemon does."""
 
     def __init__(self, folder: Path, ask: Callable[[Question], Answer]) -> None:
         self._path = folder / SOCKET
@@ -101,12 +102,12 @@ class Server:
         while not self._closed.is_set():
             try:
                 connection, _ = self._listener.accept()
-            except OSError:  # closed; or there are too many open files, which passes
+            except OSError:  # close() was called, or the process has too many open files for now
                 self._closed.wait(_PAUSE)
                 continue
             try:
                 threading.Thread(target=self._converse, args=(connection,), daemon=True).start()
-            except RuntimeError:  # there are too many threads, which passes, too
+            except RuntimeError:  # the process has too many threads for now
                 connection.close()
                 self._closed.wait(_PAUSE)
 
@@ -114,7 +115,7 @@ class Server:
         with connection, suppress(OSError):
             connection.settimeout(PATIENCE)
             if not self._places.acquire(timeout=_WAIT):
-                connection.sendall(b'{"error": "too many ask at once: ask again"}\n')
+                connection.sendall(b'{"error": "the daemon is busy with other commands: try again"}\n')
                 return
             try:
                 self._hear_and_answer(connection)
@@ -125,12 +126,12 @@ class Server:
         try:
             question = json.loads(_line(connection, _LONGEST_QUESTION))
             if not isinstance(question, dict):
-                raise ValueError("a question is a JSON object")
+                raise ValueError("send a JSON object")
             answer = self._ask(question)
         except (ValueError, RecursionError) as fault:
-            answer = {"error": f"that is no question: {fault}"}
+            answer = {"error": f"the request is not valid: {fault}"}
         except TimeoutError:
-            answer = {"error": "the daemon is busy: ask again"}
+            answer = {"error": "the daemon is busy: try again"}
         connection.sendall(json.dumps(answer).encode() + b"\n")
 
 
@@ -144,11 +145,11 @@ def ask(folder: Path, question: Question) -> Answer:
             connection.sendall(json.dumps(question).encode() + b"\n")
             answer = json.loads(_line(connection, None))
     except (FileNotFoundError, ConnectionRefusedError):
-        raise ControlError(f"{path}: no nftsync runs here: systemctl start nftsync") from None
+        raise ControlError(f"{path}: the daemon does not run: start it with `systemctl start nftsync`") from None
     except PermissionError:
-        raise ControlError(f"{path}: only root may ask") from None
+        raise ControlError(f"{path}: only root can ask the daemon: use sudo") from None
     except BlockingIOError:
-        raise ControlError(f"{path}: too many ask at once: ask again") from None
+        raise ControlError(f"{path}: the daemon is busy with other commands: try again") from None
     except (OSError, ValueError) as fault:
         raise ControlError(f"{path}: {fault}") from fault
     if not isinstance(answer, dict) or "error" in answer:
@@ -157,25 +158,28 @@ def ask(folder: Path, question: Question) -> Answer:
 
 
 def _line(connection: socket.socket, longest: int | None) -> bytes:
-    """All up to the first line break. Raises ValueError if it does not come."""
+    """Read up to the first line break. Raises ValueError if it does not come."""
     content = bytearray()
     while not content.endswith(b"\n"):
         piece = connection.recv(65536)
         content += piece
         if not piece or (longest is not None and len(content) > longest):
-            raise ValueError("it has no end" if piece else "the other side hung up")
+            raise ValueError("it is too long" if piece else "the other side closed the connection")
     return bytes(content)
 
 
 def _listener(path: Path) -> socket.socket:
-    """A listening socket that only our user may connect to. Raises OSError; ControlError if somebody answers there."""
+    """A listening socket that accepts only our user.
+
+    Raises OSError; ControlError if another daemon answers there.
+    """
     path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
     if _alive(path):
-        raise ControlError(f"{path}: another nftsync answers there")
+        raise ControlError(f"{path}: another nftsync uses this socket: stop it or set another `runtime` folder")
     path.unlink(missing_ok=True)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        os.fchmod(listener.fileno(), 0o600)  # bind() gives the file this mode: there is no moment with another one
+        os.fchmod(listener.fileno(), 0o600)  # bind() creates the file with this mode
         listener.bind(str(path))
         listener.listen(_BACKLOG)
     except BaseException:
@@ -185,13 +189,13 @@ def _listener(path: Path) -> socket.socket:
 
 
 def _alive(path: Path) -> bool:
-    """Whether somebody answers at a socket; one that was left behind by a process that was killed refuses. Raises OSError."""
+    """True if a process listens. The socket of a killed process refuses. Raises OSError."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.settimeout(1.0)
         try:
             connection.connect(str(path))
         except (FileNotFoundError, ConnectionRefusedError):
             return False
-        except (BlockingIOError, TimeoutError):  # so many ask that we would have to wait
+        except (BlockingIOError, TimeoutError):  # its backlog is full, so a process listens
             return True
         return True

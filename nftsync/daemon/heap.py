@@ -1,4 +1,4 @@
-"""Memory that was needed for a moment only."""
+"""Return unused memory to the system."""
 
 from __future__ import annotations
 
@@ -9,16 +9,20 @@ _LIBC = ctypes.CDLL(None)
 
 
 def give_back() -> None:
-    """Give back to the system what nobody needs any more.
+    """Return unused memory to the system.
 
-    An error inside pyroute2 refers to itself and to all that its callers knew, which only Python's collector finds; and of the
-    ten megabytes and more that libnftables needs for a large ruleset, malloc(3) keeps what was freed.
+    Errors inside pyroute2 refer to themselves and to the variables of their callers. Only Python's
+    collector finds such cycles. libnftables needs ten megabytes and more for a large ruleset, and
+    malloc(3) keeps them after free(3).
     """
     gc.collect()
     _LIBC.malloc_trim(0)
 
 
 def settle_in() -> None:
-    """As give_back(), once, at the end of the start: what is there by then is there to stay, and not looked through again."""
+    """Call it once, at the end of the start.
+
+    The objects of that moment live as long as the process: the collector skips them from now on.
+    """
     give_back()
     gc.freeze()

@@ -1,6 +1,7 @@
-"""Log lines for people, for journald with its own fields, and as JSON.
+"""Log lines as text for people, as fields for journald, and as JSON.
 
-A record may carry `fields`: what it is about, such as namespace, name and router. Source: systemd.journal-fields(7).
+A record may carry `fields` that name its object, such as namespace, name and router.
+Source: systemd.journal-fields(7).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from enum import StrEnum
 
 
 class LogFormat(StrEnum):
-    """auto: the journal if that is where stderr goes, text otherwise."""
+    """auto: the journal if stderr is connected to it, text otherwise."""
 
     AUTO = "auto"
     TEXT = "text"
@@ -40,9 +41,9 @@ def fields_of(record: logging.LogRecord) -> Mapping[str, str]:
 
 
 class TextFormatter(logging.Formatter):
-    """One line: level, message, then the fields as key=value; a traceback follows in lines of its own.
+    """One line: level, message, then the fields as key=value. A traceback follows in its own lines.
 
-    What could steer a terminal is escaped.
+    Escapes control characters, since they could steer a terminal.
     """
 
     def format(self, record: logging.LogRecord) -> str:
@@ -67,10 +68,14 @@ class JsonFormatter(logging.Formatter):
 
 
 def _journal_handler() -> logging.Handler:
-    """It sends the message alone; its level and the fields become PRIORITY=…, NFTSYNC_NAMESPACE=… and so on."""
+    """A handler that sends the message alone.
+
+    The level becomes PRIORITY. A field such as `name` becomes NFTSYNC_NAME.
+    """
     from systemd.journal import JournalHandler, sendv
 
-    def send(message: str, /, *, PRIORITY: str, fields: object = None, **_: object) -> None:  # noqa: N803  # the handler's name for it
+    # systemd's handler passes PRIORITY by this name
+    def send(message: str, /, *, PRIORITY: str, fields: object = None, **_: object) -> None:  # noqa: N803
         own = {f"NFTSYNC_{key.upper()}": value for key, value in fields.items()} if isinstance(fields, dict) else {}
         entry = {"MESSAGE": message, "PRIORITY": PRIORITY, "SYSLOG_IDENTIFIER": "nftsync", **own}
         sendv(*(f"{key}={value}".encode(errors="replace") for key, value in entry.items()))
@@ -81,7 +86,7 @@ def _journal_handler() -> logging.Handler:
 
 
 def _stderr_is_the_journal() -> bool:
-    """systemd.exec(5), $JOURNAL_STREAM."""
+    """True if stderr is connected to the journal. Source: systemd.exec(5), $JOURNAL_STREAM."""
     try:
         stream = os.fstat(2)
     except OSError:

@@ -1,7 +1,8 @@
-"""The loop that joins both ends: wait until something may differ, sync, report.
+"""The daemon's loop: wait for a change, sync, report.
 
-The first change after a quiet time is taken at once; what follows within SETTLE seconds becomes one transaction. Inputs
-run in threads of their own and only say "something changed"; signals become messages too.
+The loop syncs the first change after a quiet time at once. All changes of the next SETTLE seconds
+become one transaction. Each input runs in its own thread and only says "something changed". Process
+signals become messages, too.
 """
 
 from __future__ import annotations
@@ -53,9 +54,9 @@ from nftsync.ruleset.transaction import transaction
 
 SETTLE = 0.05  # seconds: changes that follow a sync within this time become one transaction
 TICK = 1.0  # seconds between looks at the local chain's file
-RETRY_FIRST, RETRY_LAST = 1.0, 30.0  # seconds until a refused ruleset is tried again, doubling
-GARBAGE = 200_000  # new objects until Python looks for cycles among them: JSON has none, and a list of it has millions
-ALIVE = 30.0  # seconds without a turn of the loop after which /healthz says no
+RETRY_FIRST, RETRY_LAST = 1.0, 30.0  # seconds until the next try of a refused ruleset, doubling
+GARBAGE = 200_000  # new objects until Python looks for cycles: a list has millions and no cycles
+ALIVE = 30.0  # seconds: /healthz fails if the loop does not turn for longer
 
 T = TypeVar("T")
 
@@ -63,12 +64,16 @@ log = logging.getLogger(__name__)
 
 
 class DaemonError(Exception):
-    """The daemon can't go on; started anew it can."""
+    """The daemon must end. A new process can go on."""
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What the command line said. config: None for the default place.  manifests: files instead of a cluster."""
+    """The options of the command line.
+
+    config: path, None for the default place.  manifests: files instead of a cluster.
+    once: end after the first sync with complete lists.
+    """
 
     config: Path | None = None
     manifests: tuple[Path, ...] = ()
@@ -76,7 +81,7 @@ class Options:
 
 
 class Daemon:
-    """One router's daemon. Every effect it needs is opened by run() and closed by it."""
+    """One router's daemon. run() opens and closes all its effects."""
 
     def __init__(self, options: Options, clock: Clock = time.monotonic) -> None:
         self._options = options
@@ -89,7 +94,7 @@ class Daemon:
         self._config = config.load(options.config)
         self._endpoint: Endpoint | None = None
         self._collector: KernelCollector | None = None
-        self._stale: dict[str, str] = {}  # what is used though it is not the present one
+        self._stale: dict[str, str] = {}  # the reason for each input that is not up to date
         self._turned = clock()
         self._last = SyncResult(Outcome.WAITING, NOT_FILTERING)
         self._publisher = Publisher(self._metrics)
@@ -98,12 +103,13 @@ class Daemon:
         self._questions = Questions(self._signals.asked)
         self._server: Server | None = None
         self._started = clock()
-        self._synced: float | None = None  # when a sync last succeeded
+        self._synced: float | None = None  # time of the last sync that succeeded
 
     def run(self) -> int:
-        """Sync until stopped, or with `once` until the first sync after every list is complete; returns the exit status.
+        """Sync until a signal stops the daemon. Returns the exit status.
 
-        Raises LockedError, ConfigError, EndpointError and ManifestError before the kernel was touched.
+        With `once` the first sync with complete lists ends it.
+        Raises LockedError, ConfigError, EndpointError and ManifestError before the first sync.
         """
         gc.set_threshold(GARBAGE)
         with process_signals(self._signals), locked(self._config.runtime):
@@ -142,7 +148,7 @@ class Daemon:
             record.finish()
 
     def _listen(self, name: str, listen: Callable[..., None], *arguments: object) -> None:
-        """Listen to the kernel in a thread, until stopped."""
+        """Listen to the kernel in a thread until the daemon stops."""
         thread = threading.Thread(target=listen, args=(*arguments, self._signals.stop), name=name, daemon=True)
         thread.start()
         self._listeners.append(thread)
@@ -157,11 +163,11 @@ class Daemon:
         try:
             return Server(chosen.runtime, self._questions.ask)
         except ControlError as fault:
-            log.warning("nobody can ask this daemon with nftsync status, explain, diff or top: %s", fault)
+            log.warning("nftsync status, explain, diff, top and confirm can't reach this daemon: %s", fault)
             return None
 
     def _answer(self, reconciler: Reconciler, source: Source) -> None:
-        """Answer whoever has asked since the last turn."""
+        """Answer the questions that came since the last turn."""
         now = self._clock()
         synced = None if self._synced is None else now - self._synced
         failed = str(self._boot_failure or "")
@@ -169,7 +175,7 @@ class Daemon:
         self._questions.answer(lambda question: answers.answer(asked, question))
 
     def _open_collector(self, chosen: Config, reconciler: Reconciler) -> KernelCollector:
-        """Counts from now on, so that what comes before the first scrape counts, too."""
+        """Start to count now, so that packets before the first scrape count, too."""
         collector = KernelCollector(
             reconciler.opened,
             partial(_reading, counters.read),
@@ -192,7 +198,7 @@ class Daemon:
         return self._last.outcome in (Outcome.APPLIED, Outcome.UNCHANGED)
 
     def _loop(self, reconciler: Reconciler, source: Source) -> Source:
-        """Until stopped; returns the source that is open then."""
+        """Turn until a signal stops the daemon. Returns the source that is open then."""
         signals = self._signals
         signals.changed()
         resynced, retry_at, retry_after = self._clock(), float("inf"), RETRY_FIRST
@@ -225,11 +231,11 @@ class Daemon:
                 self._signals.stop.wait(SETTLE)
 
     def _goes_on(self, source: Source) -> bool:
-        """Whether nobody asked to stop. Raises DaemonError if nothing would be heard of the cluster any more."""
+        """False if a signal asked the daemon to stop. Raises DaemonError if an input has ended."""
         if self._signals.stop.is_set():
             return False
         if not (source.alive and all(thread.is_alive() for thread in self._listeners)):
-            raise DaemonError("an input ended by itself, which is a bug: its traceback stands above; the ruleset stays")
+            raise DaemonError("an input ended by itself; this is a bug, see the traceback above; the ruleset stays")
         return True
 
     def _sync(self, reconciler: Reconciler, source: Source, *, whole: bool, look: bool, resync: bool) -> SyncResult:
@@ -255,7 +261,7 @@ class Daemon:
         return result
 
     def _reload(self, reconciler: Reconciler, source: Source) -> Source:
-        """Take up the configuration file's new version; a bad one is reported and everything stays as it runs."""
+        """Read the configuration file again. If it is not valid, keep the running configuration."""
         before, opened = self._config, source
         self._systemd.reloading()
         try:
@@ -268,11 +274,11 @@ class Daemon:
             self._config = before
             if opened is not source:
                 opened.stop()
-            log.error("the configuration was not taken up, the running one stays: %s", fault)
+            log.error("the configuration was not reloaded, the running one stays in force: %s", fault)
             return source
         if opened is not source:
             if not self._speaks_the_same(before):
-                source.farewell()  # from this Nft, or under this name
+                source.farewell()  # from now on it reports to another Nft or under another name
             source.stop()
         reconciler.configure(self._config, opened.inputs)
         state, runtime = self._config.state, self._config.runtime
@@ -284,17 +290,20 @@ class Daemon:
         return opened
 
     def _reads_the_same(self, before: Config) -> bool:
-        """Whether the source that was opened for another configuration serves this one, too."""
+        """True if the open source of the previous configuration serves this one, too."""
         read = [(each.kubeconfig, each.unsafe_kubeconfig) for each in (before, self._config)]
         same_cluster = bool(self._options.manifests) or read[0] == read[1]
         return same_cluster and self._speaks_the_same(before)
 
     def _speaks_the_same(self, before: Config) -> bool:
-        """Whether what is told in another configuration's name is told in this one's."""
+        """True if both configurations report to the same Nft under the same router name."""
         return (self._config.nft, self._config.router_name) == (before.nft, before.router_name)
 
     def _move_endpoint(self, before: Config) -> None:
-        """Close the old endpoint first: the new one may want its port. Raises EndpointError with the old one open again."""
+        """Close the old endpoint first: the new one may need its port.
+
+        Raises EndpointError if the new one does not open; then it opens the old one again.
+        """
         if self._endpoint:
             self._endpoint.close()
             self._endpoint = None
@@ -306,16 +315,16 @@ class Daemon:
 
 
 def _in_words(result: SyncResult) -> str:
-    """For `systemctl status`."""
+    """A sentence for `systemctl status`."""
     if result.outcome in (Outcome.APPLIED, Outcome.UNCHANGED):
         return "The kernel holds what the cluster asks for."
     remembered = next(iter(result.remembered.values()), "") if result.settings else ""
-    said = [f"{result.outcome.capitalize()}: {result.message or 'the ruleset that stands stays'}"]
-    return "; ".join([*said, *([f"what is in force is {remembered}"] if remembered else [])])
+    said = [f"{result.outcome.capitalize()}: {result.message or 'the last ruleset stays'}"]
+    return "; ".join([*said, *([f"the ruleset in force is {remembered}"] if remembered else [])])
 
 
 def _reading(read: Callable[[], T]) -> T:
-    """What is read of the kernel for a scrape. Raises ReadError."""
+    """Read from the kernel for a scrape. Raises ReadError."""
     try:
         return read()
     except DumpError as error:
@@ -323,9 +332,9 @@ def _reading(read: Callable[[], T]) -> T:
 
 
 def flush(chosen: Config) -> None:
-    """Remove our tables and our ingress qdisc from this machine; done twice, it changes nothing.
+    """Remove our tables and our ingress qdisc from this machine. A second call changes nothing.
 
-    Raises KernelError; LockedError while a daemon runs, which would put them back.
+    Raises KernelError. Raises LockedError while a daemon runs, since it would put them back.
     """
     with locked(chosen.runtime):
         kernel, mark, network = Kernel(), BootMark(chosen.runtime), Links()

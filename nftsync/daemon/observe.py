@@ -1,4 +1,7 @@
-"""What the inputs hold now, as a Snapshot: of each kind what its complete list says, or what is remembered until there is one."""
+"""Put the inputs of this moment into a Snapshot.
+
+For each kind, the complete list counts. Until there is one, the remembered objects count.
+"""
 
 from __future__ import annotations
 
@@ -25,21 +28,25 @@ class Network(Protocol):
     """This machine's network, as a sync needs it."""
 
     def look(self, nic: str | None) -> Interfaces:
-        """What is there now. nic: the public one's name, None if it is not known."""
+        """The interfaces of this moment. nic: name of the public NIC, None if it is not known."""
 
     def settle(self, *, shaped: bool, ours: int | None) -> int | None:
-        """Give the public NIC what its limits need; returns the index of the NIC that has an ingress qdisc of ours."""
+        """Add or remove the ingress qdisc of the public NIC, as its rate limits need it.
+
+        shaped: whether there are rate limits.  ours: index of the NIC that has our ingress qdisc.
+        Returns the index of the NIC that has it now, None for no NIC.
+        """
 
     def routed(self, address: Address) -> bool | None:
-        """Whether the router has a route to an address that does not lead back through the public NIC; None if not known."""
+        """Whether a route to it leads elsewhere than through the public NIC; None if not known."""
 
 
 @dataclass(frozen=True, slots=True)
 class News:
-    """What the inputs have changed since the last time.
+    """The changes of the inputs since the last observation.
 
-    services: by name, only while the list of Services is complete.  since: when the earliest of it was received, in the clock's
-    seconds; None for nothing.
+    services: changed ones by name, only while the list of Services is complete.
+    since: time at which the earliest change arrived, in the clock's seconds; None for no change.
     """
 
     services: Mapping[Name, Service | None] = field(default_factory=dict)
@@ -47,20 +54,22 @@ class News:
 
 
 class Observer:
-    """One thread owns it.
+    """Takes changes from the inputs and keeps the last state of each. One thread owns an Observer.
 
-    nft: the resource as it was last seen.  clock: monotonic seconds.
+    nft: the last version of the resource, None if there is none.  clock: monotonic seconds.
     """
 
     def __init__(self, config: Config, inputs: Inputs, network: Network, facts: Facts, clock: Callable[[], float]) -> None:
-        """facts: what is remembered."""
+        """facts: the remembered ones."""
         self._config, self._inputs, self._network, self._clock = config, inputs, network, clock
         self.nft: Nft | None = None
-        self._asked: NftSpec | None = facts.rolled_back or facts.spec  # by the last good resource, which may be gone
+        # of the last good resource, even if it is gone
+        self._asked: NftSpec | None = facts.rolled_back or facts.spec
         self.confirming = Confirming.remembered(facts.spec, facts.rolled_back)
         self.pools = PoolTracker(facts.pools)
-        self._metallb: tuple[MetalLBCaches, tuple[bool, ...]] | None = None  # those looked at, and what could be read
-        self._nic: str | None = None  # that was looked for
+        # the caches of the last look, and whether each was readable
+        self._metallb: tuple[MetalLBCaches, tuple[bool, ...]] | None = None
+        self._nic: str | None = None  # of the last look
         self._interfaces: Interfaces | None = None
         self._chain = LocalChain()
         self._stamp: object = object()  # of the local chain's file
@@ -68,26 +77,27 @@ class Observer:
     def configure(self, config: Config, inputs: Inputs) -> None:
         """Take another configuration and inputs."""
         if inputs is not self._inputs:
-            self.nft, self._metallb = None, None  # its settings stay until the new inputs have told of others
+            self.nft, self._metallb = None, None  # settings stay until the new inputs bring some
         self._config, self._inputs, self._stamp = config, inputs, object()
 
     @property
     def deadline(self) -> float:
-        """When time alone changes the snapshot, in the clock's seconds; inf for never."""
+        """The time at which the snapshot changes by itself, in clock seconds; inf for never."""
         return min(self.pools.deadline, self.confirming.deadline)
 
     def local_chain_changed(self) -> bool:
-        """Whether the local chain's file has a version that was not read."""
+        """True if the local chain's file has changed since observe() read it."""
         return stamp(self._config.local_chain) != self._stamp
 
     def observe(self, facts: Facts, before: Snapshot, *, look: bool) -> tuple[Snapshot, News]:
-        """The inputs as they are now, and which Services changed; `before` itself if nothing else did.
+        """The inputs of this moment, and the changed Services.
 
-        facts: what is remembered.  look: whether to look at the network again, too.
+        The Snapshot is `before` itself if nothing but Services changed.
+        facts: the remembered ones.  look: whether to look at the network again, too.
         """
         known = Origin.REMEMBERED if facts.spec else Origin.UNKNOWN
         services = self._inputs.services
-        listed = services.synced.is_set()  # before anything is taken: what comes later is taken the next time
+        listed = services.synced.is_set()  # asked before take(): the next call takes later changes
         spec, sinces = self._take_settings(known)
         pools, pools_sinces = self._take_pools(spec.value, facts)
         changes = services.drain() if listed else None

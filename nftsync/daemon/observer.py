@@ -1,4 +1,4 @@
-"""What happens between us and the cluster, as metrics."""
+"""Metrics of the traffic between the daemon and the cluster."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from nftsync.objects.kinds import Resource
 
 
 class MetricsObserver:
-    """Counts for a source: see its Observer."""
+    """Counts the events of a source. It implements cluster.source.Observer."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics

@@ -1,4 +1,4 @@
-"""What a sync's result means for everybody else: metrics, log lines, the Nft's status and Events."""
+"""Publish the result of a sync: metrics, log lines, the Nft's status and Events."""
 
 from __future__ import annotations
 
@@ -19,31 +19,31 @@ from nftsync.plan.result import Outcome, SyncResult
 from nftsync.report.conditions import conditions
 from nftsync.report.notices import EventReason, Notice, of_changes, of_confirmation, of_rejections
 
-RECENT = 20  # pieces of news that are remembered
-LINES = 200  # of one sync in the log; the rest of them is counted
+RECENT = 20  # pieces of news that `nftsync status` shows
+LINES = 200  # log lines for one sync at most; one more line counts the rest
 
 log = logging.getLogger(__name__)
 
-_STALE = {SERVICE.name: "services", NFT.name: "settings"}  # what a kind is for; the others are for pools
+_STALE = {SERVICE.name: "services", NFT.name: "settings"}  # all other kinds serve "pools"
 _SETTINGS = (Reason.INVALID_SETTINGS, Reason.MISSING_SETTINGS)
 
 
 class Publisher:
-    """Remembers what was told, and tells what is new."""
+    """Remembers the published state and publishes differences from it."""
 
     def __init__(self, metrics: Metrics, utc: Callable[[], datetime] = utc_now) -> None:
         self._metrics = metrics
         self._utc = utc
         self._rejections: tuple[Rejection, ...] = ()
-        self._rejected = 0  # objects of which something is refused
-        self._guarding = ""  # what was said last of who decides about addresses
+        self._rejected = 0  # objects with at least one rejection
+        self._guarding = ""  # the last line about the guard of addresses
         self._waiting = ""
         self._confirmation: tuple[Confirmation, str] | None = None
         self._hash, self._changed = "", ""
-        self.recent: deque[tuple[str, Notice]] = deque(maxlen=RECENT)  # what was told last, and when
+        self.recent: deque[tuple[str, Notice]] = deque(maxlen=RECENT)  # with times, RFC 3339
 
     def publish(self, source: Source, result: SyncResult) -> None:
-        """Never blocks on the network."""
+        """Publish a result. Never waits for the network."""
         metrics = self._metrics
         metrics.services.set(len(result.index.services))
         metrics.pinholes.set(len(result.pinholes))
@@ -54,7 +54,7 @@ class Publisher:
         self._tell_guard(result)
         news = [*self._news(result), *self._news_of_settings(result)]
         news.extend(self._news_of_rejections(result.rejections))
-        news.sort(key=lambda each: not each.warning)  # what somebody has to mend is told first
+        news.sort(key=lambda each: not each.warning)  # warnings first: you must act on them
         router = result.snapshot.config.router_name if result.snapshot else ""
         self._log(news, router)
         self.recent.extend((self._now(), each) for each in news)
@@ -62,7 +62,7 @@ class Publisher:
         source.report(self._status(source, result, router))
 
     def _tell_result(self, result: SyncResult) -> None:
-        """One line for what concerns the router as a whole; nothing for a sync that changed nothing."""
+        """Log one line about the router as a whole; none if the sync changed nothing."""
         waiting, self._waiting = self._waiting, ""
         if result.outcome is Outcome.FAILED:
             log.error("%s", result.message)
@@ -74,10 +74,10 @@ class Publisher:
                 log.log(logging.WARNING if result.drift else logging.INFO, "waiting: %s", result.message)
 
     def _tell_guard(self, result: SyncResult) -> None:
-        """One line when it changes what decides which addresses may be opened: pools, none of them, or nothing."""
+        """Log one line when the guard of addresses changes: pools, no pools, or no guard."""
         guard = result.guard
         if not result.pools_known:
-            self._metrics.pools_guarded.set(float("nan"))  # which is neither yes nor no
+            self._metrics.pools_guarded.set(float("nan"))  # neither yes nor no
             return
         self._metrics.pools_guarded.set(guard.guarded)
         level, said = logging.INFO, "addresses are checked against MetalLB's pools"
@@ -85,7 +85,7 @@ class Publisher:
             level = logging.WARNING
             said = "addresses are not checked: no MetalLB configuration counts, so a Service may have any address"
         elif not guard.pools:
-            level, said = logging.WARNING, "no address is opened: there is no pool of MetalLB's that counts"
+            level, said = logging.WARNING, "no address is opened: no pool of MetalLB counts"
         if said != self._guarding:
             self._guarding = said
             log.log(level, "%s", said)
@@ -96,7 +96,7 @@ class Publisher:
             yield Notice(result.nft.ref, EventReason.DRIFT_REPAIRED, result.message, warning=True)
 
     def _news_of_settings(self, result: SyncResult) -> Iterable[Notice]:
-        """When they cut off whoever administers the router, and when that is settled."""
+        """A warning if new settings can lock you out, and later if you confirmed them in time."""
         told = result.confirming.state, str(result.confirming)
         if told != self._confirmation and result.confirming.cut:
             yield of_confirmation(result.nft.ref if result.nft else None, *told)
@@ -110,7 +110,8 @@ class Publisher:
             self._rejections = rejections
 
     def _log(self, news: list[Notice], router: str) -> None:
-        lines = (each for each in news if each.topic is not EventReason.DRIFT_REPAIRED)  # told with the result
+        # _tell_result() logs repairs
+        lines = (each for each in news if each.topic is not EventReason.DRIFT_REPAIRED)
         for each in islice(lines, LINES):
             level = logging.WARNING if each.warning else logging.INFO
             log.log(level, "%s: %s", each.about, each.message, extra={"fields": _fields(each, router)})
@@ -138,7 +139,7 @@ class Publisher:
         )
 
     def stale(self, source: Source, result: SyncResult) -> dict[str, str]:
-        """By what is used though it is not the present one, why."""
+        """The reason for each input that is not up to date: "services", "settings" or "pools"."""
         found = result.remembered
         for kind, why in source.stale().items():
             of = _STALE.get(kind, "pools")
@@ -151,7 +152,7 @@ class Publisher:
 
 
 def _fields(news: Notice, router: str) -> dict[str, str]:
-    """For whoever searches the log."""
+    """Fields for searches in the journal."""
     about: ObjectRef | None = news.about
     if about is None:
         return {"router": router}

@@ -1,7 +1,8 @@
-"""One sync: observe, plan, apply, remember. Nothing else changes the kernel, be it at boot, before the lists or in an outage.
+"""One sync: observe, plan, apply, remember.
 
-There is one shortcut. Where nothing but Services changed, their pinholes' elements alone are compared and sent. Otherwise all
-is computed anew and the kernel is read back. What the kernel has accepted is recorded after it did.
+Nothing else changes the kernel, be it at boot, before the lists or in an outage. There is one
+shortcut: if only Services changed, the sync compares and sends their elements alone. Otherwise it
+computes everything again and reads the kernel back. It records changes after the kernel took them.
 """
 
 from __future__ import annotations
@@ -32,19 +33,19 @@ from nftsync.ruleset.elements import elements, open_keys
 from nftsync.ruleset.tables import INET, Ruleset, Table
 from nftsync.ruleset.transaction import transaction
 
-TRIES = 20  # transactions that one sync tries, each without what the kernel refused of the one before
-SOMEBODY = "somebody else"  # who has changed our tables, where the kernel does not tell
+TRIES = 20  # transactions of one sync at most; each one leaves out the refused parts
+SOMEBODY = "somebody else"  # if the kernel does not name the program that changed our tables
 NOT_FILTERING = "nothing is applied yet, this router does not filter"
 
 
 class Reconciler:
-    """Brings the kernel from what it has to what it should have. One thread owns it.
+    """Brings the kernel to the wanted ruleset. One thread owns a Reconciler.
 
-    record: what the kernel has accepted.  index: the pinholes of the Services that count.
-    base: whether a router of which nothing is remembered is shut: at boot, before there is a network.
+    record: the state that the kernel has accepted.  index: the pinholes of the Services that count.
+    base: load the base if the router has no memory: at boot, before there is a network.
     """
 
-    def __init__(  # noqa: PLR0913  # what it joins
+    def __init__(  # noqa: PLR0913  # all the effects of a sync
         self,
         config: Config,
         inputs: Inputs,
@@ -68,12 +69,12 @@ class Reconciler:
             first_since_boot=record.first_since_boot,
         )
         self._planned: Snapshot | None = None  # the last snapshot that the kernel has accepted
-        self._filtered = False  # whether tables of ours ever kept the door shut
+        self._filtered = False  # whether our tables have ever filtered packets
         self.index = Desired(config.filters, caps=config.caps)
         self._chain = ChainInUse("")  # of the last plan
         self._confirmed = False  # since the last sync
         self._rejections: tuple[Rejection, ...] = ()
-        self._causes = tuple[object, ...]()  # what they were worked out from
+        self._causes = tuple[object, ...]()  # the values from which self._rejections were computed
 
     def configure(self, config: Config, inputs: Inputs) -> None:
         """Take another configuration and inputs; the last ruleset stays until the next sync."""
@@ -82,43 +83,49 @@ class Reconciler:
 
     @property
     def deadline(self) -> float:
-        """When a sync is worth it though nothing has changed, in the clock's seconds."""
+        """The time of the next sync even if no input changes, in the clock's seconds."""
         return float("-inf") if self._confirmed else self._observer.deadline
 
     def local_chain_changed(self) -> bool:
-        """Whether the local chain's file has a version that no sync has looked at."""
+        """True if the local chain's file has changed since the last sync."""
         return self._observer.local_chain_changed()
 
     def confirm(self) -> bool:
-        """Let settings that wait for it hold for good; returns whether any did."""
+        """Confirm the settings that wait for it. Returns False if none wait."""
         before, self._observer.confirming = self._observer.confirming, self._observer.confirming.confirmed()
         self._confirmed = self._observer.confirming is not before
         return self._confirmed
 
     @property
     def confirming(self) -> Confirming:
-        """How it stands with the settings that the resource asks for."""
+        """The state of the settings in the Nft resource: in force, waiting or rolled back."""
         return self._observer.confirming
 
     def routed(self, address: Address) -> bool | None:
-        """Whether the router has a route to an address that does not lead back through the public NIC; None if not known."""
+        """Whether a route to it leads elsewhere than through the public NIC; None if not known."""
         return self._network.routed(address)
 
     def opened(self) -> Mapping[str, Pinhole]:
-        """A copy of the pinholes that the kernel has accepted, for any thread: dict.copy() runs no Python code."""
+        """A copy of the pinholes that the kernel has accepted.
+
+        Any thread may call it: dict.copy() runs no Python code, so no other thread interrupts it.
+        """
         return self.record.applied.pinholes.copy()
 
     # --- one sync -------------------------------------------------------------------------------------------
 
     def sync(self, *, whole: bool = False, look: bool = False, resync: bool = False, changed_by: str = "") -> SyncResult:
-        """Bring the kernel up to date. Never raises KernelError: a refusal is a result, and the last ruleset stays.
+        """Bring the kernel up to date. Never raises KernelError: a refusal is a result.
 
-        whole: recompute everything and read the kernel back.  look: at this machine's network, too.  resync: both, and what differs
-        from what was applied counts as drift.  changed_by: who is known to have changed our tables, "" for nobody.
+        After a refusal the last ruleset stays.
+        whole: compute everything again and read the kernel back.
+        look: look at this machine's network, too.
+        resync: do both; a difference between the kernel and the applied ruleset counts as drift.
+        changed_by: the program that has changed our tables, "" for none.
         """
         self._confirmed = False
         before, applied = self._snapshot, self.record.applied
-        whole |= resync or bool(before.verdicts.limits)  # limits are tried again each time
+        whole |= resync or bool(before.verdicts.limits)  # each sync tries refused limits again
         self._snapshot, news = self._observer.observe(self.record.memory.facts, before, look=look or whole)
         self._forget_verdicts(before, news, again=whole)
         if self._snapshot.complete and self._snapshot.undecided:
@@ -134,7 +141,7 @@ class Reconciler:
         return self._told(replace(result, since=news.since))
 
     def _forget_verdicts(self, before: Snapshot, news: News, *, again: bool) -> None:
-        """What the kernel refused is asked for again now and then, and when it may be otherwise."""
+        """Forget refusals of the kernel if it may accept these parts now; always if `again`."""
         s = self._snapshot
         verdicts = s.verdicts
         if again or s.interfaces != before.interfaces:
@@ -146,7 +153,7 @@ class Reconciler:
             self._snapshot = replace(s, verdicts=verdicts)
 
     def _sync_part(self, services: Mapping[Name, Service | None]) -> SyncResult | None:
-        """Only these Services may differ: compare and send just their elements. None if the kernel refuses one of them."""
+        """Compare and send only the elements of these Services. None if the kernel refuses them."""
         keys = set[str]().union(*[self.index.put(name, service) for name, service in services.items()])
         changed = self.index.take_changed()
         applied, wanted = self.record.applied, self.index.pinholes
@@ -161,7 +168,7 @@ class Reconciler:
         if text:
             try:
                 self._kernel.apply(text)
-            except KernelError:  # our tables are not what they were, or the kernel does not take one of these Services
+            except KernelError:  # somebody changed our tables, or it refuses one of these Services
                 self.record.revert(changed)
                 return None
         applied.replace(before, after)
@@ -171,9 +178,9 @@ class Reconciler:
         return SyncResult(outcome, waiting, changes_between(before, after))
 
     def _sync_whole(self, *, resync: bool, changed_by: str) -> SyncResult:
-        """Compute everything from scratch, compare it with what the kernel really holds, send the difference."""
-        if self._planned is None:
-            self._snapshot = replace(self._snapshot, flags=self._kernel.flags)  # before a generation counts: it may take a probe
+        """Compute everything from scratch, compare it with the kernel, send the difference."""
+        if self._planned is None:  # before generation(): a probe for the flags may change it
+            self._snapshot = replace(self._snapshot, flags=self._kernel.flags)
         for _ in range(TRIES):
             generation, found = self._kernel.generation(), self._kernel.read()
             if self._planned is None:
@@ -188,10 +195,13 @@ class Reconciler:
             before = self._before(found)
             if self._apply(planned, before, generation):
                 return self._accepted(planned, found, generation, before, resync=resync, changed_by=changed_by)
-        raise KernelError("the kernel refuses something else each time")
+        raise KernelError(f"the kernel refused {TRIES} transactions, each for another reason")
 
     def _begin(self, found: Found) -> None:
-        """Look at what stands before this process changes it: what nobody denies stays until every list is complete."""
+        """Before the first change of this process, note the open pinholes that its memory lacks.
+
+        They stay open until every list is complete.
+        """
         self._filtered |= found.ruleset.tables.get(INET, Table()).filters
         s, memory = self._snapshot, self.record.memory
         if s.complete or (s.first_since_boot and memory.facts.spec):
@@ -202,31 +212,35 @@ class Reconciler:
         self._snapshot = replace(s, undecided=undecided)
 
     def _waits(self, found: Found, changed_by: str) -> str:
-        """What has to come before anything is applied, for people; "" if nothing has to.
+        """The reason to wait instead of applying a ruleset, for people; "" to go on.
 
-        Without settings the base is put back, if that is what stood, and nothing else is touched while it keeps the door shut.
+        Without settings, a sync loads nothing but the base: at boot, or if somebody removed our
+        filter or changed the base.
         """
         s, filters = self._snapshot, found.ruleset.tables.get(INET, Table()).filters
         stands = "" if filters else f"{NOT_FILTERING}: "
         if s.spec.value is None:
-            shut = self._base or self._filtered  # before there is a network; or somebody took away what kept the door shut
+            shut = self._base or self._filtered  # at boot, or somebody removed our filter
             harmed = bool(changed_by) and self.record.boot.base and self._filtered
             missing = s.missing or f"there is no usable Nft resource {s.config.nft}"
             return "" if harmed or (shut and not filters) else stands + missing
         if s.interfaces.local is None:
-            raise KernelError("the router's own addresses are not known")
+            raise KernelError("nftsync could not read the router's own addresses")
         remembered = self.record.memory.facts.spec is not None
         return "" if s.complete or remembered or found.ruleset.tables else stands + s.missing
 
     def _from_scratch(self) -> Desired:
-        """Who is in stays in: the versions that the kernel has taken."""
+        """Compute the pinholes of all Services.
+
+        Accepted versions keep their place in the quotas.
+        """
         s = self._snapshot
         remembered = s.verdicts.taken(self.record.memory.services)
         services = self._inputs.services.objects() if s.services is Origin.LISTED else remembered.values()
         return Desired.of(services, s.config.filters, s.guard, s.config.caps, remembered, s.verdicts.services)
 
     def _before(self, found: Found) -> Mapping[str, Pinhole]:
-        """The pinholes that are open; after a start, those of the remembered and of the wanted ones that the kernel has."""
+        """The open pinholes. After a start: the remembered and wanted ones that the kernel has."""
         if self.record.applied.settings is not None:
             return self.record.applied.pinholes
         keys, s = open_keys(found.ruleset), self._snapshot
@@ -234,7 +248,10 @@ class Reconciler:
         return {key: hole for key, hole in {**self.index.pinholes, **remembered}.items() if key in keys}
 
     def _note_former(self, found: Found) -> None:
-        """The addresses that have pinholes, and that the guard refuses now: they are cut off until the next boot."""
+        """Note the addresses with pinholes that the guard refuses now.
+
+        They stay cut off until the next boot.
+        """
         s = self._snapshot
         if self._planned is not None and s.guard == self._planned.guard:
             return
@@ -245,9 +262,11 @@ class Reconciler:
             self._snapshot = replace(s, former=former)
 
     def _apply(self, planned: Plan, before: Mapping[str, Pinhole], generation: int) -> bool:
-        """Whether the kernel has taken the plan; if not, why is known now. Raises KernelError if it is nobody's fault.
+        """Send the plan. False if the kernel refused a part of it; the verdicts name this part now.
 
-        What it is about to take is written down first: a process that is killed meanwhile opens nothing again that it had closed.
+        The record gets the new versions first. So after a kill in between, the next process opens
+        no pinhole that this one had closed.
+        Raises KernelError if the refusal has another cause.
         """
         changed = self.record.changed(self.index.admitted)
         self.record.expect(changed, self.record.facts_of(self._snapshot, self._observer.confirming))
@@ -272,7 +291,10 @@ class Reconciler:
         return True
 
     def _applied_by_lines(self, planned: Plan, before: Mapping[str, Pinhole]) -> bool:
-        """After a refusal: try line by line, to learn whose fault it is."""
+        """After a refusal, try line by line to find the lines at fault.
+
+        True if the kernel accepted all of them.
+        """
         lines = lines_of(planned, before, self.index.pinholes)
         complaints = self._kernel.apply_lines([line.text for line in lines])
         if not complaints:
@@ -283,10 +305,10 @@ class Reconciler:
         self._snapshot = replace(self._snapshot, verdicts=verdicts)
         return False
 
-    def _accepted(  # noqa: PLR0913  # all that a result is drawn from
+    def _accepted(  # noqa: PLR0913  # all parts of a result
         self, planned: Plan, found: Found, generation: int, before: Mapping[str, Pinhole], *, resync: bool, changed_by: str
     ) -> SyncResult:
-        """The kernel holds what it should: record it, and tell what that changed."""
+        """Record an accepted plan and describe its changes."""
         s, record, pinholes = self._snapshot, self.record, dict(self.index.pinholes)
         changes = changes_between(before, pinholes)
         drift = resync and (bool(changed_by) or planned.settings == record.applied.settings) and self._drifted(planned)
@@ -297,16 +319,16 @@ class Reconciler:
         left = f"{rules} {tables_digest(planned.wanted.tables)}" if alone else ""
         record.accept(planned, pinholes, rules, BootFacts(left, ingress, s.former, base=s.spec.value is None))
         pools = s.pools.origin is Origin.UNKNOWN
-        undecided = undecided_of(s.undecided, pinholes, pools=pools)  # what has an owner once is decided for good
+        undecided = undecided_of(s.undecided, pinholes, pools=pools)  # without those with an owner
         self._snapshot = self._planned = replace(s, first_since_boot=False, undecided=undecided)
         self._filtered = True
         done = "rules renewed" if renewed and not s.verdicts.limits else ""
         if drift:
-            done = f"{changed_by or SOMEBODY} had changed our tables: repaired"
+            done = f"{changed_by or SOMEBODY} changed nftsync's tables; nftsync repaired them"
         refused_again = s.verdicts.services and not (changes or drift or renewed)
         applied = planned.text and not refused_again
         if s.verdicts.limits:
-            outcome, tail = Outcome.FAILED, f"what may pass is up to date, limits are not: {s.verdicts.limits}"
+            outcome, tail = Outcome.FAILED, f"pinholes are up to date, rate limits are not: {s.verdicts.limits}"
         elif s.missing:
             outcome, tail = Outcome.WAITING, s.missing
         else:
@@ -315,7 +337,7 @@ class Reconciler:
         return SyncResult(outcome, "; ".join(filter(None, (done, said, tail))), changes, drift=drift)
 
     def _drifted(self, planned: Plan) -> bool:
-        """Whether the kernel holds something other than what it accepted, or what kept the door shut is gone."""
+        """True if the kernel's tables differ from the accepted ones, or if our filter is gone."""
         applied, s, current = self.record.applied, self._planned, planned.current
         if applied.tables is None or applied.settings is None or s is None:
             return self._filtered and not current.tables.get(INET, Table()).filters
@@ -325,7 +347,7 @@ class Reconciler:
         return transaction(current, replace(believed, tables=applied.tables)) != ""
 
     def _told(self, result: SyncResult) -> SyncResult:
-        """With how things stand."""
+        """The result with the state of everything that people may ask about."""
         observer, record, s = self._observer, self.record, self._snapshot
         unreadable = tuple(self._inputs.rejections())
         pools, index = observer.pools.rejections, self.index

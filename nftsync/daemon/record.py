@@ -1,4 +1,4 @@
-"""What the kernel has accepted: as this process knows it, in the journal, and in /run."""
+"""The state that the kernel has accepted: in this process, in the journal, and in /run."""
 
 from __future__ import annotations
 
@@ -20,25 +20,28 @@ from nftsync.plan.snapshot import Snapshot
 from nftsync.policy.confirm import Confirming
 from nftsync.policy.pinholes import Pinhole
 
-AS_OF = 300.0  # seconds until it is written down anew that the cluster still asks for the same
+AS_OF = 300.0  # seconds until the journal gets a new time at which the cluster asked for the same
 
 Versions = Mapping[Name, Service | None]  # None: the Service is gone
 
 
 @dataclass(frozen=True, slots=True)
 class Store:
-    """What outlives the process, and what outlives it until the next boot."""
+    """The files that outlive the process. mark: until the next boot only."""
 
     journal: Journal
     mark: BootMark
 
 
 class Record:
-    """Nothing is recorded as accepted before the kernel has accepted it. One thread owns a Record.
+    """Records a change as accepted only after the kernel has accepted it. One thread owns a Record.
 
-    memory: as the journal has it.  applied: what the kernel has.  left: what tells whether its rules are still ours.
-    boot: what counts until the next boot.  memory_is_right: whether what stands was loaded by others, though it may not be the
-    first run since the boot.  clock: monotonic seconds.
+    memory: the content of the journal.  applied: the ruleset in the kernel.
+    left: a digest of the rules; it shows whether somebody changed them.
+    boot: facts that count until the next boot.
+    memory_is_right: True if others loaded the rules in the kernel, even if this is not the first
+    run since the boot.
+    clock: monotonic seconds.
     """
 
     def __init__(
@@ -51,12 +54,12 @@ class Record:
         self.first_since_boot = memory_is_right or self.boot.base
         self.left = Left.by_another_process(self.boot)
         self.applied = Applied()
-        self._as_of = float("-inf")  # when facts.as_of was written down
-        self._differs = False  # whether the journal has other facts than memory
+        self._as_of = float("-inf")  # time of the last write of facts.as_of
+        self._differs = False  # whether the facts in the journal differ from those in memory
         self._hash, self._hashed = "", tuple[object, ...]()
 
     def move(self, journal: Journal | None, mark: BootMark | None) -> None:
-        """Keep it in other files from now on; None for the same ones."""
+        """Write to other files from now on. None keeps a file."""
         if journal is not None:
             self._store.journal.finish()
             journal.replace(self.memory)
@@ -66,30 +69,31 @@ class Record:
 
     @property
     def kept(self) -> bool:
-        """Whether the disk has what it should."""
+        """False while the journal can't be written."""
         return self._store.journal.kept
 
     def changed(self, admitted: Mapping[Name, Service]) -> dict[Name, Service | None]:
-        """What differs from what was accepted last."""
+        """The Services that differ from the versions accepted last."""
         before = self.memory.services
         gone: dict[Name, Service | None] = {name: None for name in before if name not in admitted}
         return gone | {name: service for name, service in admitted.items() if before.get(name) != service}
 
     def expect(self, changed: Versions, facts: Facts | None = None) -> None:
-        """The kernel is about to take these versions. They are written down first: so a process that is killed between the two
-        opens nothing again that it had closed.
+        """Write down these versions before the kernel gets them.
+
+        So after a kill between the two, the next process opens no pinhole that this one had closed.
         """
         self._store.journal.remember(changed, None if facts == self.memory.facts else facts)
         self._differs = facts is not None and facts != self.memory.facts
 
     def revert(self, names: Iterable[Name]) -> None:
-        """The kernel has not taken the newest versions of these."""
+        """Write down that the kernel refused the newest versions of these Services."""
         facts = self.memory.facts if self._differs else None
         self._store.journal.remember({name: self.memory.services.get(name) for name in names}, facts)
         self._differs = False
 
     def without_limits(self, changed: Versions) -> Versions:
-        """The versions that the kernel has taken of these, where it took no limits: those that were stay."""
+        """These versions with their previous limits. Call it if the kernel refused all limits."""
         taken = dict(changed)
         for name, service in changed.items():
             before = self.memory.services.get(name)
@@ -100,7 +104,7 @@ class Record:
         return taken
 
     def take(self, changed: Versions) -> None:
-        """The kernel has taken them."""
+        """Record that the kernel has accepted these versions."""
         for name, service in changed.items():
             if service is None:
                 self.memory.services.pop(name, None)
@@ -108,7 +112,10 @@ class Record:
                 self.memory.services[name] = service
 
     def accept(self, planned: Plan, pinholes: dict[str, Pinhole], rules: str, boot: BootFacts) -> None:
-        """The kernel has taken a whole plan. rules: as they were read back."""
+        """Record that the kernel has accepted a whole plan.
+
+        rules: digest of the rules in the kernel.
+        """
         self.applied = Applied.of(planned.wanted.tables, pinholes, planned.settings)
         self.left = Left(rules, planned.wanted.tables)
         self.first_since_boot = False
@@ -119,10 +126,11 @@ class Record:
             self._differs = True
 
     def remember(self, s: Snapshot, confirming: Confirming | None, *, fresh: bool) -> None:
-        """The facts beside the Services, if they are others than before.
+        """Write down the facts of a snapshot if they have changed.
 
-        confirming: None while the kernel has not accepted the snapshot; pools count even then, since an address that they do not
-        hold is refused from the moment in which they were seen.  fresh: whether the cluster says all this now.
+        confirming: None while the kernel has not accepted the snapshot. Pools count even then: the
+        guard refuses addresses outside of the pools as soon as the daemon has seen them.
+        fresh: whether all watches are up to date.
         """
         before, now = self.memory.facts, self._clock()
         facts = self.facts_of(s, confirming)
@@ -137,18 +145,21 @@ class Record:
             self._store.journal.replace(self.memory)
 
     def facts_of(self, s: Snapshot, confirming: Confirming | None) -> Facts:
-        """The facts beside the Services, as they are in a snapshot. confirming: see remember()."""
+        """The facts of a snapshot: everything but its Services. confirming: see remember()."""
         facts = self.memory.facts
         if s.pools.listed and s.config.address_policy.pool_mode is not PoolMode.IGNORED:
             facts = replace(facts, pools=s.pools.value, pools_listed=True)
         if confirming is not None:
             facts = replace(facts, spec=confirming.settled, rolled_back=confirming.rolled_back, config=s.config.text)
-        if confirming is not None and s.interfaces.index is not None:  # else nobody has looked
+        if confirming is not None and s.interfaces.index is not None:  # None: did not look yet
             facts = replace(facts, local=s.interfaces.local, peers=s.interfaces.peers)
         return facts
 
     def hash(self, s: Snapshot) -> str:
-        """Of what routers of one cluster have in common of their rulesets: not their NIC, not their local chain."""
+        """Digest of the ruleset without the NIC and the local chain.
+
+        Routers of one cluster show the same digest.
+        """
         of = (self.applied.fingerprint, s.spec.value, s.guard)
         if of != self._hashed:
             spec = replace(s.spec.value, public_nic="") if s.spec.value else None
@@ -157,5 +168,5 @@ class Record:
         return self._hash
 
     def finish(self) -> None:
-        """Wait a while for the disk."""
+        """Wait a few seconds for the disk."""
         self._store.journal.finish()

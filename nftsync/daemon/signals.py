@@ -1,4 +1,4 @@
-"""What the loop is asked to do, from other threads and by process signals."""
+"""Wake-ups for the loop, from other threads and from process signals."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 
 class Signals:
-    """What the loop is asked to do, from any thread. One flag each: a hundred changes are one wake-up."""
+    """Flags that wake the loop, set from any thread. A hundred changes become one wake-up."""
 
     def __init__(self) -> None:
         self._wake = threading.Event()
@@ -19,7 +19,7 @@ class Signals:
         self.reload = threading.Event()
 
     def asked(self) -> None:
-        """Somebody waits for an answer, which needs no sync."""
+        """Wake the loop without a sync: a command waits for an answer."""
         self._wake.set()
 
     def changed(self) -> None:
@@ -31,12 +31,12 @@ class Signals:
         self._wake.set()
 
     def wait(self, timeout: float) -> None:
-        """Until something is asked for, at most `timeout` seconds."""
+        """Wait for a wake-up, at most `timeout` seconds."""
         self._wake.wait(max(timeout, 0.0))
         self._wake.clear()
 
     def take(self, flag: threading.Event) -> bool:
-        """Whether it was set since the last time."""
+        """Whether the flag was set since the last call. Clears it."""
         taken = flag.is_set()
         flag.clear()
         return taken
@@ -49,10 +49,11 @@ class Signals:
 
 @contextmanager
 def process_signals(signals: Signals) -> Iterator[None]:
-    """Turn process signals into messages. A thread waits for them, since a handler could interrupt a lock that it needs.
+    """Turn process signals into messages.
 
-    It waits without a time-out: signal.sigtimedwait() reports signals that were never sent if its time ran out while the
-    process was stopped (SIGSTOP, SIGCONT).
+    A thread waits for them, since a handler could interrupt the owner of a lock that it needs.
+    The thread waits without a time-out: signal.sigtimedwait() reports signals that nobody sent if
+    its time runs out while the process is stopped (SIGSTOP, SIGCONT).
     """
     numbers = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
     before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
@@ -69,6 +70,6 @@ def process_signals(signals: Signals) -> Iterator[None]:
         if not signals.stop.is_set():
             signal.pthread_kill(thread.ident or 0, signal.SIGTERM)
         thread.join()
-        for number in signal.sigpending() & numbers:  # asked twice: once is enough
+        for number in signal.sigpending() & numbers:  # a second signal to stop has no effect
             signal.sigwait({number})
         signal.pthread_sigmask(signal.SIG_SETMASK, before)

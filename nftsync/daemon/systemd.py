@@ -1,4 +1,4 @@
-"""What systemd is told of the daemon: ready, alive, reloading, stopping. Where nothing listens, nothing is said.
+"""Messages to systemd: ready, alive, reloading, stopping. None without $NOTIFY_SOCKET.
 
 Source: sd_notify(3).
 """
@@ -24,19 +24,22 @@ class Systemd:
         self._failed = False
 
     def ready(self, status: str) -> None:
-        """The start, or a reload, is over. status: a sentence for `systemctl status`; said again when it differs."""
-        status = " ".join(status.split())  # one line: the next one would be a message of its own
+        """Say that the start or a reload is over.
+
+        status: a sentence for `systemctl status`; sent again when it differs.
+        """
+        status = " ".join(status.split())  # systemd would read a second line as another message
         if self._ready and status == self._status:
             return
         if self._tell(f"STATUS={status}" if self._ready else f"READY=1\nSTATUS={status}"):
             self._ready, self._status = True, status
 
     def alive(self) -> None:
-        """The loop has turned."""
+        """Say that the loop turns."""
         self._tell("WATCHDOG=1")
 
     def reloading(self) -> None:
-        """Until ready() is called."""
+        """Say that a reload began. It lasts until ready()."""
         self._ready = False
         self._tell(f"RELOADING=1\nMONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
 
@@ -44,7 +47,7 @@ class Systemd:
         self._tell("STOPPING=1")
 
     def _tell(self, message: str) -> bool:
-        """Whether it was heard. Never waits: a manager that does not listen holds up no firewall."""
+        """Send a message. False if systemd did not get it. Never waits: the firewall goes first."""
         if not self._address:
             return False
         try:
@@ -52,7 +55,7 @@ class Systemd:
                 manager.sendto(message.encode(), socket.MSG_DONTWAIT, self._address)
         except OSError as fault:
             if not self._failed:
-                log.warning("systemd can't be told how nftsync is doing: %s", fault.strerror)
+                log.warning("nftsync can't reach systemd: %s; the firewall is not affected", fault.strerror)
             self._failed = True
             return False
         self._failed = False

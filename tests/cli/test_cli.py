@@ -470,7 +470,7 @@ def test_diff_that_can_not_be_told_is_trouble_and_no_difference(
     plain: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert status("diff", "--config", plain) == WRONG
-    assert "no nftsync runs here" in capsys.readouterr().err
+    assert "the daemon does not run" in capsys.readouterr().err
 
     def full(_: str) -> str:
         raise OSError(24, "Too many open files")
@@ -527,7 +527,7 @@ def test_top_ends_with_a_sentence_when_the_daemon_goes_away(
         server.close()
     shown = capsys.readouterr()
     assert shown.out.startswith("KBYTES/S"), "what was measured before is shown"
-    assert shown.err == f"nftsync: {tmp_path}/run/control.sock: no nftsync runs here: systemctl start nftsync\n"
+    assert shown.err == f"nftsync: {tmp_path}/run/control.sock: the daemon does not run: start it with `systemctl start nftsync`\n"
 
 
 def test_top_that_is_interrupted_ends_with_130_and_without_a_word(

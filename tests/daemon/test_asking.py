@@ -231,7 +231,7 @@ def test_a_daemon_that_goes_away_is_said_in_a_line(daemon: Asked) -> None:
         assert daemon.stop() == 0
         _, said = watching.communicate(timeout=PATIENCE)
         assert watching.returncode == 1
-        assert said == f"nftsync: {daemon.runtime}/control.sock: no nftsync runs here: systemctl start nftsync\n"
+        assert said == f"nftsync: {daemon.runtime}/control.sock: the daemon does not run: start it with `systemctl start nftsync`\n"
     finally:
         watching.kill()
 
@@ -245,7 +245,7 @@ def test_who_is_not_root_is_told_so(shared: Asked, words: tuple[str, ...]) -> No
         command = [sys.executable, "-m", "nftsync", *words, "--config", str(readable)]
         done = subprocess.run(command, capture_output=True, text=True, check=False, user=65534, group=65534, extra_groups=[])
     assert done.returncode == (2 if words == ("diff",) else 1)
-    assert done.stderr == f"nftsync: {shared.runtime}/control.sock: only root may ask\n"
+    assert done.stderr == f"nftsync: {shared.runtime}/control.sock: only root can ask the daemon: use sudo\n"
 
 
 # --- explain ------------------------------------------------------------------------------------------

@@ -72,7 +72,7 @@ def test_what_somebody_flushes_before_this_process_has_heard_of_anything_is_put_
     router.restart(listed=False)
     assert waits(router) == WAITING
     lab.router.nft("flush ruleset")
-    assert waits(router, changed_by=CULPRIT) == f"{CULPRIT} had changed our tables: repaired; {WAITING}"
+    assert waits(router, changed_by=CULPRIT) == f"{CULPRIT} changed nftsync's tables; nftsync repaired them; {WAITING}"
     assert not lab.arrives("tcp", SERVICE4, 81)
     assert lab.arrives("tcp", SERVICE4, 80), "nobody has denied it"
     assert "tcp dport 22 accept" in rules(lab)
@@ -90,7 +90,7 @@ def test_another_cluster_that_says_nothing_keeps_what_stands_and_it_is_put_back_
     router.reload(listed=False)
     assert waits(router) == WAITING
     lab.router.nft("flush ruleset")
-    assert waits(router, changed_by=CULPRIT) == f"{CULPRIT} had changed our tables: repaired; {WAITING}"
+    assert waits(router, changed_by=CULPRIT) == f"{CULPRIT} changed nftsync's tables; nftsync repaired them; {WAITING}"
     assert rules(lab) == good
     router.reload()
     assert router.sync().outcome is Outcome.UNCHANGED
@@ -126,7 +126,7 @@ def test_a_rule_that_somebody_adds_meanwhile_is_taken_away(lab: Lab, router: Lab
         router.reload(listed=False)
     waits(router)
     lab.router.nft("insert rule inet nftsync forward accept")
-    assert waits(router, changed_by=CULPRIT) == f"{CULPRIT} had changed our tables: repaired; {WAITING}"
+    assert waits(router, changed_by=CULPRIT) == f"{CULPRIT} changed nftsync's tables; nftsync repaired them; {WAITING}"
     assert rules(lab) == good
     assert set(elements(lab, "services4")) == {f"{SERVICE4} . tcp . 80"}
 

@@ -39,8 +39,8 @@ pytestmark = needs_root
 SLOW = service("slow", "172.30.254.3", ports=[("UDP", 53)], limit="1/week burst 3 packets")
 FRIENDS = service("friends", "172.30.254.2", sources=["203.0.113.0/24"])
 LOCAL = "chain local-chain {\n\ttcp dport 4444 accept\n}\n"
-IN_FORCE = "what is remembered is in force: 4 pinholes"
-BASE = "nothing is remembered: the base is loaded, which lets nothing in but ssh"
+IN_FORCE = "the remembered rules are in force: 4 pinholes"
+BASE = "this router has no remembered rules: nftsync loaded the base, which lets in nothing but ssh"
 
 
 @pytest.fixture
@@ -102,7 +102,7 @@ def test_limits_that_can_not_be_loaded_do_not_keep_the_filter_out(daemon: Daemon
     unknown.write_text("hook ingress")
     daemon.program = (sys.executable, "-m", "tests.oldkernel", str(unknown))
     said = boot(daemon)
-    assert "no rate limit is in force until nftsync runs: " in said
+    assert "no rate limit is in force until the daemon runs: " in said
     assert IN_FORCE in said
     assert tables(daemon.lab) == {"inet nftsync"}
     as_asked_for(daemon)
@@ -151,7 +151,7 @@ def test_of_a_torn_file_stands_what_came_before_and_of_a_damaged_one_the_base(da
         journal_file(daemon).write_text(text)
         known = remembered(daemon)
         said = boot(daemon)
-        assert (BASE if known.facts.spec is None else "what is remembered is in force") in said, text
+        assert (BASE if known.facts.spec is None else "the remembered rules are in force") in said, text
         assert daemon.lab.arrives("tcp", SERVICE4, 80) is (Name("default", "web") in known.services), text
         assert not daemon.lab.arrives("tcp", SERVICE4, 81)
         daemon.lab.router.nft("flush ruleset")
@@ -344,7 +344,7 @@ def test_ten_thousand_services_are_in_force_after_a_reboot(daemon: Daemon) -> No
     (daemon.manifests / "crowd.yaml").write_text(json.dumps(crowd))
     daemon.start()
     power_off(daemon)
-    assert "what is remembered is in force: 10004 pinholes" in boot(daemon)
+    assert "the remembered rules are in force: 10004 pinholes" in boot(daemon)
     assert len(elements(daemon.lab, "services4")) == 10_002
 
 

@@ -37,7 +37,7 @@ pytestmark = needs_root
 WEB = service("web", SERVICE4, SERVICE6)
 SLOW = service("slow", "172.30.254.3", ports=[("UDP", 53)], limit="1/week burst 3 packets")
 SSH = "tcp dport 22 accept"
-IN_FORCE = "what is remembered is in force: 3 pinholes"
+IN_FORCE = "the remembered rules are in force: 3 pinholes"
 LOCAL = "chain local-chain {\n\ttcp dport 4444 accept\n}\n"
 
 
@@ -84,7 +84,7 @@ def test_in_the_place_of_a_configuration_with_an_error_the_one_counts_that_was_i
     daemon.configure("resync_intervall = 5\n")
     said = boot_at_home(daemon)
     assert "resync_intervall = 5: there is no such key" in said
-    assert "the configuration that is remembered counts" in said
+    assert "nftsync uses the remembered one" in said
     assert IN_FORCE in said
     assert rules(daemon.lab) == written(good), "its BGP peers, and the local chain where it says that it is"
 
@@ -166,7 +166,7 @@ def test_without_memory_a_local_chain_that_can_not_be_loaded_does_not_keep_the_b
     said = boot(daemon)
     assert "invalid_local_chain: " in said
     assert "Interface does not exist" in said
-    assert "nothing is remembered: the base is loaded" in said
+    assert "this router has no remembered rules: nftsync loaded the base" in said
     assert not daemon.lab.arrives("tcp", SERVICE4, 80)
     assert SSH in rules(daemon.lab)
 
@@ -265,7 +265,7 @@ def test_a_rule_that_somebody_changed_while_no_daemon_ran_is_put_right_by_the_ne
 
 def test_while_a_daemon_runs_the_ruleset_is_in_its_care(daemon: Daemon) -> None:
     daemon.start()
-    assert "nftsync runs: the ruleset is in its care" in boot(daemon)
+    assert "the daemon runs already and keeps the ruleset up to date" in boot(daemon)
 
 
 def test_a_reload_with_another_state_folder_keeps_the_memory_there(daemon: Daemon) -> None:
@@ -277,7 +277,7 @@ def test_a_reload_with_another_state_folder_keeps_the_memory_there(daemon: Daemo
     daemon.put(service("more", "172.30.254.60"))
     assert eventually(lambda: daemon.lab.arrives("tcp", "172.30.254.60", 80))
     power_off(daemon)
-    assert "what is remembered is in force: 4 pinholes" in boot(daemon)
+    assert "the remembered rules are in force: 4 pinholes" in boot(daemon)
 
 
 class Killed(BaseException):

@@ -110,16 +110,16 @@ def test_somebody_else_is_refused_with_a_sentence(tmp_path: Path, folder: Path, 
             os._exit(0)
     os.close(writing)
     with os.fdopen(reading) as said:
-        assert said.read() == f"{folder / SOCKET}: only root may ask"
+        assert said.read() == f"{folder / SOCKET}: only root can ask the daemon: use sudo"
     os.waitpid(child, 0)
 
 
 def test_where_no_daemon_runs_a_sentence_says_so(folder: Path) -> None:
-    with pytest.raises(ControlError, match="no nftsync runs here: systemctl start nftsync"):
+    with pytest.raises(ControlError, match="the daemon does not run: start it with `systemctl start nftsync`"):
         ask(folder, {})
     Server(folder, echo).close()
     assert not (folder / SOCKET).exists()
-    with pytest.raises(ControlError, match="no nftsync runs here"):
+    with pytest.raises(ControlError, match="the daemon does not run"):
         ask(folder, {})
 
 
@@ -127,7 +127,7 @@ def test_the_socket_of_a_daemon_that_was_killed_is_taken_over(folder: Path) -> N
     folder.mkdir()
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as dead:
         dead.bind(str(folder / SOCKET))
-    with pytest.raises(ControlError, match="no nftsync runs here"):
+    with pytest.raises(ControlError, match="the daemon does not run"):
         ask(folder, {})
     server = Server(folder, echo)
     try:
@@ -140,7 +140,7 @@ def test_the_socket_of_a_daemon_that_was_killed_is_taken_over(folder: Path) -> N
 def test_a_second_daemon_is_refused_and_the_first_goes_on_answering(folder: Path) -> None:
     files = len(os.listdir("/proc/self/fd"))
     for _ in range(3):
-        with pytest.raises(ControlError, match="another nftsync answers there"):
+        with pytest.raises(ControlError, match="another nftsync uses this socket"):
             Server(folder, echo)
     assert ask(folder, {"n": 1}) == {"asked": {"n": 1}}
     assert eventually(lambda: len(os.listdir("/proc/self/fd")) <= files), "nothing stays open"
@@ -159,9 +159,9 @@ def test_a_daemon_whom_too_many_ask_keeps_its_socket(folder: Path) -> None:
             found = asker.connect_ex(str(folder / SOCKET))
         assert found == errno.EAGAIN
         before = (folder / SOCKET).stat().st_ino
-        with pytest.raises(ControlError, match="too many ask at once: ask again"):
+        with pytest.raises(ControlError, match="the daemon is busy with other commands: try again"):
             ask(folder, {})
-        with pytest.raises(ControlError, match="another nftsync answers there"):
+        with pytest.raises(ControlError, match="another nftsync uses this socket"):
             Server(folder, echo)
         assert (folder / SOCKET).stat().st_ino == before
 
@@ -193,7 +193,7 @@ HOSTILE: dict[str, list[bytes]] = {
 @pytest.mark.parametrize("pieces", HOSTILE.values(), ids=HOSTILE)
 def test_what_is_no_question_is_answered_with_an_error_and_the_next_one_is_heard(folder: Path, pieces: list[bytes]) -> None:
     try:
-        assert error(say(folder, *pieces)).startswith("that is no question: ")
+        assert error(say(folder, *pieces)).startswith("the request is not valid: ")
     except (ConnectionResetError, BrokenPipeError):
         assert sum(map(len, pieces)) > 64 * 1024, "only who says too much is hung up on"
     assert ask(folder, {}) == {"asked": {}}
@@ -206,7 +206,7 @@ def test_who_hangs_up_at_once_or_halfway_harms_nobody(folder: Path, said: bytes)
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
             connection.connect(str(folder / SOCKET))
             connection.sendall(said)
-    hung_up = "that is no question: the other side hung up"
+    hung_up = "the request is not valid: the other side closed the connection"
     assert eventually(lambda: error(say(folder, said, hang_up=True)) == hung_up), "when those before have been given up"
     assert ask(folder, {}) == {"asked": {}}
 
@@ -215,7 +215,7 @@ def test_who_says_nothing_is_given_up(folder: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(control, "PATIENCE", 0.2)
     server = Server(folder, echo)
     try:
-        assert error(say(folder, b'{"half')) == "the daemon is busy: ask again"
+        assert error(say(folder, b'{"half')) == "the daemon is busy: try again"
     finally:
         server.close()
 
@@ -236,7 +236,7 @@ def test_more_askers_than_there_are_places_hear_that_and_the_others_are_answered
         with ThreadPoolExecutor(control._AT_ONCE) as pool:
             asked = [pool.submit(ask, folder, {"n": number}) for number in range(control._AT_ONCE)]
             assert all(begun.acquire(timeout=PATIENCE) for _ in asked)
-            assert error(say(folder)) == "too many ask at once: ask again"
+            assert error(say(folder)) == "the daemon is busy with other commands: try again"
             go_on.set()
             assert [each.result() for each in asked] == [{"asked": {"n": number}} for number in range(control._AT_ONCE)]
         assert eventually(lambda: b"asked" in say(folder, b"{}\n")), "their places are free again"
@@ -330,7 +330,7 @@ def test_a_loop_that_does_not_turn_is_busy(folder: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(control, "PATIENCE", 0.2)
     server = Server(folder, Questions(lambda: None).ask)
     try:
-        with pytest.raises(ControlError, match="the daemon is busy: ask again"):
+        with pytest.raises(ControlError, match="the daemon is busy: try again"):
             ask(folder, {})
     finally:
         server.close()
@@ -401,7 +401,7 @@ def test_an_answer_that_fails_is_an_error_for_who_asked_and_for_nobody_else(
             with pytest.raises(ControlError, match="makes no sense"):
                 ask(folder, {"n": 0})
             assert not caplog.records
-            with pytest.raises(ControlError, match="which is a bug: the daemon's log has its traceback"):
+            with pytest.raises(ControlError, match="this is a bug: its log has the traceback"):
                 ask(folder, {"n": 1})
             assert "unhashable" in caplog.text
         assert ask(folder, {"n": 2}) == {"asked": {"n": 2}}

@@ -192,7 +192,7 @@ def test_what_somebody_else_does_to_our_tables_is_repaired_and_counted_and_other
     for times, change in enumerate(changes, start=1):
         daemon.lab.router.nft(change)
         assert eventually(partial(repaired, times)), f"{change}\n{daemon.log()}"
-    assert len(re.findall(r"'nft' \(pid \d+\) had changed our tables: repaired", daemon.log())) == len(changes)
+    assert len(re.findall(r"'nft' \(pid \d+\) changed nftsync's tables; nftsync repaired them", daemon.log())) == len(changes)
 
 
 def test_resyncs_without_drift_change_nothing_and_count_no_repair(daemon: Daemon) -> None:
@@ -258,7 +258,7 @@ def test_a_reload_takes_up_a_good_configuration_and_keeps_the_running_one_when_t
     good = rules(daemon.lab)
     daemon.configure("resync_intervall = 5\n")
     daemon.signal(signal.SIGHUP)
-    assert eventually(lambda: "the configuration was not taken up" in daemon.log())
+    assert eventually(lambda: "the configuration was not reloaded" in daemon.log())
     assert "resync_intervall" in daemon.log()
     assert daemon.get("/readyz").status == 200
     assert rules(daemon.lab) == good
@@ -284,7 +284,7 @@ def test_a_reload_moves_the_endpoint_unless_the_new_address_is_taken(lab: Lab, d
         daemon.extra = ""
         daemon.configure()
         daemon.signal(signal.SIGHUP)
-        assert eventually(lambda: "the configuration was not taken up" in daemon.log())
+        assert eventually(lambda: "the configuration was not reloaded" in daemon.log())
     assert daemon.get("/readyz", "127.0.0.1:9470").status == 200
 
 

@@ -58,7 +58,8 @@ def test_it_is_repaired_long_before_the_next_resync_and_the_culprit_is_named(dae
         assert not daemon.lab.arrives("tcp", SERVICE4, 81)
         assert not daemon.lab.arrives("tcp", "172.30.254.99", 80)
     assert eventually(lambda: daemon.metric(REPAIRS) == 3)
-    told = re.findall(r"^nftsync: WARNING: (\S+) \(pid \d+\) had changed our tables: repaired; .*$", daemon.log(), re.MULTILINE)
+    line = r"^nftsync: WARNING: (\S+) \(pid \d+\) changed nftsync's tables; nftsync repaired them; .*$"
+    told = re.findall(line, daemon.log(), re.MULTILINE)
     assert told == ["'nft'"] * 3
 
 

@@ -202,7 +202,7 @@ def test_drift_is_told_once(router: Told) -> None:
     router.place.nft("flush set inet nftsync services4")
     assert router.sync(resync=True).drift
     router.sync(resync=True)
-    repaired = "somebody else had changed our tables: repaired; pinholes: none changed"
+    repaired = "somebody else changed nftsync's tables; nftsync repaired them; pinholes: none changed"
     assert router.lines == [("WARNING", repaired)]
     [told] = router.source.news
     assert (str(told.about), told.topic, told.message, told.warning) == (
@@ -279,7 +279,7 @@ def test_pools_that_are_required_and_not_known_are_told_apart_from_pools_that_ar
     without = router.condition("PoolsGuarded")
     assert (without.holds, without.reason) == (True, "NoPools")
     assert "no address is opened" in without.message
-    assert ("WARNING", "no address is opened: there is no pool of MetalLB's that counts") in router.lines
+    assert ("WARNING", "no address is opened: no pool of MetalLB counts") in router.lines
     router.put(POOL)
     router.sync()
     assert set(router.pinholes()) == {f"{SERVICE4} . tcp . 80"}

@@ -126,7 +126,7 @@ def test_a_service_that_moved_while_limits_were_refused_does_not_open_its_old_po
     refuse_limits(monkeypatch)
     router.put(service("web", GOOD4, ports=[("TCP", 443)], limit=limit))
     result = router.sync()
-    assert "what may pass is up to date" in result.message, result.message
+    assert "pinholes are up to date" in result.message, result.message
     assert set(elements(router.lab, "services4")) == {f"{GOOD4} . tcp . 443"}
     router.restart(listed=False)
     router.sync()

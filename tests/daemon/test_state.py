@@ -241,7 +241,7 @@ def test_what_somebody_does_just_before_it_is_read_back_as_ours_is_found_out(
         told = "nft (pid 1)" if repaired_by == "this process" else SOMEBODY
         result = router.sync(resync=True, changed_by=told)
         assert (result.outcome, result.drift) == (Outcome.APPLIED, True)
-        assert result.message.startswith(f"{told} had changed our tables: repaired")
+        assert result.message.startswith(f"{told} changed nftsync's tables; nftsync repaired them")
     assert not lab.arrives("tcp", SERVICE4, 81)
     assert lab.arrives("tcp", SERVICE4, 80)
     assert "chain theirs" not in rules(lab)

@@ -93,7 +93,7 @@ def test_a_manager_that_does_not_listen_is_told_again_and_complained_of_once(
         systemd.ready("one")
         systemd.alive()
     assert [record.getMessage() for record in caplog.records] == [
-        "systemd can't be told how nftsync is doing: No such file or directory"
+        "nftsync can't reach systemd: No such file or directory; the firewall is not affected"
     ]
     manager = Manager(str(tmp_path / "notify"))
     systemd.ready("one")

@@ -308,12 +308,12 @@ def state(tmp_path: Path) -> Path:
 @needs_root
 def test_after_an_upgrade_and_a_reboot_without_a_cluster_exactly_that_is_open_which_was(tmp_path: Path, state: Path) -> None:
     with Lab() as lab, Daemon(lab, tmp_path) as daemon:
-        assert "what is remembered is in force: 13 pinholes" in boot(daemon)
+        assert "the remembered rules are in force: 13 pinholes" in boot(daemon)
         assert as_it_was(lab)
         assert limited(lab)
         lab.router.nft("flush ruleset")
         assert os.listdir(state) == ["memory.journal"], "from now on it counts"
-        assert "what is remembered is in force: 13 pinholes" in boot(daemon), "at the second boot, too"
+        assert "the remembered rules are in force: 13 pinholes" in boot(daemon), "at the second boot, too"
         assert as_it_was(lab)
         assert limited(lab)
 

@@ -755,7 +755,7 @@ def test_before_the_routers_own_addresses_are_known_nothing_is_opened(
     own = f"{CLUSTER[0]}"
     with monkeypatch.context() as patched:
         patched.setattr(Links, "local", refuse)
-        with pytest.raises(AssertionError, match="the last ruleset stays: the router's own addresses are not known"):
+        with pytest.raises(AssertionError, match="the last ruleset stays: nftsync could not read the router's own addresses"):
             router.put(nft(), WEB, EVERYTHING, service("hijack", own))
         assert tables(lab) == set()
     router.synced()
