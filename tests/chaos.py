@@ -1,9 +1,13 @@
-"""Faults drawn by a seed, one after the other, while numbered packets flow: nothing forbidden passes, nothing allowed is lost.
+"""Random faults, one after the other, while numbered packets flow.
+
+Forbidden packets never pass, allowed packets are never lost.
 
     python -m tests.chaos [--seed N] [--faults N] [--kills N]
 
-What should be open is told by an oracle that knows nothing of nft: a dictionary of what was asked for. After each fault the router
-has to come to that; while rules stand, packets to what is open all the time and to what never is are counted, every one.
+A seed draws the faults. An oracle that knows nothing of nft says which packets pass: it is a
+dictionary of the requested ports. After each fault the router must come to agree with it. While
+rules stand, the test counts each packet to a port that is always open and to a port that is never
+open.
 """
 
 from __future__ import annotations
@@ -50,7 +54,7 @@ class ChaosError(AssertionError):
 
 @dataclass
 class Asked:
-    """What a Service asks for: TCP and UDP ports at its two addresses, to everybody or to some."""
+    """The request of a Service: TCP and UDP ports at its two addresses, for all or some sources."""
 
     ports: tuple[tuple[str, int], ...]
     ranges: list[str]
@@ -58,7 +62,7 @@ class Asked:
 
 @dataclass
 class Tally:
-    """What was counted. seconds: until the oracle was right, of each fault."""
+    """The counts of a run. seconds: for each fault, until the router agreed with the oracle."""
 
     faults: Counter[str] = field(default_factory=Counter)
     seconds: list[float] = field(default_factory=list)
@@ -75,7 +79,7 @@ class Tally:
 
 
 class Chaos:
-    """A lab's router with a daemon, what is asked of it, and everything that can go wrong with it."""
+    """A lab's router with a daemon, the requests to it, and all faults that it can meet."""
 
     def __init__(self, lab: Lab, folder: Path, seed: int) -> None:
         self.lab = lab
@@ -92,7 +96,7 @@ class Chaos:
     # --- the oracle ---------------------------------------------------------------------------------------
 
     def passes(self, probe: Probe) -> bool:
-        """Whether a packet should, by what was asked for alone."""
+        """Whether a packet should pass, by the requests alone."""
         if probe.destination in STEADY.values():
             return (probe.protocol, probe.port) == ("udp", 80)
         number = int(probe.destination.replace("::", ".").rpartition(".")[2].rpartition(":")[2], 10)
@@ -112,7 +116,7 @@ class Chaos:
             yield Probe(self.draw.choice(("tcp", "udp")), address, self.draw.choice(PORTS), source=source)
 
     def converge(self, fault: str) -> None:
-        """Wait until the router does what the oracle says, for packets drawn anew until all of them are right at once."""
+        """Wait until the router agrees with the oracle about a whole set of random packets."""
         began = time.monotonic()
 
         def wrong() -> list[Probe]:
@@ -145,14 +149,14 @@ class Chaos:
             self.daemon.remove(self._service(name, self.asked.pop(name)))
 
     def poison_services(self) -> None:
-        """They ask for what nobody may have, and harm nobody."""
+        """Add Services with forbidden requests. No other Service may suffer."""
         for number in range(5):
             evil = service(f"evil{number}", self.draw.choice([EVIL, "0.0.0.0", "224.0.0.1", "203.0.113.1", "::1"]), limit=EVIL)
             evil["spec"]["ports"] = self.draw.choice([[{"port": 70000}], [{"port": "x"}], [{"protocol": EVIL, "port": 80}], 7])
             self.daemon.put(evil)
 
     def tear_a_file(self) -> None:
-        """What it held stays, as long as the daemon lives."""
+        """Damage a manifest. Its objects stay in force while the daemon lives."""
         if self.asked:
             name = self.draw.choice(sorted(self.asked))
             self.torn.add(name)
@@ -177,7 +181,7 @@ class Chaos:
         write(self.daemon.local_chain, f"chain local-chain {{\n\ttcp dport {self.draw.randint(10000, 60000)} drop\n}}\n")
 
     def kill(self) -> None:
-        time.sleep(self.draw.random() * 0.2)  # at any instant of what goes on
+        time.sleep(self.draw.random() * 0.2)  # at any instant
         self.daemon.signal(signal.SIGKILL)
         self._started_again()
 
@@ -196,7 +200,7 @@ class Chaos:
         self._started_again()
 
     def _started_again(self) -> None:
-        """Mend what a new process has no other way to know."""
+        """Repair the damaged manifests: a new process can't know their objects."""
         assert self.daemon.process
         self.daemon.process.wait()
         self.daemon.put(*(self._service(name, self.asked[name]) for name in sorted(self.torn & self.asked.keys())))
@@ -223,7 +227,7 @@ class Chaos:
         chain = "add chain inet other c { type filter hook input priority 10; }"
         self.foreign(f"add table inet other; {chain}; delete table inet other")
 
-    # --- faults that cut the way: nobody can promise that what is allowed arrives until they are over --------
+    # --- faults that cut the way: allowed packets may get lost until they end ---------------------------------
 
     def lose_the_nic(self) -> None:
         self.lab.unplug()
@@ -270,7 +274,7 @@ class Chaos:
 
     @contextmanager
     def load(self, allowed: Sequence[str] = ALLOWED) -> Iterator[None]:
-        """Numbered packets to what is open all the time and to what never is."""
+        """Numbered packets to ports that are always open and to ports that are never open."""
         with traffic(self.lab, [*allowed, *FORBIDDEN], pause=0.01) as running:
             if not eventually(lambda: running.through(len(allowed))):
                 raise ChaosError(f"nothing comes through\n{self.daemon.log()[-3000:]}")
@@ -284,7 +288,7 @@ class Chaos:
         self.tally.forbidden += sum(tally.sent for tally in tallies[len(allowed) :])
 
     def run(self, faults: int) -> None:
-        """Draw as many faults. Raises ChaosError at the first promise that is not kept."""
+        """Draw so many faults. Raises ChaosError at the first broken promise."""
         left = faults
         while left > 0:
             with self.load():

@@ -1,7 +1,7 @@
-"""Signals of the children that tests start: the defaults, however the tests themselves were started.
+"""Children of the tests start with the default signals, however you start the tests.
 
-A script that runs `make test &` starts it with SIGINT and SIGQUIT ignored, nohup(1) with SIGHUP ignored. Every child inherits that.
-No child inherits a handler: execve(2) sets the default in its place.
+A script that runs `make test &` starts it with SIGINT and SIGQUIT ignored, nohup(1) with SIGHUP
+ignored. Every child inherits that. No child inherits a handler: execve(2) sets the default instead.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ _PYTHONS = {signal.SIGPIPE, signal.SIGXFSZ}
 
 
 def give_children_default_signals() -> None:
-    """From now on children start with the default signals; this process goes on ignoring what it was told to ignore."""
+    """Make children start with the default signals. This process still ignores the same signals."""
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     for number in signal.valid_signals() - _PYTHONS:
         if signal.getsignal(number) is signal.SIG_IGN:

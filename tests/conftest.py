@@ -1,4 +1,7 @@
-"""Fixtures and rules of all tests: in CI none is skipped that runs nowhere else, and hypothesis is the same on every machine."""
+"""Fixtures and rules of all tests.
+
+CI skips a test only if it runs elsewhere. hypothesis draws the same examples on every machine.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +56,7 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
 
 @pytest.fixture(autouse=True)
 def no_log_outlives_its_stream() -> Iterator[None]:
-    """A command that a test has run in this process logs to a stderr that is closed by the next test."""
+    """Remove log handlers of commands in this process: the next test closes their stderr."""
     yield
     root = logging.getLogger()
     for handler in root.handlers[:]:
@@ -63,7 +66,7 @@ def no_log_outlives_its_stream() -> Iterator[None]:
 
 @pytest.fixture
 def netns() -> Iterator[Netns]:
-    """A network namespace of the test's own."""
+    """A network namespace for one test."""
     yield from _netns()
 
 

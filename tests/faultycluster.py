@@ -1,6 +1,7 @@
-"""A Kubernetes API for a daemon as a process: every kind that nftsync reads, each with faults of its own, at one address.
+"""A Kubernetes API for a daemon that runs as a process: it serves all kinds at one address.
 
-It takes Events and the Nft's status, and remembers them. See tests/faultyserver.py for the faults.
+Each kind has its own faults (see tests/faultyserver.py). The API accepts Events and the Nft's
+status and remembers them.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ class FaultyCluster:
             self._http = self._namespace.call(serve, ("127.0.0.1", PORT), self._world_of)
 
     def refuse(self) -> None:
-        """Nobody listens any more, and open connections are cut."""
+        """Stop listening and cut open connections."""
         if self._http is not None:
             self._http.end()
             self._http = None
@@ -95,7 +96,10 @@ class FaultyCluster:
         self.listen()
 
     def hold(self, *kinds: str, page: str = LIST) -> threading.Event:
-        """Lists of these kinds are answered when somebody sets the event. page: PAGE to hold what follows the first page."""
+        """Answer lists of these kinds only after the event is set.
+
+        page: PAGE to hold all but the first page.
+        """
         gate = threading.Event()
         for kind in kinds:
             self.kinds[kind].standing[page] = waits_for(gate)
@@ -121,7 +125,7 @@ class FaultyCluster:
         return [json.loads(each.body) for each in list(self.rest.requests) if each.path.endswith("/events")]
 
     def asked(self, kind: str) -> int:
-        """How many lists of a kind it was asked for."""
+        """The number of list requests for a kind."""
         return self.kinds[kind].count(LIST)
 
 

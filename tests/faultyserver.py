@@ -1,8 +1,9 @@
-"""An API server of the tests' own, on loopback: list and watch of one resource as the real one does, with faults to order.
+"""A fake API server on loopback: it lists and watches one resource as the real one, with faults.
 
-What is right is the default: paged lists from a snapshot, a log of events, compaction, bookmarks, gzip, a bearer token.
-A fault is scripted for a coming request of one kind and is a function of its handler; it returns DONE if it has answered
-the request, and None if the server is to go on as usual, in whatever way the fault has prepared.
+By default the server is right: paged lists from a snapshot, a log of events, compaction, bookmarks,
+gzip, a bearer token. A test scripts a fault for a coming request of one kind. A fault is a function
+of the handler. It returns DONE if it has answered the request. It returns None if the server goes
+on as usual, with the changes that the fault has made.
 
 FaultyServer serves one resource. tests/faultycluster.py puts several of them behind one address.
 """
@@ -37,7 +38,7 @@ OTHER = "other"  # not a GET
 
 @dataclass(frozen=True)
 class Request:
-    """What the server was asked. at: monotonic seconds."""
+    """A request to the server. at: monotonic seconds."""
 
     at: float
     kind: str
@@ -51,9 +52,10 @@ class Request:
 class FaultyServer:
     """Holds the truth: `objects`, by namespace and name.
 
-    token: what a request has to bring; None for anything.  largest_page: objects in a page, whatever the client allows.
-    standing: by kind of request, the fault that meets those for which none is scripted.  listens: False where somebody else
-    hands it the requests.
+    token: the bearer token of valid requests; None if all are valid.
+    largest_page: objects in a page at most, even if the client allows more.
+    standing: by kind of request, the fault for requests without a scripted one.
+    listens: False if another server passes the requests on.
     """
 
     path: str = "/api/v1/services"
@@ -90,7 +92,7 @@ class FaultyServer:
     def port(self) -> int:
         return int(self.http.server_address[1])
 
-    # --- what a test does to it ---------------------------------------------------------------------------
+    # --- for the tests -------------------------------------------------------------------------------------
 
     def put(self, obj: Object) -> Object:
         """Create or change an object, as it is; only its resourceVersion is set."""
@@ -121,7 +123,7 @@ class FaultyServer:
             return str(self._version)
 
     def compact(self) -> None:
-        """Forget the past: whoever watches or lists from an older version gets a 410."""
+        """Forget the past: a watch or list from an older version gets a 410."""
         with self._changed:
             self._version += 1
             self._oldest = self._version
@@ -145,14 +147,14 @@ class FaultyServer:
     def count(self, kind: str) -> int:
         return sum(1 for request in self.requests if request.kind == kind)
 
-    # --- what its handlers ask ----------------------------------------------------------------------------
+    # --- for the handlers ----------------------------------------------------------------------------------
 
     def next_fault(self, kind: str) -> Fault | None:
         faults = self._faults[kind]
         return faults.popleft() if faults else self.standing.get(kind)
 
     def page(self, limit: int, token: str) -> Object | None:
-        """A page of a list; None if what the token stands for was compacted."""
+        """A page of a list; None if the token's version was compacted."""
         with self._changed:
             if token:
                 version, start = json.loads(base64.b64decode(token))
@@ -170,7 +172,10 @@ class FaultyServer:
             return {"kind": "ServiceList", "apiVersion": "v1", "metadata": metadata, "items": items[start:end]}
 
     def events(self, version: int, deadline: float, generation: int) -> list[tuple[int, str, Object]] | None:
-        """Waits for what came after `version`; empty if the watch is over, None if that part was compacted."""
+        """Wait for events after `version`.
+
+        Empty if the watch is over, None if they were compacted.
+        """
         with self._changed:
             while True:
                 if version < self._oldest:
@@ -305,10 +310,10 @@ class Handler(BaseHTTPRequestHandler):
                 self.send_event(kind, obj)
                 version = at
 
-    # --- what faults are made of --------------------------------------------------------------------------
+    # --- parts of faults -----------------------------------------------------------------------------------
 
     def answer(self, code: int, body: bytes, headers: dict[str, str] | None = None, length: int | None = None) -> None:
-        """An answer with a body. length: what Content-Length says, if not the truth."""
+        """Send an answer with a body. length: a wrong value for Content-Length."""
         zipped = "gzip" in self.headers.get("Accept-Encoding", "") and len(body) > 1000
         body = gzip.compress(body, 1) if zipped else body
         self.send_response(code)
@@ -392,7 +397,7 @@ def never_answers(handler: Handler) -> bool:
 
 
 def waits_for(gate: threading.Event) -> Fault:
-    """The answer comes when somebody opens the gate, as usual."""
+    """The usual answer, but only after the test opens the gate."""
 
     def fault(handler: Handler) -> None:
         while not gate.wait(0.02) and not handler.world.stopping.is_set():
@@ -439,7 +444,7 @@ def first_says(*lines: bytes) -> Fault:
 
 
 def repeats(handler: Handler) -> None:
-    """The watch begins by telling again, twice, what the client knows already."""
+    """The watch begins with events that the client knows already, twice."""
     known = int(dict(parse_qsl(urlsplit(handler.path).query))["resourceVersion"])
     objects = [obj for obj in list(handler.world.objects.values()) if int(obj["metadata"]["resourceVersion"]) <= known]
     handler.prelude = [event_line(kind, obj) for kind in ("ADDED", "MODIFIED") for obj in objects]

@@ -1,9 +1,12 @@
-"""SIGKILL at instants drawn by a seed, while Services change, packets flow, and the API server is away half of the time.
+"""SIGKILL at random instants, while Services change and packets flow.
+
+The API server is away half of the time. A seed draws the instants.
 
     python -m tests.chaos --faults 0 --kills 300 [--seed N]
 
-Whenever it is, each Service is in the kernel as one of its versions, whole, and nothing is lost or let through. After the next
-start the kernel holds what the cluster asks for.
+After each kill, the kernel holds each Service in one of its versions, never a part of it. No
+allowed packet is lost and no forbidden one passes. After the next start the kernel holds the newest
+versions.
 """
 
 from __future__ import annotations
@@ -34,7 +37,7 @@ LIMITS = (None, None, "100 mbytes/second burst 1 mbytes")
 START = 1.0  # seconds within which a process that starts is killed
 CHANGE = 0.06  # seconds within which one is killed that has heard of a change
 
-Part = frozenset[str]  # what the kernel holds for a Service: "set: element"
+Part = frozenset[str]  # elements of one Service in the kernel: "set: element"
 
 
 class KillError(AssertionError):
@@ -43,7 +46,7 @@ class KillError(AssertionError):
 
 @dataclass
 class Tally:
-    """What was counted. seconds: from a start until everything was right."""
+    """The counts of a run. seconds: from each start until everything was right."""
 
     kills: Counter[str] = field(default_factory=Counter)
     seconds: list[float] = field(default_factory=list)
@@ -60,7 +63,7 @@ class Tally:
 
 
 def asked(raw: Raw | None) -> Part:
-    """What the kernel has to hold for a version of a Service; nothing if there is none."""
+    """The elements that the kernel must hold for a version of a Service; none for None."""
     if raw is None:
         return frozenset()
     found = set()
@@ -76,7 +79,7 @@ def asked(raw: Raw | None) -> Part:
 
 
 def held(lab: Lab) -> Mapping[str, Part]:
-    """What the kernel holds, by address."""
+    """The elements that the kernel holds, by address."""
     done = lab.router.run(["nft", "-j", "list", "ruleset"])
     found: dict[str, set[str]] = {}
     for declared in (each["set"] for each in json.loads(done.stdout)["nftables"] if "set" in each):
@@ -93,9 +96,9 @@ def _text(part: Any) -> str:
 
 
 class Kills:
-    """A router with a cluster whose Services change.
+    """A router, and a cluster in which Services change.
 
-    versions: of each Service those that the kernel may hold: the newest, and what it was since everything was right last.
+    versions: those that the kernel may hold of each Service: all since everything was right last.
     """
 
     def __init__(self, lab: Lab, cluster: FaultyCluster, daemon: ClusterDaemon, seed: int) -> None:
@@ -109,7 +112,7 @@ class Kills:
             self.versions[name] = [cluster.kinds["Service"].objects["default", name]]
         daemon.start()
 
-    # --- what is asked for --------------------------------------------------------------------------------
+    # --- requested Services --------------------------------------------------------------------------------
 
     def change(self) -> None:
         """Open, change or close some Services."""
@@ -128,7 +131,7 @@ class Kills:
             self.cluster.put(made)
 
     def mixtures(self) -> Iterator[str]:
-        """Each Service of which the kernel holds none of the versions that it may, and what nobody asked for."""
+        """Services that the kernel holds in no permitted version, and unrequested elements."""
         found = dict(held(self.lab))
         for name, versions in self.versions.items():
             addresses = {each["ip"] for raw in versions if raw for each in raw["status"]["loadBalancer"]["ingress"]}
@@ -173,7 +176,7 @@ class Kills:
         self.tally.seconds.append(time.monotonic() - began)
 
     def _kill_one_that_runs(self, *, away: bool) -> None:
-        """Within a moment of a change, whether it was heard of or not."""
+        """Kill a process shortly after a change, which it may have heard of or not."""
         self.change()
         if away:
             time.sleep(self.draw.random() * CHANGE)
@@ -194,7 +197,7 @@ class Kills:
 
     @contextmanager
     def load(self) -> Iterator[None]:
-        """Packets to what is open all the time and to what never is."""
+        """Packets to ports that are always open and to ports that are never open."""
         with traffic(self.lab, [*ALLOWED, *FORBIDDEN], pause=0.01) as running:
             if not eventually(lambda: running.through(len(ALLOWED))):
                 raise KillError(f"nothing comes through\n{self.daemon.log()[-3000:]}")
@@ -207,7 +210,7 @@ class Kills:
         self.tally.forbidden += sum(tally.sent for tally in tallies[len(ALLOWED) :])
 
     def run(self, number: int) -> None:
-        """At least so many kills."""
+        """Kill at least so many processes."""
         while (done := sum(self.tally.kills.values())) < number:
             with self.load():
                 while sum(self.tally.kills.values()) < min(number, done + 20):

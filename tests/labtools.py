@@ -1,4 +1,4 @@
-"""What the tests with a lab share: objects as the API has them, a firewall and a daemon in the lab's router."""
+"""Helpers of tests with a lab: objects of the API, a firewall and a daemon in the lab's router."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def nft(public_nic: str = PUBLIC_NIC, /, **switches: bool) -> Raw:
 
 
 def wanted(services: Iterable[Raw], resource: Raw, local_chain: str = "", *, index: int | None = None) -> Ruleset:
-    """The ruleset that these objects ask for, by the same way that the daemon goes."""
+    """The ruleset for these objects, computed as the daemon does."""
     parsed = [parse_service(raw, None) for raw in services]
     desired = Desired.of([each for each in parsed if each], Filters())
     settings = Settings.of(parse_nft(resource, None).spec, public_nic=None, index=index, local_chain=local_chain)
@@ -84,7 +84,7 @@ def wanted(services: Iterable[Raw], resource: Raw, local_chain: str = "", *, ind
 
 
 def no_metallb() -> MetalLBCaches:
-    """What is read of MetalLB in a cluster that has none."""
+    """MetalLB's caches in a cluster without MetalLB."""
     found = MetalLBCaches.empty(lambda: None, time.monotonic)
     for cache in found.caches:
         with cache.relist():
@@ -120,7 +120,10 @@ def eventually(condition: Callable[[], object], seconds: float = PATIENCE) -> bo
 
 
 def flooded(measure: Callable[[], Flood], rate: float, within: float) -> Flood:
-    """The first flood that came at this rate, in bytes a second, give or take this part of it: a busy machine holds up some."""
+    """Repeat a flood until it arrives at this rate. A busy machine delays some floods.
+
+    rate: bytes a second, give or take a part of it.
+    """
     deadline = time.monotonic() + PATIENCE
     while abs((measured := measure()).rate - rate) > within * rate:
         assert time.monotonic() < deadline, f"{measured.rate:.0f} and never {rate:.0f} bytes/second"
@@ -128,7 +131,7 @@ def flooded(measure: Callable[[], Flood], rate: float, within: float) -> Flood:
 
 
 def elements(lab: Lab, name: str, family: str = "inet") -> dict[str, Raw]:
-    """A set of ours as the kernel lists it: from "address . protocol . port" to what hangs on the element.
+    """One of our sets in the kernel: from "address . protocol . port" to the element's attributes.
 
     Empty if there is no such set.
     """
@@ -144,7 +147,7 @@ def elements(lab: Lab, name: str, family: str = "inet") -> dict[str, Raw]:
 
 
 def packets(lab: Lab, name: str, key: str) -> int:
-    """What an element's counter has counted."""
+    """The packets of an element's counter."""
     return int(elements(lab, name)[key]["counter"]["packets"])
 
 
@@ -154,7 +157,7 @@ def tables(lab: Lab) -> set[str]:
 
 
 def rules(lab: Lab, *options: str) -> str:
-    """The router's whole ruleset as text without what counts, in an order that does not tell when something was added."""
+    """The router's whole ruleset as text without counters, in the same order for equal rulesets."""
     listed = lab.router.run(["nft", *options, "--stateless", "list", "ruleset"]).stdout
     shown = []
     for table in re.split(r"^}\n", listed, flags=re.MULTILINE):
@@ -164,14 +167,14 @@ def rules(lab: Lab, *options: str) -> str:
 
 
 def answers(connection: socket.socket, seconds: float = PATIENCE) -> bool:
-    """Whether what is sent now comes back within that time."""
+    """Whether bytes that you send now come back within that time."""
     text = b"still?%d" % time.monotonic_ns()
     connection.sendall(text)
     return bool(select.select([connection], [], [], seconds)[0]) and connection.recv(100).endswith(text)
 
 
 def written(shown: str) -> str:
-    """What of rules() is written down for the next boot: not the public NIC's index."""
+    """The part of rules() that a boot loads again: all but the public NIC's index."""
     return re.sub(r' iif != "\w+"(?= ct state new accept\n)|\t\tiifname != "\w+" iif "\w+" jump operator-svc\n', "", shown)
 
 
@@ -194,9 +197,9 @@ class Answer:
 class Daemon:
     """`nftsync run` as a process in the lab's router, with files of its own in a folder.
 
-    Use it as a context manager: on leaving, the process is ended, and what it did to the kernel stays.
+    Use it as a context manager: it ends the process, but leaves the rules in the kernel.
 
-    program: what stands for `nftsync` on a command line.  environment: what the process is told besides.
+    program: the words for `nftsync` on a command line.  environment: more variables of the process.
     """
 
     lab: Lab
@@ -247,7 +250,7 @@ class Daemon:
         return [*self.program, "run", "--config", str(self.config), "--manifests", str(self.manifests), *options]
 
     def start(self, *, ready: bool = True) -> Self:
-        """Start it; return when it is ready, or without `ready` when it answers at all."""
+        """Start it and wait until it is ready. Without `ready`, wait until it answers."""
         self.launch()
         good = {200} if ready else {200, 503}
         assert eventually(lambda: self.get("/readyz").status in good or self.ended), f"never ready: {self.log()}"
@@ -281,7 +284,7 @@ class Daemon:
         return self.lab.router.run(self.command_line(*arguments), check=False)
 
     def command_line(self, *arguments: str) -> list[str]:
-        """That of another nftsync command with this configuration."""
+        """The command line of another nftsync command with this configuration."""
         return [*self.program, *arguments, "--config", str(self.config)]
 
     def log(self) -> str:
@@ -309,7 +312,10 @@ def write_manifests(folder: Path, *objects: Raw) -> Path:
 
 
 def write(path: Path, text: str) -> None:
-    """Replace a file whole, so that nobody reads half of it; its time stamp differs from that of the one before."""
+    """Replace a file at once, so that nobody reads half of it.
+
+    Its time stamp differs from the previous one.
+    """
     before = path.stat().st_mtime_ns if path.exists() else 0
     temporary = path.with_suffix(".new")
     temporary.write_text(text)

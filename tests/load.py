@@ -1,4 +1,4 @@
-"""A load of numbered packets while something happens, and what became of each."""
+"""Send numbered packets while something happens, and find out which arrive."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.labtools import PATIENCE
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """What became of the packets to one destination. missing: the first 20 that did not come through."""
+    """The counts of packets to one destination. missing: numbers of lost packets, at most 20."""
 
     sent: int
     arrived: int
@@ -37,7 +37,7 @@ class Traffic:
         self._reader.start()
 
     def through(self, destinations: int) -> bool:
-        """Whether by now packets flow, and something came through to as many destinations."""
+        """Whether packets flow by now, and have reached so many destinations."""
         return len(self._lines) > destinations
 
     def end(self) -> list[Tally]:
@@ -51,7 +51,8 @@ class Traffic:
 def traffic(lab: Lab, destinations: Sequence[str], pause: float = 0) -> Iterator[Traffic]:
     """Traffic to "address port" each, `pause` seconds between the rounds.
 
-    What is forbidden has a listener too: if it gets through, it is heard. The node listens on UDP 80 and 81, the router on 5000.
+    Forbidden packets have a listener, too: it hears them if they get through. The node listens on
+    UDP 80 and 81, the router on 5000.
     """
     sockets = [listener(lab.node, port) for port in (80, 81)] + [listener(lab.router, 5000)]
     with traffic_from(lab.client, sockets, destinations, pause) as flowing:
@@ -62,7 +63,10 @@ def traffic(lab: Lab, destinations: Sequence[str], pause: float = 0) -> Iterator
 def traffic_from(
     client: Namespace, sockets: Sequence[socket.socket], destinations: Sequence[str], pause: float = 0
 ) -> Iterator[Traffic]:
-    """Traffic from a namespace; what comes through is heard by the sockets, which are closed afterwards."""
+    """Traffic from a namespace.
+
+    The sockets hear the packets that get through; they close afterwards.
+    """
     numbers = [each.fileno() for each in sockets]
     argv = [sys.executable, str(Path(__file__).with_name("traffic.py")), str(pause), *map(str, numbers), *destinations]
     process = client.popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=numbers, bufsize=1)
@@ -76,9 +80,9 @@ def traffic_from(
 
 
 def listener(where: Namespace, port: int) -> socket.socket:
-    """Hears what comes to a UDP port of any of a namespace's addresses."""
+    """A socket that hears a UDP port on all addresses of a namespace."""
     made: socket.socket = where.socket(socket.AF_INET6, socket.SOCK_DGRAM)
-    made.setsockopt(socket.SOL_SOCKET, 33, 32 << 20)  # SO_RCVBUFFORCE: whatever comes between two looks has room
+    made.setsockopt(socket.SOL_SOCKET, 33, 32 << 20)  # SO_RCVBUFFORCE: room for all packets
     made.setblocking(False)
     made.bind(("::", port))
     return made

@@ -1,6 +1,7 @@
 """`nftsync` on a kernel that lacks an expression: python -m tests.oldkernel FILE ARGUMENT…
 
-FILE holds the word that the kernel does not know, or nothing. As on a real machine, nft itself has nothing against it.
+FILE holds the word that the kernel does not know, or nothing. As on a real machine, nft itself
+accepts it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""A daemon as a process with a cluster that can fail, started by hand or as systemd starts it, and a look at each transaction."""
+"""A daemon that runs as a process, with a cluster that can fail.
+
+A test starts it by hand or as systemd does, and can look at each of its transactions.
+"""
 
 from __future__ import annotations
 
@@ -36,13 +39,13 @@ INVALID_NFT = {**nft(), "spec": {"public_nic": 7}}
 
 
 def not_yet(reason: str) -> pytest.MarkDecorator:
-    """Marks a test that states how it shall be. It fails until it is so, and then the mark has to go."""
+    """Marks a test of a future state. It fails until the code gets there; then remove the mark."""
     return pytest.mark.xfail(strict=True, raises=AssertionError, reason=reason)
 
 
 @dataclass
 class ClusterDaemon(Daemon):
-    """`nftsync run` with an API server beside it, in the router, and somebody who listens in the place of systemd."""
+    """`nftsync run` in the router, with an API server, and a listener in place of systemd."""
 
     cluster: FaultyCluster = field(kw_only=True)
 
@@ -87,11 +90,11 @@ class ClusterDaemon(Daemon):
         self.process.wait()
 
     def syncs(self) -> float:
-        """How many there were, whatever came of them."""
+        """The number of syncs with any result."""
         return sum(map(float, re.findall(r"^nftsync_syncs_total\{.*\} (\S+)$", self.get("/metrics").body, re.MULTILINE)))
 
     def waiting(self) -> None:
-        """Start it, and return when it has tried to do something, whatever it lacks."""
+        """Start it, and return after its first sync, even if it waits for lists or settings."""
         self.start(ready=False)
         assert eventually(lambda: self.syncs() >= 1), self.log()
 
@@ -113,7 +116,7 @@ class ClusterDaemon(Daemon):
         return found
 
     def _hear(self) -> None:
-        """In the place of systemd. A message of no length is our own: the end."""
+        """Listen in place of systemd. An empty message is our own: it ends the thread."""
         while message := self._systemd.recv(4096).decode():
             if found := re.search(r"^STATUS=(.*)$", message, re.MULTILINE):
                 self.systemd_status = found[1]
@@ -121,7 +124,10 @@ class ClusterDaemon(Daemon):
 
 @contextmanager
 def cluster_daemon(folder: Path, *objects: Raw, extra: str = "") -> Iterator[ClusterDaemon]:
-    """A lab with a cluster that has these objects, and a daemon that is not started. It resyncs every second."""
+    """A lab with these objects in its cluster, and a daemon that does not run yet.
+
+    It resyncs every second.
+    """
     with (
         Lab() as lab,
         FaultyCluster(lab.router) as cluster,
@@ -142,7 +148,7 @@ def closed_for_good(daemon: ClusterDaemon, raw: Raw) -> None:
 
 
 def systemctl_start(daemon: ClusterDaemon) -> None:
-    """Run what `systemctl start nftsync` runs on a router that has been up for a while: the unit and the ones it wants."""
+    """Run the units of `systemctl start nftsync` on a router that has been up for a while."""
     service_unit = _unit("nftsync.service")
     for name in " ".join([*service_unit.get("Wants", ()), *service_unit.get("Requires", ())]).split():
         if (UNITS / name).exists() and _conditions_hold(_unit(name), daemon):
@@ -162,7 +168,10 @@ def _unit(name: str) -> Mapping[str, list[str]]:
 
 
 def _conditions_hold(unit: Mapping[str, Sequence[str]], daemon: ClusterDaemon) -> bool:
-    """Source: systemd.unit(5). Of the conditions with a | one has to hold, of the others all."""
+    """Whether a unit's conditions hold: one of those with a |, and all others.
+
+    Source: systemd.unit(5).
+    """
     unknown = [key for key in unit if key.startswith(("Condition", "Assert")) and key != "ConditionPathExists"]
     assert not unknown, f"teach this function {unknown}"
     places = {"/etc/nftsync/kubeconfig": daemon.kubeconfig, "/var/lib/nftsync": daemon.state, "/run/nftsync": daemon.runtime}
@@ -184,11 +193,11 @@ def _execute(daemon: ClusterDaemon, lines: Sequence[str]) -> None:
         assert line.startswith("-") or done.returncode == 0, done.stderr
 
 
-# --- what flows, and what is committed ------------------------------------------------------------------
+# --- packets and transactions ----------------------------------------------------------------------------
 
 
 class Flow:
-    """What became of the packets to each destination."""
+    """The counts of packets to each destination."""
 
     def __init__(self, tallies: Mapping[str, Tally]) -> None:
         self._tallies = tallies
@@ -207,7 +216,7 @@ class Flow:
 
 
 class Flowing:
-    """Packets that are under way until `end`."""
+    """Packets that flow until `end`."""
 
     def __init__(self, running: Traffic, destinations: Sequence[str]) -> None:
         self._running = running
@@ -219,14 +228,17 @@ class Flowing:
 
 @contextmanager
 def flow(lab: Lab, *destinations: str, passing: int) -> Iterator[Flowing]:
-    """Numbered packets to destinations (see tests.load). passing: so many have to get through before anything else happens."""
+    """Numbered packets to destinations (see tests.load).
+
+    passing: packets reach so many destinations before the block begins.
+    """
     with traffic(lab, destinations, pause=0.001) as running:
         assert eventually(lambda: running.through(passing)), "nothing comes through"
         yield Flowing(running, destinations)
 
 
 class Transactions:
-    """What was committed in the router, from the start on: the lines of each transaction, as `nft monitor` tells them."""
+    """The lines of each transaction in the router since the start, as `nft monitor` shows them."""
 
     def __init__(self, lab: Lab, process: subprocess.Popen[str]) -> None:
         assert process.stdout
@@ -236,7 +248,7 @@ class Transactions:
         assert eventually(self._mark), "nft monitor says nothing"
 
     def _mark(self) -> bool:
-        """Commit something that is none of ours, and say whether it was told of."""
+        """Commit an object of others; return whether `nft monitor` showed it."""
         before = len(self._lines)
         self._lab.router.nft("add table ip probe\ndelete table ip probe")
         return eventually(lambda: any("new generation" in line for line in self._lines[before:]), 0.5)
@@ -262,5 +274,5 @@ def transactions(lab: Lab) -> Iterator[Transactions]:
 
 
 def always(condition: Callable[[], object], times: int = 5) -> bool:
-    """Whether it is so again and again, some moments apart."""
+    """Whether a condition holds again and again, some moments apart."""
     return not any(eventually(lambda: not condition(), 0.1) for _ in range(times))

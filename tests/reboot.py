@@ -1,4 +1,4 @@
-"""A lab's router that is switched off and on: what the daemon wrote down is there, what it did to the kernel is not."""
+"""Switch a lab's router off and on: it keeps the daemon's files, but no rules in the kernel."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ def journal_file(daemon: Daemon) -> Path:
 
 
 def remembered(daemon: Daemon) -> Memory:
-    """What a daemon that starts now would know."""
+    """The memory of a daemon that starts now."""
     return Journal(daemon.state).load()
 
 
 def power_off(daemon: Daemon) -> None:
-    """Stop the daemon; what it did to the kernel is gone, and so is what stands in /run."""
+    """Stop the daemon, and delete its rules in the kernel and its files in /run."""
     assert daemon.stop() == 0
     switched_off(daemon)
 
 
 def switched_off(daemon: Daemon) -> None:
-    """The router lost its kernel's state and /run; no daemon runs."""
+    """Delete the rules in the kernel and the files in /run. No daemon may run."""
     daemon.lab.router.nft("flush ruleset")
     shutil.rmtree(daemon.folder / "run", ignore_errors=True)
 
 
 def boot(daemon: Daemon, *options: str) -> str:
-    """What it said."""
+    """Run `nftsync boot`; returns its log lines."""
     done = daemon.lab.router.run(daemon.command_line("boot", *options), check=False, timeout=PATIENCE)
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
     return done.stderr

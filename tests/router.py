@@ -1,7 +1,7 @@
-"""A router as the tests see it: a kernel in a network namespace, kept up to date, and the cluster that it is told of.
+"""A router for tests: a kernel in a network namespace, the daemon's parts, and a cluster.
 
-No test sees how the daemon's parts join behind it. `Router` stands for one process after another; the kernel, the files and
-the cluster outlive them. The cluster is either listed, or the API server is silent.
+`Router` hides from the tests how the daemon's parts join. It stands for one process after another:
+the kernel, the files and the cluster outlive each. The API server answers, or it is silent.
 """
 
 from __future__ import annotations
@@ -38,13 +38,20 @@ KINDS = ("Service", "Nft", "IPAddressPool", "BGPAdvertisement", "BGPPeer", "Conf
 
 
 def config_in(folder: Path, **changes: Any) -> Config:
-    """A configuration with its files in a folder; tests and other programs may change the tables. changes: fields of Config."""
+    """A configuration with its files in a folder. Tests and other programs may change the tables.
+
+    changes: fields of Config.
+    """
     made = Config(state=folder, runtime=folder, local_chain=folder / "local-chain.nft", own_tables=False)
     return replace(made, **changes)
 
 
 class Router:
-    """One router. objects: in the cluster.  listed: whether the API answers.  wake: called after each change, as in the daemon."""
+    """One router.
+
+    objects: those in the cluster.  listed: whether the API server answers.
+    wake: called after each change, as in the daemon.
+    """
 
     def __init__(
         self, place: Namespace, config: Config, *objects: Raw, listed: bool = True, wake: Callable[[], None] = lambda: None
@@ -64,7 +71,7 @@ class Router:
         self.close()
 
     def close(self) -> None:
-        """End the process; what it did to the kernel stays."""
+        """End the process. Its rules stay in the kernel."""
         self._reconciler.record.finish()
         self._links.close()
 
@@ -76,21 +83,24 @@ class Router:
     # --- the cluster --------------------------------------------------------------------------------------
 
     def put(self, *objects: Raw) -> None:
-        """Objects of any kind are added or changed."""
+        """Add or change objects of any kind."""
         for raw in objects:
             self._keep(raw)
             if self._listed:
                 self._caches[raw["kind"]].put(raw)
 
     def delete(self, *objects: Raw) -> None:
-        """Objects of any kind are deleted."""
+        """Delete objects of any kind."""
         for raw in objects:
             self._cluster[raw["kind"]].pop(identify(raw)[0], None)
             if self._listed:
                 self._caches[raw["kind"]].delete(raw)
 
     def lists(self, *objects: Raw) -> None:
-        """The API, silent until now, answers: the first lists are complete, and hold these objects too."""
+        """Let the silent API server answer.
+
+        The first lists are complete and hold these objects, too.
+        """
         self._keep(*objects)
         self._listed = True
         for kind, cache in self._caches.items():
@@ -103,7 +113,7 @@ class Router:
             self._cluster[raw["kind"]][identify(raw)[0]] = raw
 
     def _connect(self, *, listed: bool) -> None:
-        """Begin to hear of the cluster."""
+        """Connect to the cluster with new caches."""
         self._inputs = Inputs.empty(self._wake, remembered=self._record.memory.named)
         self._caches: dict[str, ObjectCache[Any]] = self._inputs.by_kind()
         self._listed = False
@@ -113,7 +123,10 @@ class Router:
     # --- the process --------------------------------------------------------------------------------------
 
     def restart(self, *, listed: bool = True, **changes: Any) -> None:
-        """Another process begins, with the kernel and the files as they are. listed: whether the API answers."""
+        """Start another process with the same kernel and files.
+
+        listed: whether the API server answers.
+        """
         self._record.finish()
         self.config = replace(self.config, **changes)
         self._begin(listed=listed)
@@ -131,13 +144,13 @@ class Router:
         return Store(Journal(self.config.state), BootMark(self.config.runtime))
 
     def forget(self) -> None:
-        """The disk loses what the process remembers, before the next one begins."""
+        """Delete the journal before the next process begins."""
         self._record.finish()
         for path in self.config.state.glob("*.journal"):
             path.unlink()
 
     def reload(self, *, listed: bool = True, **changes: Any) -> None:
-        """Take up changes of the configuration. listed: whether the API answers; if not, it is another one, which is silent."""
+        """Reload a changed configuration. listed: False for another API server, which is silent."""
         before, self.config = self.config, replace(self.config, **changes)
         if not (listed and self._listed):
             self._connect(listed=listed)
@@ -151,7 +164,7 @@ class Router:
         return self._result
 
     def synced(self, *, resync: bool = False, changed_by: str = "") -> SyncResult:
-        """Sync with success."""
+        """Sync, and assert success."""
         result = self.sync(resync=resync, changed_by=changed_by)
         assert result.outcome in (Outcome.APPLIED, Outcome.UNCHANGED), result.message
         return result
@@ -162,46 +175,46 @@ class Router:
         return self._result
 
     def publish(self, publisher: Publisher, source: Source, result: SyncResult) -> None:
-        """Let a publisher tell what a sync's result means."""
+        """Let a publisher publish a sync's result."""
         publisher.publish(source, result)
 
     # --- its state now ------------------------------------------------------------------------------------
 
     def pinholes(self) -> Mapping[str, Pinhole]:
-        """Those that the kernel has accepted, by their keys."""
+        """The pinholes that the kernel has accepted, by their keys."""
         return self._reconciler.opened()
 
     def settings_in_force(self) -> Settings | None:
-        """What the rules in the kernel are made from; None before the first successful sync."""
+        """The settings of the rules in the kernel; None before the first successful sync."""
         return self._result.settings
 
     def rejections(self) -> tuple[Rejection, ...]:
-        """Everything that is refused now."""
+        """All rejections of the last sync."""
         return self._result.rejections
 
     def refused(self, reason: Reason) -> set[str]:
-        """The names of the objects that are refused for a reason."""
+        """The names of the objects with a rejection for this reason."""
         return {each.object.name for each in self.rejections() if each.reason is reason}
 
     def admits(self, address: Address) -> bool:
-        """Whether a Service may have an address, by what the last sync knew."""
+        """Whether a Service may have an address, after the last sync."""
         return self._result.guard.admits(address)
 
     def cluster_addresses(self) -> AddressSet:
-        """The addresses that are cut off where they have no pinhole, by what the last sync knew."""
+        """The addresses that are closed except for their pinholes, after the last sync."""
         return self._result.guard.cluster
 
     def confirmation(self) -> tuple[Confirmation, str]:
-        """Whether settings that cut somebody off are confirmed, and the sentence about it."""
+        """The state of settings that need a confirmation, and the sentence about it."""
         confirming = self._reconciler.confirming
         return confirming.state, str(confirming)
 
     def next_deadline(self) -> float:
-        """Seconds until a sync is worth it though nothing has changed; infinite if none is."""
+        """Seconds until the next sync even if no input changes; infinite for never."""
         return max(0.0, self._reconciler.deadline - time.monotonic())
 
     def local_chain_changed(self) -> bool:
-        """Whether the local chain's file has a version that no sync has looked at."""
+        """True if the local chain's file has changed since the last sync."""
         return self._reconciler.local_chain_changed()
 
     # --- the state folder ---------------------------------------------------------------------------------
@@ -211,7 +224,7 @@ class Router:
         return Journal(self.config.state).load().facts.local_chain
 
     def save_local_chain(self, body: str) -> None:
-        """Replace the last good local chain in the state folder, behind the process's back."""
+        """Replace the last good local chain in the state folder without the process."""
         journal = Journal(self.config.state)
         memory = journal.load()
         memory.facts = replace(memory.facts, local_chain=body)
@@ -219,7 +232,7 @@ class Router:
         journal.finish()
 
     def rules_are_known(self) -> bool:
-        """Whether the next process can tell whether the rules are those that this one left."""
+        """True if the next process can check that nobody has changed the rules."""
         mark = BootMark(self.config.runtime)
         return mark.facts is not None and bool(mark.facts.rules)
 

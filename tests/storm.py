@@ -15,7 +15,7 @@ from tests.lab.namespace import Namespace
 
 @contextmanager
 def storm(namespace: Namespace, rate: float) -> Iterator[None]:
-    """As many changes a second, 0 for as many as there can be; they begin before and end after what is in between."""
+    """Change nf_tables while the block runs. rate: changes a second, 0 for as many as possible."""
     process = namespace.popen([sys.executable, "-m", "tests.storm", str(rate)], stdout=subprocess.PIPE)
     try:
         assert process.stdout
@@ -28,7 +28,7 @@ def storm(namespace: Namespace, rate: float) -> Iterator[None]:
 
 
 def _blow(pause: float) -> None:
-    """For ten minutes, so that whoever waits for the end is caught waiting."""
+    """Change nf_tables for ten minutes: a program that waits for the end must fail its test."""
     nft, began, number = Nftables(), time.monotonic(), 0
     nft.cmd("add table inet storm; add set inet storm s { type ipv4_addr; }")
     while time.monotonic() < began + 600:

@@ -1,4 +1,4 @@
-"""What several tests share: a network namespace to load rulesets into, and strategies for hostile input."""
+"""Helpers of several tests: a network namespace for rulesets, and strategies for hostile input."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ T = TypeVar("T")
 
 
 class Netns:
-    """A network namespace of a thread of its own: `run` works inside it, nothing else of the process does.
+    """A network namespace with its own thread: only `run` works inside it.
 
-    It has lo and what `run` makes; it is gone when it is closed.
+    It has lo and the objects that `run` makes. close() deletes it.
     """
 
     def __init__(self) -> None:
@@ -92,7 +92,7 @@ def _run(argv: tuple[str, ...], text: str) -> subprocess.CompletedProcess[str]:
 
 
 def count_yaml_events(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """Counts what PyYAML makes of texts from now on: the measure of what they cost."""
+    """Counts the events that PyYAML makes of texts from now on: a measure of their cost."""
     parse, counted = yaml.parse, Counter[str]()
 
     def counting(*arguments: Any, **options: Any) -> Iterator[Any]:
@@ -118,7 +118,7 @@ seconds = {"second": 1, "minute": 60, "hour": 3600, "day": 86400, "week": 604800
 
 @st.composite
 def limits(draw: st.DrawFn) -> RateLimit:
-    """Limits that the kernel takes."""
+    """Limits that the kernel accepts."""
     per = draw(st.sampled_from(sorted(seconds)))
     if draw(st.booleans()):
         rate = draw(st.integers(1, 1000) | st.integers(1, 10**9))
@@ -140,7 +140,7 @@ _addresses = ("192.0.2.1", "192.0.2.2", "203.0.113.9", "2001:db8::1", "64:ff9b::
 
 
 def separate(networks: tuple[Network, ...]) -> tuple[Network, ...]:
-    """Without those that another one holds, as parsed Services have them."""
+    """Networks without those inside of another one, as parsed Services have them."""
 
     def held(inner: Any, outer: Any) -> bool:
         return inner != outer and inner.version == outer.version and bool(inner.subnet_of(outer))
@@ -186,14 +186,14 @@ def router_settings(draw: st.DrawFn) -> Settings:
 
 
 def rulesets() -> st.SearchStrategy[Ruleset]:
-    """What random Services give under random settings."""
+    """Rulesets of random Services and random settings."""
     several = st.lists(services(), max_size=4, unique_by=lambda each: each.name)
     desired = several.map(lambda found: Desired.of(found, Filters()).pinholes.values())
     return st.builds(ruleset, desired, router_settings())
 
 
 def filled(elements: Mapping[str, Elements]) -> dict[str, Elements]:
-    """Elements without the sets that hold none."""
+    """Elements without empty sets."""
     return {
         family: {name: members for name, members in sets.items() if members}
         for family, sets in elements.items()
@@ -208,7 +208,7 @@ def blocks(listing: str) -> list[str]:
 
 @dataclass(frozen=True)
 class Fresh:
-    """How a ruleset's rules show where it was loaded afresh: to nft, and read back."""
+    """The rules of a freshly loaded ruleset, as nft lists them and as readback reads them."""
 
     listing: str
     rules: str

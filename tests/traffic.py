@@ -1,12 +1,17 @@
-"""Numbered packets as fast as one process can, and which of them came through: run it as a program in the client's namespace.
+"""Send numbered packets as fast as one process can, and report which arrive.
+
+Run it as a program in the client's namespace:
 
     traffic.py PAUSE LISTENER… DESTINATION…
 
-PAUSE: seconds between two rounds of packets.  A LISTENER is the number of an inherited UDP socket; a DESTINATION is "address port".
-Packets go to every destination in turn, each with the destination's place in the list and a number of its own, until stdin
-ends. A line goes to stdout when that begins, "begun", and once for every destination that something has come through to, "through
-PLACE". At the end, as JSON, for each destination how many packets were sent, how many arrived and the numbers of those that are
-missing, at most 20: [[N, N, [N, …]], …].
+PAUSE: seconds between two rounds of packets.  LISTENER: number of an inherited UDP socket.
+DESTINATION: "address port".
+
+Packets go to every destination in turn, until stdin ends. Each carries the destination's place in
+the list and its own number. stdout gets the line "begun" at the start, and "through PLACE" after
+the first packet has reached a destination. The last line is JSON. For each destination, it holds
+the counts of sent and arrived packets, and the numbers of at most 20 missing packets:
+[[N, N, [N, …]], …].
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
-"""One Service on its way through a daemon that runs: which modules it enters until the kernel has it, and until its Event is sent.
+"""Trace one Service through a running daemon: the modules on its way to the kernel and back.
 
     python -m tests.walk
 
-walks some Services through a lab's router that logs nothing and has no pools, and prints the way of the one that met the fewest
-modules. `python -m tests.walk FILE ARGUMENT…` is `nftsync ARGUMENT…`, which leaves in FILE what it entered and when.
+sends some Services through a lab's router without logs and pools. It prints the way of the one that
+enters the fewest modules. `python -m tests.walk FILE ARGUMENT…` runs `nftsync ARGUMENT…` and writes
+the entered modules with their times into FILE.
 """
 
 from __future__ import annotations
@@ -29,14 +30,17 @@ Entry = tuple[float, str, str]  # monotonic seconds, thread, module; the module 
 
 @dataclass(frozen=True)
 class Walk:
-    """What an ADDED line entered. there: until nft had the pinhole.  back: from then until the Event was sent."""
+    """The modules that an ADDED line enters.
+
+    there: until nft has the pinhole.  back: from then until the daemon sends the Event.
+    """
 
     there: Sequence[Entry]
     back: Sequence[Entry]
 
     @property
     def modules(self) -> list[str]:
-        """Each once. The face of a package is no room that anything happens in, and has no functions."""
+        """Each module once, without the faces of packages."""
         return sorted({module for _, _, module in (*self.there, *self.back)})
 
     def __str__(self) -> str:
@@ -52,12 +56,12 @@ def _way(title: str, entries: Sequence[Entry]) -> Iterator[str]:
 
 
 def _is_a_room(frame: FrameType) -> bool:
-    """Not the face of a package, nor what dataclasses generate: there nothing happens that anybody has to read."""
+    """False for faces of packages and for the code of dataclasses: nobody has to read them."""
     return "__path__" not in frame.f_globals and frame.f_code.co_filename != "<string>"
 
 
 def record(file: Path, arguments: Sequence[str]) -> None:
-    """Run nftsync, and write down which of its modules were entered."""
+    """Run nftsync, and write down the modules that it enters."""
     entries: list[Entry] = []
 
     def profile(frame: FrameType, event: str, _: object) -> None:
@@ -78,7 +82,7 @@ def record(file: Path, arguments: Sequence[str]) -> None:
 
 
 def walks(daemon: ClusterDaemon, file: Path, number: int) -> list[Walk]:
-    """Walk so many Services, one after the other, through a daemon that is warm."""
+    """Send so many Services, one after the other, through a warm daemon."""
     daemon.program = (sys.executable, "-m", "tests.walk", str(file))
     daemon.start()
     times = [_walk(daemon, service(f"walker{each}", f"172.30.254.{100 + each}")) for each in range(number + 1)]
@@ -88,7 +92,7 @@ def walks(daemon: ClusterDaemon, file: Path, number: int) -> list[Walk]:
 
 
 def _walk(daemon: ClusterDaemon, raw: Raw) -> tuple[float, float]:
-    """When it began, and when the Event was here."""
+    """Send one Service. Returns the times of its start and of its Event."""
     time.sleep(0.3)  # a warm daemon is one that has nothing to do
     before = len(daemon.cluster.rest.requests)
     began = time.monotonic()
@@ -104,7 +108,7 @@ def _walk(daemon: ClusterDaemon, raw: Raw) -> tuple[float, float]:
 
 
 def _cut(entries: Sequence[Entry], began: float, ended: float) -> Walk:
-    """Without the threads that only hear of what the kernel tells everybody."""
+    """The walk without threads that only listen to the kernel's notifications."""
     during = [entry for entry in entries if began <= entry[0] <= ended]
     taken = next(place for place, (_, _, module) in enumerate(during) if not module)
     there, back = during[:taken], [entry for entry in during[taken:] if entry[2]]

@@ -31,7 +31,7 @@ _MBYTE = 1024 * 1024
 
 
 class DemoError(Exception):
-    """The demo could not be shown, or what it showed is not what it should be."""
+    """The demo can't run, or it showed a wrong result."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,10 @@ class _Expectation:
 
 
 def demo(manifests: Sequence[Path] | None) -> None:
-    """Print what passed, what was dropped, the rates reached and the ruleset. Raises DemoError."""
+    """Print the passed and dropped packets, the measured rates and the ruleset.
+
+    Raises DemoError.
+    """
     paths = list(manifests) if manifests else [_EXAMPLES]
     config = Config()
     shown = preview(config, read(config, paths), local=Local(frozenset((*PUBLIC, *CLUSTER))))
@@ -147,7 +150,10 @@ def _describe(probe: Probe) -> str:
 
 
 def _show_rates(lab: Lab, pinholes: Sequence[Pinhole], settings: Settings) -> int:
-    """What a flood reaches, once the bucket with which it began is empty. Returns how many are far from their limit."""
+    """Print the rate of a flood after its bucket is empty.
+
+    Returns the number of rates far from the limit.
+    """
     astray = 0
     limited = [pinhole for pinhole in pinholes if pinhole.limit and settings.enable_rateshape and _admitted(pinhole)]
     if limited:
@@ -163,7 +169,10 @@ def _show_rates(lab: Lab, pinholes: Sequence[Pinhole], settings: Settings) -> in
 
 
 def _near(flood: Flood, limit: RateLimit | None) -> bool:
-    """Within a tenth of the limit; one that is too high for the lab, or whose time is too long to wait for, is never reached."""
+    """Whether a rate is within a tenth of its limit.
+
+    The lab never reaches a limit that is too high or takes too long to measure.
+    """
     if limit is None or limit.per != "second":
         return True
     reached = flood.arrived_packets / flood.seconds if limit.packets else flood.rate

@@ -2,8 +2,9 @@
 
     client eth0 ────── public_nic router cluster0 ────── eth0 node (has all the Services' addresses)
 
-The namespaces have no names: only this process's file descriptors hold them, so whatever ends the process, SIGKILL
-too, ends the lab, and any number of labs run side by side. To look into one: `nsenter --net=PATH`.
+The namespaces have no names: only file descriptors of this process hold them. So the lab ends with
+the process, even by SIGKILL, and any number of labs run side by side. To look into one, run
+`nsenter --net=PATH`.
 """
 
 from __future__ import annotations
@@ -84,9 +85,10 @@ class Flood:
 class Lab:
     """Client, router and node. Use it as a context manager; needs root, ip(8), nft(8) and setpriv(1).
 
-    public_nic: the name of the router's interface towards the client. services: networks for every address of which
-    the node answers. gso=False: no segmentation offload, so what nft counts as a packet has at most 1500 bytes.
-    One thread at a time sends probes. What does not work raises LabError.
+    public_nic: the name of the router's interface towards the client.
+    services: the node answers for every address of these networks.
+    gso=False: no segmentation offload, so a packet that nft counts has at most 1500 bytes.
+    One thread at a time sends probes. Raises LabError.
     """
 
     def __init__(self, public_nic: str = "public0", services: Iterable[str] = SERVICES, *, gso: bool = True) -> None:
@@ -110,7 +112,7 @@ class Lab:
         self.close()
 
     def close(self) -> None:
-        """End the lab's processes and let go of its namespaces. Who opened sockets in it closes them."""
+        """End the lab's processes and let go of its namespaces. Close your own sockets yourself."""
         self._stop_probing()
         self._opened.close()
 
@@ -137,8 +139,9 @@ class Lab:
     def deliver(self, probes: Iterable[Probe], origin: Origin = "client") -> list[Probe]:
         """Send probes from the client or the node; those that arrived, in the order they were sent.
 
-        To have arrived is to have come out of the router on the other side or, addressed to the router itself, to have
-        passed its input hook. The kernel of whoever has the address answers it as it answers any packet.
+        A probe arrives if it leaves the router on the other side. A probe to the router itself
+        arrives if it passes the input hook. The kernel with the address answers a probe like any
+        packet.
         """
         self._prober = self._prober or Prober(self.client, self.router, self.node, self.public_nic)
         return self._prober.deliver(probes, origin)
@@ -165,10 +168,11 @@ class Lab:
         rate: float | None = None,
         length: int = 1400,
     ) -> Flood:
-        """Send one packet (see Probe) again and again; measure what comes to the node, where nft counts and drops it.
+        """Send one packet (see Probe) again and again. The node counts and drops it with nft.
 
-        settle: seconds of sending before the measurement, to empty the limit's bucket. rate: bytes per second to send;
-        None is as fast as one thread can. length: bytes of each IP packet; rates count those, as nft's limits do.
+        settle: seconds of sending before the measurement, to empty the limit's bucket.
+        rate: bytes per second to send; None for the speed of one thread.
+        length: bytes of each IP packet. Rates count these bytes, as nft's limits do.
         """
         content = packet(Probe(protocol, destination, port, length=length), CLIENT, secrets.randbits(32), bytes(MARK.size))
         pause = len(content) / rate if rate else 0.0
@@ -184,7 +188,10 @@ class Lab:
 
     @contextmanager
     def _counter(self, protocol: Protocol, destination: str, port: int) -> Iterator[Callable[[], tuple[int, int]]]:
-        """Count, and drop, what comes to the node for that. Yields a function that gives packets and bytes."""
+        """Count and drop these packets at the node.
+
+        Yields a function that returns packets and bytes.
+        """
         word, icmp = ("ip", "icmp") if ip_address(destination).version == 4 else ("ip6", "ipv6-icmp")
         transport = f"meta l4proto {icmp}" if protocol == "icmp" else f"{protocol} dport {port}"
         table = f"flood{next(self._floods)}"

@@ -1,4 +1,4 @@
-"""Network namespaces with what tests need of them: sockets, processes that end with them, and a TCP server."""
+"""Network namespaces for tests, with sockets, processes that end with them, and a TCP server."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PATIENCE = 5.0  # seconds until something that always happens is taken to have f
 
 
 class Namespace(netns.Namespace):
-    """One that ends with it what it started."""
+    """A network namespace. Its processes end with it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class Namespace(netns.Namespace):
         return child
 
     def nft(self, text: str) -> str:
-        """Run commands of nft(8) in one transaction; what they print. Raises LabError."""
+        """Run commands of nft(8) in one transaction; returns their output. Raises LabError."""
         return self.run(["nft", "-f", "-"], text).stdout
 
     def sysctl(self, values: dict[str, int]) -> None:
@@ -64,7 +64,10 @@ class Namespace(netns.Namespace):
 
 
 class TcpServer:
-    """A TCP server on one port of every address, IPv4 and IPv6; one thread. It echoes or only takes what it gets."""
+    """A TCP server on one port of every address, IPv4 and IPv6, in one thread.
+
+    It echoes the received bytes or drops them.
+    """
 
     def __init__(self, namespace: Namespace, port: int, *, echo: bool = True) -> None:
         self.received = 0  # bytes, over all connections
@@ -106,7 +109,7 @@ class TcpServer:
                         each.close()
 
     def _take(self, connection: Socket) -> bool:
-        """Receive what has come. False at the connection's end."""
+        """Receive the waiting bytes. False at the connection's end."""
         try:
             data = connection.recv(65536)
             self.received += len(data)

@@ -1,7 +1,8 @@
-"""Packets with a mark, and what came of them.
+"""Send marked packets and find out which arrive.
 
-A probe is one packet that carries a mark. A veth pair delivers in order what one CPU sends; so once a fence, a frame
-of an ethertype that no IP firewall looks at, has come through after the probes, a probe not seen by then was dropped.
+A probe is one packet with a mark. A fence is a frame of an ethertype that no IP firewall looks at.
+A veth pair keeps the order of the packets of one CPU. So if a fence that followed the probes has
+come through, every probe that did not come before it was dropped.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ class Probe:
 
 
 class Prober:
-    """Sends probes and fences over the lab's two wires, and hears what comes out of the router or into it."""
+    """Sends probes and fences over the lab's two wires, and hears packets on both sides."""
 
     def __init__(self, client: Namespace, router: Namespace, node: Namespace, public_nic: str) -> None:
         self._magic = secrets.randbits(32)
@@ -103,7 +104,7 @@ class Prober:
         return [probe for key, probe in sent.items() if key in heard]
 
     def _fence(self, here: Tap, there: Tap) -> set[tuple[int, int]]:
-        """Send a fence over one wire. What was heard at the other end before it came."""
+        """Send a fence over one wire. Returns the probes that the other end heard before it."""
         fence, heard = next(self._serials), set[tuple[int, int]]()
         here.send(MARK.pack(self._magic, fence), _FENCE)
         while (fence, MARK.size) not in heard:
@@ -114,7 +115,7 @@ class Prober:
         return heard
 
     def _taken_in(self) -> set[tuple[int, int]]:
-        """What the router itself has received by now."""
+        """The probes that the router itself has received by now."""
         heard = set()
         for ear, missing in self._inputs.items():
             with suppress(BlockingIOError):
@@ -146,7 +147,7 @@ class Prober:
 
 @dataclass(frozen=True, slots=True)
 class Tap:
-    """One end of a wire: sends to the other end, hears what comes in from there."""
+    """One end of a wire: sends to the other end and hears frames from there."""
 
     ear: Socket
     nic: str
@@ -163,7 +164,7 @@ def _key(content: bytes, missing: int = 0) -> tuple[int, int]:
 
 @contextmanager
 def _one_cpu() -> Iterator[None]:
-    """Keep the calling thread on one CPU: only what one CPU sends over a veth pair comes in order."""
+    """Keep the calling thread on one CPU: a veth pair keeps the order of one CPU's packets only."""
     allowed = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(allowed)})
     try:
@@ -173,7 +174,10 @@ def _one_cpu() -> Iterator[None]:
 
 
 def packet(probe: Probe, own: Pair, serial: int, mark: bytes) -> bytes:
-    """The IP packet of a probe, whose own address is one of the pair if it names no source."""
+    """The IP packet of a probe.
+
+    If the probe names no source, the pair's address of its family counts.
+    """
     destination = ip_address(probe.destination)
     source = ip_address(probe.source) if probe.source else own[destination.version == 6]
     if source.version != destination.version:
