@@ -141,7 +141,7 @@ class Record:
             self.memory.facts = facts
             self._store.journal.remember({}, facts)
             self._differs = False
-        if self._store.journal.wants_all and (confirming is not None or facts != before):  # not over what it could not read
+        if self._store.journal.wants_all and (confirming is not None or facts != before):  # keep an unreadable file
             self._store.journal.replace(self.memory)
 
     def facts_of(self, s: Snapshot, confirming: Confirming | None) -> Facts:
