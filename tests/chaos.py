@@ -72,8 +72,8 @@ class Tally:
     def __str__(self) -> str:
         slowest = sorted(self.seconds)[-max(1, len(self.seconds) // 100)]
         return (
-            f"{sum(self.faults.values())} faults of {len(self.faults)} kinds; {self.allowed} packets to what is open, all arrived; "
-            f"{self.forbidden} to what is closed, none did; right again after {median(self.seconds):.2f} s (median), "
+            f"{sum(self.faults.values())} faults of {len(self.faults)} kinds; {self.allowed} packets to open ports, all arrived; "
+            f"{self.forbidden} to closed ports, none arrived; right again after {median(self.seconds):.2f} s (median), "
             f"{slowest:.2f} s (99th percentile)"
         )
 
@@ -86,7 +86,7 @@ class Chaos:
         self.draw = random.Random(seed)
         self.daemon = Daemon(lab, folder, interval=1)
         self.asked: dict[str, Asked] = {}
-        self.torn: set[str] = set()  # Services whose files can't be read
+        self.torn: set[str] = set()  # Services with unreadable files
         self.tally = Tally()
         self.daemon.put(nft(), POOL)
         for name, address in STEADY.items():

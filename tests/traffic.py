@@ -26,7 +26,7 @@ from contextlib import suppress
 
 _OURS = b"numbered"  # others send something there, too
 _NUMBER = struct.Struct("!8sIQ")
-_ROUND = 32  # packets to each destination between looks at what has come
+_ROUND = 32  # packets to each destination between two reads
 
 
 def main(arguments: Sequence[str]) -> None:

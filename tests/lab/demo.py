@@ -109,7 +109,7 @@ def _show(lab: Lab, pinholes: Sequence[Pinhole], settings: Settings) -> None:
     print(lab.router.run(["nft", "list", "ruleset"]).stdout)
     wrong = [each for each in expectations if (each.probe in arrived) != each.passes]
     if wrong or astray:
-        raise DemoError(f"{len(wrong)} packets and {astray} rates were not what they should be")
+        raise DemoError(f"{len(wrong)} packets and {astray} rates are wrong: see above")
 
 
 def _expectations(pinholes: Sequence[Pinhole], settings: Settings) -> Iterator[_Expectation]:

@@ -69,7 +69,7 @@ _ROUTER = {"ipv4/conf/all/forwarding": 1, "ipv6/conf/all/forwarding": 1}
 
 @dataclass(frozen=True, slots=True)
 class Flood:
-    """What `Lab.flood` measured: IP packets, and their bytes, that came to the node within `seconds`."""
+    """The result of `Lab.flood`: IP packets and bytes that the node received within `seconds`."""
 
     seconds: float
     sent_packets: int

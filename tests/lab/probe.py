@@ -70,7 +70,7 @@ class Prober:
                 self._tap(node, "eth0"),
             ]
             self._paths = {"client": wires, "node": wires[::-1]}
-            self._inputs = {  # a raw socket hears what has passed the input hook; IPv6 takes the header off
+            self._inputs = {  # a raw socket hears packets after the input hook; IPv6 removes the header
                 self._ear(router, family, socket.SOCK_RAW, number): missing
                 for family, icmp, missing in ((socket.AF_INET, 1, 0), (socket.AF_INET6, 58, 40))
                 for number in (6, 17, 132, icmp)
@@ -131,7 +131,7 @@ class Prober:
         return Tap(ear, nic)
 
     def _ear(self, namespace: Namespace, family: int, kind: int, number: int) -> Socket:
-        """A socket whose queue takes only packets that end in a mark of ours."""
+        """A socket that receives only packets with one of our marks at the end."""
         ear = self._opened.enter_context(namespace.socket(family, kind, number))
         ear.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, 16 << 20)
         instructions = (  # bpf(4): A = the 32 bits at length - size of a mark; take all of it if A is our number

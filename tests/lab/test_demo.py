@@ -156,7 +156,7 @@ def test_a_packet_that_does_what_it_should_not_is_marked_and_the_status_tells(
     output, errors = capsys.readouterr()
     assert output.count("this is wrong") == 1
     assert "this is wrong" in section(output, "passed" if passes else "dropped")
-    assert re.search(r"^demo: 1 packets? and 0 rates were not what they should be", errors, re.MULTILINE)
+    assert re.search(r"^demo: 1 packets? and 0 rates are wrong: see above", errors, re.MULTILINE)
 
 
 @pytest.mark.parametrize(("objects", "words"), [((), "Nft resource"), (SMALL[1:], "Nft resource")])
