@@ -1,4 +1,6 @@
-"""Who else changes our tables: nf_tables tells whoever listens of every transaction, and of the task that committed it.
+"""Notice other programs that change our tables.
+
+nf_tables sends each listener a message about every transaction and the task that committed it.
 
 Source: linux/netfilter/nf_tables.h, linux/netfilter/nfnetlink.h, netlink(7).
 """
@@ -24,17 +26,17 @@ _OUR_FAMILIES = frozenset(FAMILIES.values())
 _PID, _PROGRAM = 2, 3  # attributes of a generation
 _U32 = struct.Struct(">I")
 _CHECK = 1000  # milliseconds until a stopped listener notices
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 0.5  # seconds between two repairs, while others go on changing our tables
-_QUIET = 10.0  # seconds without a commit of others after which it is no longer going on
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 0.5  # seconds between two repairs, while others keep changing our tables
+_QUIET = 10.0  # seconds without a foreign commit that end such a series
 
-SOMEBODY = "somebody else"  # where the kernel does not tell who
+SOMEBODY = "somebody else"  # if the kernel does not name the task
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """A transaction of a task: its id, and the name that it gives itself. str() is for people."""
+    """The task behind a transaction: its id and the name that it gives itself. str() is for people."""
 
     pid: int
     program: str
@@ -44,7 +46,7 @@ class Commit:
 
 
 def identity() -> int | None:
-    """What the kernel calls this thread in what it tells of commits; None where it does not tell."""
+    """The id of this thread in the kernel's messages about commits; None if the kernel gives none."""
     try:
         answers = list(messages(PROTOCOL, GET_GENERATION, bytes(HEADER), dump=False))
     except DumpError:
@@ -53,9 +55,9 @@ def identity() -> int | None:
 
 
 def listen(told: Callable[[Commit | None], None], own: int | None, stop: threading.Event) -> None:
-    """Call `told` for every transaction of another task than `own` that changed our tables; with None when some were missed.
+    """Call `told` for every transaction that changed our tables, unless the task `own` committed it.
 
-    Blocks until `stop`: for a thread of its own.
+    Call it with None if the kernel dropped messages. Blocks until `stop`: give it a thread of its own.
     """
     try:
         with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, PROTOCOL) as kernel:
@@ -71,7 +73,7 @@ def listen(told: Callable[[Commit | None], None], own: int | None, stop: threadi
 def _listen(kernel: socket.socket, told: Callable[[Commit | None], None], own: int | None, stop: threading.Event) -> None:
     poll = select.poll()
     poll.register(kernel.fileno(), select.POLLIN)
-    ours = False  # whether what is being told of concerns our tables
+    ours = False  # True if this transaction concerns our tables
     while not stop.is_set():
         if not poll.poll(_CHECK):
             continue
@@ -93,7 +95,7 @@ def _listen(kernel: socket.socket, told: Callable[[Commit | None], None], own: i
 
 
 def _commit(content: bytes) -> Commit | None:
-    """Who committed, from a message about a generation."""
+    """The task that committed, from a message about a generation."""
     found = {kind: content[start:end] for kind, start, end in attributes(content, HEADER, len(content))}
     if _PID not in found:
         return None
@@ -101,9 +103,10 @@ def _commit(content: bytes) -> Commit | None:
 
 
 class ForeignChanges:
-    """What others did to our tables since the last repair. Thread-safe: tell() is called by who listens.
+    """Changes that other programs made to our tables since the last repair.
 
-    wake: called when there is news.  clock: monotonic seconds.
+    Thread-safe: the listener's thread calls tell().
+    wake: called after each change.  clock: monotonic seconds.
     """
 
     def __init__(self, wake: Callable[[], None], clock: Callable[[], float]) -> None:
@@ -121,11 +124,14 @@ class ForeignChanges:
 
     @property
     def due(self) -> float:
-        """When the next repair should be, by the clock; inf if nothing is to be repaired."""
+        """The time of the next repair, by the clock; inf if there is nothing to repair."""
         return self._repaired + self._pause if self._told else float("inf")
 
     def take(self) -> str:
-        """Who it was, for people; "" for nobody. Somebody who goes on and on is repaired a little later each time."""
+        """The program that changed our tables, for people; "" if there was none.
+
+        Each repair in a series waits a little longer than the one before.
+        """
         now, told = self._clock(), self._told
         self._told, who, self._who = False, self._who or SOMEBODY if told else "", ""
         if told:

@@ -1,6 +1,7 @@
-"""What the kernel has counted at the elements and rules of our tables, through netlink, in any thread.
+"""Read the counters of our elements and rules through netlink, in any thread.
 
-Nothing here shares anything with the Kernel that changes the tables. Source: linux/netfilter/nf_tables.h.
+This module shares nothing with the Kernel that changes the tables.
+Source: linux/netfilter/nf_tables.h.
 """
 
 from __future__ import annotations
@@ -43,7 +44,10 @@ _OTHERS = {INET: ("pools4", "pools6"), NETDEV: ("limited4", "limited6", "limited
 
 
 def read() -> Reading:
-    """Everything at once, from this thread's network namespace. What is not there counts nothing. Raises DumpError."""
+    """All counters, from this thread's network namespace. Missing sets count as empty.
+
+    Raises DumpError.
+    """
     counts: dict[str, dict[Element, Count]] = {}
     sizes = {}
     with Netlink(PROTOCOL) as kernel:
@@ -59,7 +63,7 @@ def read() -> Reading:
 
 
 def _counted(kernel: Netlink, family: str, set_name: str, version: int) -> Iterator[tuple[Element, Count]]:
-    """The elements of a set of "address . protocol . port", or of that with a source, and their counters."""
+    """The elements of a set and their counters. Keys are "address . protocol . port", with or without a source."""
     width = 4 if version == 4 else 16
     for content, (_, start, stop) in elements(kernel, family, set_name):
         key, end, count = b"", b"", Count(0, 0)
@@ -73,7 +77,7 @@ def _counted(kernel: Netlink, family: str, set_name: str, version: int) -> Itera
             elif kind == EXPRESSIONS:
                 several = (_counter(content, *inner[1:]) for inner in attributes(content, first, last))
                 count = next(filter(None, several), count)
-        if len(key) < width + 8:  # somebody's set of another type has taken our set's name
+        if len(key) < width + 8:  # a foreign set of another type has our set's name
             continue
         protocol = PROTOCOLS.get(key[width], key[width])
         pinhole = f"{address(key[:width])} . {protocol} . {_PORT.unpack_from(key, width + 4)[0]}"
@@ -81,7 +85,7 @@ def _counted(kernel: Netlink, family: str, set_name: str, version: int) -> Itera
 
 
 def _ends_interval(content: bytes, element: Span) -> bool:
-    """Whether an element of a set of ranges only says where one ends."""
+    """True if an element only marks the end of a range."""
     flags = (_U32.unpack_from(content, at)[0] for kind, at, _ in attributes(content, *element[1:]) if kind == FLAGS)
     return any(each & INTERVAL_END for each in flags)
 
@@ -96,7 +100,7 @@ def _counter(content: bytes, start: int, end: int) -> Count | None:
 
 
 def _closed(kernel: Netlink) -> Iterator[tuple[Rule, Count]]:
-    """What the rules counted that look into pools4 or pools6."""
+    """The counters of the rules that match pools4 or pools6."""
     for content in dump(kernel, GET_RULES, INET, name(RULE_CHAIN, OPERATOR_SVC)):
         handle = 0
         for kind, start, end in attributes(content, HEADER, len(content)):
@@ -111,7 +115,7 @@ def _closed(kernel: Netlink) -> Iterator[tuple[Rule, Count]]:
 
 
 def _looked_up(content: bytes, start: int, end: int) -> str:
-    """The name of the set that a look-up expression looks into, or ""."""
+    """The set of a lookup expression; "" for other expressions."""
     called, *data = expression(content, start, end)
     if called != b"lookup":
         return ""

@@ -1,6 +1,6 @@
-"""The router's network interfaces through rtnetlink: is the public NIC there, its ingress qdisc, addresses, and who changes.
+"""The router's network interfaces through rtnetlink: the public NIC, ingress qdiscs, addresses, BGP peers.
 
-Source: rtnetlink(7), sock_diag(7), tc(8). pyroute2's errors are wrapped here.
+This module wraps pyroute2's errors as LinkError. Source: rtnetlink(7), sock_diag(7), tc(8).
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ INGRESS_KINDS = ("ingress", "clsact")  # either one offers the ingress hook; a N
 _CHECK = 1.0  # seconds until a stopped listener notices
 _BGP = 179
 _ESTABLISHED = 1 << 1  # TCP_ESTABLISHED as a mask of states
-# A kernel without netlink's sock_diag, without its inet_diag, or a sandbox that does not let it be loaded.
+# The kernel lacks sock_diag or inet_diag, or a sandbox prevents loading them.
 _NO_DIAG = (errno.EPROTONOSUPPORT, errno.EAFNOSUPPORT, errno.ENOENT)
 
 
 class LinkError(Exception):
-    """The kernel refused to tell of a network interface, or to change it."""
+    """The kernel refused to describe a network interface or to change it."""
 
 
 class Links:
@@ -41,13 +41,13 @@ class Links:
         self._netlink.close()
 
     def index(self, name: str) -> int | None:
-        """The interface's index, or None while there is no such interface."""
+        """The interface's index; None while there is no such interface."""
         with _wrapped(f"look for the interface {name}"):
             found = self._netlink.link_lookup(ifname=name)
             return int(found[0]) if found else None
 
     def ingress_kind(self, index: int) -> str | None:
-        """Which qdisc of INGRESS_KINDS the interface has, if any."""
+        """The interface's qdisc of INGRESS_KINDS; None without one."""
         with _wrapped("list queueing disciplines"):
             kinds = [qdisc.get_attr("TCA_KIND") for qdisc in self._netlink.get_qdiscs(index=index) if qdisc["index"] == index]
         return next((str(kind) for kind in kinds if kind in INGRESS_KINDS), None)
@@ -58,12 +58,12 @@ class Links:
             self._netlink.tc("add", "ingress", index)
 
     def remove_ingress(self, index: int) -> None:
-        """Take its ingress qdisc away again. Raises LinkError."""
+        """Remove the interface's ingress qdisc. Raises LinkError."""
         with _wrapped("remove an ingress qdisc"):
             self._netlink.tc("del", "ingress", index)
 
     def local(self) -> Local:
-        """What addresses the router has now. Raises LinkError."""
+        """The router's addresses now. Raises LinkError."""
         addresses, networks = set[Address](), set[Network]()
         with _wrapped("list addresses"):
             for message in self._netlink.get_addr():
@@ -76,17 +76,17 @@ class Links:
         return Local(frozenset(addresses), frozenset(networks))
 
     def way_to(self, address: Address) -> int | None:
-        """The index of the interface through which the router would send to an address; None without a route."""
+        """The index of the interface that leads to an address; None without a route."""
         try:
             routes = self._netlink.route("get", dst=str(address))
             return next((int(index) for route in routes if (index := route.get_attr("RTA_OIF"))), None)
-        except (NetlinkError, OSError):  # unreachable, prohibited, or of a family that the kernel does not have
+        except (NetlinkError, OSError):  # unreachable, prohibited, or the kernel lacks the family
             return None
 
     def bgp_peers(self) -> frozenset[Address]:
-        """Who has a BGP session with this machine now: the other ends of TCP connections from or to port 179.
+        """The BGP peers of this machine now: the other ends of TCP connections from or to port 179.
 
-        Empty on a kernel that can't tell. Raises LinkError.
+        Empty if the kernel does not support the query. Raises LinkError.
         """
         found = set()
         with _wrapped("list TCP connections"):
@@ -109,12 +109,12 @@ def _number(fault: NetlinkError | OSError) -> int | None:
 
 
 def _everybodys(network: Network) -> Address:
-    """The address of a network that the router answers to beside its own: broadcast (RFC 919), subnet-router anycast (RFC 4291)."""
+    """The extra address that a router answers to: broadcast (RFC 919), subnet-router anycast (RFC 4291)."""
     return network.broadcast_address if network.version == 4 else network.network_address
 
 
 def local_now() -> Local:
-    """What addresses this machine has now. Raises LinkError."""
+    """This machine's addresses now. Raises LinkError."""
     links = Links()
     try:
         return links.local()
@@ -135,11 +135,14 @@ def _wrapped(doing: str) -> Iterator[None]:
 
 
 def listen(wake: Callable[[], None], stop: threading.Event) -> None:
-    """Call `wake` whenever an interface or an address appears, changes or goes, until `stop`. Blocks: for a thread of its own."""
+    """Call `wake` whenever an interface or an address appears, changes or goes, until `stop`.
+
+    Blocks: give it a thread of its own.
+    """
     while not stop.is_set():
         try:
             _listen(wake, stop)
-        except (NetlinkError, OSError):  # ENOBUFS: more happened than the socket holds; what it was has to be looked up
+        except (NetlinkError, OSError):  # ENOBUFS: the socket lost messages, so the caller looks again
             wake()
             stop.wait(_CHECK)
 
@@ -147,7 +150,7 @@ def listen(wake: Callable[[], None], stop: threading.Event) -> None:
 def _listen(wake: Callable[[], None], stop: threading.Event) -> None:
     with IPRoute() as netlink:
         netlink.bind(groups=RTMGRP_LINK | RTMGRP_IPV4_IFADDR | RTMGRP_IPV6_IFADDR)
-        poll = select.poll()  # select() knows no descriptor above 1023
+        poll = select.poll()  # select() takes no descriptor above 1023
         poll.register(netlink.fileno(), select.POLLIN)
         while not stop.is_set():
             if poll.poll(1000 * _CHECK):

@@ -1,4 +1,4 @@
-"""Network namespaces without names, and what runs in them."""
+"""Network namespaces without names, and commands that run in them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class LabError(Exception):
 
 
 class Namespace:
-    """A network namespace. It lives as long as it is open here or processes or sockets are in it."""
+    """A network namespace. It lives until it is closed here and no process or socket uses it."""
 
     def __init__(self) -> None:
         with home():
@@ -28,12 +28,12 @@ class Namespace:
         self.path = f"/proc/{os.getpid()}/fd/{self._descriptor}"
 
     def close(self) -> None:
-        """Let the namespace go."""
+        """Release the namespace."""
         os.close(self._descriptor)
 
     @contextmanager
     def entered(self) -> Iterator[None]:
-        """Put the calling thread into the namespace. Sockets opened and processes started meanwhile stay in it."""
+        """Move the calling thread into the namespace. New sockets and processes stay in it."""
         with home():
             system("setns", self._descriptor, _CLONE_NEWNET)
             yield
@@ -65,7 +65,7 @@ class Namespace:
 
 @contextmanager
 def home() -> Iterator[None]:
-    """Bring the calling thread back, afterwards, to the network namespace it is in."""
+    """Return the calling thread to its present network namespace at the end."""
     with open("/proc/thread-self/ns/net", "rb") as home:  # noqa: PTH123
         try:
             yield

@@ -1,4 +1,4 @@
-"""This machine's network as a sync needs it: the public NIC, the router's addresses, its BGP peers, and the ingress qdisc."""
+"""This machine's network for a sync: the public NIC, its ingress qdisc, addresses and BGP peers."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from nftsync.kernel.interfaces import LinkError, Links
 from nftsync.objects.address import Address, Local
 from nftsync.plan.snapshot import Interfaces
 
-_PEERS = 10_000  # that are remembered; more are no peers but somebody who tries port 179
+_PEERS = 10_000  # to remember; a larger number is an attack on port 179
 
 log = logging.getLogger(__name__)
 
 
 class Network:
-    """What was seen at the last look. One thread owns it.
+    """The network as of the last look. One thread owns it.
 
-    local, peers: what a process before this one saw; they hold until this one has looked, and where it can't.
+    local, peers: from an earlier process; they hold until a look succeeds.
     """
 
     def __init__(self, links: Links, local: Local | None, peers: frozenset[Address]) -> None:
@@ -24,24 +24,24 @@ class Network:
         self._local = local
         self._peers = peers
         self._index: int | None = None
-        self._missed: str | None = None  # the NIC that was not there
+        self._missed: str | None = None  # the NIC that does not exist
 
     def look(self, nic: str | None) -> Interfaces:
-        """What is there now; what the kernel does not tell is as it was before."""
+        """The network now. If the kernel refuses a part, the previous values hold."""
         self._look_for(nic)
         try:
             self._local = self._links.local()
-            met = self._peers | self._links.bgp_peers()  # one whose session is down is a peer all the same
+            met = self._peers | self._links.bgp_peers()  # a peer stays one while its session is down
             self._peers = met if len(met) <= _PEERS else self._links.bgp_peers()
         except LinkError as error:
-            log.warning("%s; what was known before holds", error)
+            log.warning("%s; the previous values hold", error)
         return Interfaces(self._index, self._local, self._peers)
 
     def _look_for(self, nic: str | None) -> None:
         try:
             index = self._links.index(nic) if nic else None
         except LinkError as error:
-            log.warning("%s; what was known before holds", error)
+            log.warning("%s; the previous values hold", error)
             return
         missed = nic if index is None else None
         if missed and missed != self._missed:
@@ -51,9 +51,10 @@ class Network:
         self._missed, self._index = missed, index or 0
 
     def settle(self, *, shaped: bool, ours: int | None) -> int | None:
-        """Give the public NIC an ingress qdisc if its limits need one, and take ours away where none is needed any more.
+        """Give the public NIC an ingress qdisc if its limits need one; remove our qdisc from other NICs.
 
-        ours: index of the NIC that has one of ours, None for none; returns it as it is then. One of others is left alone.
+        ours: index of the NIC that has our qdisc, or None. Returns the new index.
+        Foreign qdiscs stay untouched.
         """
         wanted = self._index if shaped else None
         try:
@@ -69,6 +70,6 @@ class Network:
         return ours
 
     def routed(self, address: Address) -> bool:
-        """Whether packets to an address leave the router, and not through the public NIC."""
+        """True if the router sends packets for an address on, and not through the public NIC."""
         way = self._links.way_to(address)
         return way is not None and way != self._index

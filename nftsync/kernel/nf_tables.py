@@ -1,7 +1,8 @@
-"""The kernel's nf_tables through netlink: what those have in common who read tables, counters or commits.
+"""The kernel's nf_tables through netlink: the common part of reading tables, counters and commits.
 
-Not by libnftables: to list 10,000 elements takes it six times as long, and 20 MB, and it begins anew without end as long as
-anybody goes on changing any table. Source: linux/netfilter/nf_tables.h, linux/netfilter/nfnetlink.h.
+libnftables takes four times as long to list 10,000 elements. It also restarts without end
+while another program keeps changing any table.
+Source: linux/netfilter/nf_tables.h, linux/netfilter/nfnetlink.h.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ GET_OBJECTS, GET_FLOWTABLES = _NFTABLES | 19, _NFTABLES | 23
 
 RULE_CHAIN, RULE_EXPRESSIONS = 2, 4
 KEY, FLAGS, EXPRESSION, KEY_END, EXPRESSIONS = 1, 3, 7, 10, 11  # of an element
-INTERVAL_END = 1  # a flag of an element that only says where a range ends
+INTERVAL_END = 1  # a flag: this element only marks the end of a range
 LOOKUP_SET = 1  # of a look-up's data
 PROTOCOLS = {6: "tcp", 17: "udp", 132: "sctp"}
 
@@ -34,51 +35,51 @@ _NAME, _DATA = 1, 2  # of an expression
 _TABLE = 1  # names the table, in every request and message
 _SET, _ELEMENTS = 2, 3  # of a message about elements
 _GENERATION_NUMBER = 1  # in a message about a generation
-_GENERATION = slice(2, 4)  # of the ruleset, in struct nfgenmsg: every transaction has another one
-_ATTEMPTS = 5  # at elements of one generation, where those of several will do in the end
+_GENERATION = slice(2, 4)  # of the ruleset, in struct nfgenmsg: each transaction changes it
+_ATTEMPTS = 5  # to read one generation, before a mix of several will do
 
 
 def name(kind: int, text: str) -> bytes:
-    """An attribute to be sent that is a name."""
+    """A name as an attribute, ready to send."""
     return attribute(kind, text.encode() + b"\0")
 
 
 def text(value: bytes) -> str:
-    """A name that was received."""
+    """A received name."""
     return value.rstrip(b"\0").decode("utf-8", "backslashreplace")
 
 
 def address(value: bytes) -> str:
-    """An address as ours are written."""
+    """An address in our notation."""
     shown = socket.inet_ntop(socket.AF_INET if len(value) == 4 else socket.AF_INET6, value)
     # inet_ntop(3) ends some IPv6 addresses in IPv4 notation, Python does not.
     return str(ip_address(shown)) if "." in shown and len(value) > 4 else shown
 
 
-OURS = name(_TABLE, NAME)  # what every message about a table called so, or about something in it, begins with
+OURS = name(_TABLE, NAME)  # the start of every message about our table or a part of it
 
 
 def dump(kernel: Netlink, kind: int, family: str, inside: bytes = b"") -> list[bytes]:
-    """All messages about what is in a table of ours, of one generation; none if it does not exist. Raises DumpError.
+    """All messages about one kind of object in our table, from one generation; none without the table.
 
-    inside: attributes that say what of it.
+    inside: attributes that select a part of the table.  Raises DumpError.
     """
     asked = _asked(family, inside)
     return complete(lambda: _answer(kernel, kind, asked, whole=True))
 
 
 def generation(kernel: Netlink) -> int:
-    """How many transactions of this network namespace, of whomever, there were. Raises DumpError."""
+    """The number of transactions in this network namespace, by any program. Raises DumpError."""
     (content,) = kernel.messages(GET_GENERATION, bytes(HEADER), dump=False)
     found = {kind: content[start:end] for kind, start, end in attributes(content, HEADER, len(content))}
     return int.from_bytes(found[_GENERATION_NUMBER])
 
 
 def elements(kernel: Netlink, family: str, set_name: str, *, whole: bool = True) -> Iterator[tuple[bytes, Span]]:
-    """The elements of a set of ours: a message, and where in it the element stands. Raises DumpError.
+    """The elements of our set: a message, and the element's place in it. Raises DumpError.
 
-    whole: all of one generation. Else, while others go on changing nf_tables, what several generations make up: that lacks none
-    that stood all the time, unless others change this very set.
+    whole: read one generation. Otherwise a mix of generations will do while others change nf_tables.
+    The mix contains every element that existed all the time, unless others change this same set.
     """
     asked = _asked(family, name(_SET, set_name))
     for content in _elements(kernel, asked, whole=whole):
@@ -88,7 +89,7 @@ def elements(kernel: Netlink, family: str, set_name: str, *, whole: bool = True)
 
 
 def expression(content: bytes, start: int, end: int) -> tuple[bytes, int, int]:
-    """What an expression of a rule or an element is called, and from where to where in the message its data goes."""
+    """The name of an expression, and the start and end of its data in the message."""
     called, first, last = b"", end, end
     for kind, at, to in attributes(content, start, end):
         if kind == _NAME:
@@ -114,13 +115,16 @@ def _asked(family: str, inside: bytes) -> bytes:
 
 
 def _answer(kernel: Netlink, kind: int, asked: bytes, *, whole: bool) -> list[bytes]:
-    """The messages of one dump; none about what does not exist. Raises DumpError; EINTR if they should be whole but are not."""
+    """The messages of one dump; none if the object does not exist.
+
+    Raises DumpError; with EINTR if `whole` is asked for and the messages span generations.
+    """
     try:
         found = list(kernel.messages(kind, asked))
     except DumpError as fault:
         if fault.number == errno.ENOENT:
             return []
         raise
-    if whole and len({content[_GENERATION] for content in found}) > 1:  # the kernel sets no flag where it dumps elements
+    if whole and len({content[_GENERATION] for content in found}) > 1:  # the kernel sets no flag in a dump of elements
         raise DumpError(errno.EINTR)
-    return [content for content in found if content.startswith(OURS, HEADER)]  # of chains and tables, it tells of everybody's
+    return [content for content in found if content.startswith(OURS, HEADER)]  # a dump of chains and tables includes foreign ones

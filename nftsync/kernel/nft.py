@@ -1,7 +1,7 @@
 """The kernel's nf_tables: check and apply through libnftables, read back through netlink.
 
-libnftables runs in this process: adding an element takes a tenth of a millisecond, starting nft takes twenty times
-that. A context is not thread-safe: one thread owns a Kernel.
+libnftables runs in this process: adding an element takes 0.1 ms, starting nft takes 20 times as long.
+A context is not thread-safe: one thread owns a Kernel.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ _CAP_NET_ADMIN = 12  # linux/capability.h
 
 
 class KernelError(Exception):
-    """nft or the kernel refused; nothing of the transaction took effect."""
+    """nft or the kernel refused a transaction; no part of it took effect."""
 
 
 class Kernel:
     """The tables `inet nftsync` and `netdev nftsync` of this network namespace. Raises KernelError without CAP_NET_ADMIN."""
 
     def __init__(self) -> None:
-        if not _capable():  # libnftables would complain on stderr, at every single command
+        if not _capable():  # libnftables would complain on stderr at every command
             raise KernelError("nftables can't be read or changed without CAP_NET_ADMIN: run this as root")
         self._commands = Nftables()
         self._rehearsal = Nftables()
@@ -43,7 +43,10 @@ class Kernel:
 
     @cached_property
     def flags(self) -> frozenset[str]:
-        """Of a table that nobody else can change and that is there when this process has ended: nft 1.1 and Linux 6.9 have them."""
+        """Flags of a table that only we can change and that outlives this process.
+
+        They need nft 1.1 and Linux 6.9; otherwise this is empty.
+        """
         probe = f"inet {NAME}-probe"
         code, _, _ = self._commands.cmd(f"add table {probe} {{ flags {','.join(sorted(OWNED))}; }}\ndelete table {probe}\n")
         return OWNED if code == 0 else frozenset()
@@ -53,10 +56,10 @@ class Kernel:
         _run(self._commands, text)
 
     def apply_lines(self, lines: Sequence[str]) -> list[tuple[int, str]]:
-        """Run a transaction, whole or not at all; returns nft's complaints: the number of the line, from 0, and a sentence.
+        """Run a transaction, whole or not at all. Returns nft's complaints: line number, from 0, and sentence.
 
-        nft names the lines of a file alone, and the kernel goes on to look for errors after the first one. A complaint that names
-        no line is given for the one after the last.
+        nft names lines only for files. The kernel keeps looking for errors after the first one.
+        A complaint without a line gets the number after the last line.
         """
         with os.fdopen(os.memfd_create("nftsync"), "w", encoding="utf-8") as file:
             file.write("".join(f"{line}\n" for line in lines))
@@ -65,7 +68,7 @@ class Kernel:
             code, _, error = self._commands.cmd(f'include "{path}"')
         if code == 0:
             return []
-        # An error in a file that a line includes is told as "In file included from PATH:LINE:COLUMNS:", and on the next line.
+        # For an included file nft prints "In file included from PATH:LINE:COLUMNS:", then the error.
         complaints = re.findall(rf"{path}:([0-9]+):[0-9-]+:(?:[^\n]*\n)?[^\n]*?Error: ([^\n]*)", error)
         return [(int(line) - 1, _printable(said)) for line, said in complaints] or [(len(lines), sentence(error))]
 
@@ -74,15 +77,15 @@ class Kernel:
         _run(self._rehearsal, text)
 
     def read(self) -> Found:
-        """Read our tables back. A table that is not there is simply not in the result. Raises KernelError."""
+        """Read our tables back. The result omits missing tables. Raises KernelError."""
         return self._read(readback.read)
 
     def read_tables(self) -> Found:
-        """The same without elements, which costs much less. Raises KernelError."""
+        """Read our tables without elements, which costs much less. Raises KernelError."""
         return self._read(readback.read_tables)
 
     def generation(self) -> int:
-        """How many transactions there were in this network namespace, of whomever. Raises KernelError."""
+        """The number of transactions in this network namespace, by any program. Raises KernelError."""
         return self._read(nf_tables.generation)
 
     def _read(self, read: Callable[[Netlink], T]) -> T:
@@ -90,12 +93,12 @@ class Kernel:
             return read(self._netlink)
         except DumpError as fault:
             raise KernelError(str(fault)) from fault
-        except (ValueError, LookupError, struct.error) as fault:  # a set whose type is not that of its elements, …
+        except (ValueError, LookupError, struct.error) as fault:  # for example, elements that do not fit their set's type
             raise KernelError(f"our tables hold something that nft does not make, and can't be read: {fault!r}") from fault
 
 
 def _capable() -> bool:
-    """Whether this process has CAP_NET_ADMIN: capabilities(7), proc(5)."""
+    """True if this process has CAP_NET_ADMIN. Source: capabilities(7), proc(5)."""
     status = Path("/proc/thread-self/status").read_text(encoding="ascii", errors="replace")
     effective = re.search(r"^CapEff:\s*([0-9a-f]+)$", status, re.MULTILINE)
     return effective is not None and bool(int(effective[1], 16) >> _CAP_NET_ADMIN & 1)
@@ -108,12 +111,12 @@ def _run(context: Nftables, text: str) -> None:
 
 
 def sentence(error: str) -> str:
-    """The first complaint of nft, on one printable line, without its position in a text that nobody sees."""
+    """nft's first complaint on one printable line, without its position: the reader does not see the text."""
     first = next((line for line in error.splitlines() if "Error:" in line), error)
     said = first.partition("Error:")[2].strip() or first.strip() or "nft failed without saying why"
     return _printable(said)
 
 
 def _printable(said: str) -> str:
-    """nft quotes what it was given, the local chain for one."""
+    """Escape unprintable characters: nft quotes its input, such as the local chain."""
     return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in said)

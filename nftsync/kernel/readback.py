@@ -1,6 +1,6 @@
-"""Our tables as they are in the kernel, whoever made them what they are.
+"""Read our tables back from the kernel, including foreign changes.
 
-Of rules there is only a digest: it tells whether they are still those that were there before.
+Rules become a digest, which shows whether they have changed.
 Source: linux/netfilter/nf_tables.h; the numbers of types are nft's own.
 """
 
@@ -23,8 +23,8 @@ from nftsync.objects.ratelimit import TIME_UNITS, RateLimit
 from nftsync.plan.plan import Found
 from nftsync.ruleset.tables import Chain, Ruleset, Set, Table
 
-_NAMEABLE = re.compile(r"[A-Za-z_.][A-Za-z0-9_./-]{0,254}")  # what nft takes as a name without quotes
-_UNKNOWN = "\t\t# as found in the kernel\n"  # the rules of a chain that was read back: equal to no rules of ours
+_NAMEABLE = re.compile(r"[A-Za-z_.][A-Za-z0-9_./-]{0,254}")  # the names that nft takes without quotes
+_UNKNOWN = "\t\t# as found in the kernel\n"  # stands for the rules of a chain; equals no rules of ours
 
 _U32, _U64 = struct.Struct(">I"), struct.Struct(">Q")
 _TABLE_FLAGS = 2
@@ -36,20 +36,20 @@ _HOOKS = {"inet": ("prerouting", "input", "forward", "output", "postrouting", "i
 _POLICIES = ("drop", "accept")
 _NAME = 2  # of a set, an object, a flowtable
 _SET_FLAGS, _SET_TYPE, _SET_DESCRIBED, _SET_NOTES, _SET_STATEMENT = 3, 4, 9, 13, 17
-_SET_OTHERWISE = {11, 12, 18}  # a time-out, a garbage collector, several statements: none of our sets has that
+_SET_OTHERWISE = {11, 12, 18}  # timeout, garbage collection, several statements: our sets have none
 _DESCRIBED_SIZE = 1
 _NOTED_MERGE, _NOTED_COMMENT = 2, 7
 _ANONYMOUS, _INTERVAL, _MAP, _OBJECT, _CONCAT, _STATEMENT = 0x1, 0x4, 0x8, 0x40, 0x80, 0x100  # a set's flags
-_DECIDING = (nf_tables.KEY, nf_tables.KEY_END, 2, nf_tables.FLAGS)  # of an element: 2 is what a map's leads to
+_DECIDING = (nf_tables.KEY, nf_tables.KEY_END, 2, nf_tables.FLAGS)  # of an element; 2 is the value in a map
 _CATCHALL = "*"  # the element that stands for all others
 _LIMIT_RATE, _LIMIT_UNIT, _LIMIT_BURST, _LIMIT_TYPE, _LIMIT_FLAGS = 1, 2, 3, 4, 5
-_COUNTING = (b"counter", b"last")  # expressions that hold nothing but what was counted
+_COUNTING = (b"counter", b"last")  # expressions that hold only counts
 _QUOTA_CONSUMED = 4
 _OBJECT_TYPE = 3
 _OBJECTS = {
     1: "counter", 2: "quota", 3: "ct helper", 4: "limit", 7: "ct timeout", 8: "secmark", 9: "ct expectation", 10: "synproxy",
 }  # fmt: skip
-# What others can put into a table, in an order in which it can be deleted: maps refer to the objects after them.
+# Foreign objects in a table, in the order to delete them: maps refer to the objects after them.
 _STRANGERS = ("map", "flowtable", "counter", "quota", "limit", "secmark", "synproxy", "ct helper", "ct timeout", "ct expectation")
 
 
@@ -57,7 +57,7 @@ _Fields = Mapping[int, bytes]  # the values of attributes
 
 
 class _Type(NamedTuple):
-    """Of one field of a set's elements. width: in bytes; a field of several begins at a multiple of four."""
+    """The type of one field in a set's elements. width: bytes; each field begins at a multiple of four."""
 
     name: str
     width: int
@@ -68,7 +68,7 @@ _TYPE_BITS = 6  # of each field, in the number of a set's type
 
 
 def read(kernel: Netlink) -> Found:
-    """Tables, elements and rules. A table that is not there is simply not in the result. Raises DumpError."""
+    """Tables, elements and rules. The result omits missing tables. Raises DumpError."""
     found = read_tables(kernel)
     elements_of = {
         family: {name: _members(kernel, family, name, declared) for name, declared in table.sets.items()}
@@ -78,7 +78,7 @@ def read(kernel: Netlink) -> Found:
 
 
 def read_tables(kernel: Netlink) -> Found:
-    """The same without elements, which costs much less. Raises DumpError."""
+    """Tables and rules without elements, which costs much less. Raises DumpError."""
     tables, digest = _tables(kernel)
     return Found(Ruleset(tables), digest)
 
@@ -97,7 +97,7 @@ def _tables(kernel: Netlink) -> tuple[dict[str, Table], str]:
 
 
 def _fields(content: bytes, start: int = HEADER, end: int | None = None) -> _Fields:
-    """The values of a message's attributes, or of those inside one."""
+    """The values of a message's attributes, or of nested attributes."""
     return {kind: content[first:last] for kind, first, last in attributes(content, start, len(content) if end is None else end)}
 
 
@@ -109,7 +109,7 @@ def _number(value: bytes | None) -> int:
     return _U32.unpack(value)[0] if value else 0
 
 
-# --- what a table consists of -------------------------------------------------------------------------
+# --- tables -------------------------------------------------------------------------------------------
 
 
 def _table(kernel: Netlink, family: str, described: _Fields, declared: Iterable[_Fields]) -> Table:
@@ -136,13 +136,13 @@ def _table(kernel: Netlink, family: str, described: _Fields, declared: Iterable[
 
 
 def _named(found: Iterable[_Fields], kind: int) -> list[tuple[str, _Fields]]:
-    """Those that nft can speak of, by name; the kernel has them in the order in which they were made."""
+    """The objects that nft can name, sorted by name: the kernel lists them by age."""
     names = ((text(each[kind]), each) for each in found)
     return sorted((pair for pair in names if _NAMEABLE.fullmatch(pair[0])), key=itemgetter(0))
 
 
 def _set(flags: int, declared: _Fields) -> Set:
-    """As our own are declared; what none of ours has shows as a "?"."""
+    """The declaration in our notation. A "?" marks a property that our sets do not have."""
     number = _number(declared[_SET_TYPE])
     names: list[str] = []
     while number:
@@ -156,12 +156,12 @@ def _set(flags: int, declared: _Fields) -> Set:
 
 
 def _limited(described: bytes) -> bool:
-    """Whether a set has a size."""
+    """True if a set has a size limit."""
     return _DESCRIBED_SIZE in _fields(described, 0)
 
 
 def _noted(declared: _Fields) -> bool:
-    """Whether nft wrote down that it merges a set's ranges by itself, or a comment."""
+    """True if nft stored auto-merge or a comment with the set."""
     notes, at, found = declared.get(_SET_NOTES, b""), 0, set()
     while at + 2 <= len(notes):
         if any(notes[at + 2 : at + 2 + notes[at + 1]]):
@@ -186,11 +186,9 @@ def _hook(family: str, chain: _Fields) -> str:
 
 
 def _rules(kernel: Netlink, family: str, declared: Iterable[_Fields]) -> Iterator[bytes]:
-    """What makes the rules what they are: chain by chain, in an order that does not depend on when each chain was made."""
+    """The parts of the rules that decide, chain by chain, sorted by the chain's name."""
     anonymous = {
-        each[_NAME]: _content(kernel, family, text(each[_NAME]))
-        for each in declared
-        if _number(each.get(_SET_FLAGS)) & _ANONYMOUS
+        each[_NAME]: _content(kernel, family, text(each[_NAME])) for each in declared if _number(each.get(_SET_FLAGS)) & _ANONYMOUS
     }
     chains: dict[bytes, list[bytes]] = {}
     for rule in _listed(kernel, nf_tables.GET_RULES, family):
@@ -201,7 +199,7 @@ def _rules(kernel: Netlink, family: str, declared: Iterable[_Fields]) -> Iterato
 
 
 def _content(kernel: Netlink, family: str, name: str) -> bytes:
-    """What is in a set without a name of its own: the kernel numbers them as they come."""
+    """The content of an anonymous set: its name is only a number that the kernel chose."""
     members = []
     for content, (_, start, end) in elements(kernel, family, name):
         member = _fields(content, start, end)
@@ -210,7 +208,7 @@ def _content(kernel: Netlink, family: str, name: str) -> bytes:
 
 
 def _expressions(value: bytes, anonymous: Mapping[bytes, bytes]) -> Iterator[bytes]:
-    """The expressions of one rule, and that it ends there."""
+    """The expressions of one rule, and an end mark."""
     for _, *place in attributes(value, 0, len(value)):
         called, *data = expression(value, *place)
         yield called
@@ -225,7 +223,7 @@ def _expressions(value: bytes, anonymous: Mapping[bytes, bytes]) -> Iterator[byt
 
 
 def _members(kernel: Netlink, family: str, name: str, declared: Set) -> dict[str, str]:
-    """The elements of a set, and each one's own statement; none of a set of another type than ours are."""
+    """The elements of a set and their statements; none if our sets do not have this type."""
     layout = _layout(declared.type)
     if not layout:
         return {}
@@ -236,7 +234,7 @@ def _members(kernel: Netlink, family: str, name: str, declared: Set) -> dict[str
 
 
 def _layout(declared: str) -> list[tuple[str, slice]]:
-    """The fields of elements of a type, and where in their keys each stands; none of a type that no set of ours has."""
+    """The fields of a type and their places in the key; none if our sets do not have this type."""
     widths = {each.name: each.width for each in _TYPES.values()}
     layout, at = [], 0
     for name in declared.split(" . "):
@@ -273,7 +271,7 @@ def _field(name: str, first: bytes, last: bytes) -> str:
 
 
 def _ranges(found: Iterable[tuple[bytes, Span]]) -> Iterator[str]:
-    """What a set of ranges holds: the kernel has an element where each begins, and one after its end."""
+    """The ranges of a set. The kernel keeps an element at each start and one after each end."""
     edges = set()
     for content, element in found:
         member = _fields(content, *element[1:])
@@ -283,7 +281,7 @@ def _ranges(found: Iterable[tuple[bytes, Span]]) -> Iterator[str]:
         else:
             yield _CATCHALL
     first = None
-    for address, begins in sorted(edges):  # where one ends and the next one begins, the end comes first
+    for address, begins in sorted(edges):  # at the same address, an end comes before a start
         if first is not None:
             yield Range(first, address - 1).element
         first = address if begins else None
@@ -292,7 +290,7 @@ def _ranges(found: Iterable[tuple[bytes, Span]]) -> Iterator[str]:
 
 
 def _statement(value: bytes) -> str:
-    """A limit as our rulesets write it; of another statement its name."""
+    """A limit in our notation; only the name for other statements."""
     called, *data = expression(value, 0, len(value))
     return _limit(_fields(value, *data)) if called == b"limit" else text(called)
 

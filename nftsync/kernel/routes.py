@@ -1,4 +1,4 @@
-"""The kernel's routes, and whether what is open can be reached by them.
+"""Read the kernel's routes and compare them with the open pinholes.
 
 Source: rtnetlink(7).
 """
@@ -14,25 +14,31 @@ from nftsync.objects.address import AddressSet
 from nftsync.policy.pinholes import Pinhole
 from nftsync.report.reachability import Reachability, Routes, judge
 
-MOST = 50_000  # routes that are read; a router with the Internet's table has a million
+MOST = 50_000  # routes to read; a router with the full Internet table has a million
 
 _GET_ROUTES = 26  # RTM_GETROUTE
 _ROUTE = struct.Struct("=BBBBBBBBI")  # struct rtmsg
 _DESTINATION, _TABLE = 1, 15  # RTA_DST, RTA_TABLE
 _LOCAL_TABLE = 255
-_UNICAST = 1  # RTN_UNICAST: neither of the router itself nor one that drops
-_CLONED = 0x200  # RTM_F_CLONED: learned for one destination, not a route
+_UNICAST = 1  # RTN_UNICAST: neither local nor a blackhole
+_CLONED = 0x200  # RTM_F_CLONED: a cached result, not a route
 _U32 = struct.Struct("=I")
 
 
 def reachability(pinholes: Mapping[str, Pinhole], legal: AddressSet | None, most: int = MOST) -> Reachability | None:
-    """Compare what is open with the routes of this thread's network namespace; None if there are too many. Raises DumpError."""
+    """Compare the open pinholes with the routes of this thread's network namespace.
+
+    None if there are more than `most` routes. Raises DumpError.
+    """
     routes = read(most)
     return None if routes is None else judge(routes, pinholes, legal)
 
 
 def read(most: int = MOST) -> Routes | None:
-    """The routes of this thread's network namespace without its own addresses; None if there are too many. Raises DumpError."""
+    """The routes of this thread's network namespace, without local ones.
+
+    None if there are more than `most`. Raises DumpError.
+    """
     return complete(lambda: _read(most))
 
 
