@@ -13,8 +13,8 @@ from nftsync.objects.address import Address
 from nftsync.objects.metallb import AddressPool, Advertisement, ConfigMap, MetalLBConfig, Peer, configuration
 from nftsync.objects.names import Rejection
 
-DOUBT = 0.3  # seconds without a change until nftsync believes that missing pools are deleted
-LONGEST_DOUBT = 0.6  # the same, in seconds since the first change
+GRACE_PERIOD = 0.3  # seconds without a change until nftsync believes that missing pools are deleted
+MAX_GRACE_PERIOD = 0.6  # the same, in seconds since the first change
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,9 +104,9 @@ class PoolTracker:
 
     def relist(self) -> None:
         """End the doubt, because the lists are incomplete again."""
-        self._doubted_since, self.deadline = None, float("inf")
+        self._missing_since, self.deadline = None, float("inf")
 
-    def _doubted(self, found: MetalLBConfig | None, now: float, *, new: bool) -> bool:
+    def _is_suspect(self, found: MetalLBConfig | None, now: float, *, new: bool) -> bool:
         """Whether objects are missing, and others may follow.
 
         If somebody removes the kinds, the server deletes their objects one by one.

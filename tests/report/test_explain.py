@@ -194,7 +194,7 @@ def test_an_address_that_no_service_has() -> None:
     assert short(found) == ("dropped", "no_such_address", "no Service has the address 172.30.254.99")
     assert (found.rule, found.service, len(found.lines)) == (POOLS4, None, 1)
     outside = ask(view(WEB), "203.0.113.9:80")
-    assert outside.reason is Cause.NO_SUCH_ADDRESS
+    assert outside.reason is ExplainReason.NO_SUCH_ADDRESS
     assert "203.0.113.9 is outside of MetalLB's usable pools (services: 172.30.254.0/24" in outside.lines[1]
     assert outside.rule == "forward: drop"
 
