@@ -206,7 +206,8 @@ class Reconciler:
         s, memory = self._snapshot, self.record.memory
         if s.complete or (s.first_since_boot and memory.facts.spec):
             return
-        known = {key for service in memory.services.values() for key in pinholes_of(service)}
+        versions = (*memory.services.values(), *memory.superseded.values())
+        known = {key for service in versions for key in pinholes_of(service)}
         pools = s.pools.origin is Origin.UNKNOWN
         undecided = undecided_of(elements_of_ours(found.ruleset), known, pools=pools, earlier=s.undecided)
         self._snapshot = replace(s, undecided=undecided)

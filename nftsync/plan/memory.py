@@ -50,10 +50,13 @@ class Memory:
     """services: each Service's version that the kernel has accepted.
 
     Only the loop's thread changes the memory, and only after the kernel has accepted.
+    superseded: each Service's version before that, as the records have it. A process that was
+    killed can leave it in the kernel, because its record was written before the transaction.
     """
 
     services: dict[Name, Service] = field(default_factory=dict)
     facts: Facts = field(default_factory=Facts)
+    superseded: dict[Name, Service] = field(default_factory=dict)
 
     @property
     def named(self) -> dict[Name, Service]:
@@ -132,13 +135,20 @@ def replay(memory: Memory, record: str) -> None:
     kind, *content = json.loads(record)
     if kind == SERVICE:
         service = _service(*content)
+        _supersede(memory, service.name)
         memory.services[service.name] = service
     elif kind == GONE:
-        memory.services.pop(_name(*content), None)
+        _supersede(memory, _name(*content))
     elif kind == FACTS:
         memory.facts = _facts(*content)
     else:
         raise ValueError(f"a record of the kind {kind!a}")
+
+
+def _supersede(memory: Memory, name: Name) -> None:
+    before = memory.services.pop(name, None)
+    if before is not None:
+        memory.superseded[name] = before
 
 
 def _service(raw: dict[str, Any]) -> Service:

@@ -139,3 +139,32 @@ def test_addresses_without_a_service_of_an_earlier_version_put_no_list_in_doubt(
     with router._caches["Service"].relist() as relist:
         relist.put(service("web", WEB4))
     assert (relist.gone, relist.known) == (set(), 1)
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+@pytest.mark.parametrize("deleted", [False, True])
+def test_a_process_that_is_killed_in_a_change_leaves_no_mixture_of_two_versions(
+    router: LabRouter, monkeypatch: pytest.MonkeyPatch, moment: str, deleted: bool  # noqa: FBT001
+) -> None:
+    old, new = service("web", "172.30.254.1"), service("web", "172.30.254.1", ports=[("TCP", 443)], sources=["192.0.2.0/24"])
+    router.put(old)
+    router.synced()
+    (router.delete if deleted else router.put)(old if deleted else new)
+
+    def run() -> None:
+        if moment == "after":
+            router.sync()
+        else:
+            with monkeypatch.context() as patched:
+                patched.setattr(Kernel, "apply", killed)
+                router.sync()
+
+    def killed(_: Kernel, __: str) -> None:
+        raise Killed
+
+    killed_after(monkeypatch, run)
+    router.restart(listed=False)
+    router.sync()
+    found = router.kernel.read().ruleset.elements[INET]
+    assert set(found["services4"]) == set()
+    assert set(found["sources4"]) == (set() if deleted else {"172.30.254.1 . tcp . 443 . 192.0.2.0/24"})
