@@ -78,7 +78,7 @@ def test_the_cap_of_all_services_together_counts_over_namespaces() -> None:
     desired = Desired(ALL, caps=SMALL)
     put(desired, claim("a", 4), claim("b", 2, namespace="other"), claim("c", 1, OLD, namespace="third"))
     assert opened(desired) == {"a": 4, "b": 2}
-    assert "all Services together would have more than 6 pinholes (pinholes in [caps]" in told(desired)["third/c"].message
+    assert "all Services together would exceed the cap of 6 (pinholes in [caps]" in told(desired)["third/c"].message
 
 
 @pytest.mark.parametrize("caps", [Caps(0, 0), Caps(2000, 0), Caps(0, 2000)])
@@ -615,7 +615,7 @@ def test_the_daemon_says_who_waits_and_why_and_keeps_who_is_in_over_a_restart(tm
         daemon.put(late)
         assert eventually(lambda: daemon.metric("nftsync_rejections", {"reason": "over_cap"}) == 1)
         told_of = daemon.command("explain", f"{at(3)}:80").stdout
-        assert "namespace greedy would have more than 2 pinholes (pinholes_per_namespace in [caps]" in told_of
+        assert "namespace greedy would exceed the cap of 2 (pinholes_per_namespace in [caps]" in told_of
         daemon.stop()
         daemon.start()
         assert [lab.arrives("tcp", at(number), 80) for number in (1, 2, 3)] == [True, True, False]

@@ -188,7 +188,7 @@ def test_what_is_reserved_is_admitted_by_no_guard_and_what_is_refused_is_explain
         if refusal is not None:
             legal = guard.legal is None or address in guard.legal
             assert refusal[0] is (Reason.RESERVED_ADDRESS if legal else Reason.OUTSIDE_POOLS)
-            assert refusal[1].startswith(f"{address} is ") or f" holds {address};" in refusal[1]
+            assert refusal[1].startswith(f"{address} is ") or f" pool for {address};" in refusal[1]
             assert refusal[1].endswith("; it stays closed")
 
 
