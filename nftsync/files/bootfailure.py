@@ -1,4 +1,4 @@
-"""The mark that a failed boot unit leaves beside the runtime folder: why it failed, and what was loaded instead."""
+"""The mark that a failed boot unit leaves: why it failed, and which rules it loaded instead."""
 
 from __future__ import annotations
 
@@ -12,7 +12,11 @@ _MARK = re.compile(r"result=([a-z-]{1,32}) status=([A-Za-z0-9]{1,32}) loaded=(ru
 
 @dataclass(frozen=True, slots=True)
 class BootFailure:
-    """result, status: as systemd says them (systemd.exec(5), $SERVICE_RESULT and $EXIT_STATUS).  loaded: a key of _SENTENCES."""
+    """A failure of nftsync-boot.service.
+
+    result, status: systemd's $SERVICE_RESULT and $EXIT_STATUS (systemd.exec(5)).
+    loaded: a key of _SENTENCES.
+    """
 
     result: str
     status: str
@@ -24,14 +28,17 @@ class BootFailure:
 
 _SENTENCES = {
     "rules": "the second try loaded the rules before the network was up",
-    "base": "the network came up with the base alone, which lets in ssh",
+    "base": "the network came up with only the base, which allows ssh",
     "nothing": "the network came up without rules",
-    "unknown": "nobody knows what was loaded before the network was up",
+    "unknown": "the mark does not show which rules it loaded before the network was up",
 }
 
 
 def read_boot_failure(runtime: Path) -> BootFailure | None:
-    """None if the boot unit did not fail since the last boot. runtime: the runtime folder; root writes the mark beside it."""
+    """The boot unit's failure; None if it has not failed since the last boot.
+
+    runtime: the runtime folder; root writes the mark beside it.
+    """
     path, flags = runtime.with_name(f"{runtime.name}-boot-failed"), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
     try:
         descriptor = os.open(path, flags)

@@ -1,4 +1,4 @@
-"""What counts until the next boot, in /run: that nftsync has run since the boot, and what it left in the kernel."""
+"""The mark in /run, valid until the next boot: nftsync has run, and these are its rules in the kernel."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 
 
 class BootMark:
-    """facts: as they were written last; None at the first run since the boot, or where the file can't be used."""
+    """facts: as last written; None at the first run since boot, or if the file is not usable."""
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / FILE
@@ -26,10 +26,10 @@ class BootMark:
         except FileNotFoundError:
             pass
         except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
-            log.warning("%s can't be used: this counts as the first run since the boot: %s", self._path, error)
+            log.warning("%s can't be used: %s; this run counts as the first one since boot", self._path, error)
 
     def write(self, facts: BootFacts) -> None:
-        """A folder that can't be written is told once: then the next run counts as the first one, and nothing else suffers."""
+        """Write the mark. Log a failure once: the next run then counts as the first one since boot."""
         if facts == self.facts and not self._failed:
             return
         self.facts = facts
@@ -38,5 +38,5 @@ class BootMark:
             self._failed = False
         except OSError as error:
             if not self._failed:
-                log.warning("%s: %s; the next start counts as the first one since the boot", self._path, error.strerror)
+                log.warning("%s: %s; the next start counts as the first one since boot", self._path, error.strerror)
             self._failed = True

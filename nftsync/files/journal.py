@@ -1,11 +1,11 @@
 """The Memory on disk: an append-only journal, compacted by rename.
 
-Each line is one record: its number, a checksum of number and content, and the content (see plan.memory). A crash or a power cut
-tears off the end at most: what came before counts. A record that is damaged in the middle makes the file useless, since nobody
-knows what is missing.
+Each line is one record: its number, a checksum of number and content, and the content (see plan.memory).
+A crash or a power cut tears off the end at most; the records before it count.
+A damaged record in the middle makes the file useless: the loss is unknown.
 
-What the kernel is about to take is written before it does: so a process that is killed between the two leaves a journal that
-knows at least of every Service that was closed. It is synced to the disk every few seconds.
+The journal records each change before the kernel gets it. A process that is killed between the two
+leaves a journal that knows every closed Service. A sync to the disk follows every few seconds.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from nftsync.objects.service import Service
 from nftsync.plan.memory import Facts, Memory, facts_record, replay, service_record
 
 FILE = "memory.journal"
-SYNC = 5.0  # seconds at least between two waits for the disk
-RETRY = 5.0  # seconds until a disk that took nothing is asked again
-GRACE = 0.01  # seconds that a change of the kernel waits for its record to be written
+SYNC = 5.0  # shortest time in seconds between two waits for the disk
+RETRY = 5.0  # seconds until the next try after the disk failed
+GRACE = 0.01  # seconds that a change of the kernel waits for its record
 PATIENCE = 5.0  # seconds that the end of the process waits for the disk
-SLACK = 1 << 20  # bytes: a journal that has grown by more than that, and to twice its size, is compacted
+SLACK = 1 << 20  # bytes: compact a journal that has doubled and grown by more than this
 
 _HEAD = "# nftsync memory 1\n"
 
@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class _Batch:
-    """What is to be written. whole: replace the file by all of it."""
+    """Records to write. whole: replace the file with them."""
 
     services: dict[Name, Service | None] = field(default_factory=dict)
     facts: Facts | None = None
@@ -66,9 +66,9 @@ class _Batch:
 
 
 class Journal:
-    """Keeps the Memory of one state directory. The loop's thread calls it; a thread of its own waits for the disk.
+    """Keeps the Memory of one state directory. The loop calls it; its own thread waits for the disk.
 
-    kept: whether the disk has what it should.  clock: monotonic seconds.
+    kept: True if the disk is up to date.  clock: monotonic seconds.
     """
 
     def __init__(self, folder: Path, clock: Callable[[], float] = time.monotonic) -> None:
@@ -78,19 +78,19 @@ class Journal:
         self._thread: threading.Thread | None = None
         self._pending = _Batch()
         self._writing = self._ending = False
-        self._late = False  # a change has waited in vain for its record: the next ones do not, before the disk answers
+        self._late = False  # a wait for the disk timed out: do not wait again until the disk answers
         self._number = 0  # of the last record in the file
-        self._size = self._compact_size = 0  # bytes up to its end; bytes of a file that holds the same without its history
-        self._torn = False  # something stands behind that end
-        self._whole = True  # what is written next has to replace the file
+        self._size = self._compact_size = 0  # bytes up to that record; bytes of the same content after compaction
+        self._torn = False  # bytes follow the last valid record
+        self._whole = True  # the next write must replace the file
         self._unsynced = False
-        self._told = False  # of a disk that takes nothing
+        self._told = False  # the log already has a warning about the disk
         self.kept = True
 
     # --- reading ------------------------------------------------------------------------------------------
 
     def load(self) -> Memory:
-        """What was accepted last. A file that can't be used is as good as absent, and that is said."""
+        """The Memory as last accepted. If the file is not usable, log a warning and start empty."""
         memory = Memory()
         try:
             for record in self._records():
@@ -102,7 +102,7 @@ class Journal:
             self.kept = False
             return Memory()
         if self._torn:
-            log.warning("%s: its end was torn off by a crash; what came before counts", self._path)
+            log.warning("%s: a crash tore off its end; the records before it count", self._path)
         self._compact_size = self._size * (len(memory.services) + 1) // (self._number + 1)
         self._whole = False
         return memory
@@ -111,7 +111,7 @@ class Journal:
         """The content of each record up to the torn end. Raises OSError; ValueError with a sentence."""
         head, *lines = read_text(self._path, errors="replace").split("\n")
         if f"{head.partition(' by ')[0]}\n" != _HEAD or not lines:
-            raise ValueError("it is no journal, or one of another version")
+            raise ValueError("it is not a journal of this version")
         self._size, cut_short = len(head) + 1, lines.pop() != ""  # a record ends with its line
         for line in lines:
             number, record = _opened(line)
@@ -128,29 +128,29 @@ class Journal:
     # --- writing ------------------------------------------------------------------------------------------
 
     def remember(self, services: Mapping[Name, Service | None], facts: Facts | None = None) -> None:
-        """Begin to write, and wait a moment for it, unless the disk does not answer."""
+        """Begin to write, and wait up to GRACE for it, unless the disk does not answer."""
         if not services and facts is None:
             return
         with self._lock:
             if self._whole and not (self._pending.whole or self._writing):
-                return  # there is no file to append to: replace() comes
+                return  # there is no file to append to: the caller will call replace()
             self._add(_Batch(dict(services), facts))
             if self.kept and not self._late:
                 self._late = not self._lock.wait_for(self._answered, GRACE)
 
     def replace(self, memory: Memory) -> None:
-        """Write all of it, in the place of what there is."""
+        """Replace the file with the whole Memory."""
         with self._lock:
             self._add(_Batch(dict(memory.services), memory.facts, whole=True))
 
     @property
     def wants_all(self) -> bool:
-        """Whether the file has to be replaced: it is not there, damaged, or has grown by too much."""
+        """True if the file needs replacing: it is missing, damaged, or has grown too much."""
         under_way = self._writing or self._pending.whole
         return not under_way and (self._whole or self._size > 2 * self._compact_size + SLACK)
 
     def finish(self) -> None:
-        """Wait a while for the disk to have everything."""
+        """Wait up to PATIENCE until the disk has everything."""
         with self._lock:
             self._ending = True
             self._lock.notify_all()
@@ -165,7 +165,7 @@ class Journal:
         self._lock.notify_all()
 
     def _answered(self) -> bool:
-        """Whether the disk has taken everything, or has refused something."""
+        """True if the disk has taken everything or has failed."""
         return not (self.kept and (self._pending or self._writing))
 
     # --- the thread that waits for the disk -----------------------------------------------------------------
@@ -188,7 +188,7 @@ class Journal:
                     synced = self._clock()
             except OSError as error:
                 with self._lock:
-                    if self._writing:  # nothing of it is written
+                    if self._writing:  # the batch is not written
                         batch.add(self._pending)
                         self._pending = batch
                 self._tell(error)
@@ -198,16 +198,16 @@ class Journal:
                     self._lock.wait_for(lambda: self._ending, RETRY)
 
     def _tell(self, error: OSError | None) -> None:
-        """Tell who waits that the disk has answered."""
+        """Wake the waiting thread: the disk has answered."""
         if error is not None and not self._told:
-            log.warning("%s: %s; after a restart or a reboot older pinholes count", self._path, error.strerror)
+            log.warning("%s: %s; after a restart or a reboot, nftsync would use older pinholes", self._path, error.strerror)
         with self._lock:
             self._writing = self._late = False
             self._told, self.kept = error is not None, error is None
             self._lock.notify_all()
 
     def _write(self, batch: _Batch) -> None:
-        """Raises OSError; then nothing of the batch counts as written."""
+        """Write a batch. Raises OSError; then no record of the batch counts as written."""
         if batch.whole:
             self._replace(batch)
         elif batch:
@@ -218,7 +218,7 @@ class Journal:
         try:
             os.fsync(descriptor)
         except OSError:
-            self._whole = True  # the kernel forgets what it could not write
+            self._whole = True  # the kernel drops the data that it could not write
             raise
         finally:
             self._unsynced = False
@@ -229,14 +229,14 @@ class Journal:
         try:
             descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW)
         except OSError as error:
-            self._whole = error.errno in (errno.ENOENT, errno.ELOOP)  # somebody took it away, or put a link in its place
+            self._whole = error.errno in (errno.ENOENT, errno.ELOOP)  # somebody removed it or replaced it by a link
             raise
         try:
             if self._torn:
                 os.ftruncate(descriptor, self._size)
             elif os.fstat(descriptor).st_size != self._size:
                 self._whole = True
-                raise OSError(errno.ESTALE, "somebody has changed it")
+                raise OSError(errno.ESTALE, "another program has changed it")
             self._torn = True  # until all of it is written
             try:
                 written = 0
@@ -266,7 +266,7 @@ def _sealed(records: Iterable[str], number: int) -> Iterator[str]:
 
 
 def _opened(line: str) -> tuple[int | None, str]:
-    """Number and content of a record; None for what is no whole record."""
+    """Number and content of a record; the number is None if the line is not a whole record."""
     number, _, rest = line.partition(" ")
     checksum, _, record = rest.partition(" ")
     if not (line.isascii() and number.isdecimal()) or len(number) > 15 or checksum != _checksum(int(number), record):

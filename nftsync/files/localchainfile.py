@@ -1,4 +1,4 @@
-"""The file of the operator's own rules, and whether it has changed."""
+"""Read the file of the operator's own rules, and notice changes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from nftsync.ruleset.localchain import LocalChainError, parse_local_chain
 
 
 def read_local_chain(path: Path) -> tuple[str | None, str]:
-    """The body of the chain in the file, "" where there is no file; None and a sentence where it can't be used."""
+    """The body of the chain and ""; an empty body without a file.
+
+    If the file is not usable: None and a sentence.
+    """
     try:
         return parse_local_chain(path.read_text(encoding="utf-8")), ""
     except FileNotFoundError:
@@ -20,7 +23,7 @@ def read_local_chain(path: Path) -> tuple[str | None, str]:
 
 
 def stamp(path: Path) -> object:
-    """What changes when the file does."""
+    """A value that changes when the file changes."""
     try:
         status = path.stat()
     except OSError as error:

@@ -1,4 +1,4 @@
-"""One nftsync at a time: whoever changes our tables holds a lock. Source: flock(2)."""
+"""One nftsync at a time: a process that changes our tables holds a lock. Source: flock(2)."""
 
 from __future__ import annotations
 
@@ -17,35 +17,35 @@ log = logging.getLogger(__name__)
 
 
 class LockedError(Exception):
-    """Another nftsync is at work; the message says what to do."""
+    """Another nftsync is at work. The message tells the reader how to stop it."""
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold the lock of a folder; the kernel lets go of it when the process ends, however it does. Raises LockedError.
+    """Hold the lock of a folder. The kernel releases it when the process ends. Raises LockedError.
 
-    Where the folder can't be written nothing is held, and that is said: a full disk does not keep a firewall from working.
+    If the folder is not writable, log a warning and go on without a lock: a full disk must not stop a firewall.
     """
     path = folder / LOCK
     try:
         folder.mkdir(mode=0o755, parents=True, exist_ok=True)
         descriptor = _open(path)
     except OSError as fault:
-        log.warning("%s: %s; a second nftsync would not be noticed", path, fault.strerror)
+        log.warning("%s: %s; nftsync runs without a lock and cannot notice a second nftsync", path, fault.strerror)
         yield
         return
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise LockedError(f"{path}: another nftsync is at work here: systemctl stop nftsync") from None
+            raise LockedError(f"{path}: another nftsync is running. Stop it first: systemctl stop nftsync") from None
         yield
     finally:
         os.close(descriptor)
 
 
 def _open(path: Path) -> int:
-    """The lock's file, made if need be; then it belongs to whom the folder does, so that root's lock keeps no daemon out."""
+    """Open the lock's file, or create it for the folder's owner: root's lock must not keep the daemon out."""
     flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
     try:
         descriptor = os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o600)

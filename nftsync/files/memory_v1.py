@@ -1,6 +1,7 @@
-"""What versions before 1.1 left in the state directory, as a Memory: an upgrade forgets nothing. To be deleted one day.
+"""Read the state of versions before 1.1 as a Memory, so that an upgrade forgets nothing.
 
-They kept the settings in state.json, the names and limits of Services in `services`, and the ruleset as text in ruleset.nft.
+Those versions kept settings in state.json, names and limits of Services in `services`,
+and the ruleset as text in ruleset.nft. Delete this module when nobody upgrades from them.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ log = logging.getLogger(__name__)
 
 
 def read_version_1(folder: Path) -> Memory:
-    """An empty Memory where there are no such files; a file that can't be used is as good as absent, and that is said."""
+    """The old state; an empty Memory without such files. Log a warning about a file that is not usable."""
     memory = Memory()
     for (name, form), take in ((_STATE, _take_state), (_SERVICES, _take_services), (_RULESET, _take_ruleset)):
         try:
@@ -42,12 +43,15 @@ def read_version_1(folder: Path) -> Memory:
 
 
 def forget_version_1(folder: Path) -> None:
-    """Remove these files, once a journal has what they held. Whoever removes the journal later wants no rules of long ago."""
+    """Remove the old files once a journal has their content.
+
+    If you remove the journal later, the old rules must not come back.
+    """
     for name, _ in (_STATE, _SERVICES, _RULESET):
         try:
             (folder / name).unlink(missing_ok=True)
         except OSError as error:
-            log.warning("%s is not needed any more, and can't be removed: %s", folder / name, error.strerror)
+            log.warning("%s can't be removed: %s. nftsync does not need it any more: delete it", folder / name, error.strerror)
 
 
 def _take_state(memory: Memory, text: str) -> None:
@@ -64,7 +68,7 @@ def _take_state(memory: Memory, text: str) -> None:
 
 
 def _take_services(memory: Memory, text: str) -> None:
-    """Their names, and what they were limited to; which addresses they had stands in the ruleset alone."""
+    """Names and limits of Services. Only the ruleset has their addresses."""
     for line in text.splitlines():
         name, uid, limit = line.split(" ", 2)
         service = Name(*name.split("/"))
@@ -74,7 +78,7 @@ def _take_services(memory: Memory, text: str) -> None:
 
 
 def _take_ruleset(memory: Memory, text: str) -> None:
-    """Each address and what was open there, as a Service without a namespace: nobody wrote down whose it was."""
+    """Each address and its open ports, as a Service without a namespace: the old files do not name the owner."""
     sources, limits = _pinholes(text)
     alike: dict[tuple[str, tuple[Network, ...] | None, RateLimit | None], list[Port]] = {}
     for (address, port), ranges in sources.items():
@@ -86,7 +90,7 @@ def _take_ruleset(memory: Memory, text: str) -> None:
 
 
 def _pinholes(text: str) -> _Found:
-    """By address and port: the ranges that may pass, None for everybody; and the limits."""
+    """By address and port: the allowed source ranges, None for all sources; and the limits."""
     sources: dict[tuple[str, Port], set[Network] | None] = {}
     limits: dict[tuple[str, Port], RateLimit] = {}
     for block in _SET.finditer(text):

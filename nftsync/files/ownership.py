@@ -7,9 +7,9 @@ from pathlib import Path
 
 
 def give_to_owner(descriptor: int, folder: Path) -> None:
-    """Give a file that we have just made to whom its folder belongs, who must be able to use it. Raises OSError.
+    """Give a new file to the owner of its folder, so that the daemon can use it. Raises OSError.
 
-    Only for a file of our own making: one that was there may be a link to anywhere.
+    Use it only for a file that this process created: an older one may be a link to anywhere.
     """
     if os.geteuid() == 0:
         owner = folder.stat()

@@ -399,7 +399,7 @@ def test_a_full_disk_keeps_what_it_has_says_so_and_rules_apply(daemon: Daemon) -
         assert not daemon.lab.arrives("tcp", "172.30.254.60", 80)
         assert remembered(daemon) == before
         assert sorted(os.listdir(daemon.state)) == ["filler", "memory.journal"]
-        assert daemon.log().count("No space left on device; after a restart or a reboot older pinholes count") == 1
+        assert daemon.log().count("No space left on device; after a restart or a reboot, nftsync would use older pinholes") == 1
         filler.unlink()
         assert eventually(lambda: "172.30.254.60" in journal_file(daemon).read_text()), daemon.log()
         daemon.put(service("another", "172.30.254.61"))

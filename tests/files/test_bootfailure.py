@@ -20,7 +20,7 @@ def test_without_a_mark_the_boot_unit_did_not_fail(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("loaded", "words"), [
-    ("rules", "the second try loaded the rules"), ("base", "with the base alone"), ("nothing", "without rules"),
+    ("rules", "the second try loaded the rules"), ("base", "with only the base"), ("nothing", "without rules"),
 ])  # fmt: skip
 def test_a_mark_says_why_it_failed_and_what_was_loaded_instead(mark: Path, loaded: str, words: str) -> None:
     mark.write_text(f"result=exit-code status=226 loaded={loaded}\n")

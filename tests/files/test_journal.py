@@ -160,7 +160,7 @@ def test_a_file_that_was_torn_anywhere_holds_what_came_before_and_goes_on_from_t
         expected = written[whole[:length].count(b"\n") - 1]
         assert journal.load() == expected, length
         torn = whole[length - 1 : length] != b"\n"
-        assert ["its end was torn off by a crash; what came before counts" in each for each in caplog.messages] == [True] * torn
+        assert ["a crash tore off its end; the records before it count" in each for each in caplog.messages] == [True] * torn
         journal.remember({new.name: new})
         journal.finish()
         assert load(tmp_path) == Memory(expected.services | {new.name: new}, expected.facts), length
@@ -174,7 +174,7 @@ def test_a_file_of_which_not_even_the_head_is_there_is_as_good_as_absent(
         file(tmp_path).write_bytes(whole[:length])
         caplog.clear()
         assert load(tmp_path) == Memory()
-        assert [each.partition(": ")[2] for each in caplog.messages] == ["it is no journal, or one of another version"]
+        assert [each.partition(": ")[2] for each in caplog.messages] == ["it is not a journal of this version"]
 
 
 @pytest.mark.parametrize("end", [b"\0" * 4096, b"\xff\xfe\x00\x9f", b"\n\n\n", b"7 0123456789abcdef [\n", b"\xff\n\0\n8"])
@@ -458,7 +458,7 @@ def test_a_folder_that_can_not_be_made_is_told_once_and_tried_again(
     assert eventually(lambda: journal.kept)
     journal.finish()
     assert len(caplog.messages) == 1
-    assert caplog.messages[0].endswith("; after a restart or a reboot older pinholes count")
+    assert caplog.messages[0].endswith("; after a restart or a reboot, nftsync would use older pinholes")
     assert load(folder) == memory_of(claim("web"), claim("other"))
 
 

@@ -17,7 +17,7 @@ from tests.labtools import SERVICE4, Daemon, needs_root, nft, rules, service, ta
 def test_who_comes_second_is_refused_until_the_first_is_done(tmp_path: Path) -> None:
     with locked(tmp_path / "run"):
         for _ in range(2):
-            with pytest.raises(LockedError, match="another nftsync is at work here"), locked(tmp_path / "run"):
+            with pytest.raises(LockedError, match="another nftsync is running"), locked(tmp_path / "run"):
                 pytest.fail("there are two")
         with locked(tmp_path / "other"):
             pass
@@ -31,14 +31,14 @@ def test_where_no_lock_can_be_held_that_is_said_and_the_work_is_done(tmp_path: P
     with caplog.at_level(logging.WARNING), locked(tmp_path / "file" / "run"):
         done = True
     assert done
-    assert "a second nftsync would not be noticed" in caplog.text
+    assert "nftsync runs without a lock and cannot notice a second nftsync" in caplog.text
 
 
 def test_a_lock_is_not_taken_through_a_link(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "lock").symlink_to(tmp_path / "elsewhere")
     with caplog.at_level(logging.WARNING), locked(tmp_path):
         assert not (tmp_path / "elsewhere").exists()
-    assert "a second nftsync would not be noticed" in caplog.text
+    assert "nftsync runs without a lock and cannot notice a second nftsync" in caplog.text
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def test_beside_a_daemon_nobody_else_changes_anything(daemon: Daemon, command: t
     paths = [] if command == ("flush",) else ["--manifests", str(other)]
     done = daemon.command(*command, *paths)
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == f"nftsync: {daemon.folder}/run/lock: another nftsync is at work here: systemctl stop nftsync\n"
+    assert done.stderr == f"nftsync: {daemon.folder}/run/lock: another nftsync is running. Stop it first: systemctl stop nftsync\n"
     assert rules(daemon.lab) == before
     assert daemon.lab.arrives("tcp", SERVICE4, 80)
     assert daemon.get("/readyz").status == 200
