@@ -1,4 +1,4 @@
-"""What the kernel has counted, for Prometheus: read when somebody scrapes."""
+"""The kernel's counters for Prometheus, read at each scrape."""
 
 from __future__ import annotations
 
@@ -14,20 +14,21 @@ from nftsync.report.reachability import Reachability
 from nftsync.report.traffic import CAP, Reading, Traffic
 
 _T = TypeVar("_T")
-_READ_AGAIN = 1.0  # seconds that what was read of the kernel serves every scrape
-_ROUTES_AGAIN = 30.0  # seconds between looks at the routes
+_READ_AGAIN = 1.0  # seconds during which all scrapes share one reading
+_ROUTES_AGAIN = 30.0  # seconds between two readings of the routes
 
 
 class ReadError(Exception):
-    """What the kernel has counted can't be read at the moment."""
+    """The kernel's counters are not readable at the moment."""
 
 
 class KernelCollector:
-    """What the kernel has counted, read when somebody scrapes, in that scrape's thread. Register it with a registry.
+    """Collects the kernel's counters in the thread of each scrape. Register it with a registry.
 
-    read, judge: called in the scraping thread; they raise ReadError. judge: compares what is open with the kernel's routes, None
-    if that can't be done.  pinholes: those that are open, by key, as an object that nobody changes any more.
-    cap: how many Services have series of their own; 0 for none. It can be changed.
+    read, judge: run in the scraping thread; they raise ReadError.
+    judge: compares the open pinholes with the kernel's routes; None if it can't.
+    pinholes: the open ones, by key, in an object that does not change any more.
+    cap: how many Services have their own series; 0 for none. You can change it.
     """
 
     def __init__(
@@ -59,10 +60,10 @@ class KernelCollector:
             self._traffic.cap = cap
 
     def prime(self) -> None:
-        """Begin to count now, not with the first scrape. Costs as much as a scrape."""
+        """Begin to count now instead of at the first scrape. Costs as much as a scrape."""
         with self._lock:
             self._refresh()
-            self._read_at = float("-inf")  # the first scrape sees what was opened since
+            self._read_at = float("-inf")  # the first scrape must see later pinholes
 
     def collect(self) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
         with self._lock:
@@ -85,13 +86,13 @@ class KernelCollector:
     def _attempt(self, asked: Callable[[], _T]) -> _T | None:
         try:
             return asked()
-        except ReadError:  # what was read before is shown once more
+        except ReadError:  # the previous reading stays
             self._errors += 1
             return None
 
     def _whole(self) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
-        """What is not of one Service."""
-        errors = CounterMetricFamily("nftsync_kernel_read_errors", "Times that a scrape could not read the kernel's counters.")
+        """The metrics without a Service."""
+        errors = CounterMetricFamily("nftsync_kernel_read_errors", "Scrapes that could not read the kernel's counters.")
         errors.add_metric([], self._errors)
         yield errors
         elements = GaugeMetricFamily("nftsync_kernel_elements", "Elements in the kernel.", labels=["set"])
@@ -99,7 +100,7 @@ class KernelCollector:
             elements.add_metric([name], size)
         yield elements
         closed = CounterMetricFamily(
-            "nftsync_closed_port_drops", "Packets to addresses of the cluster dropped for want of a pinhole.", labels=["family"]
+            "nftsync_closed_port_drops", "Packets to the cluster's addresses dropped because no pinhole matched.", labels=["family"]
         )
         for name, family in (("pools4", "ipv4"), ("pools6", "ipv6")):
             closed.add_metric([family], self._traffic.closed[name].packets)
@@ -107,23 +108,23 @@ class KernelCollector:
         if self._reachability is not None:
             yield GaugeMetricFamily(
                 "nftsync_addresses_open_without_route",
-                "Addresses with a pinhole to which no route leads but the default one.",
+                "Addresses with a pinhole but without a route, except the default route.",
                 value=self._reachability.open_without_route,
             )
             if self._reachability.routes_without_pinhole is not None:
                 yield GaugeMetricFamily(
                     "nftsync_routes_without_pinhole",
-                    "Host routes to addresses of the pools that no pinhole uses.",
+                    "Host routes to pool addresses without a pinhole.",
                     value=self._reachability.routes_without_pinhole,
                 )
 
 
 def _by_service(traffic: Traffic) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
     labels = ["namespace", "service"]
-    packets = CounterMetricFamily("nftsync_service_packets", "Packets that pinholes of the Service let pass.", labels=labels)
-    octets = CounterMetricFamily("nftsync_service_bytes", "Bytes that pinholes of the Service let pass.", labels=labels)
+    packets = CounterMetricFamily("nftsync_service_packets", "Packets that the Service's pinholes accepted.", labels=labels)
+    octets = CounterMetricFamily("nftsync_service_bytes", "Bytes that the Service's pinholes accepted.", labels=labels)
     drops = CounterMetricFamily(
-        "nftsync_service_rate_limit_drops", "Packets to the Service dropped by its rate limit.", labels=labels
+        "nftsync_service_rate_limit_drops", "Packets to the Service that its rate limit dropped.", labels=labels
     )
     for name, total in sorted(traffic.totals.items()):
         packets.add_metric(name, total.passed.packets)
@@ -134,5 +135,5 @@ def _by_service(traffic: Traffic) -> Iterator[CounterMetricFamily | GaugeMetricF
     dropped = CounterMetricFamily("nftsync_series_dropped", "Services left out of nftsync_service_… because there are too many.")
     dropped.add_metric([], traffic.dropped)
     yield dropped
-    left_out = "Services that are left out of nftsync_service_… now."
+    left_out = "Services without nftsync_service_… series now."
     yield GaugeMetricFamily("nftsync_services_without_series", left_out, value=len(traffic.left_out))

@@ -15,13 +15,13 @@ from nftsync.exporter.metrics import Metrics
 
 
 class EndpointError(Exception):
-    """The endpoint's address can't be used."""
+    """The endpoint can't listen on its address."""
 
 
 class Endpoint:
     """Serves the metrics and the two health checks until closed.
 
-    healthy: whether the loop is alive.  ready: whether the kernel holds what it should.
+    healthy: True if the loop is alive.  ready: True if the kernel has the right rules.
     """
 
     def __init__(self, address: tuple[str, int], metrics: Metrics, healthy: Callable[[], bool], ready: Callable[[], bool]) -> None:
@@ -30,7 +30,7 @@ class Endpoint:
         metrics.healthy.set_function(lambda: float(healthy()))
         metrics_page = MetricsHandler.factory(metrics.registry)
 
-        class Handler(metrics_page):  # type: ignore[misc, valid-type]  # a class made by prometheus_client
+        class Handler(metrics_page):  # type: ignore[misc, valid-type]  # prometheus_client makes this class
             def do_GET(self) -> None:  # noqa: N802  # http.server's name
                 path = self.path.partition("?")[0]
                 if path in checks:
@@ -49,7 +49,7 @@ class Endpoint:
                 self.wfile.write(body)
 
             def log_message(self, *_: Any) -> None:
-                """A scrape is not worth a line."""
+                """Log nothing: scrapes are frequent."""
 
         host, port = address
         try:
@@ -61,7 +61,7 @@ class Endpoint:
 
     @property
     def port(self) -> int:
-        """The port that is listened on; interesting where port 0 was asked for."""
+        """The port of the endpoint; useful if the configured port is 0."""
         return int(self._server.server_address[1])
 
     def close(self) -> None:
@@ -78,6 +78,6 @@ class _Server(ThreadingHTTPServer):
         super().__init__((host, port), handler)
 
     def server_bind(self) -> None:
-        """HTTPServer's own asks DNS for the host's name, and waits for it where there is none."""
+        """Bind without a DNS lookup: HTTPServer looks up the host's name and waits for it."""
         TCPServer.server_bind(self)
         self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
