@@ -66,7 +66,7 @@ def listen(told: Callable[[Commit | None], None], own: int | None, stop: threadi
             kernel.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, _GROUP)
             _listen(kernel, told, own, stop)
     except OSError as fault:
-        log.warning("the kernel does not tell of changes by others (%s): they are found by the next resync", fault.strerror)
+        log.warning("the kernel does not report foreign changes (%s): the next resync will find them", fault.strerror)
         stop.wait()
 
 

@@ -45,9 +45,11 @@ class Network:
             return
         missed = nic if index is None else None
         if missed and missed != self._missed:
-            log.warning("there is no interface %s: until there is, every one counts as public, no rate limit is in force", missed)
+            log.warning(
+                "there is no interface %s: until it exists, every interface counts as public and no rate limit applies", missed
+            )
         elif self._missed and not missed:
-            log.info("the interface %s is there: it alone counts as public", nic)
+            log.info("the interface %s exists; only it counts as public now", nic)
         self._missed, self._index = missed, index or 0
 
     def settle(self, *, shaped: bool, ours: int | None) -> int | None:
