@@ -1,7 +1,7 @@
-"""The status of an Nft resource: how each router is doing, and what holds for all of them together.
+"""The status of an Nft resource: conditions of each router, and a summary for all of them.
 
-Every router writes its own entry of status.routers and, because somebody has to, the summary in status.conditions, which any
-router works out to the same from the entries of all. Source: api-conventions.md of Kubernetes (conditions).
+Every router writes its own entry in status.routers, and the summary in status.conditions. All routers
+compute the same summary from the entries. Source: api-conventions.md of Kubernetes (conditions).
 """
 
 from __future__ import annotations
@@ -17,26 +17,32 @@ from nftsync.ruleset.tables import Settings
 
 
 def conditions(result: SyncResult, stale: Mapping[str, str]) -> tuple[Condition, ...]:
-    """Of one router, in the order in which people ask. stale: by source, why the last good settings, pools or Services hold."""
+    """The conditions of one router, most important first.
+
+    stale: by source, why the last good settings, pools or Services are in use.
+    """
     waits = result.message if result.outcome in (Outcome.WAITING, Outcome.FAILED) else ""
     chain = next((each.message for each in result.rejections if each.reason is Reason.INVALID_LOCAL_CHAIN), "")
     state, old = result.confirming.state, "; ".join(f"{source}: {why}" for source, why in sorted(stale.items()))
     confirmed = state not in (Confirmation.WAITING, Confirmation.ROLLED_BACK)
     return (
-        _condition("Ready", waits, ("Synced", "NotSynced"), "the kernel holds what the cluster asks for"),
+        _condition("Ready", waits, ("Synced", "NotSynced"), "the kernel has the rules that the cluster asks for"),
         Condition("Running", True, "Running", "nftsync runs"),
         _guarded(result),
         _condition("RateShaping", _unshaped(result.settings), ("Attached", "NotAttached"), "rate limits are in force"),
         _condition("LocalChainValid", chain, ("Valid", "Refused"), "the local chain is in force"),
         Condition("Confirmed", confirmed, state, shorten(str(result.confirming))),
         Condition(
-            "Stale", bool(old), "LastGoodHolds" if old else "UpToDate", shorten(old or "everything is as it stands in the cluster")
+            "Stale",
+            bool(old),
+            "LastGoodHolds" if old else "UpToDate",
+            shorten(old or "settings, pools and Services are as in the cluster"),
         ),
     )
 
 
 def _guarded(result: SyncResult) -> Condition:
-    """Whether pools decide which addresses may be opened."""
+    """The condition PoolsGuarded: pools limit the addresses to open."""
     unguarded = ""
     if not result.pools_known:
         unguarded = "MetalLB's configuration is not read yet" if result.settings else "nothing is applied yet"
@@ -44,13 +50,13 @@ def _guarded(result: SyncResult) -> Condition:
         ignored = result.config.address_policy.pool_mode is PoolMode.IGNORED
         unguarded = f'pools = "{PoolMode.IGNORED}"' if ignored else "no MetalLB configuration was seen"
     elif not result.guard.pools:
-        return Condition("PoolsGuarded", True, "NoPools", "no pool of MetalLB's counts, so no address is opened")
+        return Condition("PoolsGuarded", True, "NoPools", "MetalLB has no pool that counts, so no address is open")
     guarded = "addresses are checked against MetalLB's pools"
     return _condition("PoolsGuarded", unguarded, ("Guarded", "Unguarded"), guarded)
 
 
 def _unshaped(settings: Settings | None) -> str:
-    """Why no rate limit is in force, "" if they are."""
+    """The reason why no rate limit is in force; "" if they are."""
     if settings is None:
         return "nothing is applied yet"
     if not settings.enable_rateshape:
@@ -59,7 +65,7 @@ def _unshaped(settings: Settings | None) -> str:
 
 
 def stopped(router: RouterStatus) -> RouterStatus:
-    """The same router when its daemon has ended."""
+    """The entry of a router after its daemon has ended."""
     ends = {kind: Condition(kind, False, "Stopped", "nftsync was stopped; its last ruleset stays") for kind in ("Ready", "Running")}
     return replace(router, conditions=tuple(ends.get(each.type, each) for each in router.conditions))
 
@@ -69,9 +75,9 @@ def _condition(kind: str, why_not: str, reasons: tuple[str, str], good: str) -> 
 
 
 def summary(routers: Sequence[RouterStatus], *, disagree: bool) -> tuple[Condition, ...]:
-    """What holds for all. disagree: whether their hashes have differed for long."""
+    """The summary for all routers. disagree: True if their hashes have differed for long."""
     written = {each.type for router in routers for each in router.conditions}
-    kinds = [kind for kind in SUMMED if kind in written]  # whoever writes others into an entry gets them into no summary
+    kinds = [kind for kind in SUMMED if kind in written]  # ignore foreign condition types in an entry
     hashes = ", ".join(f"{router.name} {router.hash[:8]}" for router in routers)
     message = shorten(f"rulesets differ: {hashes}") if disagree else "the routers' rulesets are the same"
     agreement = Condition(AGREE, not disagree, "Differ" if disagree else "Agree", message)
@@ -79,8 +85,8 @@ def summary(routers: Sequence[RouterStatus], *, disagree: bool) -> tuple[Conditi
 
 
 def _summed(kind: str, routers: Sequence[RouterStatus]) -> Condition:
-    """The condition of the first router where it is bad, or of the first one if it is good everywhere."""
-    bad = kind == "Stale"  # the one that is bad if it holds
+    """The bad conditions of all routers as one; without a bad one, the condition of the first router."""
+    bad = kind == "Stale"  # the only condition that is bad if true
     found = [(router.name, each) for router in routers if (each := router.condition(kind))]
     wrong = [(name, each) for name, each in found if each.holds is bad]
     if not wrong:
@@ -89,7 +95,7 @@ def _summed(kind: str, routers: Sequence[RouterStatus]) -> Condition:
 
 
 def stamped(conditions: Iterable[Condition], before: Iterable[Condition], now: str) -> tuple[Condition, ...]:
-    """Conditions with the time of their last change: that of `before` where it says the same."""
+    """Conditions with the time of their last change; an unchanged one keeps the time of `before`."""
     held = {each.type: each for each in before}
     return tuple(
         replace(each, since=held[each.type].since or now)
@@ -103,7 +109,7 @@ def stamped(conditions: Iterable[Condition], before: Iterable[Condition], now: s
 
 
 def describe(router: RouterStatus, together: Sequence[Condition], routers: Sequence[RouterStatus]) -> dict[str, object]:
-    """The fields of the status that one router applies. routers: all of them, for the figures that stand on top."""
+    """The status fields that one router applies. routers: all of them, for the figures at the top."""
     figures = Figures.of(routers)
     return {
         "services": figures.services,

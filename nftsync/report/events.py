@@ -1,7 +1,7 @@
-"""Events for the Kubernetes API: which pieces of news are sent, and when.
+"""Events for the Kubernetes API: select the notices to send, and the time to send them.
 
-A queue that drops its oldest, and before them what nobody has to mend, a bucket for each object and one for all of them, and one
-Event that counts where the same thing happens again: nothing that a cluster does can make the router a burden to it.
+Limits keep the router from flooding the API server. A full queue drops normal Events first, then the oldest
+warnings. Each object has a token bucket, and all objects share one more. A repeated notice raises a count.
 Source: events.k8s.io/v1, KEP-383.
 """
 
@@ -26,9 +26,9 @@ CONTROLLER = f"{NFT.group}/nftsync"
 _ACTIONS = {EventReason.OPENED: "Open", EventReason.CLOSED: "Close", EventReason.DRIFT_REPAIRED: "Repair"}
 _NOTE = 1024  # bytes, the API's limit
 _INSTANCE = 128  # the same
-_NAME = 253 - len(".") - 16  # of the object, in the name of an Event
-_SERIES = 360.0  # seconds after which the same news make a new Event
-_KNOWN = 4096  # objects, and series, that are remembered
+_NAME = 253 - len(".") - 16  # bytes of the object's name in the name of an Event
+_SERIES = 360.0  # seconds until the same notice makes a new Event
+_KNOWN = 4096  # objects, and series, to remember
 
 
 @dataclass(slots=True)
@@ -55,7 +55,7 @@ class Bucket:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What is to be sent: method, path, body and its content type."""
+    """A request to send: method, path, body and its content type."""
 
     method: str
     path: str
@@ -65,7 +65,7 @@ class Request:
 
 @dataclass(slots=True)
 class _Series:
-    """An Event that was sent, and how often its news came."""
+    """A sent Event, and how often its notice occurred."""
 
     path: str
     count: int
@@ -75,16 +75,16 @@ class _Series:
 class EventQueue:
     """Notices on their way to the cluster. Not thread-safe.
 
-    instance: this router's name.  utc: the time of day.  dropped: how many pieces were never sent.
+    instance: this router's name.  utc: the time of day.  dropped: number of notices that were never sent.
 
-    The piece that is being sent is in the queue no longer: no newer one pushes it out, and trying again costs no token.
+    The notice in transit has left the queue: newer ones cannot push it out, and a retry costs no token.
     """
 
     def __init__(self, instance: str, utc: Callable[[], datetime], *, length: int = 1000) -> None:
         self._instance = _cut(instance, _INSTANCE)
         self._utc = utc
         self._length = length
-        self._warnings: deque[tuple[int, Notice]] = deque()  # with the number of each
+        self._warnings: deque[tuple[int, Notice]] = deque()  # each with its number
         self._others: deque[tuple[int, Notice]] = deque()
         self._number = 0
         self._sending: Notice | None = None
@@ -97,7 +97,7 @@ class EventQueue:
         return len(self._warnings) + len(self._others) + (self._sending is not None)
 
     def put(self, news: Notice) -> None:
-        """Take news about an object that an Event can be about; others concern nobody in the cluster."""
+        """Queue a notice if an Event can refer to its object; ignore other notices."""
         if news.about is None or news.about.kind not in KINDS or not news.about.uid:
             return
         self._number += 1
@@ -107,13 +107,13 @@ class EventQueue:
             self.dropped += 1
 
     def next(self, now: float) -> Request | float:
-        """The next request; or the seconds until there can be one. It is the same one until sent() or drop()."""
+        """The next request, or the seconds to wait for it. It stays the same until sent() or drop()."""
         while self._sending is None and (self._warnings or self._others):
             oldest = min(filter(None, (self._warnings, self._others)), key=itemgetter(0))
             _, news = oldest[0]
             assert news.about is not None
             bucket = _remembered(self._objects, news.about.uid, lambda: Bucket(25, 300.0, 25, now))
-            if not bucket.take(now):  # too much about one object
+            if not bucket.take(now):  # too many Events about one object
                 oldest.popleft()
                 self.dropped += 1
             elif self._all.take(now):
@@ -125,7 +125,7 @@ class EventQueue:
         return float("inf") if self._sending is None else self._request(self._sending, now)
 
     def sent(self, now: float) -> None:
-        """The request that next() gave last was accepted."""
+        """The server has accepted the last request of next()."""
         assert self._sending is not None
         series = self._series.get(_key(self._sending))
         if series is not None:
@@ -133,18 +133,18 @@ class EventQueue:
         self._sending = None
 
     def begin_anew(self) -> None:
-        """The Event that the last request would have counted on is gone: the next request makes another."""
+        """The Event that the last request counts up is gone: make a new one with the next request."""
         assert self._sending is not None
         self._series.pop(_key(self._sending), None)
 
     def drop(self) -> None:
-        """The server will never take the request that next() gave last."""
+        """The server will never accept the last request of next()."""
         self.begin_anew()
         self._sending = None
         self.dropped += 1
 
     def clear(self) -> None:
-        """The server takes none of them."""
+        """Drop all notices: the server accepts none."""
         self.dropped += len(self)
         self._warnings.clear()
         self._others.clear()
@@ -192,13 +192,13 @@ def _key(news: Notice) -> tuple[str, EventReason, str]:
 
 
 def _cut(text: str, length: int) -> str:
-    """At most so many bytes of UTF-8."""
+    """The text, cut to `length` bytes of UTF-8."""
     encoded = text.encode(errors="replace")
     return text if len(encoded) <= length else encoded[: length - 3].decode(errors="ignore") + "…"
 
 
 def _remembered(known: OrderedDict[K, V], key: K, make: Callable[[], V]) -> V:
-    """The value of a key; what was used longest ago is forgotten."""
+    """The value of a key. A full cache drops the least recently used one."""
     if key not in known:
         known[key] = make()
         if len(known) > _KNOWN:

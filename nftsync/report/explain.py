@@ -1,7 +1,7 @@
-"""Why a packet passes or does not, and what came of a Service: `nftsync explain`.
+"""Explain a packet or a Service for `nftsync explain`: does it pass, and why?
 
-A packet is taken to come from the public NIC and to begin a connection. It goes its way through the rules (docs/ruleset.md); the
-operator's own local chain is only mentioned.
+The packet comes from the public NIC and begins a connection. This module follows it through
+the rules (docs/ruleset.md). It mentions the operator's local chain but does not evaluate it.
 """
 
 from __future__ import annotations
@@ -18,27 +18,27 @@ from nftsync.plan.result import SyncResult
 from nftsync.policy.pinholes import Pinhole
 from nftsync.ruleset.tables import FORWARD, INET, INPUT, OPERATOR_CR, OPERATOR_SVC, Settings, tables
 
-_FORMS = "right is ADDRESS:PORT[/tcp|udp|sctp], e.g. 192.0.2.1:53/udp or [2001:db8::1]:443, or SOURCE and that, or NAMESPACE/NAME"
+_FORMS = "write [SOURCE] ADDRESS:PORT[/tcp|udp|sctp], e.g. 192.0.2.1:53/udp or [2001:db8::1]:443, or NAMESPACE/NAME"
 _TARGET = re.compile(r"(?:\[([0-9A-Fa-f:.]{2,45})\]|([0-9.]{7,15})):([1-9][0-9]{0,4})(?:/(tcp|udp|sctp|TCP|UDP|SCTP))?")
 _SERVICE = re.compile(f"({NAME.pattern})/({NAME.pattern})")
 _SSH, _BGP = Port(Protocol.TCP, 22), Port(Protocol.TCP, 179)
 _SOURCE = {4: "ip saddr ", 6: "ip6 saddr "}
-_CLOSING = {Reason.MALFORMED, Reason.INVALID_ADDRESS, Reason.INVALID_PORT, Reason.INVALID_PROTOCOL}  # what they refuse is not open
-_NAMED = 5  # of many, so many are named
-_DETAILED = 200  # of a Service's pairs of address and port, so many are explained one by one, and a few closed ones
+_CLOSING = {Reason.MALFORMED, Reason.INVALID_ADDRESS, Reason.INVALID_PORT, Reason.INVALID_PROTOCOL}  # the refused part is closed
+_NAMED = 5  # the most items that a sentence names
+_DETAILED = 200  # explain this many of a Service's pairs of address and port, and a few closed ones
 
 
 class Verdict(StrEnum):
-    """What becomes of a packet, or of what a Service asks for."""
+    """The fate of a packet, or of a Service's ports."""
 
     PASSES = "passes"
     LIMITED = "limited"  # passes up to its limit
-    DEPENDS = "depends"  # a packet: on what is not known, such as its source; a Service: only a part of it is open
+    DEPENDS = "depends"  # a packet: on unknown facts, such as its source; a Service: only a part is open
     DROPPED = "dropped"
 
 
 class ExplainReason(StrEnum):
-    """Why, as one word for machines. The list is fixed."""
+    """The reason, as one word for machines. The list is fixed."""
 
     OPEN = "open"
     NO_SUCH_ADDRESS = "no_such_address"
@@ -63,16 +63,17 @@ class ExplainReason(StrEnum):
 
 
 def _unknown(_: object) -> None:
-    """The answer of nobody."""
+    """Answer None: not known."""
 
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """What there is to explain with: a sync's result, and what it does not hold.
+    """The facts for an explanation: a sync's result, and facts that it does not contain.
 
-    services: all of type LoadBalancer, also those that the filters do not admit.  routed: whether the router has a route to an
-    address that does not lead back through the public NIC.  drops: packets that the limit of a pinhole, by its key, has dropped.
-    Either gives None for not known.
+    services: all of type LoadBalancer, also those that the filters do not admit.
+    routed: True if the router has a route to an address, other than back through the public NIC.
+    drops: packets that a pinhole's limit has dropped, by the pinhole's key.
+    routed and drops return None for "not known".
     """
 
     result: SyncResult
@@ -83,7 +84,7 @@ class View:
 
 @dataclass(frozen=True, slots=True)
 class PacketQuery:
-    """The first packet of a connection. source: None if it may be any. str() is where it goes."""
+    """The first packet of a connection. source: None for any. str() is its destination."""
 
     source: Address | None
     destination: Address
@@ -92,7 +93,7 @@ class PacketQuery:
 
     @property
     def key(self) -> str:
-        """Of the pinhole that would let it pass."""
+        """The key of the pinhole that would accept it."""
         return f"{self.destination} . {self.protocol} . {self.port}"
 
     def __str__(self) -> str:
@@ -103,7 +104,8 @@ class PacketQuery:
 class Explanation:
     """The answer. lines: sentences for people, the decisive one first.
 
-    rule: "chain: rule", what decides about a packet; "" if no rule does.  also: what else bears on it: LOCAL_CHAIN, NIC_MISSING.
+    rule: the deciding rule as "chain: rule"; "" if no rule decides.
+    also: other facts that matter: LOCAL_CHAIN, NIC_MISSING.
     """
 
     verdict: Verdict
@@ -125,7 +127,7 @@ class Explanation:
 def parse_query(words: Sequence[str]) -> PacketQuery | Name:
     """`[SRC] DST:PORT[/proto]` or `NAMESPACE/NAME`, one word each. Raises ValueError with a sentence."""
     if not words:
-        raise ValueError(f"nothing was asked; {_FORMS}")
+        raise ValueError(f"name a packet or a Service; {_FORMS}")
     *sources, target = words
     if not sources and (named := _SERVICE.fullmatch(target)):
         return Name(*named.groups())
@@ -144,7 +146,7 @@ def parse_query(words: Sequence[str]) -> PacketQuery | Name:
 
 
 def explain(view: View, words: Sequence[str]) -> Explanation:
-    """The answer to what parse_query() reads. Raises ValueError with a sentence."""
+    """Answer a query; parse_query() reads it. Raises ValueError with a sentence."""
     query = parse_query(words)
     found = explain_service(view, query) if isinstance(query, Name) else explain_packet(view, query)
     remembered = view.result.remembered.get("services")
@@ -152,7 +154,7 @@ def explain(view: View, words: Sequence[str]) -> Explanation:
 
 
 def explain_packet(view: View, query: PacketQuery) -> Explanation:
-    """What becomes of a packet, which rule and which Service decide, and why."""
+    """The fate of a packet, the rule and the Service that decide, and the reason."""
     settings, own = view.result.settings, view.result.local.addresses
     if settings is None:
         return _waiting(view.result)
@@ -161,7 +163,10 @@ def explain_packet(view: View, query: PacketQuery) -> Explanation:
 
 
 def explain_service(view: View, name: Name) -> Explanation:
-    """What came of each address and port of a Service. It passes if all of them are open, to everybody or to whom it names."""
+    """The state of each address and port of a Service.
+
+    The Service passes if all of them are open to everybody, or to its source ranges.
+    """
     service, settings = view.services.get(name), view.result.settings
     if settings is None:
         return _waiting(view.result)
@@ -170,7 +175,7 @@ def explain_service(view: View, name: Name) -> Explanation:
         return Explanation(Verdict.DROPPED, ExplainReason.NOT_A_SERVICE, (line,))
     asked = [PacketQuery(None, address, *port) for address in service.addresses for port in service.ports]
     closed = [query for query in asked[_DETAILED:] if not _opens(view, settings, query, service)]
-    told = [*asked[:_DETAILED], *closed[:_NAMED]]  # whatever is open, what is not has a reason
+    told = [*asked[:_DETAILED], *closed[:_NAMED]]  # also name closed pairs after many open ones
     parts = [_through_router(view, settings, query, service) for query in told]
     causes = [each.reason for each in parts if each.verdict is Verdict.DROPPED]
     if not asked:
@@ -194,14 +199,14 @@ def explain_service(view: View, name: Name) -> Explanation:
 
 
 def _opens(view: View, settings: Settings, query: PacketQuery, service: Service) -> bool:
-    """What _through_router() finds in detail, in short: whether the Service has this pinhole, and somebody comes through it."""
+    """True if the Service has this pinhole and packets can pass. Short form of _through_router()."""
     hole = view.result.pinholes.get(query.key)
     held = hole is not None and hole.service == service.name and hole.sources != ()
     return (held or not settings.enable_dropall) and view.routed(query.destination) is not False
 
 
 def _to_router(settings: Settings, query: PacketQuery) -> Explanation:
-    """operator-cr, then the last rule of input."""
+    """Follow operator-cr, then the last rule of input."""
     port, words = Port(query.protocol, query.port), [f"tcp dport {query.port} "]
     ranges: Sequence[Network] | None = ()
     line = f"{query.destination} is the router's own address; {query} is not open there"
@@ -218,7 +223,7 @@ def _to_router(settings: Settings, query: PacketQuery) -> Explanation:
 
 
 def _through_router(view: View, settings: Settings, query: PacketQuery, asker: Service | None = None) -> Explanation:
-    """operator-svc, then the last rule of forward. asker: the Service whose pinhole it would be; None for whichever."""
+    """Follow operator-svc, then the last rule of forward. asker: explain this Service; None for any."""
     hole = view.result.pinholes.get(query.key)
     if hole is None or (asker is not None and asker.name != hole.service):
         found = _without_pinhole(view, query, [asker] if asker else view.services.values())
@@ -238,7 +243,7 @@ def _through_router(view: View, settings: Settings, query: PacketQuery, asker: S
 
 
 def _without_pinhole(view: View, query: PacketQuery, services: Iterable[Service]) -> Explanation:
-    """services: those that it may be about; the ones that the filters admit are told of first."""
+    """Explain why no pinhole matches. services: candidates; admitted ones come first in the answer."""
     holders = [each for each in services if query.destination in each.addresses]
     holders.sort(key=lambda each: (not view.result.config.filters.admit(each), each.name))
     asking = [each for each in holders if Port(query.protocol, query.port) in each.ports]
@@ -258,7 +263,7 @@ def _without_pinhole(view: View, query: PacketQuery, services: Iterable[Service]
 
 
 def _not_accepted(settings: Settings, chain: str, query: PacketQuery, found: Explanation) -> Explanation:
-    """No rule accepts it: that of the pools decides, or the chain's last one."""
+    """Explain a packet that no rule accepts: the pools' rule or the chain's last rule decides."""
     if not settings.enable_dropall:
         lines = ("everything passes: enable_dropall is false", *found.lines)
         found = replace(found, verdict=Verdict.PASSES, reason=ExplainReason.EVERYTHING_PASSES, lines=lines)
@@ -268,7 +273,7 @@ def _not_accepted(settings: Settings, chain: str, query: PacketQuery, found: Exp
 
 
 def _limited(view: View, settings: Settings, hole: Pinhole | None, found: Explanation) -> Explanation:
-    """The ingress hook comes first on a packet's way, but what is dropped later is dropped anyhow."""
+    """Add the rate limit. The ingress hook comes first, but a later drop makes it irrelevant."""
     if found.verdict is Verdict.DROPPED or hole is None or hole.limit is None or hole.sources == ():
         return found
     first, *rest = found.lines
@@ -283,7 +288,7 @@ def _limited(view: View, settings: Settings, hole: Pinhole | None, found: Explan
 
 
 def _why_closed(view: View, service: Service, query: PacketQuery | None) -> tuple[ExplainReason, str]:  # noqa: PLR0911  # each is a reason
-    """Why a Service does not have the pinhole that it asks for; query None: why it asks for none."""
+    """The reason why a Service lacks a pinhole. query: None if the Service asks for none at all."""
     filters = view.result.config.filters
     if not replace(filters, load_balancer_classes=frozenset()).admit(service):
         return ExplainReason.FILTERED_NAMESPACE, f"namespaces and exclude_namespaces leave {service.name.namespace} out"
@@ -294,7 +299,7 @@ def _why_closed(view: View, service: Service, query: PacketQuery | None) -> tupl
             f"its class {quote(service.load_balancer_class)} is not in load_balancer_classes ({classes})",
         )
     if query is None and any(each.reason in _CLOSING for each in service.rejections):
-        return ExplainReason.INVALID, "what was refused of it leaves no address and port"
+        return ExplainReason.INVALID, "its refused parts leave no address and port"
     if query is None:
         waits = (ExplainReason.NO_ADDRESS_YET, "MetalLB has not given it an address yet")
         return (ExplainReason.NO_SUCH_PORT, "it has no port") if service.addresses else waits
@@ -305,12 +310,15 @@ def _why_closed(view: View, service: Service, query: PacketQuery | None) -> tupl
     if held_back := view.result.index.held_back(service.name):
         return ExplainReason(held_back[0]), held_back[1]
     if owner is None or owner.service == service.name:
-        return ExplainReason.WAITING, "it is not applied yet: the next sync does it"
-    return ExplainReason.LOST_TO_OLDER, f"it belongs to the older Service {owner.service}, and is inherited when that one goes"
+        return ExplainReason.WAITING, "it is not applied yet; the next sync applies it"
+    return (
+        ExplainReason.LOST_TO_OLDER,
+        f"the older Service {owner.service} has it. Service {service.name} gets it when {owner.service} is deleted",
+    )
 
 
 def _verdict(settings: Settings, ranges: Sequence[Network] | None, query: PacketQuery) -> Verdict:
-    """Of a rule that accepts these sources, None for all; DEPENDS if the source is not known and matters."""
+    """The verdict of a rule that accepts these ranges, None for all. DEPENDS if the source is unknown and matters."""
     held = [each for each in ranges or () if each.version == query.destination.version]
     if ranges is None or any(query.source in each if query.source else each.prefixlen == 0 for each in held):
         return Verdict.PASSES
@@ -322,7 +330,7 @@ def _whom(ranges: Sequence[Network] | None) -> str:
 
 
 def _rule(settings: Settings, chain: str, *words: str) -> str:
-    """The last rule of a chain that has these words in it, as nft is given it."""
+    """The last rule of a chain that contains these words, as in nft's input."""
     rules = tables(settings)[INET].chains[chain].rules.splitlines()
     return f"{chain}: {next(rule.strip() for rule in reversed(rules) if all(word in rule for word in words))}"
 
@@ -335,17 +343,17 @@ def _some(items: Iterable[object]) -> str:
 def _waiting(result: SyncResult) -> Explanation:
     if not result.filters:
         return Explanation(Verdict.PASSES, ExplainReason.WAITING, (f"everything passes: {result.message}",))
-    line = f"nothing is applied yet: {result.message}; until then what the kernel held before decides"
+    line = f"nothing is applied yet: {result.message}; until then the previous rules of the kernel decide"
     return Explanation(Verdict.DEPENDS, ExplainReason.WAITING, (line,))
 
 
 def _with_remarks(settings: Settings, found: Explanation, service: Service | None) -> Explanation:
-    """What was refused of the Service, and what bears on everything."""
+    """Add the Service's rejections and remarks that matter for every answer."""
     lines, also = [*found.lines, *map(str, service.rejections if service else ())], []
     if any(line.strip() and not line.lstrip().startswith("#") for line in settings.local_chain.splitlines()):
         also.append(ExplainReason.LOCAL_CHAIN)
-        lines.append("the local chain comes first and is not empty: a rule of yours may decide otherwise")
+        lines.append("the local chain comes first and is not empty: your own rule may decide differently")
     if settings.nic_missing:
         also.append(ExplainReason.NIC_MISSING)
-        lines.append(f"there is no interface {settings.public_nic}: every one counts as public, and no limit is in force")
+        lines.append(f"there is no interface {settings.public_nic}: every interface counts as public, and no limit is in force")
     return replace(found, lines=tuple(lines), also=tuple(also))

@@ -1,4 +1,4 @@
-"""What happened, for those who want to know: a line in the log each, and an Event on the object that it is about."""
+"""Notices: each one becomes a log line, and an Event on its object."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from nftsync.objects.status import Confirmation
 from nftsync.plan.changes import Change
 from nftsync.policy.pinholes import Pinhole
 
-_NAMED = 8  # addresses, and ports of each, that a sentence names
+_NAMED = 8  # the most addresses, and ports of each, that a sentence names
 
 
 class EventReason(StrEnum):
-    """What a notice is about. The list is fixed: Events use it as their reason."""
+    """The topic of a notice. The list is fixed: Events use it as their reason."""
 
     OPENED = "Opened"
     CLOSED = "Closed"
@@ -36,7 +36,7 @@ class EventReason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """One thing that happened. about: the object that it concerns, None for the router as a whole."""
+    """One thing that happened. about: its object; None for the whole router."""
 
     about: ObjectRef | None
     topic: EventReason
@@ -61,12 +61,12 @@ _CONFIRMATIONS = {
 
 
 def of_confirmation(nft: ObjectRef | None, state: Confirmation, message: str) -> Notice:
-    """That settings cut off whoever administers the router, and what becomes of them."""
+    """A notice about settings that can lock you out of the router, and their confirmation."""
     return Notice(nft, _CONFIRMATIONS[state], message, warning=state is not Confirmation.CONFIRMED)
 
 
 def of_changes(changes: Iterable[Change]) -> Iterator[Notice]:
-    """One piece for each Service and kind of change."""
+    """One notice for each Service and kind of change."""
     for change in changes:
         if change.opened:
             yield Notice(change.service, EventReason.OPENED, f"opened {_pinholes(change.opened)}{_limit(change.opened)}")
@@ -80,7 +80,7 @@ def of_changes(changes: Iterable[Change]) -> Iterator[Notice]:
 
 
 def of_rejections(before: Iterable[Rejection], after: Iterable[Rejection]) -> Iterator[Notice]:
-    """One piece for each rejection that came or went."""
+    """One notice for each new or withdrawn rejection."""
     held, found = ({_same(each): each for each in rejections} for rejections in (before, after))
     for same, rejection in found.items():
         if same not in held:
@@ -92,7 +92,7 @@ def of_rejections(before: Iterable[Rejection], after: Iterable[Rejection]) -> It
 
 
 def _same(rejection: Rejection) -> tuple[ObjectRef, Reason, str]:
-    """What makes two rejections the same piece of news."""
+    """A key: rejections with the same key make one notice."""
     return rejection.object, rejection.reason, rejection.part or rejection.message
 
 

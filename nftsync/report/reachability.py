@@ -1,4 +1,4 @@
-"""Whether what is open can be reached: routes against the addresses of the pinholes."""
+"""Compare routes with the addresses of pinholes: can packets reach the open ports?"""
 
 from __future__ import annotations
 
@@ -14,17 +14,20 @@ _BITS = {4: 32, 6: 128}
 
 @dataclass(slots=True)
 class Routes:
-    """Of both families: by family and prefix length, from the network as a number to whether packets go on from here."""
+    """Routes of both families. found: by family and prefix length, from network number to forwarding.
+
+    Forwarding is True if the route sends packets on from this router.
+    """
 
     found: dict[tuple[int, int], dict[int, bool]] = field(default_factory=dict)
 
     def add(self, version: int, length: int, network: int, *, forwards: bool) -> None:
-        """Of two routes to one network, in two tables, the one that leads on counts."""
+        """Add a route. If two tables have a route to one network, a forwarding one wins."""
         networks = self.found.setdefault((version, length), {})
         networks[network] = forwards or networks.get(network, False)
 
     def reach(self, version: int, address: int) -> bool:
-        """Whether the most specific route to an address leads on. The default route does not count: it leads back."""
+        """True if the most specific route forwards. The default route does not count: it leads back."""
         bits = _BITS[version]
         for length in range(bits, 0, -1):
             networks = self.found.get((version, length))
@@ -35,7 +38,7 @@ class Routes:
         return False
 
     def hosts(self, version: int) -> Iterator[int]:
-        """The addresses that have a route of their own that leads on."""
+        """The addresses with a forwarding host route."""
         for address, forwards in self.found.get((version, _BITS[version]), {}).items():
             if forwards:
                 yield address
@@ -43,9 +46,10 @@ class Routes:
 
 @dataclass(frozen=True, slots=True)
 class Reachability:
-    """open_without_route: addresses with a pinhole to which no route leads.
+    """open_without_route: number of addresses with a pinhole but without a route.
 
-    routes_without_pinhole: host routes to legal addresses that no pinhole uses; None if nothing says what is legal.
+    routes_without_pinhole: number of host routes to legal addresses without a pinhole.
+    None if no pools say which addresses are legal.
     """
 
     open_without_route: int
@@ -53,7 +57,7 @@ class Reachability:
 
 
 def judge(routes: Routes, pinholes: Mapping[str, Pinhole], legal: AddressSet | None) -> Reachability:
-    """Compare the routes with what is open."""
+    """Compare the routes with the pinholes. legal: None if no pools are known."""
     opened = _addresses(hole for hole in pinholes.values() if hole.sources != ())
     unreached = sum(1 for version, address in opened if not routes.reach(version, address))
     if legal is None:

@@ -1,7 +1,7 @@
-"""What passed and what was dropped, by Service: from the counters that the kernel keeps at elements to totals that only grow.
+"""Totals of accepted and dropped packets by Service, from the kernel's counters at elements.
 
-A counter of the kernel begins anew when its element or rule is replaced. A total goes on: when a counter is lower than
-it was before, its whole value is new.
+A counter starts at 0 again when the kernel replaces its element or rule. A total only grows: if a
+counter is lower than before, its whole value is new.
 """
 
 from __future__ import annotations
@@ -13,23 +13,23 @@ from typing import NamedTuple
 from nftsync.objects.names import Name
 from nftsync.policy.pinholes import Pinhole
 
-CAP = 1000  # Services with series of their own
+CAP = 1000  # Services with their own series
 
-Element = tuple[str, bytes]  # the pinhole's key, and what tells apart the elements that belong to one
-Rule = tuple[str, int]  # the set of cluster addresses that a rule looks into, and its handle: a rule that is made anew has another
+Element = tuple[str, bytes]  # the pinhole's key, and bytes that distinguish its elements
+Rule = tuple[str, int]  # the set of cluster addresses that a rule matches, and its handle: a new rule has a new one
 
 
 class Count(NamedTuple):
-    """Packets and bytes, of whole IP packets with their headers."""
+    """Packets and bytes. Bytes include the IP headers."""
 
     packets: int
     octets: int
 
-    def __add__(self, other: tuple[int, ...]) -> Count:  # type: ignore[override]  # a tuple's own would append
+    def __add__(self, other: tuple[int, ...]) -> Count:  # type: ignore[override]  # tuple.__add__ would append
         return Count(self[0] + other[0], self[1] + other[1])
 
     def since(self, before: Count | None) -> Count:
-        """What was counted after `before`; everything, if it was reset meanwhile or did not exist."""
+        """The growth since `before`; the whole count if the counter is new or was reset."""
         if before is None or self[0] < before[0] or self[1] < before[1]:
             return self
         return Count(self[0] - before[0], self[1] - before[1])
@@ -40,10 +40,10 @@ NOTHING = Count(0, 0)
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What the kernel says at one moment.
+    """The kernel's counters at one moment.
 
-    counts: by set and element.  sizes: how many elements each set has.  closed: what was dropped because no pinhole
-    was there, by rule; its set is "pools4" or "pools6".
+    counts: by set and element.  sizes: number of elements by set.
+    closed: packets dropped without a pinhole, by rule; its set is "pools4" or "pools6".
     """
 
     counts: Mapping[str, Mapping[Element, Count]] = field(default_factory=dict)
@@ -53,7 +53,7 @@ class Reading:
 
 @dataclass(slots=True)
 class Total:
-    """Of one Service. dropped: by its rate limit; None if it never had one."""
+    """The total of one Service. dropped: by its rate limit; None if it never had one."""
 
     passed: Count = NOTHING
     dropped: Count | None = None
@@ -62,9 +62,9 @@ class Total:
 class Traffic:
     """Totals since the first reading, of at most `cap` Services; 0 for none. One thread at a time.
 
-    A Service that is shown stays shown as long as it has a pinhole; whoever else comes when there is no room is left out.
-    What elements and rules counted between the last reading and their end is lost. A pinhole that changed hands since the last
-    reading counts for its new owner.
+    A Service keeps its totals while it has a pinhole. New Services get none while there is no room.
+    When the kernel removes an element or rule, its counts since the last reading are lost.
+    A pinhole that changed owner since the last reading counts for its new owner.
     """
 
     def __init__(self, cap: int = CAP) -> None:
@@ -72,11 +72,11 @@ class Traffic:
         self.totals: dict[Name, Total] = {}
         self.closed: dict[str, Count] = {"pools4": NOTHING, "pools6": NOTHING}
         self.left_out: set[Name] = set()
-        self.dropped = 0  # how often a Service was left out that was not before
+        self.dropped = 0  # how often a Service became left out
         self._before: Reading | None = None
 
     def take(self, reading: Reading, pinholes: Mapping[str, Pinhole]) -> None:
-        """Add what was counted since the last reading. The first one is only where counting begins."""
+        """Add the growth since the last reading. The first reading adds nothing."""
         self._admit(pinholes)
         before, self._before = self._before, reading
         for name, members in reading.counts.items():
@@ -90,7 +90,7 @@ class Traffic:
                 self.closed[rule[0]] += count.since(before.closed.get(rule))
 
     def _admit(self, pinholes: Mapping[str, Pinhole]) -> None:
-        """Give totals to the Services that own pinholes, as many as may have some."""
+        """Give totals to Services that own pinholes, up to the cap."""
         owners = {hole.service for hole in pinholes.values()} if self.cap else set[Name]()
         stay = [name for name in self.totals if name in owners][: self.cap]
         room = self.cap - len(stay)
@@ -101,7 +101,7 @@ class Traffic:
         self.left_out = left_out
 
     def _limit(self, members: Mapping[Element, Count], pinholes: Mapping[str, Pinhole]) -> None:
-        """A Service with a limit shows what it dropped, from 0 on."""
+        """Start the drops of a Service with a limit at 0."""
         for key, _ in members:
             total = self.totals.get(pinholes[key].service) if key in pinholes else None
             if total is not None and total.dropped is None:
@@ -119,7 +119,7 @@ class Traffic:
 
 
 def _growth(before: Mapping[Element, Count], after: Mapping[Element, Count]) -> Iterator[tuple[str, Count]]:
-    """What each element counted, by its pinhole's key; only where there is something."""
+    """The growth of each element by its pinhole's key, without zeros."""
     for element, count in after.items():
         held = before.get(element)
         if count not in (held, NOTHING):

@@ -108,9 +108,9 @@ def test_a_name_with_a_slash_is_a_service() -> None:
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
-        ([], "nothing was asked; right is ADDRESS:PORT"),
+        ([], "name a packet or a Service; write [SOURCE] ADDRESS:PORT"),
         (["a/b", "c/d", "e/f"], "names neither a packet nor a Service"),
-        (["192.0.2.1"], "'192.0.2.1' names neither a packet nor a Service; right is ADDRESS:PORT"),
+        (["192.0.2.1"], "'192.0.2.1' names neither a packet nor a Service; write [SOURCE] ADDRESS:PORT"),
         (["192.0.2.1:0"], "names neither"),
         (["192.0.2.1:080"], "names neither"),
         (["192.0.2.1:65536"], "names neither"),
@@ -262,7 +262,7 @@ def test_a_service_that_the_kernel_does_not_take_is_in_quarantine() -> None:
 
 def test_a_service_that_is_newer_than_what_is_applied_waits_for_the_next_sync() -> None:
     found = ask(replace(view(), services=view(WEB).services), "172.30.254.1:80")
-    line = "Service default/web asks for 172.30.254.1 tcp 80, but it is not applied yet: the next sync does it"
+    line = "Service default/web asks for 172.30.254.1 tcp 80, but it is not applied yet; the next sync applies it"
     assert short(found) == ("dropped", "waiting", line)
 
 
@@ -337,7 +337,7 @@ def test_a_limit_is_not_in_force_without_rate_shaping_or_without_the_public_nic(
         (ExplainReason.NIC_MISSING,),
     )
     assert missing.lines[1] == f"its limit, {LIMIT}, is not in force: the public NIC is not there"
-    assert missing.lines[2] == "there is no interface public0: every one counts as public, and no limit is in force"
+    assert missing.lines[2] == "there is no interface public0: every interface counts as public, and no limit is in force"
     unlimited = ask(view(WEB, index=0), "172.30.254.1:80")
     assert (unlimited.verdict, unlimited.reason, unlimited.also) == (
         Verdict.PASSES,
@@ -366,7 +366,7 @@ def test_a_refused_limit_is_told_beside_what_is_open() -> None:
 def test_the_local_chain_comes_first_unless_it_holds_comments_alone() -> None:
     found = ask(view(WEB, local_chain="\t\ttcp dport 80 drop\n"), "172.30.254.1:80")
     assert (found.verdict, found.reason, found.also) == (Verdict.PASSES, ExplainReason.OPEN, (ExplainReason.LOCAL_CHAIN,))
-    assert found.lines[-1] == "the local chain comes first and is not empty: a rule of yours may decide otherwise"
+    assert found.lines[-1] == "the local chain comes first and is not empty: your own rule may decide differently"
     assert ask(view(WEB, local_chain="\n\t# ip saddr 192.0.2.1 accept\n"), "172.30.254.1:80").also == ()
     assert ask(view(local_chain="udp dport 7 accept\n"), f"{OWN}:7/udp").also == (ExplainReason.LOCAL_CHAIN,)
 
@@ -442,8 +442,8 @@ def test_what_an_older_service_owns_is_lost_and_the_owner_is_named() -> None:
     assert (found.verdict, found.reason) == (Verdict.DEPENDS, ExplainReason.LOST_TO_OLDER)
     assert found.lines[0] == "Service default/web: 3 of 4 pairs of address and port are open"
     assert found.lines[1] == (
-        "Service default/web asks for 172.30.254.1 tcp 80, but it belongs to the older Service default/old, "
-        "and is inherited when that one goes"
+        "Service default/web asks for 172.30.254.1 tcp 80, but the older Service default/old has it. "
+        "Service default/web gets it when default/old is deleted"
     )
     assert ask(shown, "default/old").verdict is Verdict.PASSES
     assert ask(shown, "172.30.254.1:80").service == Name("default", "old")
@@ -458,14 +458,14 @@ def test_what_an_older_service_owns_is_lost_and_the_owner_is_named() -> None:
             service("web", "010.0.0.1"),
             {},
             ExplainReason.INVALID,
-            "opens nothing: what was refused of it leaves no address and port",
+            "opens nothing: its refused parts leave no address and port",
         ),
         (service("web", limit="fast"), {}, ExplainReason.NO_ADDRESS_YET, "MetalLB has not given it an address yet"),
         (
             WEB | {"spec": {"type": "LoadBalancer", "ports": 80}},
             {},
             ExplainReason.INVALID,
-            "what was refused of it leaves no address",
+            "its refused parts leave no address",
         ),
         (service("web"), {"filters": Filters(namespaces=frozenset({"x"}))}, ExplainReason.FILTERED_NAMESPACE, "leave default out"),
         (service("web", "203.0.113.9"), {}, ExplainReason.OUTSIDE_POOLS, "0 of 1 pairs of address and port are open"),
@@ -513,7 +513,7 @@ def test_text_and_json_hold_the_same() -> None:
         "limited: Service default/slow opens 172.30.254.1 tcp 80 to everybody",
         f"decided by {PINHOLE4}",
         f"its limit is {LIMIT}",
-        "the local chain comes first and is not empty: a rule of yours may decide otherwise",
+        "the local chain comes first and is not empty: your own rule may decide differently",
     ]
     assert json.loads(json.dumps(found.as_json())) == {
         "verdict": "limited",
@@ -553,7 +553,7 @@ def test_what_is_closed_in_a_large_service_is_found_and_has_its_reason() -> None
     elder = service("elder", "172.30.254.1", ports=[("TCP", 999)], created="2020-01-01T00:00:00Z")
     found = ask(view(large, elder), "default/large")
     assert short(found) == ("depends", "lost_to_older", "Service default/large: 999 of 1000 pairs of address and port are open")
-    assert any("asks for 172.30.254.1 tcp 999, but it belongs to the older Service default/elder" in line for line in found.lines)
+    assert any("asks for 172.30.254.1 tcp 999, but the older Service default/elder has it" in line for line in found.lines)
     assert "… and 799 more pairs" in found.lines
     assert len(found.lines) == 1 + 200 + 1 + 1
 
