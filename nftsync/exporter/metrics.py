@@ -80,7 +80,7 @@ class Metrics:
         self.show_stale({})
 
     def show_boot_failure(self, loaded: str) -> None:
-        """loaded: the rules that stand in after a failed boot unit, one of _LOADED; "" without a failure."""
+        """loaded: the replacement rules after a failed boot, one of _LOADED; "" without a failure."""
         for each in _LOADED:
             self.boot_failed.labels(each).set(each == loaded)
 

@@ -1,4 +1,4 @@
-"""The mark in /run, valid until the next boot: nftsync has run, and these are its rules in the kernel."""
+"""The mark in /run, valid until the next boot: nftsync has run and left these rules."""
 
 from __future__ import annotations
 

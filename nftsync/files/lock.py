@@ -45,7 +45,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def _open(path: Path) -> int:
-    """Open the lock's file, or create it for the folder's owner: root's lock must not keep the daemon out."""
+    """Open the lock's file, or create it for the folder's owner, so that the daemon can open it too."""
     flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
     try:
         descriptor = os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o600)

@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 
 def read_version_1(folder: Path) -> Memory:
-    """The old state; an empty Memory without such files. Log a warning about a file that is not usable."""
+    """The old state; an empty Memory without such files. Log a warning about each broken file."""
     memory = Memory()
     for (name, form), take in ((_STATE, _take_state), (_SERVICES, _take_services), (_RULESET, _take_ruleset)):
         try:
@@ -78,7 +78,7 @@ def _take_services(memory: Memory, text: str) -> None:
 
 
 def _take_ruleset(memory: Memory, text: str) -> None:
-    """Each address and its open ports, as a Service without a namespace: the old files do not name the owner."""
+    """Each address and its open ports, as a Service without a namespace: the owner is unknown."""
     sources, limits = _pinholes(text)
     alike: dict[tuple[str, tuple[Network, ...] | None, RateLimit | None], list[Port]] = {}
     for (address, port), ranges in sources.items():

@@ -50,7 +50,7 @@ def _guarded(result: SyncResult) -> Condition:
         ignored = result.config.address_policy.pool_mode is PoolMode.IGNORED
         unguarded = f'pools = "{PoolMode.IGNORED}"' if ignored else "no MetalLB configuration was seen"
     elif not result.guard.pools:
-        return Condition("PoolsGuarded", True, "NoPools", "MetalLB has no pool that counts, so no address is open")
+        return Condition("PoolsGuarded", True, "NoPools", "no address is opened: no pool of MetalLB counts")
     guarded = "addresses are checked against MetalLB's pools"
     return _condition("PoolsGuarded", unguarded, ("Guarded", "Unguarded"), guarded)
 
@@ -85,7 +85,7 @@ def summary(routers: Sequence[RouterStatus], *, disagree: bool) -> tuple[Conditi
 
 
 def _summed(kind: str, routers: Sequence[RouterStatus]) -> Condition:
-    """The bad conditions of all routers as one; without a bad one, the condition of the first router."""
+    """The bad conditions of all routers as one; else the condition of the first router."""
     bad = kind == "Stale"  # the only condition that is bad if true
     found = [(router.name, each) for router in routers if (each := router.condition(kind))]
     wrong = [(name, each) for name, each in found if each.holds is bad]

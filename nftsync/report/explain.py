@@ -199,7 +199,7 @@ def explain_service(view: View, name: Name) -> Explanation:
 
 
 def _opens(view: View, settings: Settings, query: PacketQuery, service: Service) -> bool:
-    """True if the Service has this pinhole and packets can pass. Short form of _through_router()."""
+    """True if the Service has this pinhole and packets can pass: _through_router() in short."""
     hole = view.result.pinholes.get(query.key)
     held = hole is not None and hole.service == service.name and hole.sources != ()
     return (held or not settings.enable_dropall) and view.routed(query.destination) is not False
@@ -318,7 +318,7 @@ def _why_closed(view: View, service: Service, query: PacketQuery | None) -> tupl
 
 
 def _verdict(settings: Settings, ranges: Sequence[Network] | None, query: PacketQuery) -> Verdict:
-    """The verdict of a rule that accepts these ranges, None for all. DEPENDS if the source is unknown and matters."""
+    """The verdict of a rule for these ranges, None for all. DEPENDS if an unknown source matters."""
     held = [each for each in ranges or () if each.version == query.destination.version]
     if ranges is None or any(query.source in each if query.source else each.prefixlen == 0 for each in held):
         return Verdict.PASSES
