@@ -1,7 +1,8 @@
-"""Requests to the Kubernetes API, through the official client's configuration and connection pool and nothing more of it.
+"""Requests to the Kubernetes API, with the official client's configuration and connection pool.
 
-Its typed models, Watch and informers are too slow, or give up or spin on faults that real API servers show. Third-party
-exceptions end here: what comes out is an ApiError.
+nftsync uses no other part of that client. Its typed models, Watch and informers are too slow, or
+they give up or spin on faults of real API servers. This module turns third-party exceptions into
+ApiError.
 """
 
 from __future__ import annotations
@@ -28,10 +29,10 @@ __all__ = ["Api", "ApiError", "KubeconfigError", "MalformedAnswerError", "TooLar
 JSON = "application/json"
 AGENT = f"nftsync/{__version__}"
 PIECE = 65536  # bytes read at once
-LONGEST_COMPLAINT = 65536  # bytes of an error's body that are read
+LONGEST_COMPLAINT = 65536  # bytes to read of an error's body
 
-# A dead peer is found after 30 s and three probes 10 s apart of silence, and after
-# 60 s of unacknowledged data (tcp(7)).
+# The kernel finds a dead peer after 30 s of silence and three probes 10 s apart, or after 60 s
+# of unacknowledged data (tcp(7)).
 SOCKET_OPTIONS = [
     (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
     (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
@@ -42,20 +43,20 @@ SOCKET_OPTIONS = [
 ]
 
 _ADVICE = {
-    301: "redirects are not followed: name the API server itself in the kubeconfig",
+    301: "nftsync does not follow redirects: name the API server itself in the kubeconfig",
     401: "the API server does not know these credentials: renew the token or certificate of the kubeconfig",
     403: "grant it to the router's user in the cluster's RBAC",
-    404: "the cluster does not know this resource: is its CustomResourceDefinition installed?",
+    404: "the cluster does not know this resource: install its CustomResourceDefinition",
 }
 _ADVICE |= dict.fromkeys((302, 303, 307, 308), _ADVICE[301])
 
 
 class MalformedAnswerError(ApiError):
-    """The server answered with something that is not the API's."""
+    """The answer does not have the shape that the Kubernetes API defines."""
 
 
 class TooLargeError(MalformedAnswerError):
-    """An answer, or one line of a watch, is larger than we are ready to hold."""
+    """An answer, or one line of a watch, exceeds the limit of its size."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +68,9 @@ class _Session:
 class Api:
     """A connection to one cluster's API server, for any number of threads.
 
-    allowed: what of kubeconfig.UNSAFE the kubeconfig may have.
-    count: called with the verb and the status of each answer, None for none.  connect_timeout, read_timeout: seconds.
+    allowed: the keys of kubeconfig.UNSAFE that the kubeconfig may have.
+    count: called with the verb and the status of each answer; None stands for no answer.
+    connect_timeout, read_timeout: seconds.
     longest_answer, longest_line: bytes, after decompression.
     """
 
@@ -97,18 +99,18 @@ class Api:
         self._closed = False
 
     def connect(self) -> None:
-        """Read the kubeconfig now, not with the first request. Raises KubeconfigError."""
+        """Read the kubeconfig now instead of with the first request. Raises KubeconfigError."""
         self._current_session()
 
     def reload(self) -> None:
-        """Read the kubeconfig again with the next request: the server no longer accepts what it said."""
+        """Read the kubeconfig again with the next request: the server rejects these credentials."""
         with self._session_lock:
             self._session = None
 
     def close(self) -> None:
         """End every request under way, from any thread, and refuse new ones.
 
-        Only a connection that is still being made goes on, at most until its time-out.
+        A connect() under way goes on, at most until its time-out.
         """
         with self._socket_lock:
             self._closed = True
@@ -123,7 +125,10 @@ class Api:
         body: object = None,
         content_type: str = JSON,
     ) -> Any:
-        """The answer's parsed JSON; None if it has no body. `body` is sent as JSON of `content_type`. Raises ApiError."""
+        """The answer's parsed JSON; None if it has no body. Raises ApiError.
+
+        body: sent as JSON, with `content_type` as its media type.
+        """
         headers = {"Accept-Encoding": "gzip"}
         if body is not None:
             headers["Content-Type"] = content_type
@@ -140,13 +145,14 @@ class Api:
 
     @contextmanager
     def stream(self, path: str, query: Mapping[str, str]) -> Iterator[Iterator[bytes]]:
-        """The lines of an answer, as they come. Raises ApiError, also while they are read.
+        """The lines of an answer, as they come. Raises ApiError, also while you read them.
 
-        They end when the server ends them, or when nothing came for read_timeout seconds: nobody can tell a quiet server from
-        a connection that is dead, and for both the cure is to ask again. A last line that was cut off is dropped.
+        The lines end when the server ends them, or after read_timeout seconds of silence. A quiet
+        server and a dead connection look the same, and a new request helps against both. An
+        incomplete last line is dropped.
         """
         with self._exchange("GET", path, query, {"Accept-Encoding": "identity"}, None) as response:
-            # Without chunks a read returns only when it is full, so then each byte is fetched by itself.
+            # Without chunks, a read blocks until its buffer is full: read byte by byte.
             pieces = response.stream(PIECE if response.chunked else 1, decode_content=False)
             yield split_lines(_until_timeout(pieces), self._longest_line, f"GET {path}")
 
@@ -154,7 +160,7 @@ class Api:
     def _exchange(
         self, method: str, path: str, query: Mapping[str, str], headers: Mapping[str, str], body: object
     ) -> Iterator[Any]:
-        """The answer to a request, of which only the head has been read. Raises ApiError, also for what the caller reads."""
+        """The answer to a request; you read its body. Raises ApiError, also while you read."""
         from urllib3 import Timeout
         from urllib3.exceptions import HTTPError
 
@@ -204,7 +210,7 @@ class Api:
         return pools
 
     def _track(self, connected: socket.socket) -> None:
-        """Remember a socket so that close() can end whoever is blocked in it."""
+        """Remember a socket so that close() can end the threads that block in it."""
         with self._socket_lock:
             self._sockets.add(connected)
             if self._closed:
@@ -215,17 +221,18 @@ class Api:
 
 
 def parse_json(content: bytes | bytearray, what: str) -> Any:
-    """Raises MalformedAnswerError that begins with `what`."""
+    """The value of a JSON text. Raises MalformedAnswerError. what: begins its message."""
     try:
         return json.loads(content)
     except (ValueError, RecursionError):
-        raise MalformedAnswerError(f"{what} is not JSON: is something between here and the API server?") from None
+        raise MalformedAnswerError(f"{what} is not JSON: look for a proxy between the router and the API server") from None
 
 
 def split_lines(pieces: Iterable[bytes], longest: int, what: str) -> Iterator[bytes]:
-    """Lines without their end, empty ones left out. Bytes are cut before they are decoded: a character may come in two pieces.
+    """The non-empty lines, without their line ends.
 
-    Raises TooLargeError that begins with `what` for a line of more than `longest` bytes.
+    It splits bytes, because a character can arrive in two pieces.
+    Raises TooLargeError for a line of more than `longest` bytes.
     """
     rest = bytearray()
     for piece in pieces:
@@ -249,7 +256,7 @@ def _until_timeout(pieces: Iterator[bytes]) -> Iterator[bytes]:
 
 
 def _refusal(what: str, response: Any) -> ApiError:
-    """The error that says what the server refused and what to do about it."""
+    """The error that names the refused request, the server's reason, and the remedy."""
     status = int(response.status)
     parts = [f"{status} {responses.get(status, '')}".strip()]
     try:
@@ -265,15 +272,18 @@ def _refusal(what: str, response: Any) -> ApiError:
 
 
 def _cause(fault: Exception) -> str:
-    """A transport's exception in words. Its own text holds memory addresses, which would make every failure look new."""
+    """A transport's exception in words.
+
+    Its own text holds memory addresses; they would make every failure look new.
+    """
     from urllib3 import exceptions as urllib3
 
     if isinstance(fault, urllib3.ConnectTimeoutError) and not isinstance(fault, urllib3.NewConnectionError):
-        return "no connection in time: is the address right, and does a firewall let us out?"
+        return "no connection in time: check the server's address, and firewalls on the way"
     if isinstance(fault, urllib3.ReadTimeoutError):
         return "no answer in time"
     if isinstance(fault, urllib3.SSLError):
-        return f"TLS: {quote(str(fault), 200)}: does the kubeconfig's certificate-authority fit this server?"
+        return f"TLS: {quote(str(fault), 200)}: check the certificate-authority of the kubeconfig"
     inner: BaseException | None = fault
     while inner is not None and not (isinstance(inner, OSError) and inner.strerror):
         inner = inner.__cause__ or inner.__context__
@@ -298,7 +308,10 @@ def _tracking(pool_class: Any, track: Any) -> Any:
 
 
 def _shut(connected: socket.socket) -> None:
-    """Wake whoever is blocked in a socket. An SSLSocket's own shutdown() would pull its state from under the reader."""
+    """Wake the thread that blocks in a socket.
+
+    SSLSocket.shutdown() would destroy the state that this thread uses, so call the plain one.
+    """
     try:
         socket.socket.shutdown(connected, socket.SHUT_RDWR)
     except OSError:

@@ -1,6 +1,6 @@
-"""What may be tried again, and when: tenacity policies that end at once on shutdown.
+"""Retries with growing waits: a tenacity policy that ends at once on shutdown.
 
-Waits have jitter, so that the routers of one cluster don't come back in step after its API server did.
+Waits have jitter, so that the routers of one cluster do not return in step after an outage.
 """
 
 from __future__ import annotations
@@ -18,9 +18,11 @@ MAX_DOUBLINGS = 32
 
 
 class ApiError(Exception):
-    """A request to the Kubernetes API that failed: one line with what failed, where, and what to do; never a credential.
+    """A request to the Kubernetes API failed.
 
-    status: HTTP status, None if there was no answer.  retry_after: the seconds that the server asked us to wait.
+    The message is one line: the request, the cause and the remedy. It never holds a credential.
+    status: HTTP status, None if there was no answer.
+    retry_after: the wait in seconds that the server asks for.
     """
 
     def __init__(self, message: str, status: int | None = None, retry_after: float | None = None) -> None:
@@ -33,9 +35,10 @@ class ApiError(Exception):
 class Pace:
     """Seconds between two tries.
 
-    After the first failure from `first` to twice that, then doubling, never more than `longest`: so long may a router not know that
-    its API server is back.  denied: after 403 and 404, which a person has to mend, from four fifths of it to all of it.
-    patient: as long as a server may ask us to wait.
+    The first wait is between `first` and twice that; each further failure doubles it.
+    longest: no wait exceeds this; so long can a router miss the return of its API server.
+    denied: the wait after 403 and 404, which a person must repair; at least 80 % of it.
+    patient: the longest wait that a server can ask for.
     """
 
     first: float = 0.8
@@ -44,7 +47,7 @@ class Pace:
     patient: float = 30.0
 
     def wait(self, failures: int, fault: ApiError, rng: random.Random) -> float:
-        """Seconds to wait after so many failures in a row (at least 1), the last of them being `fault`."""
+        """Seconds to wait after `failures` failures in a row (at least 1); `fault` is the last."""
         if fault.status in (403, 404):
             return rng.uniform(0.8 * self.denied, self.denied)
         ceiling = min(self.longest, self.first * 2.0 ** min(failures, MAX_DOUBLINGS))
@@ -54,9 +57,10 @@ class Pace:
 
 
 def attempts(stop: threading.Event, pace: Pace, rng: random.Random) -> Iterator[AttemptManager]:
-    """Attempts at something, until one does not end in an ApiError: `for attempt in attempts(…): with attempt: …`.
+    """Attempts until one succeeds: `for attempt in attempts(…): with attempt: …`.
 
-    Ends without an exception, and out of the middle of a wait, when `stop` is set.
+    An attempt fails if it ends with an ApiError.
+    It ends without an exception when `stop` is set, also in the middle of a wait.
     """
 
     def wait(state: RetryCallState) -> float:
@@ -70,6 +74,6 @@ def attempts(stop: threading.Event, pace: Pace, rng: random.Random) -> Iterator[
         retry_error_callback=lambda _: None,
     )
     for attempt in policy:
-        if stop.is_set():  # tenacity looks after a failure, but not after the wait
+        if stop.is_set():  # tenacity checks it after a failure, but not after the wait
             return
         yield attempt

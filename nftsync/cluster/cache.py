@@ -1,7 +1,8 @@
-"""The latest state of one kind of object, and which of them changed: where an input's thread meets the loop.
+"""The latest state of one kind of object, and the names that changed.
 
-Not a queue of events: a burst of a thousand changes to one Service is one dirty name. Objects are parsed on the way in, on
-the input's thread, and only what was parsed is kept.
+An input's thread fills a cache, and the loop drains it. A cache is not a queue of events: a
+thousand changes to one Service are one dirty name. The input's thread parses each object, and the
+cache keeps the parsed object only.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from nftsync.objects.names import Name, identify
 
 
 class Identified(Protocol):
-    """A parsed object that knows which object of its name it is."""
+    """A parsed object with the uid of its Kubernetes object."""
 
     @property
     def uid(self) -> str: ...
@@ -29,12 +30,12 @@ T = TypeVar("T", bound=Identified)
 
 
 def nobody() -> None:
-    """Waits for no change."""
+    """Do nothing: nobody waits for a change."""
 
 
 @dataclass(frozen=True, slots=True)
 class Changes(Generic[T]):
-    """What changed since the last drain. since: when the earliest of it was received, in the clock's seconds."""
+    """The changes since the last drain. since: the clock's seconds of the earliest change."""
 
     objects: dict[Name, T | None]
     since: float
@@ -43,10 +44,12 @@ class Changes(Generic[T]):
 class ObjectCache(Generic[T]):
     """One kind's objects, thread-safe.
 
-    parse: from an API object and its last parsed version to its new one; None if it is not ours.
-    wake: called after every change, from the input's thread.  clock: monotonic seconds.  fresh: keep the newest even of objects
-    that compare equal; they are no change, and what does not compare wakes nobody.  remembered: what there was when the process
-    before this one ended; the first list is held against it, and each object's last parsed version is one of these at first.
+    parse: turns an API object and its last parsed version into its new one; None ignores it.
+    wake: called after every change, from the input's thread.  clock: monotonic seconds.
+    fresh: replace an object by a newer one that compares equal. This is no change and does not
+    wake the loop.
+    remembered: the objects of the previous process. The first list is compared with them, and
+    `parse` gets them as last parsed versions until then.
     """
 
     def __init__(
@@ -67,17 +70,21 @@ class ObjectCache(Generic[T]):
         self._objects: dict[Name, T] = {}
         self._dirty: set[Name] = set()
         self._since = 0.0
-        self.synced = threading.Event()  # set once the first complete list is here, or can't be had
-        self.readable = False  # whether what is here is complete, as far as anybody knows
+        self.synced = threading.Event()  # set after the first complete list, or if there is none
+        self.readable = False  # True after a complete list, False while the kind cannot be read
 
     def put(self, raw: object) -> None:
-        """An object was added or modified. Raises Malformed if not even its name can be read."""
+        """Take an added or modified object. Raises Malformed if its name is not readable."""
         name, _ = identify(raw)
         self._store(name, raw)
         self._tell()
 
     def delete(self, raw: object) -> None:
-        """An object was deleted; a late message about a former bearer of the name changes nothing."""
+        """Forget a deleted object.
+
+        A late message about an earlier object of the same name changes nothing.
+        Raises Malformed if its name is not readable.
+        """
         name, uid = identify(raw)
         with self._lock:
             held = self._objects.get(name)
@@ -87,10 +94,12 @@ class ObjectCache(Generic[T]):
 
     @contextmanager
     def relist(self, *, is_suspect: Callable[[AbstractSet[Name], int], bool] = lambda _gone, _known: False) -> Iterator[Relist]:
-        """Replace everything by a complete list: what it does not name is gone. An exception leaves the rest untouched.
+        """Replace all objects by a complete list, and drop those that it lacks.
 
-        is_suspect: asked what would go, and how many were known before the list; if it says so, nothing does. A suspect first list
-        is not complete: what it lacks is in the kernel alone.
+        An exception leaves the other objects untouched.
+        is_suspect: called with the missing names and the number of known objects. If it returns
+        True, no object is dropped. A suspect first list does not count as complete, because the
+        objects that it lacks can still have rules in the kernel.
         """
         with self._lock:
             relist = Relist(self._store, len(self._objects.keys() | self._remembered.keys()))
@@ -106,17 +115,17 @@ class ObjectCache(Generic[T]):
             self._complete(readable=True)
 
     def unreadable(self) -> None:
-        """There is nobody to tell what is there: nobody needs to wait for it, and what was there stays."""
+        """The server does not serve this kind. Count it as listed and keep the known objects."""
         self._complete(readable=False)
 
     def drain(self) -> Changes[T]:
-        """What changed since the last drain, each name with its latest state."""
+        """The changes since the last drain: each changed name with its latest state."""
         with self._lock:
             dirty, self._dirty = self._dirty, set()
             return Changes({name: self._objects.get(name) for name in dirty}, self._since)
 
     def objects(self) -> list[T]:
-        """All that are there now."""
+        """All present objects."""
         with self._lock:
             return list(self._objects.values())
 
@@ -157,9 +166,11 @@ class ObjectCache(Generic[T]):
 
 
 class Relist:
-    """A list that is coming in, page by page. known: how many objects were, before it.  names: the objects it held so far.
+    """A list that arrives page by page.
 
-    gone, is_suspect: what it lacked at its end, and whether that waits for a second list.
+    known: the number of objects before this list.  names: the names in the pages so far.
+    gone: at the end, the known names that the list lacks.
+    is_suspect: at the end, True if a second list must confirm this one.
     """
 
     def __init__(self, store: Callable[[Name, object], None], known: int) -> None:
@@ -170,7 +181,7 @@ class Relist:
         self.is_suspect = False
 
     def put(self, raw: object) -> None:
-        """One object of the list. Raises Malformed if not even its name can be read."""
+        """Take one object of the list. Raises Malformed if its name is not readable."""
         name, _ = identify(raw)
         self.names.add(name)
         self._store(name, raw)

@@ -1,4 +1,4 @@
-"""Where a sync takes objects from."""
+"""The caches that a sync reads."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ from nftsync.objects.service import Service, parse_service
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """The caches, and what could not even be put into one.
+    """The caches, and the objects that no cache could take.
 
-    metallb: what is read of MetalLB in a namespace; the same object while the namespace is the same.
-    fresh: whether the caches have what the cluster says now.
+    metallb: returns MetalLB's caches of a namespace; the same object for the same namespace.
+    rejections: returns the objects that no cache could take.
+    fresh: returns True while the caches are up to date with the cluster.
     """
 
     services: ObjectCache[Service]
@@ -37,18 +38,17 @@ class Inputs:
         clock: Callable[[], float] = time.monotonic,
         remembered: Mapping[Name, Service] = MappingProxyType({}),
     ) -> Inputs:
-        """Nothing is listed yet. See ObjectCache."""
+        """Empty caches before any list. See ObjectCache for the arguments."""
         metallb = MetalLBCaches.empty(wake, clock)
         services = ObjectCache[Service](parse_service, wake, clock, remembered=remembered)
         return cls(services, ObjectCache[Nft](parse_nft, wake, clock), lambda _: metallb)
 
     def by_kind(self, namespace: str = "") -> dict[str, ObjectCache[Any]]:
-        """The caches by the kind of their objects. namespace: MetalLB's."""
+        """The caches by the kind of their objects. namespace: MetalLB's namespace."""
         caches: tuple[ObjectCache[Any], ...] = (self.services, self.nfts, *self.metallb(namespace).caches)
         return dict(zip(KINDS, caches, strict=True))
 
     @property
     def synced(self) -> bool:
-        """Whether the lists of Services and of Nft resources have been complete once."""
+        """True after a complete list of Services and one of Nft resources."""
         return self.services.synced.is_set() and self.nfts.synced.is_set()
-

@@ -1,7 +1,8 @@
-"""The kubeconfig, read through the official client, and read again when it or a file that it names has changed.
+"""The kubeconfig, read with the official client, and read again when it or a named file changes.
 
-The client itself reads a token file only once, keeps its trailing newline, and goes on without credentials when an exec
-plug-in fails. To import it costs half a second and 70 MB, so that happens with the first reading, not with this module.
+The client alone would read a token file once only, keep its trailing newline, and continue without
+credentials if an exec plug-in fails. Its import costs half a second and 70 MB, so the first
+reading imports it instead of this module.
 """
 
 from __future__ import annotations
@@ -17,21 +18,21 @@ from nftsync.objects.names import quote
 
 
 class KubeconfigError(ApiError):
-    """The kubeconfig, or a file that it names, can't be used."""
+    """The kubeconfig, or a file that it names, is not usable."""
 
 
 Stamp = tuple[int, int, int] | None
 
-# What of a kubeconfig's cluster or user is taken only if somebody allows it, and what is wrong with it.
+# Keys of a kubeconfig's cluster or user that need permission, each with its danger.
 UNSAFE = {
-    "insecure-skip-tls-verify": "whoever is in between could say what the firewall opens",
+    "insecure-skip-tls-verify": "an attacker between router and API server could open ports",
     "exec": "it runs a program",
-    "auth-provider": "newer clients do not know it any more",
+    "auth-provider": "newer clients do not support it",
 }
 
 
 def allowed(*, unsafe: bool) -> Collection[str]:
-    """What a kubeconfig may have where unsafe ones are taken, or not."""
+    """The unsafe keys that a kubeconfig may have: all or none."""
     return UNSAFE if unsafe else ()
 
 
@@ -39,7 +40,8 @@ def allowed(*, unsafe: bool) -> Collection[str]:
 class Kubeconfig:
     """One reading of a kubeconfig.
 
-    configuration: the official client's.  stamps: every file it was made from, as it was just before it was read.
+    configuration: the official client's.
+    stamps: every file behind it, with its stamp from before the reading.
     """
 
     configuration: Any
@@ -47,7 +49,7 @@ class Kubeconfig:
 
     @classmethod
     def read(cls, path: Path, allowed: Collection[str] = ()) -> Kubeconfig:
-        """Raises KubeconfigError. allowed: of UNSAFE."""
+        """Read a kubeconfig. Raises KubeconfigError. allowed: keys of UNSAFE that it may have."""
         stamps = {path: _stamp(path)}
         document = _read_yaml(path)
         stamps |= {named: _stamp(named) for named in _named_files(document, path.parent)}
@@ -63,29 +65,32 @@ class Kubeconfig:
         return kubeconfig
 
     def changed(self) -> bool:
-        """Whether it, or a file that it names, was written or replaced since."""
+        """True if it, or a file that it names, was written or replaced since the reading."""
         return any(_stamp(path) != stamp for path, stamp in self.stamps.items())
 
     @property
     def server(self) -> str:
-        """Where the API server is, for messages: without a user name or password."""
+        """The API server's address for messages, without user name and password."""
         parts = urlsplit(self.configuration.host)
         return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
     def identification(self) -> dict[str, str]:
-        """The headers that say who we are; with every call, because an exec plug-in's token is renewed on the way."""
+        """The headers with our credentials. Each call renews an exec plug-in's token if needed.
+
+        Raises KubeconfigError if the token is not printable ASCII.
+        """
         headers = {}
         for setting in self.configuration.auth_settings().values():
             value = str(setting["value"] or "").strip()
             if not value.isascii() or not value.isprintable():
-                raise KubeconfigError("the kubeconfig's token holds characters that no token has: write it anew")
+                raise KubeconfigError("the kubeconfig's token is not printable ASCII: write the token again")
             if " " in value:  # an empty token file leaves the word "Bearer" alone
                 headers[setting["key"]] = value
         return headers
 
 
 def _refuse_unsafe(path: Path, document: object, allowed: Collection[str]) -> None:
-    """Raises KubeconfigError if the current context has what is not allowed."""
+    """Raises KubeconfigError if the current context has an unsafe key outside `allowed`."""
     current = document.get("current-context") if isinstance(document, dict) else None
     context = next((entry.get("context") for entry in _entries(document, "contexts") if entry.get("name") == current), None)
     for section in ("clusters", "users"):
@@ -93,8 +98,8 @@ def _refuse_unsafe(path: Path, document: object, allowed: Collection[str]) -> No
         for described in (entry.get(section[:-1]) for entry in _entries(document, section) if entry.get("name") == name):
             for key, reason in UNSAFE.items():
                 if isinstance(described, dict) and described.get(key) and key not in allowed:
-                    way_out = "" if allowed else "; unsafe_kubeconfig in the configuration allows it"
-                    raise KubeconfigError(f"{path}: {key} is not taken: {reason}{way_out}")
+                    way_out = "" if allowed else "; set unsafe_kubeconfig in the configuration to allow it"
+                    raise KubeconfigError(f"{path}: nftsync refuses {key}: {reason}{way_out}")
 
 
 def _load(path: Path) -> Any:
@@ -108,7 +113,7 @@ def _load(path: Path) -> Any:
         raise KubeconfigError(f"{fault.filename or path}: {fault.strerror}") from fault
     except (config.ConfigException, ValueError) as fault:
         raise KubeconfigError(f"{path}: {quote(str(fault), 300)}") from fault
-    except (TypeError, KeyError, AttributeError) as fault:  # what the client makes of a wrong shape
+    except (TypeError, KeyError, AttributeError) as fault:  # the client's answer to a wrong shape
         raise KubeconfigError(f"{path}: this is not a kubeconfig (kind: Config)") from fault
     return configuration
 
@@ -121,7 +126,7 @@ def _read_yaml(path: Path) -> object:
     except OSError as fault:
         raise KubeconfigError(f"{path}: {fault.strerror}: put the router's kubeconfig there") from fault
     except (yaml.YAMLError, ValueError, RecursionError) as fault:
-        mark = getattr(fault, "problem_mark", None)  # the rest of the error's text may quote a token
+        mark = getattr(fault, "problem_mark", None)  # its text can quote a token
         raise KubeconfigError(f"{path}: this is not YAML{f' (line {mark.line + 1})' if mark else ''}") from None
 
 
@@ -131,7 +136,7 @@ def _entries(document: object, section: str) -> list[dict[str, Any]]:
 
 
 def _named_files(document: object, folder: Path) -> Iterator[Path]:
-    """Every file that any user or cluster of the kubeconfig names: relative to its folder, unless absolute."""
+    """Every file that a user or cluster of the kubeconfig names, relative to its folder."""
     keys = {"users": ("tokenFile", "client-certificate", "client-key"), "clusters": ("certificate-authority",)}
     for section, files in keys.items():
         for entry in _entries(document, section):
@@ -142,7 +147,10 @@ def _named_files(document: object, folder: Path) -> Iterator[Path]:
 
 
 def _stamp(path: Path) -> Stamp:
-    """What changes whenever a file is written or replaced, also behind a symbolic link; None if there is none."""
+    """A value that changes with every write or replacement, also behind a symbolic link.
+
+    None if there is no such file.
+    """
     try:
         status = path.stat()
     except OSError:

@@ -1,7 +1,8 @@
-"""Services, the Nft resource and MetalLB's objects from YAML files: for the demo, for previews, for a router without a cluster.
+"""Services, the Nft resource and MetalLB's objects from YAML files.
 
-A path is a file or a folder of them; `kubectl get … -o yaml` Lists are understood. A file that can't be read is a Rejection, and
-what it held before stays.
+For the demo, for previews, and for a router without a cluster. A path is a file or a folder of
+files; a file can hold Lists, as `kubectl get … -o yaml` prints them. An unreadable file becomes a
+Rejection, and its previous objects stay.
 """
 
 from __future__ import annotations
@@ -31,12 +32,12 @@ log = logging.getLogger(__name__)
 
 
 class ManifestError(InputError):
-    """A path that was asked for is not there."""
+    """There is no file or folder at a given path."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """An object of a kind that is ours, the number of it in its file, and the file."""
+    """An object of a supported kind, with its file and its number in that file, from 1."""
 
     kind: str
     raw: dict[str, Any]
@@ -51,8 +52,9 @@ class _Found:
 class Manifests:
     """Reads files into caches and follows their changes.
 
-    nft: the one Nft resource that counts; it says in which namespace MetalLB's objects do. What has no namespace is
-    taken to be where it counts.  inputs: the caches, which are the same for each namespace.
+    nft: the one Nft resource that counts. It names the namespace in which MetalLB's objects
+    count. An object without a namespace counts.
+    inputs: the caches, the same for each namespace.
     """
 
     def __init__(self, paths: Sequence[Path], nft: Name, inputs: Inputs) -> None:
@@ -60,14 +62,17 @@ class Manifests:
         self._nft = nft
         self.inputs = replace(inputs, rejections=lambda: self.rejections)
         self._caches = inputs.by_kind()
-        self._held: dict[Path, list[tuple[str, Name]]] = {}  # what each file held when it was last readable
+        self._held: dict[Path, list[tuple[str, Name]]] = {}  # of the last readable version
         self._seen: list[tuple[str, int, int, int]] = []  # the files' signature when they were last read
         self.rejections: tuple[Rejection, ...] = ()
 
     def read(self) -> None:
-        """Read all files; afterwards every cache is synced. Raises ManifestError if a path is not there."""
+        """Read all files; afterwards every cache is synced.
+
+        Raises ManifestError if there is no file or folder at a path.
+        """
         rejections: list[Rejection] = []
-        self._seen = self._signature()  # before they are read: what changes meanwhile is read again
+        self._seen = self._signature()  # before the reading: a later change causes another
         with ExitStack() as stack:
             relists = {kind: stack.enter_context(cache.relist()) for kind, cache in self._caches.items()}
             held: dict[Path, list[tuple[str, Name]]] = {}
@@ -78,12 +83,12 @@ class Manifests:
                     found.extend(_objects(path))
                 except (OSError, ValueError) as fault:
                     reason = fault.strerror if isinstance(fault, OSError) else str(fault)
-                    stays = "; what it held before stays" if self._held.get(path) else ""
+                    stays = "; its previous objects stay" if self._held.get(path) else ""
                     rejections.append(Rejection(ObjectRef("File", _printable(path)), Reason.UNREADABLE, f"{reason}{stays}"))
                     held[path] = self._held.get(path, [])
                     for kind, name in held[path]:
                         relists[kind].names.add(name)
-            # The Nft resource first: it says which namespace the others' is.
+            # The Nft resource comes first: it names the namespace of MetalLB's objects.
             for each in sorted(found, key=lambda each: each.kind != "Nft"):
                 counted = self._put(each, relists[each.kind], rejections)
                 if counted is not None:
@@ -114,7 +119,7 @@ class Manifests:
         return name
 
     def _namespace(self, kind: str) -> str | None:
-        """Where objects of a kind have to be; None for anywhere."""
+        """The namespace in which objects of a kind count; None for every namespace."""
         if kind == "Service":
             return None
         if kind == "Nft":
@@ -123,9 +128,9 @@ class Manifests:
         return next((spec.metallb_namespace for spec in specs if spec is not None), METALLB_NAMESPACE)
 
     def follow(self, stop: threading.Event, wake: Callable[[], None]) -> None:
-        """Read the files again whenever one of them changes, until `stop`. Blocks: for a thread of its own.
+        """Read the files again after each change, until `stop` is set. Run it in its own thread.
 
-        wake: called after each reading, which may have changed the rejections alone.
+        wake: called after each reading, because a reading can change the rejections alone.
         """
         while not stop.wait(POLL_INTERVAL):
             if self._signature() != self._seen:
@@ -133,10 +138,10 @@ class Manifests:
                     self.read()
                     wake()
                 except ManifestError as fault:
-                    log.warning("%s; what was read before stays", fault)
+                    log.warning("%s; the objects of the last reading stay", fault)
 
     def _signature(self) -> list[tuple[str, int, int, int]]:
-        """Changes when a file does."""
+        """A value that changes with the files; empty if a path is not readable."""
         signature = []
         try:
             for path in self._files():
@@ -161,7 +166,10 @@ class Manifests:
 
 
 def _is_manifest(path: Path, folder: Path) -> bool:
-    """Hidden files and folders are not: editors, git and mounted ConfigMaps keep copies in them."""
+    """True for YAML and JSON files, except hidden ones.
+
+    Editors, git and mounted ConfigMaps keep copies in hidden files and folders.
+    """
     hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
     return path.suffix in SUFFIXES and not hidden and path.is_file()
 
@@ -180,7 +188,7 @@ def _load(path: Path) -> list[object]:
 
 
 def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """A JSON object of which no key stands twice: readers differ in which one counts."""
+    """A JSON object. Raises ValueError for a duplicate key, because readers differ about those."""
     found: dict[str, object] = {}
     for key, value in pairs:
         if key in found:
@@ -190,7 +198,10 @@ def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 
 def _flatten(loaded: list[object]) -> Iterator[object]:
-    """The objects of documents, those inside Lists too; items of a ServiceList say nothing of their own kind."""
+    """The objects of documents, also those inside Lists.
+
+    The items of a ServiceList have no kind of their own, so they get it from the List.
+    """
     for document in loaded:
         items, kind = (document.get("items"), document.get("kind")) if isinstance(document, dict) else (None, None)
         if not isinstance(document, dict) or not isinstance(items, list) or not isinstance(kind, str) or not kind.endswith("List"):
@@ -211,7 +222,7 @@ def _objects(path: Path) -> Iterator[_Found]:
 
 
 def _kind(raw: object) -> str | None:
-    """The kind; None for everything that is not ours."""
+    """The kind of an object, or None if nftsync does not use it."""
     if not isinstance(raw, dict):
         return None
     version, kind = raw.get("apiVersion"), raw.get("kind")

@@ -15,7 +15,7 @@ from nftsync.policy.pools import MetalLBObjects
 
 @dataclass(frozen=True, slots=True)
 class MetalLBCaches:
-    """What is read of MetalLB in one namespace."""
+    """MetalLB's objects in one namespace."""
 
     pools: ObjectCache[AddressPool]
     advertisements: ObjectCache[Advertisement]
@@ -24,7 +24,7 @@ class MetalLBCaches:
 
     @classmethod
     def empty(cls, wake: Callable[[], None] = nobody, clock: Callable[[], float] = time.monotonic) -> MetalLBCaches:
-        """See ObjectCache for `wake` and `clock`."""
+        """Empty caches. See ObjectCache for `wake` and `clock`."""
         return cls(
             ObjectCache(parse_pool, wake, clock),
             ObjectCache(parse_advertisement, wake, clock),
@@ -38,16 +38,19 @@ class MetalLBCaches:
 
     @property
     def synced(self) -> bool:
-        """Whether every kind was listed once, or is not there."""
+        """True if each kind had a complete list, or the cluster does not serve it."""
         return all(cache.synced.is_set() for cache in self.caches)
 
     def drain(self) -> list[float]:
-        """When the changes since the last drain were received, the earliest of each kind (monotonic seconds)."""
+        """The times of the changes since the last drain, the earliest of each kind.
+
+        The unit is monotonic seconds.
+        """
         changes = (cache.drain() for cache in self.caches)
         return [each.since for each in changes if each.objects]
 
     def objects(self) -> MetalLBObjects:
-        """What is there now."""
+        """All present objects."""
         return MetalLBObjects(
             tuple(self.pools.objects()),
             tuple(self.advertisements.objects()),

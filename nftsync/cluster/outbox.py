@@ -1,7 +1,7 @@
-"""What the cluster is told: the Nft's status and Events, by a thread of its own that the kernel's programming never waits for.
+"""Reports to the cluster: the Nft's status and Events, from a separate thread.
 
-The status is written when it differs from what stands in the cluster, at most every few seconds; where somebody else keeps changing
-it back, ever more slowly.
+The sync never waits for this thread. It writes the status if the cluster's copy differs, at most
+every few seconds. If somebody else keeps changing the status back, it writes more and more slowly.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from nftsync.report.conditions import describe, stamped, stopped, summary
 from nftsync.report.events import EventQueue, Request
 from nftsync.report.notices import Notice
 
-SETTLE = 1.0  # seconds after the start until the status is written: a restart is no news
+SETTLE = 1.0  # seconds between the start and the first status: a restart is no news
 QUIET = 3.0  # seconds between two writes of the status
-LONGEST = 300.0  # seconds between two writes of the same status, where somebody else changes it back
-TICK = 5.0  # seconds between looks at what other routers wrote
-DISAGREE = 60.0  # seconds that rulesets may differ before anybody is told
-ABSENT = 3  # writes in a row that find no status, of a resource that is there, until that is taken to stay so
-DENIED = 300.0  # seconds until what was forbidden is tried again
+LONGEST = 300.0  # seconds between two writes of the same status, if somebody changes it back
+TICK = 5.0  # seconds between looks at the status of other routers
+DISAGREE = 60.0  # seconds for which rulesets can differ without a report
+ABSENT = 3  # after so many 404s in a row, the cluster's CustomResourceDefinition has no status
+DENIED = 300.0  # seconds between two tries of a forbidden request
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ def utc_now() -> datetime:
 
 
 class Observer(Protocol):
-    """Who counts what was told. Called from the reporter's thread."""
+    """Counts the reports. The reporter's thread calls it."""
 
     def wrote_status(self, result: str) -> None:
         """result: "written" or "failed"."""
@@ -52,9 +52,10 @@ class Observer(Protocol):
 
 
 class StatusWriter:
-    """Decides when the status is written, and what. Not thread-safe.
+    """Decides when to write the status, and its content. Not thread-safe.
 
-    wanted: this router's, without times; None before the first sync.  begins: the clock's time of the first write.
+    wanted: this router's status, without times; None before the first sync.
+    begins: the clock's time of the first write.
     """
 
     def __init__(self, nft: Name, router: str, utc: Callable[[], datetime], *, begins: float) -> None:
@@ -69,9 +70,9 @@ class StatusWriter:
         self.wanted: RouterStatus | None = None
 
     def next(self, now: float, seen: NftStatus, *, anyway: bool = False) -> Request | float:
-        """The request that brings the cluster's status up to date; or the seconds until there can be one.
+        """The request that updates the cluster's status, or the seconds until the next chance.
 
-        anyway: what was seen may be older than what was written since, so it does not matter whether it is up to date.
+        anyway: write even if `seen` is up to date, because `seen` can be older than the last write.
         """
         if self.wanted is None:
             return float("inf")
@@ -96,7 +97,7 @@ class StatusWriter:
         return self._request(describe(router, together, routers))
 
     def farewell(self, now: float, seen: NftStatus) -> Request | None:
-        """The request that says that this router's daemon ends, if it ever said that it runs."""
+        """The request that reports the end of this daemon; None if it never reported anything."""
         said = self._written is not None or any(each.name == self._router for each in seen.routers)
         if self.wanted is None or not said:
             return None
@@ -105,14 +106,15 @@ class StatusWriter:
         return due if isinstance(due, Request) else None
 
     def postpone(self, until: float) -> None:
-        """Do not try before."""
+        """Make no request before the clock's time `until`."""
         self._not_before = until
         self._written = None
 
     def _disagree(self, now: float, routers: list[RouterStatus], *, said: bool) -> bool:
-        """Whether rulesets have differed for long; one that is still catching up may.
+        """True if rulesets have differed for long; a router that still catches up is no news.
 
-        said: some router says so; one that was started later believes it, or the two would contradict each other.
+        said: True if the status already reports it. A router that started later believes this,
+        or the two routers would contradict each other.
         """
         if len({router.hash for router in routers if router.hash}) <= 1:
             self._differ_since = None
@@ -132,12 +134,12 @@ class StatusWriter:
 
 
 class Reporter:
-    """Tells the cluster, until stopped.
+    """Sends reports to the cluster, until stopped.
 
-    resource: the Nft resource as it was last seen.  clock: monotonic seconds.
+    resource: returns the Nft resource as the watch saw it last.  clock: monotonic seconds.
     """
 
-    def __init__(  # noqa: PLR0913  # one needs all of it, tests inject the rest
+    def __init__(  # noqa: PLR0913  # tests inject the clocks
         self,
         api: Api,
         nft: Name,
@@ -166,7 +168,7 @@ class Reporter:
         self._dropped = 0
 
     def status(self, wanted: RouterStatus) -> None:
-        """What this router's status should say from now on. Never blocks."""
+        """Set the status that this router wants from now on. Never blocks."""
         with self._lock:
             changed = self._status.wanted != wanted
             self._status.wanted = wanted
@@ -174,14 +176,14 @@ class Reporter:
             self._wake.set()
 
     def tell(self, news: Iterable[Notice]) -> None:
-        """Send Events about these. Never blocks; what is too much is dropped."""
+        """Send Events about these notices. Never blocks; a full queue drops Events."""
         with self._lock:
             for each in news:
                 self._events.put(each)
         self._wake.set()
 
     def run(self) -> None:
-        """For a thread of its own."""
+        """Send reports until stop(). Run it in its own thread."""
         while not self._stop.is_set():
             self._wake.wait(self.step())
             self._wake.clear()
@@ -193,7 +195,7 @@ class Reporter:
                 self._write(last)
 
     def farewell(self) -> None:
-        """Let run() end, and say in the status before that this router's daemon does."""
+        """Let run() report the end of this daemon in the status, and then end."""
         self._farewell = True
         self.stop()
 
@@ -202,7 +204,7 @@ class Reporter:
         self._wake.set()
 
     def step(self) -> float:
-        """Send what is due; returns the seconds until something else can be, at most TICK."""
+        """Send the due reports. Returns the seconds until the next look, at most TICK."""
         resource = self._resource()
         wait = TICK
         if resource is not None:
@@ -224,17 +226,17 @@ class Reporter:
             self._observer.wrote_status("failed")
             self._learn(fault)
             self._failures += 1
-            # The server says the same of a resource that was just deleted and of one that has no status.
+            # A 404 means either: the resource was just deleted, or its kind has no status.
             gone = fault.status == 404 and self._failures < ABSENT
             with self._lock:
                 self._status.postpone(self._clock() + (QUIET if gone else self._pace.wait(self._failures, fault, self._rng)))
             if not gone:
-                old = f"the cluster's CustomResourceDefinition is an old one: {MEND}"
-                self._complain("the Nft's status can't be written", fault, {404: old})
+                old = f"the cluster's CustomResourceDefinition is too old: {MEND}"
+                self._complain("Cannot write the Nft's status", fault, {404: old})
         else:
             self._observer.wrote_status("written")
             self._failures = 0
-            self._forgive("the Nft's status can't be written")
+            self._forgive("Cannot write the Nft's status")
 
     def _send_events(self) -> float:
         while not self._stop.is_set():
@@ -264,12 +266,15 @@ class Reporter:
         else:
             self._observer.sent_event("sent")
             self._events_failures = 0
-            self._forgive("Events can't be sent")
+            self._forgive("Cannot send Events")
             with self._lock:
                 self._events.sent(self._clock())
 
     def _refused(self, due: Request, fault: ApiError) -> None:
-        """Tell apart what will be taken later, what this server never takes, and what it takes from nobody like us."""
+        """After a failure: wait and try again, drop this Event, or drop them all.
+
+        403: the router has no right, so drop all. Other 4xx: the server never takes this Event.
+        """
         with self._lock:
             if fault.status == 403 and "being terminated" not in str(fault):
                 self._events.clear()
@@ -282,24 +287,30 @@ class Reporter:
             else:
                 self._events_failures += 1
                 self._events_at = self._clock() + self._pace.wait(self._events_failures, fault, self._rng)
-        self._complain("Events can't be sent", fault, {})
+        self._complain("Cannot send Events", fault, {})
 
     def _learn(self, fault: ApiError) -> None:
         if fault.status == 401:
             self._api.reload()
 
     def _complain(self, what: str, fault: ApiError, advice: Mapping[int | None, str]) -> None:
-        """Once for each kind of fault, until it succeeds again. Two faults of a kind may name different objects."""
+        """Log each kind of fault once, until a request succeeds again.
+
+        Two faults of one kind can name different objects, so the kind is the HTTP status.
+        """
         if (what, fault.status) not in self._complaints and not self._stop.is_set():
             self._complaints.add((what, fault.status))
             mend = {403: MEND, **advice}.get(fault.status)
-            log.warning("%s: %s%s; nothing else suffers", what, fault, f": {mend}" if mend else "")
+            log.warning("%s: %s%s. The firewall is not affected", what, fault, f": {mend}" if mend else "")
 
     def _forgive(self, what: str) -> None:
         self._complaints = {each for each in self._complaints if each[0] != what}
 
 
 def _field_manager(router: str) -> str:
-    """Of this router only: one that writes under another's name takes the other's entry away. At most 128 characters."""
+    """The field manager of this router, at most 128 characters.
+
+    Two routers with one field manager would remove each other's entry from the status.
+    """
     manager = f"nftsync-{router}"
     return manager if len(manager) <= 128 else f"{manager[:111]}-{hashlib.sha256(router.encode()).hexdigest()[:16]}"

@@ -1,4 +1,4 @@
-"""What fills the caches: a Kubernetes API or a folder of manifests, each with threads of its own."""
+"""The sources that fill the caches: a Kubernetes API, or manifests. Each has its own threads."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ from nftsync.report.notices import EventReason, Notice
 log = logging.getLogger(__name__)
 
 Clock = Callable[[], float]
-_STALE = 10.0  # seconds without a watch after which what is known may be old
-_REPORT_TIMEOUT = 10.0  # seconds that the server may take to answer to a status or an Event
-_INTRODUCTION = 5.0  # seconds that the first list of Services may wait to know of whom it is told, if something is wrong with it
-_JOIN = 2.0  # seconds that a thread gets to end; it is a daemon thread, so the process never hangs on it
+_STALE = 10.0  # seconds without a watch after which the known objects can be old
+_REPORT_TIMEOUT = 10.0  # seconds until the server must answer to a status or an Event
+_INTRODUCTION = 5.0  # seconds to wait for the Nft resource, the subject of a mass deletion's Event
+_JOIN = 2.0  # seconds for a thread to end; it is a daemon thread, so the process never hangs on it
 
 
 class Source(Protocol):
@@ -44,37 +44,41 @@ class Source(Protocol):
 
     @property
     def alive(self) -> bool:
-        """Whether every thread is still at work; one that ended by itself has left its traceback on stderr."""
+        """True while every thread runs. A thread that crashed left its traceback on stderr."""
 
     def farewell(self) -> None:
-        """Tell that this router's daemon ends, before stop(). Waits a moment for that."""
+        """Report the end of this daemon, and wait a moment for it. Call it before stop()."""
 
     def stop(self) -> None: ...
 
     def watches(self) -> Mapping[str, str]:
-        """By kind, the state of its watch."""
+        """Kind → state of its watch."""
 
     def stale(self) -> Mapping[str, str]:
-        """By kind, why what is known of it may be old."""
+        """Kind → reason why its known objects can be old."""
 
     def tell(self, news: Sequence[Notice]) -> None:
-        """Let those know whom it concerns. Never blocks."""
+        """Send Events about these notices. Never blocks."""
 
     def report(self, status: RouterStatus) -> None:
-        """How this router is doing. Never blocks."""
+        """Set this router's status. Never blocks."""
 
 
 class Observer(watchstate.Observer, outbox.Observer, Protocol):
-    """Who counts what happens between us and the cluster. Called from the threads of a source."""
+    """Counts the traffic with the cluster. The threads of a source call it."""
 
     def requested(self, verb: str, status: int | None) -> None:
-        """verb: HTTP's method, or "WATCH".  status: of the answer; None if there was none."""
+        """The server answered a request, or did not.
+
+        verb: HTTP's method, or "WATCH".  status: of the answer; None without an answer.
+        """
 
 
 class ClusterSource:
-    """Lists and watches a Kubernetes API. Raises KubeconfigError if it can't even try.
+    """Lists and watches a Kubernetes API. Raises KubeconfigError if the kubeconfig is not usable.
 
-    remembered: Services as they were accepted last.  wake: called after every change, from the threads that watch.
+    remembered: the Services that were last accepted.
+    wake: called after every change, from the threads that watch.
     """
 
     def __init__(
@@ -116,7 +120,10 @@ class ClusterSource:
         return self._inputs
 
     def metallb(self, namespace: str) -> MetalLBCaches:
-        """MetalLB's objects of a namespace; they are watched from the first call on, those of another one no longer."""
+        """MetalLB's objects of a namespace.
+
+        The first call begins to watch this namespace, and ends the watches of another one.
+        """
         if self._metallb is not None:
             watched, caches, watches = self._metallb
             if watched == namespace:
@@ -169,7 +176,7 @@ class ClusterSource:
 
 
 class _Watches:
-    """Watchers of one Api, each in a thread of its own, that are stopped together."""
+    """Watchers of one Api, each in its own thread, with one stop()."""
 
     def __init__(self, api: Api, watched: Iterable[tuple[Resource, ObjectCache[Any]]], report: WatchReport, clock: Clock) -> None:
         self._api = api
@@ -196,7 +203,10 @@ class _Watches:
 
 
 class WatchReport:
-    """Remembers how the watches are doing, and lets an observer know. tell: called for mass deletions, with words."""
+    """Keeps the state of the watches, and passes it to an observer.
+
+    tell: called for each mass deletion, with a message.
+    """
 
     def __init__(self, observer: Observer, clock: Clock, tell: Callable[[MassDeletion, str], None]) -> None:
         self._observer = observer
@@ -207,9 +217,9 @@ class WatchReport:
         self.states: dict[str, WatchState] = {}
 
     def stale(self, now: float) -> Mapping[str, str]:
-        """The kinds that could not be watched for a while."""
+        """Kind → reason, for each kind without a watch for a while or with a suspect list."""
         waiting = self._waiting.copy().items()
-        silent = {kind: "the API server does not answer as it should" for kind, since in waiting if now - since > _STALE}
+        silent = {kind: "the API server does not answer properly" for kind, since in waiting if now - since > _STALE}
         return {**self._suspect.copy(), **silent}
 
     def mass_deletion(self, resource: Resource, deletion: MassDeletion, message: str) -> None:
@@ -224,7 +234,7 @@ class WatchReport:
         self.states[resource.kind] = state
         if state is WatchState.WAITING:
             self._waiting.setdefault(resource.kind, self._clock())
-        elif state is not WatchState.LISTING:  # which is no success yet
+        elif state is not WatchState.LISTING:  # the start of a list is no success yet
             self._waiting.pop(resource.kind, None)
         self._observer.watching(resource, state)
 
@@ -236,11 +246,15 @@ class WatchReport:
 
     def skipped(self, resource: Resource, message: str) -> None:
         self._observer.skipped(resource, message)
-        log.warning("a %s was passed over: %s", resource.kind, message)
+        log.warning("nftsync ignores a %s: %s", resource.kind, message)
 
 
 class ManifestSource:
-    """Reads files and follows them. Raises ManifestError if a path is not there. before: as of a ClusterSource."""
+    """Reads files and follows their changes.
+
+    remembered, wake: as for a ClusterSource.
+    Raises ManifestError if there is no file or folder at a path.
+    """
 
     def __init__(
         self, chosen: Config, paths: Sequence[Path], remembered: Mapping[Name, Service], wake: Callable[[], None], clock: Clock

@@ -1,11 +1,13 @@
-"""One kind of Kubernetes object, kept up to date in a cache: list, then watch, for ever.
+"""Keep one kind of Kubernetes object up to date in a cache: list, then watch, for ever.
 
     list (pages of 500) ──▶ watch from the list's version ──▶ watch again from the last version seen …
       ▲                        │ 410, malformed line, or an hour gone by
       └────────────────────────┘
 
-A fault never empties the cache: what is gone is found by the next complete list. A fault that ends a watch which had lasted is
-followed by another try at once; after any other the wait grows. A resourceVersion is opaque: it is only handed back.
+A fault never empties the cache: the next complete list finds the deleted objects. If a fault ends
+a watch that had lasted, the watcher tries again at once; after any other fault, the wait grows.
+The watcher treats a resourceVersion as opaque and only hands it back.
+Source: Kubernetes, "API Concepts", "Efficient detection of changes".
 """
 
 from __future__ import annotations
@@ -31,16 +33,18 @@ from nftsync.objects.names import Malformed, Name, quote
 
 log = logging.getLogger(__name__)
 
-PAGE = 500  # objects, as kubectl and client-go ask for
-_MANY = 10  # objects that may go at once without a second look
-SMALL_PAGE = 20  # fits however large objects are: etcd holds none above 1.5 MB
+PAGE = 500  # objects, as in kubectl and client-go
+_MANY = 10  # so many objects can go at once without a second look
+SMALL_PAGE = 20  # fits for objects of any size: etcd's limit is 1.5 MB
 
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Seconds. watch, relist: drawn at random between the two.  lasting: a watch that ends earlier counts as a failure.
+    """Times in seconds.
 
-    second_look: until a list that is suspect is followed by another.
+    watch, relist: drawn at random between the two.
+    lasting: a watch that ends earlier counts as a failure.
+    second_look: the wait between a suspect list and the next one.
     """
 
     watch: tuple[float, float] = (300.0, 600.0)
@@ -51,20 +55,21 @@ class Timing:
 
 
 class ErrorEventError(ApiError):
-    """The server ended a watch with an ERROR event: what we know may have holes."""
+    """The server ended a watch with an ERROR event: the cache can lack changes."""
 
 
 class EndedAtOnceError(ApiError):
-    """The server accepted a watch and ended it before it was of use."""
+    """The server accepted a watch and ended it at once."""
 
 
 class Watcher:
-    """Keeps `cache` equal to what the server has of `resource`.
+    """Keeps `cache` equal to the server's objects of `resource`.
 
-    stop: ends run(); a request under way ends at once if Api.close() is called after it was set.  clock: monotonic seconds.
+    stop: ends run(). Set it and call Api.close() to end a request under way at once.
+    clock: monotonic seconds.
     """
 
-    def __init__(  # noqa: PLR0913 one needs all of it, tests inject the rest
+    def __init__(  # noqa: PLR0913 tests inject the timing, randomness and clock
         self,
         api: Api,
         resource: Resource,
@@ -84,7 +89,7 @@ class Watcher:
         self._timing = timing or Timing()
         self._rng = rng or random.Random()  # noqa: S311 jitter is no secret
         self._clock = clock
-        self._version: str | None = None  # None: a list has to come first
+        self._version: str | None = None  # None: a list must come first
         self._relist_at = 0.0
         self._watching_since: float | None = None
         self._page = PAGE
@@ -93,7 +98,7 @@ class Watcher:
         self._missing: AbstractSet[Name] = frozenset()  # from the last list, while that is suspect
 
     def run(self) -> None:
-        """List and watch until `stop` is set. For a thread of its own."""
+        """List and watch until `stop` is set. Run it in its own thread."""
         while not self._stop.is_set():
             for attempt in attempts(self._stop, self._timing.pace, self._rng):
                 with attempt, self._consequences():
@@ -103,7 +108,7 @@ class Watcher:
 
     @contextmanager
     def _consequences(self) -> Iterator[None]:
-        """Learn from an ApiError, and let it out, so that a wait follows, unless it ended a watch that had lasted."""
+        """Handle an ApiError. Raise it again, and so cause a wait, except after a lasting watch."""
         self._watching_since = None
         try:
             yield
@@ -125,13 +130,14 @@ class Watcher:
                 raise
 
     def _go_without(self, fault: ApiError) -> None:
-        """The kind is not there or may not be read: nobody waits for it, and what was known of it stays.
+        """The cluster does not serve the kind, or forbids to read it: keep the known objects.
 
-        A kind that goes takes its objects with it one by one; a 404 without that is a server that is starting.
+        A removed kind deletes its objects one by one first. A 404 without these deletions comes
+        from a server that is starting.
         """
         self._version = None
         self._cache.unreadable()
-        said = f"absent: {fault.status}"  # not in the server's words, which differ for a list and a watch
+        said = f"absent: {fault.status}"  # the server's own words differ for a list and a watch
         if said != self._complaint:
             self._complaint = said
             if fault.status == 404:
@@ -141,7 +147,7 @@ class Watcher:
         self._observer.watching(self._resource, WatchState.ABSENT)
 
     def _watch_on(self) -> bool:
-        """Watch from the last version seen; False if the server no longer has it, which it is not to blame for."""
+        """Watch from the last version seen. False if that version has expired, a normal event."""
         try:
             self._watch()
         except ApiError as fault:
@@ -157,7 +163,7 @@ class Watcher:
         return self._watching_since is not None and self._clock() - self._watching_since >= self._timing.lasting
 
     def _complain(self, message: str, *, again: bool = False) -> None:
-        """Log a fault once, not with every try that it spoils."""
+        """Log a fault once, and not again with each failed try."""
         if again or message != self._complaint:
             self._complaint = message
             self._recovering = True
@@ -169,16 +175,18 @@ class Watcher:
         self._observer.watching(self._resource, WatchState.LISTING)
         self._version = None
         version, relist = self._take_list()
-        while relist.is_suspect:  # the list of a server that has lost its data looks like any other
+        while relist.is_suspect:  # a server that has lost its data answers like any other
             self._stop.wait(self._timing.second_look)
             version, relist = self._take_list(lacked=relist.gone)
         self._version = version
         self._relist_at = self._clock() + self._rng.uniform(*self._timing.relist)
 
     def _take_list(self, lacked: AbstractSet[Name] = frozenset()) -> tuple[str, Relist]:
-        """The list, and its resourceVersion. It is suspect if it lacks most of what was known, unless the one before did, too.
+        """Take a list into the cache. Returns its resourceVersion, and the Relist.
 
-        lacked: by the list before.
+        The list is suspect if it lacks most of the known objects, unless the list before also
+        lacked them.
+        lacked: the objects that the list before lacked.
         """
 
         def is_suspect(gone: AbstractSet[Name], known: int) -> bool:
@@ -195,18 +203,18 @@ class Watcher:
         return version, relist
 
     def _tell_of_mass_deletion(self, relist: Relist) -> None:
-        """When it begins, and what came of it, whatever happened in between."""
+        """Report the start of a mass deletion, and its outcome after a second list."""
         what, missing = f"objects of the kind {self._resource.kind}", self._missing
         self._missing = relist.gone if relist.is_suspect else frozenset()
         again = len(missing - relist.gone)
         if relist.is_suspect:
             deletion, said = MassDeletion.RAISED, f"{len(relist.gone)} of {relist.known} {what} are missing from the list: "
-            said += "nothing is closed before a second list says the same"
+            said += "they stay open until a second list confirms it"
         elif not missing:
             return
         elif 2 * again < len(missing):
             deletion = MassDeletion.CONFIRMED
-            said = f"a second list lacks {len(missing) - again} of the {len(missing)} missing {what}, too"
+            said = f"a second list also lacks {len(missing) - again} of the {len(missing)} missing {what}"
         else:
             deletion, said = MassDeletion.REFUTED, f"a second list has {again} of the {len(missing)} missing {what} again"
         log.warning("%s", said)
@@ -214,7 +222,7 @@ class Watcher:
 
     def _answered(self) -> None:
         if self._stop.is_set():
-            raise ApiError("shutting down")  # leaving the loop quietly would declare the list complete
+            raise ApiError("shutting down")  # a quiet return would make the list complete
         self._observer.contact(self._resource)
 
     # --- watch --------------------------------------------------------------------------------------------
@@ -249,11 +257,11 @@ class Watcher:
         for line in lines:
             self._take_event(line)
             self._observer.contact(self._resource)
-            if self._stop.is_set() or self._clock() >= self._relist_at:  # a server may forget its timeoutSeconds
+            if self._stop.is_set() or self._clock() >= self._relist_at:  # despite timeoutSeconds
                 return
 
     def _take_event(self, line: bytes) -> None:
-        """One line of a watch. Raises ApiError if no more can be expected of this watch."""
+        """Take one line of a watch. Raises ApiError if the line ends this watch."""
         what = f"GET {self._resource.path}: a line of the watch"
         event = parse_json(line, what)
         kind = event.get("type") if isinstance(event, dict) else None
@@ -267,7 +275,7 @@ class Watcher:
         elif kind == "ERROR":
             raise _error_event(self._resource.path, subject)
         elif kind != "BOOKMARK":
-            raise MalformedAnswerError(f"{what} has the type {quote(kind)}, which is not a watch event's")
+            raise MalformedAnswerError(f"{what} has the type {quote(kind)}, which no watch event has")
         metadata = subject.get("metadata")
         version = metadata.get("resourceVersion") if isinstance(metadata, dict) else None
         if isinstance(version, str) and version:
@@ -283,22 +291,27 @@ class Watcher:
 def list_objects(
     api: Api, resource: Resource, put: Callable[[object], None], *, page: int = PAGE, answered: Callable[[], None] = nobody
 ) -> str:
-    """Hand over every object of a list, page by page; returns its resourceVersion, from which a watch goes on.
+    """Pass every object of a list to `put`, page by page. Returns the list's resourceVersion.
 
-    page: how many objects are in memory at once.  answered: called when a page is there, before it is handed over.
-    Raises ApiError, and what `put` and `answered` raise.
+    A watch continues from this version.
+    page: the number of objects in memory at once.
+    answered: called for each page that arrives, before its objects go to `put`.
+    Raises ApiError, and the exceptions of `put` and `answered`.
     """
     query = {**dict(resource.query), "limit": str(page)}
     version, token = _take_page(api, resource.path, query, put, answered)
     while token:
         _, token = _take_page(api, resource.path, {**query, "continue": token}, put, answered)
-    return version  # the first page's: what changed since, the watch tells again
+    return version  # the first page's: the watch repeats the changes since then
 
 
 def _take_page(
     api: Api, path: str, query: dict[str, str], put: Callable[[object], None], answered: Callable[[], None]
 ) -> tuple[str, str]:
-    """resourceVersion, and the token for the next page, "" with the last. Of the page nothing else stays in memory."""
+    """The resourceVersion, and the token for the next page; "" on the last page.
+
+    The page does not stay in memory.
+    """
     page = api.request("GET", path, query)
     answered()
     items = page.get("items") or [] if isinstance(page, dict) else None
@@ -312,12 +325,12 @@ def _take_page(
 
 
 def _most(gone: int, known: int) -> bool:
-    """Whether it is so much that it is rather the server's fault than meant."""
+    """True for so many missing objects that a fault of the server is more likely than intent."""
     return gone > _MANY and 2 * gone > known
 
 
 def cause_of(fault: ApiError) -> RestartCause:
-    """The fault's place in the fixed list."""
+    """The RestartCause of a fault."""
     by_type = (
         (KubeconfigError, RestartCause.KUBECONFIG),
         (MalformedAnswerError, RestartCause.MALFORMED),
@@ -340,9 +353,9 @@ def cause_of(fault: ApiError) -> RestartCause:
 
 
 def _expired(fault: ApiError) -> bool:
-    """Whether the server no longer has, or does not have yet, the version we asked for.
+    """True if the server does not have the requested version: too old, or not there yet.
 
-    504 is also what a gateway answers for a server that is away.
+    A gateway also answers 504 if its server is away, so look at the text of a 504.
     """
     return fault.status in (400, 410) or (fault.status == 504 and "resource version" in str(fault))
 

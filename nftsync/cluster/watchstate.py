@@ -1,4 +1,4 @@
-"""What a watcher tells of itself: to metrics, the status and Events."""
+"""The states and causes that a watcher reports to metrics, the status and Events."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from nftsync.objects.kinds import Resource
 
 
 class WatchState(StrEnum):
-    """What a Watcher does at the moment."""
+    """The present activity of a Watcher."""
 
     LISTING = "listing"
     WATCHING = "watching"
     WAITING = "waiting"
-    ABSENT = "absent"  # the cluster does not have, or does not show, an optional kind
+    ABSENT = "absent"  # the cluster does not serve an optional kind, or forbids to read it
 
 
 class RestartCause(StrEnum):
-    """Why a watch began anew. The list is fixed: metrics use it."""
+    """The reason for a new watch. The list is fixed, because metrics use it."""
 
-    ENDED = "ended"  # by the server, or nothing came for a while: as it should be
+    ENDED = "ended"  # normal: the server ended it, or nothing came for a while
     RELIST_DUE = "relist_due"
     ENDED_AT_ONCE = "ended_at_once"
     EXPIRED = "version_expired"
@@ -35,15 +35,15 @@ class RestartCause(StrEnum):
 
 
 class MassDeletion(StrEnum):
-    """About a list that has suddenly lost most of what was known."""
+    """The stages of a list that suddenly lacks most of the known objects."""
 
     RAISED = "raised"
-    CONFIRMED = "confirmed"  # a second list lacks them, too
+    CONFIRMED = "confirmed"  # a second list also lacks them
     REFUTED = "refuted"
 
 
 class Observer(Protocol):
-    """Who wants to know how the watches are doing. Called from every watcher's thread."""
+    """Takes news of the watches. Every watcher's thread calls it."""
 
     def watching(self, resource: Resource, state: WatchState) -> None:
         """The state changed."""
@@ -52,10 +52,10 @@ class Observer(Protocol):
         """A list or a watch ended."""
 
     def contact(self, resource: Resource) -> None:
-        """The server gave a sign of life: a page, an accepted watch, or an event."""
+        """The server sent a page, accepted a watch, or sent an event."""
 
     def skipped(self, resource: Resource, message: str) -> None:
-        """An object was passed over because not even its name could be read."""
+        """The watcher skipped an object because its name is not readable."""
 
     def mass_deletion(self, resource: Resource, deletion: MassDeletion, message: str) -> None:
-        """A list has suddenly lost most of what was known; or a second one has decided about that."""
+        """A list suddenly lacks most of the known objects, or a second list decided about it."""

@@ -143,7 +143,7 @@ def test_what_it_cannot_do_it_refuses_with_a_reason(server: ApiServer, tmp_path:
     document["clusters"][0]["cluster"] = {"server": server.url, "insecure-skip-tls-verify": True}
     write(tmp_path / "insecure", yaml.safe_dump(document))
     for kubeconfig, reason in (
-        (tmp_path / "insecure", "insecure-skip-tls-verify is not taken"),
+        (tmp_path / "insecure", "nftsync refuses insecure-skip-tls-verify"),
         (tmp_path / "absent", "there is no such file: name an administrator's kubeconfig"),
         (server.kubeconfig(), "403 Forbidden"),
     ):

@@ -193,8 +193,8 @@ def test_services_that_a_list_has_suddenly_lost_stay_open_until_a_second_one_say
     assert router.metric(RAISED) == 1
     eventually(lambda: router.metric(STALE) == 0, "nothing is in doubt any more")
     said = (
-        "12 of 13 objects of the kind Service are missing from the list: nothing is closed before a second list says the same",
-        "a second list lacks 12 of the 12 missing objects of the kind Service, too",
+        "12 of 13 objects of the kind Service are missing from the list: they stay open until a second list confirms it",
+        "a second list also lacks 12 of the 12 missing objects of the kind Service",
     )
     assert all(each in router.log.read_text() for each in said)
     eventually(lambda: len(doubts_told(router)) == 2, "there are Events of both")

@@ -391,7 +391,7 @@ def test_the_same_news_again_is_one_event_that_counts(router: Router) -> None:
         ingress = {"status": {"loadBalancer": {"ingress": [{"ip": "172.30.254.1"}]}}}
         router.server.admin.patch(f"{SERVICES}/web/status", ingress)
         eventually(lambda wanted=count: event(router, "Opened").get("series", {}).get("count") == wanted, f"count {count}")  # type: ignore[misc]
-    assert "Events can't be sent" not in router.log.read_text()
+    assert "Cannot send Events" not in router.log.read_text()
 
 
 def test_an_event_that_somebody_deleted_is_made_anew(router: Router) -> None:
@@ -485,14 +485,14 @@ def test_without_the_right_to_write_the_status_all_else_works_and_it_is_said_onc
             router.add(f"s{number}", f"172.30.254.{number}")
             router.opens(f"172.30.254.{number}")
         eventually(lambda: len(events(router, "Opened")) == 3, "Events are sent")
-        eventually(lambda: "can't be written" in router.log.read_text(), "the status was tried")
+        eventually(lambda: "Cannot write" in router.log.read_text(), "the status was tried")
         router.server.admin.delete(f"{SERVICES}/s1")
         router.closes("172.30.254.1")
-    said = [line for line in router.log.read_text().splitlines() if "can't be" in line]
+    said = [line for line in router.log.read_text().splitlines() if "Cannot " in line]
     assert len(said) == 1
-    assert "nftsync: WARNING: the Nft's status can't be written: " in said[0]
+    assert "nftsync: WARNING: Cannot write the Nft's status: " in said[0]
     assert "403 Forbidden" in said[0]
-    assert ": run nftsync bootstrap with an administrator's kubeconfig; nothing else suffers" in said[0]
+    assert ": run nftsync bootstrap with an administrator's kubeconfig. The firewall is not affected" in said[0]
     assert 'nftsync_status_writes_total{result="failed"} 1.0\n' in metrics(router), "it is tried again after minutes"
     assert status(router) == {}
 
@@ -505,9 +505,9 @@ def test_without_the_right_to_send_events_all_else_works_and_it_is_said_once(rou
             router.opens(f"172.30.254.{number}")
         eventually(lambda: status(router).get("pinholes") == 3, "the status is written")
         eventually(lambda: router.metric('nftsync_events_total{result="dropped"}') >= 1, "an Event was tried")
-    said = [line for line in router.log.read_text().splitlines() if "can't be" in line]
+    said = [line for line in router.log.read_text().splitlines() if "Cannot " in line]
     assert len(said) == 1
-    assert "Events can't be sent" in said[0]
+    assert "Cannot send Events" in said[0]
     assert "run nftsync bootstrap" in said[0]
     assert 'nftsync_events_total{result="failed"} 1.0\n' in metrics(router)
 
@@ -520,12 +520,12 @@ def test_with_a_crd_that_has_no_status_subresource_all_else_works_and_it_is_said
         router.add("web", "172.30.254.1")
         router.opens("172.30.254.1")
         event(router, "Opened")
-        eventually(lambda: "can't be written" in router.log.read_text(), "it is said")
+        eventually(lambda: "Cannot write" in router.log.read_text(), "it is said")
         router.server.admin.delete(f"{SERVICES}/web")
         router.closes("172.30.254.1")
-        said = [line for line in router.log.read_text().splitlines() if "can't be" in line]
+        said = [line for line in router.log.read_text().splitlines() if "Cannot " in line]
     assert len(said) == 1
-    assert "is an old one: run nftsync bootstrap with an administrator's kubeconfig; nothing else suffers" in said[0]
+    assert "is too old: run nftsync bootstrap with an administrator's kubeconfig. The firewall is not affected" in said[0]
 
 
 # --- the log ------------------------------------------------------------------------------------------

@@ -163,7 +163,7 @@ def test_a_file_that_breaks_is_told_and_what_it_held_stays(files: Files, text: s
         assert files.read() == ["default/a", "default/c"]
         assert files.told() == [("File a.yaml", Reason.UNREADABLE)]
         assert reason in files.manifests.rejections[0].message
-        assert files.manifests.rejections[0].message.endswith("; what it held before stays")
+        assert files.manifests.rejections[0].message.endswith("; its previous objects stay")
     (files.folder / "a.yaml").unlink()
     assert files.read() == ["default/c"]
     assert files.told() == []

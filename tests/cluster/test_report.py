@@ -504,7 +504,7 @@ def test_the_end_is_not_put_off_by_a_server_that_refuses(
     ("fault", "longest", "advice"),
     [
         (FORBIDDEN, DENIED, "run nftsync bootstrap"),
-        (GONE, DENIED, "is an old one: run nftsync bootstrap"),
+        (GONE, DENIED, "is too old: run nftsync bootstrap"),
         (INVALID, 60.0, "Invalid value"),
     ],
     ids=["forbidden", "no subresource", "invalid"],
@@ -520,7 +520,7 @@ def test_a_status_that_is_refused_is_said_once_and_tried_later_and_events_still_
         world.run(60)
     assert len(warnings()) == 1
     assert advice in warnings()[0]
-    assert warnings()[0].endswith("; nothing else suffers")
+    assert warnings()[0].endswith(". The firewall is not affected")
     assert 3600 / longest * 0.8 <= len(cluster.writes) <= 3600 / longest * 2 + 10
     assert len(cluster.events) == 60
     cluster.fails = lambda _method, _path: None

@@ -667,7 +667,7 @@ def test_what_makes_a_kubeconfig_unsafe_is_taken_only_if_it_is_allowed(
     write_kubeconfig(path, {"server": "https://127.0.0.1:1", **cluster}, user)
     with pytest.raises(KubeconfigError) as caught:
         Api(path).connect()
-    assert str(caught.value).startswith(f"{path}: {key} is not taken: ")
+    assert str(caught.value).startswith(f"{path}: nftsync refuses {key}: ")
     assert "unsafe_kubeconfig" in str(caught.value)
     Api(path, allowed=[key]).connect()
     assert TOKEN not in str(caught.value)
@@ -768,7 +768,7 @@ def test_a_refusal_says_what_where_and_what_to_do(lab: Lab) -> None:
 
 def test_a_redirect_is_not_followed_with_the_token(lab: Lab) -> None:
     lab.server.script(LIST, faulty.refusal(302, Location=f"http://127.0.0.1:{lab.server.port}/elsewhere"))
-    with pytest.raises(ApiError, match="redirects are not followed"):
+    with pytest.raises(ApiError, match="nftsync does not follow redirects"):
         lab.api.request("GET", "/api/v1/services")
     assert len(lab.server.requests) == 1
 
@@ -995,7 +995,7 @@ def test_what_one_list_lacks_and_the_next_has_was_never_gone(lab: Lab, caplog: p
         wait_for(lambda: lab.observer.mass_deletions == [MassDeletion.RAISED, MassDeletion.REFUTED], "a second look")
     assert {each.name for each in lab.held()} == names
     assert lab.cache.drain().objects == {}
-    assert "nothing is closed before a second list says the same" in caplog.text
+    assert "they stay open until a second list confirms it" in caplog.text
     lab.converged()
 
 
@@ -1089,7 +1089,7 @@ def test_what_comes_between_two_lists_does_not_refute_what_both_lack(lab: Lab, c
         wait_for(lambda: lab.observer.mass_deletions == [MassDeletion.RAISED, MassDeletion.CONFIRMED], "a second look")
     assert {each.name for each in lab.held()} == names - gone | {f"new{number}" for number in range(10)}
     assert "11 of 21 objects of the kind Service are missing from the list" in caplog.text
-    assert "a second list lacks 11 of the 11 missing objects of the kind Service, too" in caplog.text
+    assert "a second list also lacks 11 of the 11 missing objects of the kind Service" in caplog.text
 
 
 def test_those_that_a_second_list_has_again_stay(lab: Lab, caplog: pytest.LogCaptureFixture) -> None:

@@ -117,7 +117,7 @@ def test_broken_yaml_keeps_what_the_file_held_and_is_reported_until_it_is_mended
     assert eventually(lambda: LATER_KEY in opened(daemon))
     assert WEB_KEY in opened(daemon)
     assert eventually(lambda: daemon.metric("nftsync_rejections", unreadable) == 1)
-    assert "what it held before stays" in daemon.log()
+    assert "its previous objects stay" in daemon.log()
     assert "Traceback" not in daemon.log()
     daemon.put(WEB)
     daemon.remove(LATER)
