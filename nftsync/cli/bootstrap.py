@@ -1,6 +1,7 @@
-"""`nftsync bootstrap`: what a cluster needs for its routers, applied with an administrator's kubeconfig, and the routers' own one.
+"""`nftsync bootstrap`: set up a cluster for its routers, and make the routers' kubeconfig.
 
-What stands as it should is not written again; with server-side apply, what somebody else has set otherwise is not overwritten.
+It uses an administrator's kubeconfig. It does not write an object that is correct already. With
+server-side apply, it does not overwrite other people's settings.
 Source: Kubernetes, "Server-Side Apply"; "Manually create an API token for a ServiceAccount".
 """
 
@@ -23,11 +24,11 @@ from nftsync.cluster.kubeconfig import UNSAFE, Kubeconfig
 from nftsync.objects.kinds import NFT
 from nftsync.objects.names import quote
 
-INSTALLED = Path("/usr/share/nftsync")  # by the package
+INSTALLED = Path("/usr/share/nftsync")  # where the package puts these files
 CHECKOUT = Path(__file__).parents[2] / "packaging" / "kubernetes"
 FILES = ("crd.yaml", "rbac.yaml", "nft.yaml")
-NAME = "nftsync"  # of the ServiceAccount, and in the kubeconfig of cluster, user and context
-PATIENCE = 20.0  # seconds that the cluster may take to serve a new kind, or to fill in a token
+NAME = "nftsync"  # the ServiceAccount, and the kubeconfig's cluster, user and context
+PATIENCE = 20.0  # seconds to wait until the cluster serves a new kind, or fills in a token
 
 _MANAGER = "nftsync-bootstrap"
 _PLURALS = {
@@ -44,7 +45,7 @@ _PLURALS = {
 
 
 class BootstrapError(Exception):
-    """What was asked for can't be done; the message says why."""
+    """The bootstrap failed; the message names the reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +60,7 @@ class Manifest:
 
     @property
     def collection(self) -> str:
-        """The path of the API where its like are."""
+        """The API's path of all objects of its kind in its namespace."""
         version, namespace = self.raw["apiVersion"], self.raw["metadata"].get("namespace")
         root = "/api/v1" if version == "v1" else f"/apis/{version}"
         return f"{root}{f'/namespaces/{namespace}' if namespace else ''}/{_PLURALS[self.kind]}"
@@ -74,7 +75,7 @@ class Manifest:
 
 
 def text() -> str:
-    """All of it as YAML, for `kubectl apply -f -`. Raises BootstrapError."""
+    """All objects as YAML, for `kubectl apply -f -`. Raises BootstrapError."""
     folder = _folder()
     try:
         return "---\n".join((folder / name).read_text(encoding="utf-8") for name in FILES)
@@ -86,19 +87,20 @@ def _folder() -> Path:
     for folder in (CHECKOUT, INSTALLED):
         if all((folder / name).is_file() for name in FILES):
             return folder
-    raise BootstrapError(f"what a cluster needs is not installed: there is no {', '.join(FILES)} in {INSTALLED}")
+    raise BootstrapError(f"the objects for a cluster are not installed: there is no {', '.join(FILES)} in {INSTALLED}")
 
 
 def administrators() -> Path:
-    """The kubeconfig that kubectl would take."""
+    """The path of kubectl's default kubeconfig."""
     named = os.environ.get("KUBECONFIG", "").split(os.pathsep)[0]
     return Path(named) if named else Path.home() / ".kube" / "config"
 
 
 def bootstrap(kubeconfig: Path, told: Callable[[str], None], server: str | None = None) -> str:
-    """Apply what is not there as it should be; returns the routers' kubeconfig, the same one each time.
+    """Apply the missing or different objects. Returns the routers' kubeconfig, the same each time.
 
-    kubeconfig: the administrator's.  told: called with what was done, a line each.  server: where routers find the API server.
+    kubeconfig: the administrator's.  told: called with a line about each object.
+    server: the API server's address for routers; None for that of the administrator's kubeconfig.
     Raises BootstrapError and ApiError.
     """
     if not kubeconfig.exists():
@@ -118,32 +120,35 @@ def bootstrap(kubeconfig: Path, told: Callable[[str], None], server: str | None 
 
 
 def _apply(api: Api, manifest: Manifest) -> str:
-    """What became of it. Raises ApiError and BootstrapError."""
+    """Apply one object. Returns the result as a phrase. Raises ApiError and BootstrapError."""
     before = _found(api, manifest)
     if manifest.kind == "Nft" and before is not None:
-        return "stays as it is"
+        return "exists, unchanged"
     if before is not None and manifest.kind == "Secret" and before.get("type") != manifest.raw["type"]:
-        raise BootstrapError(f"{manifest} is there and is no ServiceAccount's token: delete or rename it")
+        raise BootstrapError(f"{manifest} exists and is not a ServiceAccount's token: delete or rename it")
     if before is not None and _covers(before, manifest.raw):
-        return "is as it should be"
+        return "exists, correct"
     query = {"fieldManager": _MANAGER}
     try:
         _patiently(lambda: api.request("PATCH", manifest.path, query, manifest.raw, "application/apply-patch+yaml"))
     except ApiError as fault:
         if fault.status == 409:
-            raise BootstrapError(f"{manifest} is there and says otherwise, which is not overwritten: {fault}") from fault
+            raise BootstrapError(f"{manifest} exists with other settings, which nftsync does not overwrite: {fault}") from fault
         raise
     if before is None:
-        example = f": an example, whose public_nic is {manifest.raw['spec']['public_nic']}" if manifest.kind == "Nft" else ""
+        example = f": an example with public_nic {manifest.raw['spec']['public_nic']}" if manifest.kind == "Nft" else ""
         return f"created{example}"
     return "changed"
 
 
 def _covers(found: object, wanted: object) -> bool:
-    """Whether an object of the cluster says what is wanted. The server adds fields; nobody may add to a list of rights."""
+    """True if an object of the cluster has the wanted fields.
+
+    The server can add fields. A list must be equal, because an addition could be a right.
+    """
     if isinstance(wanted, Mapping):
         return isinstance(found, Mapping) and all(
-            _covers(found[key], each) if key in found else not each  # it leaves out what is false
+            _covers(found[key], each) if key in found else not each  # it leaves out false values
             for key, each in wanted.items()
         )
     if isinstance(wanted, list):
@@ -161,7 +166,7 @@ def _found(api: Api, manifest: Manifest) -> Any:
 
 
 def _patiently(ask: Callable[[], Any]) -> Any:
-    """A kind whose definition is new answers 404 until it is served."""
+    """Try again on 404, up to PATIENCE: a new kind answers 404 until the server serves it."""
     ends = time.monotonic() + PATIENCE
     while True:
         try:
@@ -173,7 +178,7 @@ def _patiently(ask: Callable[[], Any]) -> Any:
 
 
 def _token(api: Api, secret: Manifest) -> str:
-    """What the cluster has filled in. Raises BootstrapError."""
+    """The token that the cluster fills in. Raises ApiError and BootstrapError."""
     ends = time.monotonic() + PATIENCE
     while time.monotonic() < ends:
         found = api.request("GET", secret.path)
@@ -182,11 +187,11 @@ def _token(api: Api, secret: Manifest) -> str:
             try:
                 return base64.b64decode(encoded, validate=True).decode("ascii")
             except (binascii.Error, ValueError):
-                raise BootstrapError(f"{secret} holds a token that is none: delete it and run this again") from None
+                raise BootstrapError(f"{secret} holds an invalid token: delete the Secret and run this again") from None
         time.sleep(0.2)
     raise BootstrapError(
-        f"the cluster has filled in no token in {secret} within {PATIENCE:.0f} s: does its kube-controller-manager run? "
-        "Run this again when it does"
+        f"the cluster filled in no token in {secret} within {PATIENCE:.0f} s: "
+        "check that its kube-controller-manager runs, and run this again"
     )
 
 
@@ -199,7 +204,7 @@ def _kubeconfig(administrator: Kubeconfig, server: str | None, token: str, names
         except OSError as fault:
             raise BootstrapError(f"{quote(authority)}: {fault.strerror}") from fault
     if not cluster["server"].startswith("https://"):
-        raise BootstrapError(f"{quote(cluster['server'])} is no https:// address: nobody could verify what routers are told there")
+        raise BootstrapError(f"{quote(cluster['server'])} is not an https:// address: routers could not verify the server")
     document = {
         "apiVersion": "v1",
         "kind": "Config",

@@ -1,4 +1,4 @@
-"""`nftsync check`: whether this router is ready, one line for each thing, with what to do where it is not."""
+"""`nftsync check`: test whether this router is ready. Each line has a result and a remedy."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from nftsync.ruleset.localchain import LocalChainError, parse_local_chain
 from nftsync.ruleset.tables import Ruleset, Settings, tables
 from nftsync.ruleset.text import render
 
-# What the daemon can't do without.
+# The rights that the daemon needs.
 _PERMISSIONS = tuple({"group": kind.group, "resource": kind.plural} for kind in KINDS.values() if not kind.optional)
-# What it tells the cluster with, each with its verbs.
+# The rights for reports to the cluster, each with its verbs.
 _REPORTS = (
     ({"group": NFT.group, "resource": NFT.plural, "subresource": "status"}, ("patch",)),
     ({"group": "events.k8s.io", "resource": "events"}, ("create", "patch")),
 )
-# What it needs to know which addresses are the cluster's.
+# The rights for reading the cluster's address pools.
 _METALLB = (
     *({"group": kind.group, "resource": kind.plural} for kind in (POOL, ADVERTISEMENT, PEER)),
     {"group": LEGACY.group, "resource": LEGACY.plural, "name": CONFIG_MAP},
@@ -43,7 +43,7 @@ _FORWARDING = {"IPv4": Path("/proc/sys/net/ipv4/ip_forward"), "IPv6": Path("/pro
 
 
 class Level(StrEnum):
-    """How good a finding is. WARN: the router works, but somebody should know."""
+    """The severity of a finding. WARN: the router works, but you should know this."""
 
     OK = "ok"
     WARN = "warn"
@@ -55,7 +55,7 @@ OK, WARN, FAIL = Level
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One line of the check: about what, how good it is, and what was found or is to be done."""
+    """One line of the check: the subject, the severity, and the fact or the remedy."""
 
     subject: str
     level: Level
@@ -66,14 +66,14 @@ class Finding:
 
 
 def findings(path: Path | None) -> Iterator[Finding]:
-    """Look at everything the daemon needs, in the order in which it needs it. Nothing is changed."""
+    """Test each need of the daemon, in the daemon's own order. This changes nothing."""
     try:
         chosen = config.load(path)
     except ConfigError as fault:
         yield Finding("configuration", FAIL, str(fault))
         return
     given = path or config.DEFAULT_PATH
-    yield Finding("configuration", OK, str(given) if given.exists() else f"{given} is not there, the defaults hold")
+    yield Finding("configuration", OK, str(given) if given.exists() else f"{given} is not there, the defaults apply")
     yield _local_chain(chosen)
     yield _state(chosen)
     yield _nft()
@@ -110,11 +110,11 @@ def _state(chosen: Config) -> Finding:
     folder = next(each for each in (chosen.state, *chosen.state.parents) if each.exists())
     if folder.is_dir() and os.access(folder, os.W_OK):
         return Finding("state", OK, str(chosen.state))
-    return Finding("state", FAIL, f"{chosen.state} can't be written: make it a folder that the daemon's user owns")
+    return Finding("state", FAIL, f"cannot write {chosen.state}: make it a folder that the daemon's user owns")
 
 
 def _nft() -> Finding:
-    """Load everything the rulesets use into a network namespace of its own, where it can harm nothing."""
+    """Load a ruleset with every feature into a new network namespace, where it can do no harm."""
     settings = Settings(public_nic="lo", enable_bgp=True, enable_rateshape=True)
     try:
         version = _command("nft", "--version").stdout.strip()
@@ -124,7 +124,7 @@ def _nft() -> Finding:
     if loaded.returncode:
         reason = (loaded.stderr.strip() or "no reason given").splitlines()[0]
         return Finding("nft", FAIL, f"{version}: {reason}; run this as root, with kernel 5.10 or newer")
-    return Finding("nft", OK, f"{version} and this kernel take the ruleset")
+    return Finding("nft", OK, f"{version} and this kernel accept the ruleset")
 
 
 def _command(*argv: str, text: str = "") -> subprocess.CompletedProcess[str]:
@@ -136,8 +136,8 @@ def _forwarding() -> Iterator[Finding]:
         try:
             on = switch.read_text(encoding="ascii").strip() != "0"
         except OSError:
-            continue  # a kernel without this family forwards none of it
-        message = "on" if on else f"off: this machine routes nothing; write 1 to {switch}"
+            continue  # this kernel does not have the family
+        message = "on" if on else f"off: this machine does not route; write 1 to {switch}"
         yield Finding(f"{family} forwarding", OK if on else FAIL, message)
 
 
@@ -149,7 +149,7 @@ def _permissions(api: Api) -> Iterator[Finding]:
 
 
 def _right(api: Api, attributes: dict[str, str], verbs: tuple[str, ...], otherwise: Level) -> Finding:
-    """Whether we may do this to a resource; a finding of the level `otherwise` if not."""
+    """Test some verbs on a resource. otherwise: the level if a right is missing."""
     what = "/".join(attributes[key] for key in ("resource", "subresource") if key in attributes)
     if missing := _missing(api, attributes, verbs):
         return Finding("RBAC", otherwise, f"may not {' or '.join(missing)} {what}: {MEND}")
@@ -157,7 +157,7 @@ def _right(api: Api, attributes: dict[str, str], verbs: tuple[str, ...], otherwi
 
 
 def _missing(api: Api, attributes: dict[str, str], verbs: tuple[str, ...] = _READ) -> list[str]:
-    """The verbs that we may not use."""
+    """The verbs that the router may not use."""
     return [verb for verb in verbs if not _allowed(api, {**attributes, "verb": verb})]
 
 
@@ -172,7 +172,7 @@ def _allowed(api: Api, attributes: dict[str, str]) -> bool:
 
 
 def _pools(api: Api, chosen: Config, spec: NftSpec | None) -> Iterator[Finding]:
-    """Whether MetalLB's pools say which addresses are legal."""
+    """Test whether MetalLB's pools limit the legal addresses."""
     subject = "MetalLB's pools"
     pool_mode = chosen.address_policy.pool_mode
     if pool_mode is PoolMode.IGNORED:
@@ -182,7 +182,7 @@ def _pools(api: Api, chosen: Config, spec: NftSpec | None) -> Iterator[Finding]:
     for attributes in _METALLB:
         if missing := _missing(api, {**attributes, "namespace": namespace}):
             what = f"may not {' or '.join(missing)} {attributes['resource']} in {namespace}"
-            mend = MEND if namespace == METALLB_NAMESPACE else f"it needs there the Role that it has in {METALLB_NAMESPACE}"
+            mend = MEND if namespace == METALLB_NAMESPACE else f"give it the Role there that it has in {METALLB_NAMESPACE}"
             yield Finding("RBAC", WARN, f"{what}: {mend}")
     known, rejections = known_of_cluster(api, chosen, namespace)
     for rejection in rejections:
@@ -192,17 +192,17 @@ def _pools(api: Api, chosen: Config, spec: NftSpec | None) -> Iterator[Finding]:
         message = f'addresses are unguarded: {namespace} has no MetalLB configuration; pools = "required" would open nothing'
         yield Finding(subject, WARN, message)
     elif not guard.pools:
-        yield Finding(subject, WARN, f"no address is legal: there is no pool that counts in {namespace}")
+        yield Finding(subject, WARN, f"no address is legal: no pool in {namespace} counts")
     else:
         names = ", ".join(quote(pool.name)[1:-1] for pool in guard.pools[:5])
-        yield Finding(subject, OK, f"{len(guard.pools)} of {namespace} guard the addresses: {names}")
+        yield Finding(subject, OK, f"{len(guard.pools)} in {namespace}: {names}")
 
 
 def _answer(api: Api, method: str, path: str, **how: Any) -> dict[str, Any]:
-    """A JSON object. Raises ApiError."""
+    """The JSON object that the server answers. Raises ApiError."""
     answer = api.request(method, path, **how)
     if not isinstance(answer, dict):
-        raise ApiError(f"{method} {path}: the answer is not a JSON object: this is no Kubernetes API server")
+        raise ApiError(f"{method} {path}: the answer is not a JSON object: this is not a Kubernetes API server")
     return answer
 
 
@@ -217,7 +217,7 @@ def _resource(api: Api, chosen: Config) -> tuple[NftSpec | None, Finding]:
     except Malformed as fault:
         return None, Finding(subject, FAIL, str(fault))
     if nft is None:
-        return None, Finding(subject, FAIL, "there is no such resource; nftsync bootstrap --print shows an example")
+        return None, Finding(subject, FAIL, "there is no such resource; see the example of nftsync bootstrap --print")
     if nft.spec is None:
         return None, Finding(subject, FAIL, "; ".join(rejection.message for rejection in nft.rejections))
     return nft.spec, Finding(subject, OK, f"public_nic {nft.spec.public_nic}")
@@ -227,7 +227,7 @@ def _nic(chosen: Config, spec: NftSpec | None) -> Finding:
     subject = "public NIC"
     name = chosen.public_nic or (spec.public_nic if spec else None)
     if name is None:
-        return Finding(subject, FAIL, "not known: neither the Nft resource nor [overrides] names it")
+        return Finding(subject, FAIL, "unknown: set public_nic in the Nft resource or in [overrides]")
     network = Links()
     try:
         present = network.index(name) is not None
@@ -237,5 +237,4 @@ def _nic(chosen: Config, spec: NftSpec | None) -> Finding:
         network.close()
     if present:
         return Finding(subject, OK, name)
-    return Finding(subject, FAIL, f"this machine has no interface {name}: mend public_nic in the Nft resource, or override it")
-
+    return Finding(subject, FAIL, f"this machine has no interface {name}: correct public_nic in the Nft resource, or override it")

@@ -1,7 +1,7 @@
 """`nftsync diff`: the kernel's ruleset against another one, as nft lists both.
 
-The other one is loaded into a network namespace of its own, where it can harm nothing, so both texts come from the same nft and
-differ only where the rules do.
+nftsync loads the other ruleset into a new network namespace, where it can do no harm. So both
+texts come from the same nft and differ only where the rules differ.
 """
 
 from __future__ import annotations
@@ -19,15 +19,16 @@ from nftsync.ruleset.tables import INET, NAME, NETDEV
 _ELEMENTS = re.compile(r"^(\s*)elements = \{(.*?)\}", re.MULTILINE | re.DOTALL)
 _KEPT = re.compile(r"^(table .* \{)(?: # progname .*)?\n(?:\tflags (?:owner|persist|owner,persist)\n\n)?", re.MULTILINE)
 _NIC = r'(?:"[^"]*"|[0-9]+)'
-# What goes by the public NIC's index, which is this machine's alone.
+# The lines with the public NIC's index, which differs between machines.
 _INDEX = re.compile(rf" iif != {_NIC}(?= ct state new accept$)|^\s*iifname != {_NIC} iif {_NIC} jump \S+\n", re.MULTILINE)
 _DEVICE = re.compile(r'^\s*type filter hook ingress device "([^"]+)"', re.MULTILINE)
 
 
 def differences(wanted: str) -> str:
-    """What would change if the kernel of this network namespace came to hold `wanted`: a unified diff, "" if nothing would.
+    """The unified diff from this network namespace's rules to `wanted`; "" if they are equal.
 
-    Raises PermissionError for who is not root, KernelError, and OSError or LabError where a namespace can't be made.
+    Raises PermissionError if the user is not root, KernelError if the kernel rejects `wanted`, and
+    OSError or LabError if the kernel makes no namespace.
     """
     if os.geteuid() != 0:
         raise PermissionError
@@ -52,7 +53,7 @@ def _loaded(text: str) -> str:
 
 
 def _listed() -> str:
-    """Our tables without what counts, one element to a line, sorted."""
+    """Our tables without counters, sorted, with one element in a line."""
     commands = Nftables()
     commands.set_stateless_output(True)
     shown = []
@@ -60,7 +61,7 @@ def _listed() -> str:
         code, output, error = commands.cmd(f"list table {family} {NAME}")
         if code and "No such file" not in error:
             raise KernelError(sentence(error))
-        kept = _KEPT.sub(r"\1\n", str(output))  # in whose hands it is, is no difference
+        kept = _KEPT.sub(r"\1\n", str(output))  # a table's owner is no difference
         shown.append(_ELEMENTS.sub(_sorted, _INDEX.sub("", kept)))
     return "".join(sorted_blocks(each) for each in shown)
 
@@ -72,7 +73,7 @@ def _sorted(found: re.Match[str]) -> str:
 
 
 def sorted_blocks(table: str) -> str:
-    """A table's sets and chains by name: the kernel lists them in the order in which they were made."""
+    """A table with its sets and chains sorted by name; the kernel lists them by age."""
     head, *blocks = re.split(r"^\t(?=\w+ [\w-]+ \{$)", table, flags=re.MULTILINE)
     if not blocks:
         return table

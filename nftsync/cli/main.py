@@ -1,4 +1,4 @@
-"""The command line. Errors are one line on stderr and an exit status: 1 what was asked for failed, 2 it was asked for wrongly."""
+"""The command line. An error is one line on stderr and an exit status: 1 failure, 2 wrong usage."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from nftsync.objects.ratelimit import RateLimitError, parse_ratelimit
 from nftsync.ruleset.text import render
 
 _PATHS: dict[str, Any] = {"type": Path, "nargs": "+", "action": "extend", "metavar": "PATH"}
-_STATUS = "Exits with 0 if it did what it was asked for, with 1 if that failed, with 2 if it was asked for wrongly."
-_DIFF_STATUS = "Exits with 0 if nothing would change, with 1 if something would, with 2 if that can't be told."
+_STATUS = "Exit status: 0 success, 1 failure, 2 wrong usage."
+_DIFF_STATUS = "Exit status: 0 no difference, 1 some difference, 2 trouble."
 
 Command = Callable[[argparse.Namespace], int]
 
@@ -31,11 +31,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     logs.configure(options.log_level, LogFormat(options.log_format))
     command: Command = options.command
-    failed = WRONG if command is diff else FAILED  # whose 1 is an answer
+    failed = WRONG if command is diff else FAILED  # diff's 1 is an answer
     try:
         status = command(options)
         sys.stdout.flush()
-    except BrokenPipeError:  # the reader of our output has seen enough
+    except BrokenPipeError:  # the reader of our output has closed the pipe
         discard_output()
         return failed
     except KeyboardInterrupt:
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return fail(WRONG, str(fault))
     except OSError as fault:
         discard_output()
-        what = fault.filename or "the output can't be written"
+        what = fault.filename or "cannot write the output"
         return fail(failed, f"{what}: {fault.strerror}")
     else:
         return status
@@ -52,14 +52,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="nftsync", description="Kubernetes Services and one Nft resource become this router's nftables firewall."
+        prog="nftsync", description="nftables firewall of the router in front of a Kubernetes cluster."
     )
     parser.add_argument("--version", action="version", version=f"nftsync {__version__}")
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument("--config", type=Path, metavar="FILE", help=f"the configuration (default: {config.DEFAULT_PATH})")
     shared.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info")
     formats = tuple(LogFormat)
-    shared.add_argument("--log-format", choices=formats, default=LogFormat.AUTO, help="auto: the journal if there is one, or text")
+    shared.add_argument("--log-format", choices=formats, default=LogFormat.AUTO, help="auto: the journal, or else text")
     manifests = argparse.ArgumentParser(add_help=False)
     manifests.add_argument("--manifests", **_PATHS, help="YAML files, or folders of them")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -70,28 +70,29 @@ def _parser() -> argparse.ArgumentParser:
         added.set_defaults(command=command)
         return added
 
-    run = add("run", _run, "Keep the kernel's ruleset what the cluster asks for.", manifests)
+    run = add("run", _run, "Keep the kernel's ruleset in line with the cluster, or with manifests.", manifests)
     run.add_argument("--once", action="store_true", help="stop after the first complete sync")
-    loaded = add("boot", _boot, "Load the rules that are remembered, as after a reboot.")
+    loaded = add("boot", _boot, "Load the remembered rules, without a network and without a cluster.")
     loaded.add_argument("--early", action="store_true", help="load the base only while no interface but lo is up")
-    shown = add("render", _render, "Print the ruleset that manifests would give; nothing is changed.", manifests)
-    shown.add_argument("--strict", action="store_true", help="exit 1 if anything was rejected")
-    legal = add("pools", _pools, "Print which addresses are legal: what MetalLB, or manifests, say.", manifests)
-    legal.add_argument("--json", action="store_true", help="for programs: ranges as first-last, and what was rejected")
+    shown = add("render", _render, "Print the ruleset of manifests. This changes nothing.", manifests)
+    shown.add_argument("--strict", action="store_true", help="exit with 1 if anything was rejected")
+    legal = add("pools", _pools, "Print the legal addresses, and the object behind each.", manifests)
+    legal.add_argument("--json", action="store_true", help="for programs: ranges as first-last, and rejections")
     limit = add("ratelimit", _ratelimit, "Check the text of a ratelimit annotation.")
     limit.add_argument("text", metavar="TEXT", nargs="+", help="e.g. '2 mbytes/second burst 512 kbytes'")
     add_questions(add, manifests)
     add("check", _check, "Check configuration, kubeconfig, permissions, nft, kernel and NIC.")
-    made = add("bootstrap", _bootstrap, "Give a cluster what its routers need, and print the routers' kubeconfig.")
-    made.add_argument("--kubeconfig", type=Path, metavar="FILE", help="the administrator's (default: the one that kubectl takes)")
-    made.add_argument("--server", metavar="URL", help="where routers find the API server (default: as in that kubeconfig)")
-    made.add_argument("--print", action="store_true", help="print what would be applied, and ask nobody")
-    made.add_argument("--output", type=Path, metavar="FILE", help="write the routers' kubeconfig there, for its owner's eyes alone")
-    add("flush", _flush, "Remove nftsync's tables from the kernel: this opens the firewall.")
+    made = add("bootstrap", _bootstrap, "Set up a cluster for its routers, and print the routers' kubeconfig.")
+    made.add_argument("--kubeconfig", type=Path, metavar="FILE", help="the administrator's (default: kubectl's)")
+    made.add_argument("--server", metavar="URL", help="the API server's address for routers (default: as in that kubeconfig)")
+    made.add_argument("--print", action="store_true", help="print the objects, and contact no server")
+    made.add_argument("--output", type=Path, metavar="FILE", help="write the routers' kubeconfig to FILE, with mode 0600")
+    add("flush", _flush, "Remove nftsync's tables from the kernel. This opens the firewall.")
     return parser
 
 
-# Commands that touch the kernel or the cluster import what they need themselves: the others work without it.
+# Commands that use the kernel or the cluster import their modules themselves, so that the other
+# commands work without them.
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -114,7 +115,7 @@ def _boot(options: argparse.Namespace) -> int:
     try:
         boot(options.config, early=options.early)
     except KernelError as fault:
-        return fail(FAILED, f"no ruleset stands: {fault}")
+        return fail(FAILED, f"cannot load the rules: {fault}")
     return 0
 
 

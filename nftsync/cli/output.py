@@ -1,4 +1,4 @@
-"""Where commands say something: stdout, stderr and the exit status."""
+"""The output of commands: stdout, stderr and the exit status."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import os
 import sys
 from contextlib import suppress
 
-FAILED, WRONG = 1, 2  # what was asked for failed; it was asked for wrongly
+FAILED, WRONG = 1, 2  # the command failed; the command line or an input is wrong
 
 
 def open_output() -> None:
-    """nft's text is UTF-8 on every terminal; a process that was started without stdout gets one that goes nowhere."""
+    """Write UTF-8 on every terminal, as nft does. A process without stdout gets /dev/null."""
     if sys.stdout is None:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115  # for as long as the process lives
     elif isinstance(sys.stdout, io.TextIOWrapper):
@@ -19,11 +19,12 @@ def open_output() -> None:
 
 
 def discard_output() -> None:
-    """Nothing is left to be written when Python flushes stdout at the end."""
+    """Discard the buffered output, so that Python's last flush cannot fail."""
     with suppress(OSError), open(os.devnull, "w", encoding="utf-8") as nowhere:  # noqa: PTH123  # the device has no folder
         os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
 def fail(status: int, message: str) -> int:
+    """Print a message on stderr. Returns the exit status `status`."""
     print(f"nftsync: {message}", file=sys.stderr)
     return status

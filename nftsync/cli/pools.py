@@ -1,4 +1,4 @@
-"""`nftsync pools`: which addresses are legal, and which object says so."""
+"""`nftsync pools`: the legal addresses, and the object behind each."""
 
 from __future__ import annotations
 
@@ -27,7 +27,10 @@ from nftsync.policy.pools import judge
 
 @dataclass(frozen=True, slots=True)
 class Legal:
-    """The pools that count, each cut to what is legal of it, and what was refused. guarded: False if every address is legal."""
+    """The pools that count, each with its legal addresses only, and the rejected ones.
+
+    guarded: False if every address is legal.
+    """
 
     pool_mode: PoolMode
     guarded: bool
@@ -43,7 +46,7 @@ class Legal:
 
     def text(self) -> str:
         if not self.guarded:
-            return f'every address is legal: no pool counts (pools = "{self.pool_mode}")'
+            return f'every address is legal: nftsync uses no pool (pools = "{self.pool_mode}")'
         if not self.pools:
             return "no address is legal: there is no pool"
         rows = [("POOL", "SOURCE", "ADDRESSES"), *self._rows()]
@@ -52,11 +55,14 @@ class Legal:
 
     def _rows(self) -> Iterator[tuple[str, str, str]]:
         for pool in self.pools:
-            yield ascii(pool.name)[1:-1], pool.source, ", ".join(each.element for each in pool.ranges) or "none that is allowed"
+            yield ascii(pool.name)[1:-1], pool.source, ", ".join(each.element for each in pool.ranges) or "none (allowed_prefixes)"
 
 
 def legal_in_manifests(chosen: Config, paths: Sequence[Path]) -> Legal:
-    """Raises ManifestError if a path is not there."""
+    """The legal addresses of manifests.
+
+    Raises ManifestError if there is no file or folder at a path.
+    """
     inputs = read(chosen, paths)
     shown = preview(chosen, inputs)
     of_pools = (each for each in shown.rejections if each.reason is Reason.INVALID_POOLS)
@@ -64,7 +70,10 @@ def legal_in_manifests(chosen: Config, paths: Sequence[Path]) -> Legal:
 
 
 def legal_in_cluster(chosen: Config) -> Legal:
-    """Asks the API once; where it has no good answer, what the daemon of this machine saw last holds. Raises ApiError."""
+    """The legal addresses of the cluster, from one look at the API. Raises ApiError.
+
+    Without a valid MetalLB configuration, the last one that this machine's daemon saw counts.
+    """
     api = Api(chosen.kubeconfig, allowed=allowed(unsafe=chosen.unsafe_kubeconfig))
     try:
         api.connect()
@@ -86,7 +95,7 @@ def _legal(chosen: Config, guard: Guard, rejections: tuple[Rejection, ...]) -> L
 
 
 def _cut(ranges: tuple[Range, ...], legal: AddressSet) -> tuple[Range, ...]:
-    """Each range by itself: what its author wrote is easier to recognise than what neighbours merge into."""
+    """The legal part of each range. Ranges stay separate, so that their author recognises them."""
     return tuple(part for each in ranges for part in (AddressSet((each,)) & legal).ranges)
 
 
@@ -107,7 +116,10 @@ def _namespace(api: Api, chosen: Config) -> str:
 
 
 def known_of_cluster(api: Api, chosen: Config, namespace: str) -> tuple[MetalLBConfig | None, tuple[Rejection, ...]]:
-    """MetalLB's configuration as it is now; where that is none or no good one, what the daemon of this machine saw last."""
+    """MetalLB's present configuration, and its rejections. Raises ApiError.
+
+    Without a valid one, the last one that this machine's daemon saw.
+    """
     found, unread = _read_metallb(api, namespace)
     seen = Journal(chosen.state).load().facts.pools
     present, rejections = judge(found.objects(), seen)
@@ -115,7 +127,7 @@ def known_of_cluster(api: Api, chosen: Config, namespace: str) -> tuple[MetalLBC
 
 
 def _read_metallb(api: Api, namespace: str) -> tuple[MetalLBCaches, tuple[Rejection, ...]]:
-    """MetalLB's objects as they are now, and what could not be read of them. Raises ApiError."""
+    """MetalLB's present objects, and a rejection for each unreadable kind. Raises ApiError."""
     found, rejections = MetalLBCaches.empty(), []
     for resource, cache in zip(metallb(namespace), found.caches, strict=True):
         try:

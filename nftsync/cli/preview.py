@@ -1,4 +1,4 @@
-"""What manifests would give, without a kernel and without a cluster."""
+"""The ruleset of manifests, without a kernel and without a cluster."""
 
 from __future__ import annotations
 
@@ -24,10 +24,12 @@ _STRICTEST = "there is no such resource: run would apply nothing; this is the st
 
 
 def preview(config: Config, inputs: Inputs, chain: ChainInUse = _NO_CHAIN, local: Local | None = None) -> SyncResult:
-    """What a first sync would apply, as if the public NIC was there.
+    """The result of a first sync, as if this machine had the public NIC.
 
-    inputs: complete lists.  local: the router's addresses, which are not looked up here.  Without a usable Nft resource the
-    strictest settings are shown: every interface but lo counts as public.
+    Without a usable Nft resource, the settings are the strictest ones: every interface but lo
+    counts as public.
+    inputs: complete lists.
+    local: the router's addresses; this function does not look them up.
     """
     pools = PoolTracker(None)
     nft = next(iter(inputs.nfts.objects()), None)
@@ -58,13 +60,13 @@ def preview(config: Config, inputs: Inputs, chain: ChainInUse = _NO_CHAIN, local
 
 
 def read(config: Config, paths: Sequence[Path]) -> Inputs:
-    """What files hold. Raises ManifestError if a path is not there."""
+    """The objects of files. Raises ManifestError if there is no file or folder at a path."""
     manifests = Manifests(paths, config.nft, Inputs.empty())
     manifests.read()
     return manifests.inputs
 
 
 def local_chain(config: Config) -> ChainInUse:
-    """This router's; one that can't be used is empty here, and refused."""
+    """This router's local chain. An invalid one is empty and becomes a rejection."""
     body, error = read_local_chain(config.local_chain)
     return ChainInUse(body or "", error, "the chain is empty")

@@ -1,4 +1,7 @@
-"""The commands that ask the running daemon: status, explain, confirm, top, diff. Two of them answer for manifests, too."""
+"""The commands that ask the running daemon: status, explain, confirm, top and diff.
+
+With --manifests, explain and diff answer without a daemon.
+"""
 
 from __future__ import annotations
 
@@ -24,19 +27,19 @@ WATCH = 2.0  # seconds between two looks
 
 
 def add_questions(add: Callable[..., argparse.ArgumentParser], manifests: argparse.ArgumentParser) -> None:
-    """The commands that ask the running daemon."""
-    shown = add("status", _status, "Show how the running daemon is doing.")
+    """Add the commands that ask the running daemon."""
+    shown = add("status", _status, "Show the state of the running daemon.")
     shown.add_argument("--json", action="store_true", help="for programs")
-    shown.add_argument("--watch", action="store_true", help="again and again, until interrupted")
-    why = add("explain", _explain, "Say why a packet passes or does not, or what came of a Service.", manifests)
+    shown.add_argument("--watch", action="store_true", help="repeat until you press Ctrl-C")
+    why = add("explain", _explain, "Say why a packet passes or not, or show the result for a Service.", manifests)
     why.add_argument("words", metavar="WORD", nargs="*", help="[SOURCE] ADDRESS:PORT[/tcp|udp|sctp], or NAMESPACE/NAME")
     why.add_argument("--json", action="store_true", help="for programs")
-    add("confirm", _confirm, "Keep settings of the Nft resource that would be taken back (confirm_seconds).")
-    top = add("top", _top, "Show the Services with the most traffic, and the most that their limits drop.")
-    top.add_argument("--drops", action="store_true", help="those first whose limits drop the most")
-    top.add_argument("--seconds", type=float, default=WATCH, metavar="N", help="measure for so long (default: %(default)s)")
-    top.add_argument("--once", action="store_true", help="one measurement instead of one after the other")
-    add("diff", diff, "Show what would change in the kernel: to what the daemon wants, or to what manifests ask for.", manifests)
+    add("confirm", _confirm, "Keep settings of the Nft resource that nftsync would roll back (confirm_seconds).")
+    top = add("top", _top, "Show the Services with the most traffic, and the packets that their limits drop.")
+    top.add_argument("--drops", action="store_true", help="show the Services with the most dropped packets first")
+    top.add_argument("--seconds", type=float, default=WATCH, metavar="N", help="time of a measurement (default: %(default)s)")
+    top.add_argument("--once", action="store_true", help="stop after one measurement")
+    add("diff", diff, "Show the difference between the kernel and the wanted ruleset, or that of manifests.", manifests)
 
 
 def _status(options: argparse.Namespace) -> int:
@@ -82,7 +85,11 @@ def _explain(options: argparse.Namespace) -> int:
 
 
 def _paths_and_words(options: argparse.Namespace) -> tuple[Sequence[Path], Sequence[str]]:
-    """What follows `--manifests` is all taken for paths; the last one or two of them are the words, if there are no others."""
+    """Split the words from the paths.
+
+    argparse takes every argument after `--manifests` for a path. Without other words, the last one
+    or two of these arguments are the words.
+    """
     paths, words = options.manifests or [], options.words
     if words:
         return paths, words
@@ -93,7 +100,7 @@ def _paths_and_words(options: argparse.Namespace) -> tuple[Sequence[Path], Seque
 
 
 def _preview_here(chosen: Config, paths: Sequence[Path]) -> tuple[SyncResult, dict[Name, Service]]:
-    """What manifests would give on this router, which has addresses; and all Services in them."""
+    """The result of manifests on this router, with its own addresses, and all their Services."""
     from nftsync.cli.preview import local_chain, preview, read
     from nftsync.kernel.interfaces import LinkError, local_now
 
@@ -114,7 +121,7 @@ def _confirm(options: argparse.Namespace) -> int:
     except ControlError as fault:
         return fail(FAILED, str(fault))
     if not answer["confirmed"]:
-        return fail(FAILED, f"nothing waits for a confirmation: {answer['text']}")
+        return fail(FAILED, f"no settings wait for a confirmation: {answer['text']}")
     print(answer["text"])
     return 0
 
@@ -127,7 +134,7 @@ def _top(options: argparse.Namespace) -> int:
 
     chosen = config.load(options.config)
     if not 0.1 <= options.seconds <= 3600:
-        return fail(WRONG, f"--seconds {options.seconds}: this is not a number from 0.1 to 3600")
+        return fail(WRONG, f"--seconds {options.seconds}: write a number from 0.1 to 3600")
     try:
         while True:
             owners = ask(chosen.runtime, {"command": "owners"})["owners"]
@@ -145,7 +152,7 @@ def _top(options: argparse.Namespace) -> int:
 
 
 def diff(options: argparse.Namespace) -> int:
-    """Exits as diff(1) does: with 0 if nothing would change, with 1 if something would, with 2 if that can't be told."""
+    """Exit as diff(1) does: 0 no difference, 1 some difference, 2 trouble."""
     from nftsync.cli.diff import differences
     from nftsync.daemon.control import ControlError, ask
     from nftsync.kernel.netns import LabError
@@ -163,7 +170,7 @@ def diff(options: argparse.Namespace) -> int:
             wanted = ask(chosen.runtime, {"command": "ruleset"})["text"]
         found = differences(wanted)
     except PermissionError:
-        return fail(WRONG, "only root may look at the kernel's ruleset")
+        return fail(WRONG, "only root can read the kernel's ruleset: run this as root")
     except (ControlError, KernelError, LabError, OSError) as fault:
         return fail(WRONG, str(fault))
     sys.stdout.write(found)

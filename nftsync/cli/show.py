@@ -1,4 +1,4 @@
-"""What `nftsync status` and `nftsync top` look like on a terminal."""
+"""The text of `nftsync status` and `nftsync top` for a terminal."""
 
 from __future__ import annotations
 
@@ -60,12 +60,16 @@ def _nic(nic: dict[str, Any]) -> str:
     if nic["name"] is None:
         return "not known yet"
     if nic["missing"]:
-        return f"{nic['name']}, which is not there: every interface counts as public, and no rate limit is in force"
+        return f"{nic['name']} is not there: every interface counts as public, and no rate limit is in force"
     return f"{nic['name']}, " + ("rate limits in force" if nic["attached"] else "without rate limits")
 
 
 def top(owners: Mapping[str, str], before: Reading, after: Reading, seconds: float, *, drops_first: bool) -> str:
-    """Services by what they got between two readings. owners: pinhole key → Service."""
+    """Services by their traffic between two readings, as a table.
+
+    owners: pinhole key → Service.  seconds: the time between the readings.
+    drops_first: sort by dropped packets.
+    """
     passed, dropped = Counter[str](), Counter[str]()
     packets = Counter[str]()
     for name, members in after.counts.items():
@@ -89,7 +93,7 @@ def top(owners: Mapping[str, str], before: Reading, after: Reading, seconds: flo
 
 
 def duration(seconds: float) -> str:
-    """In the unit that says it best."""
+    """A duration in a suitable unit, such as "3 h"."""
     for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
         if seconds >= 2 * size:
             return f"{seconds / size:.0f} {unit}"
@@ -97,12 +101,12 @@ def duration(seconds: float) -> str:
 
 
 def table(rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """Columns, as wide as they need to be; the last one runs free."""
+    """Lines with aligned columns; the last column has no width."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
     for row in rows:
         yield "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]]).rstrip()
 
 
 def printable(text: str) -> str:
-    """What strangers wrote, without what a terminal would obey."""
+    """Foreign text without the control characters that a terminal would obey."""
     return ascii(text)[1:-1]

@@ -221,7 +221,7 @@ class Api:
 
 
 def parse_json(content: bytes | bytearray, what: str) -> Any:
-    """The value of a JSON text. Raises MalformedAnswerError. what: begins its message."""
+    """The value of a JSON text. Raises MalformedAnswerError. It names the text."""
     try:
         return json.loads(content)
     except (ValueError, RecursionError):

@@ -130,14 +130,14 @@ def test_a_right_that_was_taken_away_is_given_back_and_one_that_somebody_else_se
     held = server.admin.get(role)
     done = run(server)
     assert (done.returncode, done.stdout) == (1, "")
-    assert "ClusterRole nftsync is there and says otherwise, which is not overwritten: " in done.stderr.splitlines()[-1]
+    assert "ClusterRole nftsync exists with other settings, which nftsync does not overwrite: " in done.stderr.splitlines()[-1]
     assert server.admin.get(role) == held
 
 
 def test_what_it_cannot_do_it_refuses_with_a_reason(server: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     admin = server.kubeconfig("admin")
     monkeypatch.setattr(bootstrap, "PATIENCE", 0.5)
-    with pytest.raises(BootstrapError, match=r"^the cluster has filled in no token in Secret arbf-operators/nftsync-token within"):
+    with pytest.raises(BootstrapError, match=r"^the cluster filled in no token in Secret arbf-operators/nftsync-token within"):
         bootstrap.bootstrap(admin, lambda _: None)
     document = yaml.safe_load(admin.read_text())
     document["clusters"][0]["cluster"] = {"server": server.url, "insecure-skip-tls-verify": True}
@@ -155,7 +155,7 @@ def test_what_it_cannot_do_it_refuses_with_a_reason(server: ApiServer, tmp_path:
     server.admin.post(SECRET.rpartition("/")[0], {"metadata": {"name": ROUTER_SECRET}, "type": "Opaque"})
     done = run(server)
     assert done.returncode == 1
-    assert "Secret arbf-operators/nftsync-token is there and is no ServiceAccount's token" in done.stderr
+    assert "Secret arbf-operators/nftsync-token exists and is not a ServiceAccount's token" in done.stderr
     server.kill()
     assert "Connection refused" in run(server).stderr
 

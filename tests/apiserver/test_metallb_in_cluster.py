@@ -397,7 +397,7 @@ def test_the_commands_name_the_pools_that_guard(router: Router, metallb: MetalLB
         ],
         "rejections": [],
     }
-    assert findings(router) == (0, [f"ok    MetalLB's pools: 2 of {METALLB_NAMESPACE} guard the addresses: extra, public"])
+    assert findings(router) == (0, [f"ok    MetalLB's pools: 2 in {METALLB_NAMESPACE}: extra, public"])
 
 
 def test_the_commands_speak_of_what_is_there_now_not_of_what_the_daemon_saw_before(router: Router, metallb: MetalLBCaches) -> None:
@@ -408,7 +408,7 @@ def test_the_commands_speak_of_what_is_there_now_not_of_what_the_daemon_saw_befo
     router.stop()
     metallb.delete_pool("second")
     assert [each["name"] for each in json.loads(router.run("pools", "--json").stdout)["pools"]] == ["first"]
-    assert findings(router) == (0, [f"ok    MetalLB's pools: 1 of {METALLB_NAMESPACE} guard the addresses: first"])
+    assert findings(router) == (0, [f"ok    MetalLB's pools: 1 in {METALLB_NAMESPACE}: first"])
     metallb.delete_pool("first")
     shown = [each["name"] for each in json.loads(router.run("pools", "--json").stdout)["pools"]]
     assert shown == ["first", "second"], "where there is none, what the daemon saw last holds"
@@ -446,4 +446,4 @@ def test_check_says_what_another_namespace_of_metallb_needs(router: Router) -> N
     assert status == 0
     for resource in (*PLURALS.values(), "configmaps"):
         missing = f"warn  RBAC: may not list or watch {resource} in {OTHER_NAMESPACE}"
-        assert f"{missing}: it needs there the Role that it has in {METALLB_NAMESPACE}" in found
+        assert f"{missing}: give it the Role there that it has in {METALLB_NAMESPACE}" in found

@@ -242,7 +242,7 @@ def test_an_nft_that_is_made_anew_gets_its_status_again(router: Router) -> None:
     ready(router)
     eventually(lambda: entry(router).get("rejected") == 0, "nothing is missing any more")
     assert entry(router)["hash"] == before["hash"]
-    assert "can't be written" not in router.log.read_text()
+    assert "Cannot write" not in router.log.read_text()
 
 
 def reasons(of: dict[str, Any]) -> dict[str, tuple[str, str]]:

@@ -62,7 +62,7 @@ def test_every_command_has_a_help_of_its_own(command: str, capsys: pytest.Captur
     assert status(command, "--help") == 0
     shown = capsys.readouterr().out
     assert shown.startswith(f"usage: nftsync {command}")
-    said = "Exits with 0 if nothing would change, with 1" if command == "diff" else "Exits with 0 if it did what it was asked for"
+    said = "Exit status: 0 no difference" if command == "diff" else "Exit status: 0 success, 1 failure, 2 wrong usage."
     assert said in " ".join(shown.split())
 
 
@@ -341,13 +341,13 @@ def test_pools_cuts_what_is_not_allowed_and_leaves_out_what_is_not_advertised(po
         ],
         "rejections": [],
     }  # fmt: skip
-    assert pools(POOLS, lines=allowed)[0].splitlines()[1].endswith("  none that is allowed")
+    assert pools(POOLS, lines=allowed)[0].splitlines()[1].endswith("  none (allowed_prefixes)")
     assert pools.json(POOLS, "advertised_pools_only = true") == {"pools": [SERVICES], "rejections": []}
 
 
 def test_pools_says_that_every_address_is_legal_where_no_pool_counts(pools: Asked) -> None:
-    assert pools("") == ('every address is legal: no pool counts (pools = "auto")\n', "")
-    assert pools(POOLS, lines='pools = "ignored"') == ('every address is legal: no pool counts (pools = "ignored")\n', "")
+    assert pools("") == ('every address is legal: nftsync uses no pool (pools = "auto")\n', "")
+    assert pools(POOLS, lines='pools = "ignored"') == ('every address is legal: nftsync uses no pool (pools = "ignored")\n', "")
     assert pools.json("") == {"pools": [], "rejections": []}
 
 
@@ -359,7 +359,7 @@ def test_pools_says_that_no_address_is_legal_where_pools_are_required_and_there_
 
 def test_pools_says_what_is_invalid(pools: Asked) -> None:
     assert pools(BROKEN) == (
-        'every address is legal: no pool counts (pools = "auto")\n',
+        'every address is legal: nftsync uses no pool (pools = "auto")\n',
         f"IPAddressPool metallb-system/flat: invalid_pools: {BROKEN_MESSAGE}\n",
     )
     assert pools.json(BROKEN) == {
@@ -487,7 +487,7 @@ def test_diff_needs_root_and_says_so(plain: str, tmp_path: Path) -> None:
     code += f"raise SystemExit(main({['diff', '--manifests', EXAMPLES]}))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (WRONG, "")
-    assert done.stderr.splitlines()[-1] == "nftsync: only root may look at the kernel's ruleset"
+    assert done.stderr.splitlines()[-1] == "nftsync: only root can read the kernel's ruleset: run this as root"
 
 
 @pytest.mark.parametrize("reader", ["a full disk", "nobody"])

@@ -213,7 +213,7 @@ def test_a_nic_that_goes_shows_in_the_status_and_in_what_is_explained(daemon: As
     daemon.lab.unplug()
     missing = {"name": PUBLIC_NIC, "attached": False, "missing": True, "rate_shaping": True}
     assert eventually(lambda: daemon.status()["public_nic"] == missing)
-    assert "which is not there: every interface counts as public, and no rate limit is in force" in daemon.command("status").stdout
+    assert "is not there: every interface counts as public, and no rate limit is in force" in daemon.command("status").stdout
     found = daemon.explain("172.30.254.3:5000/udp")
     assert found["reason"] == "nic_missing"
     assert "nic_missing" in found["also"]

@@ -245,7 +245,7 @@ def test_where_the_table_can_not_be_loaded_the_exit_status_says_so(daemon: Daemo
     daemon.program = (sys.executable, "-m", "tests.oldkernel", str(unknown))
     done = daemon.command("boot", "--early")
     assert done.returncode == 1
-    assert "no ruleset stands: " in done.stderr
+    assert "cannot load the rules: " in done.stderr
 
 
 # --- a boot command that is not the first run since the boot ------------------------------------------------

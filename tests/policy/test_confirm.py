@@ -177,7 +177,7 @@ def test_ssh_that_was_closed_is_open_again_after_the_time_and_closed_for_good_if
         assert daemon.lab.arrives("tcp", SERVICE4, 80)
         late = daemon.command("confirm")
         assert late.returncode == 1
-        assert late.stderr.startswith("nftsync: nothing waits for a confirmation: enable_ssh was switched off; nobody ran")
+        assert late.stderr.startswith("nftsync: no settings wait for a confirmation: enable_ssh was switched off; nobody ran")
         daemon.put(nft())
         assert eventually(lambda: confirmation(daemon) == "NotNeeded")
         configure(daemon, 3600)

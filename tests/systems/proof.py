@@ -122,7 +122,7 @@ class Proof:
         assert self.machine.run("nftsync", "top", "--once", "--seconds", "0.2")
         assert self.machine.run("nftsync", "diff") == ""
         confirmed = self.machine.try_run("nftsync", "confirm")
-        assert "nothing waits for a confirmation" in confirmed.stderr
+        assert "no settings wait for a confirmation" in confirmed.stderr
         fetch = "import urllib.request as r; print(r.urlopen('http://127.0.0.1:9469/metrics').read().decode())"
         assert "nftsync_" in self.machine.run("python3", "-c", fetch)
 
