@@ -221,7 +221,7 @@ class Api:
 
 
 def parse_json(content: bytes | bytearray, what: str) -> Any:
-    """The value of a JSON text. Raises MalformedAnswerError. It names the text."""
+    """The value of a JSON text. Raises MalformedAnswerError, with `what` as the name of the text."""
     try:
         return json.loads(content)
     except (ValueError, RecursionError):
