@@ -41,9 +41,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class _Batch:
-    """Records to write. whole: replace the file with them."""
+    """Records to write. whole: replace the file with them.
 
-    services: dict[Name, Service | None] = field(default_factory=dict)
+    services: of each Service the last two versions, oldest first. The kernel can still have the
+    one before the last (see Memory.superseded).
+    """
+
+    services: dict[Name, tuple[Service | None, ...]] = field(default_factory=dict)
     facts: Facts | None = None
     whole: bool = False
 
@@ -54,15 +58,15 @@ class _Batch:
         if later.whole:
             self.services, self.whole = later.services, True
         else:
-            self.services.update(later.services)
+            for name, versions in later.services.items():
+                self.services[name] = (*self.services.get(name, ()), *versions)[-2:]
         self.facts = later.facts or self.facts
 
     def lines(self) -> Iterator[str]:
         if self.facts is not None:
             yield facts_record(self.facts)
-        for name, service in self.services.items():
-            if service is not None or not self.whole:
-                yield service_record(name, service)
+        for name, versions in self.services.items():
+            yield from (service_record(name, service) for service in versions)
 
 
 class Journal:
@@ -134,14 +138,14 @@ class Journal:
         with self._lock:
             if self._whole and not (self._pending.whole or self._writing):
                 return  # there is no file to append to: the caller will call replace()
-            self._add(_Batch(dict(services), facts))
+            self._add(_Batch({name: (service,) for name, service in services.items()}, facts))
             if self.kept and not self._late:
                 self._late = not self._lock.wait_for(self._answered, GRACE)
 
     def replace(self, memory: Memory) -> None:
         """Replace the file with the whole Memory."""
         with self._lock:
-            self._add(_Batch(dict(memory.services), memory.facts, whole=True))
+            self._add(_Batch({name: (service,) for name, service in memory.services.items()}, memory.facts, whole=True))
 
     @property
     def wants_all(self) -> bool:

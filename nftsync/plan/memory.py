@@ -56,7 +56,7 @@ class Memory:
 
     services: dict[Name, Service] = field(default_factory=dict)
     facts: Facts = field(default_factory=Facts)
-    superseded: dict[Name, Service] = field(default_factory=dict)
+    superseded: dict[Name, Service] = field(default_factory=dict, compare=False)
 
     @property
     def named(self) -> dict[Name, Service]:
