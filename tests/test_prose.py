@@ -19,7 +19,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.process import not_yet
 from tests.support import ROOT
 
 MOST = 3.0  # in a thousand words
@@ -101,9 +100,9 @@ def worst(read: Iterable[Passage]) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("kind", [
-    pytest.param("docstrings", marks=not_yet("27.5 in 1,000 words")),
-    pytest.param("comments", marks=not_yet("26 in 1,000 words")),
-    pytest.param("messages", marks=not_yet("10 in 1,000 words")),
+    "docstrings",
+    "comments",
+    "messages",
     "documents",
 ])  # fmt: skip
 def test_sentences_have_subjects(kind: str) -> None:
