@@ -170,7 +170,8 @@ def test_ssh_that_was_closed_is_open_again_after_the_time_and_closed_for_good_if
         assert ssh(daemon)
         daemon.put(nft(enable_ssh=False))
         assert eventually(lambda: not ssh(daemon))
-        assert "nftsync takes it back after confirm_seconds unless you run `nftsync confirm`" in daemon.log()
+        said = "nftsync takes it back after confirm_seconds unless you run `nftsync confirm`"
+        assert eventually(lambda: said in daemon.log()), "the kernel has it a moment before the log"
         assert eventually(lambda: ssh(daemon)), "nobody confirmed it"
         assert confirmation(daemon) == "RolledBack"
         assert "so the former settings hold" in daemon.log()
