@@ -193,7 +193,7 @@ def _bootstrap(options: argparse.Namespace) -> int:
 
 
 def _flush(options: argparse.Namespace) -> int:
-    from nftsync.daemon.loop import flush
+    from nftsync.daemon.flush import flush
     from nftsync.files.lock import LockedError
     from nftsync.kernel.interfaces import LinkError
     from nftsync.kernel.nft import KernelError

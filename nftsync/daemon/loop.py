@@ -47,10 +47,7 @@ from nftsync.kernel.netlink import DumpError
 from nftsync.kernel.network import Network
 from nftsync.kernel.nft import Kernel
 from nftsync.kernel.routes import reachability
-from nftsync.plan.memory import BootFacts
 from nftsync.plan.result import Outcome, SyncResult
-from nftsync.ruleset.tables import Ruleset
-from nftsync.ruleset.transaction import transaction
 
 SETTLE = 0.05  # seconds: changes that follow a sync within this time become one transaction
 TICK = 1.0  # seconds between looks at the local chain's file
@@ -329,23 +326,6 @@ def _reading(read: Callable[[], T]) -> T:
         return read()
     except DumpError as error:
         raise ReadError(str(error)) from error
-
-
-def flush(chosen: Config) -> None:
-    """Remove our tables and our ingress qdisc from this machine. A second call changes nothing.
-
-    Raises KernelError. Raises LockedError while a daemon runs, since it would put them back.
-    """
-    with locked(chosen.runtime):
-        kernel, mark, network = Kernel(), BootMark(chosen.runtime), Links()
-        ours = mark.facts.ingress if mark.facts else None
-        try:
-            kernel.apply(transaction(kernel.read().ruleset, Ruleset()))
-            if ours is not None and network.ingress_kind(ours) == "ingress":
-                network.remove_ingress(ours)
-        finally:
-            network.close()
-        mark.write(BootFacts())
 
 
 def _store(chosen: Config) -> Store:

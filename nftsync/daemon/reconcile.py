@@ -14,7 +14,7 @@ from ipaddress import ip_address
 
 from nftsync.cluster.inputs import Inputs
 from nftsync.config import Config
-from nftsync.daemon.observe import Network, News, Observer
+from nftsync.daemon.observe import Network, Observer
 from nftsync.daemon.record import Record
 from nftsync.kernel.nft import Kernel, KernelError
 from nftsync.objects.address import Address
@@ -26,7 +26,7 @@ from nftsync.plan.memory import BootFacts
 from nftsync.plan.plan import ChainInUse, Found, Left, Plan, elements_of_ours, plan, tables_digest, undecided_of, wanted_ruleset
 from nftsync.plan.rejections import refused
 from nftsync.plan.result import Outcome, SyncResult
-from nftsync.plan.snapshot import Known, Origin, Snapshot, Verdicts
+from nftsync.plan.snapshot import Known, Origin, Snapshot
 from nftsync.policy.confirm import Confirming
 from nftsync.policy.pinholes import Desired, Pinhole, pinholes_of
 from nftsync.ruleset.elements import elements, open_keys
@@ -127,7 +127,7 @@ class Reconciler:
         before, applied = self._snapshot, self.record.applied
         whole |= resync or bool(before.verdicts.limits)  # each sync tries refused limits again
         self._snapshot, news = self._observer.observe(self.record.memory.facts, before, look=look or whole)
-        self._forget_verdicts(before, news, again=whole)
+        self._snapshot = self._snapshot.retried(before, news.services, again=whole)
         if self._snapshot.complete and self._snapshot.undecided:
             self._snapshot = replace(self._snapshot, undecided={})
         part = self._planned is self._snapshot and applied.tables is not None and not (whole or self._snapshot.undecided)
@@ -139,18 +139,6 @@ class Reconciler:
         fresh, accepted = self._inputs.fresh(), self.record.applied.tables is not None
         self.record.remember(self._snapshot, self._observer.confirming if accepted else None, fresh=fresh)
         return self._told(replace(result, since=news.since))
-
-    def _forget_verdicts(self, before: Snapshot, news: News, *, again: bool) -> None:
-        """Forget refusals of the kernel if it may accept these parts now; always if `again`."""
-        s = self._snapshot
-        verdicts = s.verdicts
-        if again or s.interfaces != before.interfaces:
-            verdicts = Verdicts()
-        if s.local_chain.body != before.local_chain.body:
-            verdicts = replace(verdicts, local_chains={})
-        verdicts = verdicts.without(news.services)
-        if verdicts != s.verdicts:
-            self._snapshot = replace(s, verdicts=verdicts)
 
     def _sync_part(self, services: Mapping[Name, Service | None]) -> SyncResult | None:
         """Compare and send only the elements of these Services. None if the kernel refuses them."""

@@ -144,6 +144,16 @@ class Snapshot:
     first_since_boot: bool = False
     verdicts: Verdicts = field(default_factory=Verdicts)
 
+    def retried(self, before: Snapshot, changed: Collection[Name], *, again: bool) -> Snapshot:
+        """Forget refusals of the kernel if it may accept these parts now; always if `again`."""
+        verdicts = self.verdicts
+        if again or self.interfaces != before.interfaces:
+            verdicts = Verdicts()
+        if self.local_chain.body != before.local_chain.body:
+            verdicts = replace(verdicts, local_chains={})
+        verdicts = verdicts.without(changed)
+        return self if verdicts == self.verdicts else replace(self, verdicts=verdicts)
+
     @property
     def complete(self) -> bool:
         """Whether every list is complete."""
