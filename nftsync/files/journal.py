@@ -80,6 +80,7 @@ class Journal:
         self._clock = clock
         self._lock = threading.Condition()
         self._thread: threading.Thread | None = None
+        self._syncer: threading.Thread | None = None
         self._pending = _Batch()
         self._writing = self._ending = False
         self._late = False  # a wait for the disk timed out: do not wait again until the disk answers
@@ -188,8 +189,8 @@ class Journal:
                 self._write(batch)
                 self._tell(None)
                 if self._unsynced and (ending or self._clock() >= synced + SYNC):
-                    self._sync()
                     synced = self._clock()
+                    self._sync(wait=ending)
             except OSError as error:
                 with self._lock:
                     if self._writing:  # the batch is not written
@@ -217,16 +218,29 @@ class Journal:
         elif batch:
             self._append(batch)
 
-    def _sync(self) -> None:
-        descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+    def _sync(self, *, wait: bool) -> None:
+        """Let a thread of its own wait for the disk: a record must not wait for the ones before it."""
+        if self._syncer is not None and self._syncer.is_alive():
+            if not wait:
+                return
+            self._syncer.join(PATIENCE)
+        self._unsynced = False
+        self._syncer = threading.Thread(target=self._fsync, name="journal-sync", daemon=True)
+        self._syncer.start()
+        if wait:
+            self._syncer.join(PATIENCE)
+
+    def _fsync(self) -> None:
         try:
-            os.fsync(descriptor)
-        except OSError:
-            self._whole = True  # the kernel drops the data that it could not write
-            raise
-        finally:
-            self._unsynced = False
-            os.close(descriptor)
+            descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            log.warning("%s: %s; after a reboot, nftsync would use older pinholes", self._path, error.strerror)
+            with self._lock:
+                self._whole, self.kept = True, False  # the kernel drops the data that it could not write
 
     def _append(self, batch: _Batch) -> None:
         content = "".join(_sealed(batch.lines(), self._number)).encode()

@@ -156,7 +156,7 @@ def test_status_is_a_table_for_people(shared: Asked) -> None:
     assert done.stdout.startswith("router edge1, nftsync ")
     assert re.search(rf"^public NIC +{PUBLIC_NIC}, rate limits in force$", done.stdout, re.MULTILINE)
     assert re.search("^open +9 pinholes of 9 Services$", done.stdout, re.MULTILINE)
-    assert re.search("^Service default/outside +outside_pools +203.0.113.99 is in none of", done.stdout, re.MULTILINE)
+    assert re.search("^Service default/outside +outside_pools +203.0.113.99 is outside of", done.stdout, re.MULTILINE)
 
 
 def test_status_is_shown_again_and_again_until_it_is_interrupted(shared: Asked) -> None:
