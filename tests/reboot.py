@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from nftsync.files.journal import Journal
 from nftsync.plan.memory import Memory
+from tests.lab.lab import CLUSTER, NODE, SERVICES, Lab
 from tests.labtools import Daemon
 
 PATIENCE = 60.0  # seconds that a boot may take: a file that is none must not be waited for
@@ -38,3 +41,20 @@ def boot(daemon: Daemon, *options: str) -> str:
     done = daemon.lab.router.run(daemon.command_line("boot", *options), check=False, timeout=PATIENCE)
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
     return done.stderr
+
+
+@contextmanager
+def before_the_network(lab: Lab) -> Iterator[None]:
+    """As in early boot: the router has no interface but lo. Afterwards it has all of them again."""
+    lab.unplug()
+    lab.router.ip("link del cluster0")
+    yield
+    lab._join("cluster0", CLUSTER, lab.node, NODE)
+    lab.router.ip(*(f"route add {network} via {NODE[':' in network]}" for network in SERVICES))
+    lab.plug()
+
+
+def early_boot(daemon: Daemon) -> str:
+    """Run the boot unit's command before there is a network; returns its log."""
+    with before_the_network(daemon.lab):
+        return boot(daemon, "--early")

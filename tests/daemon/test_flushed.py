@@ -12,7 +12,7 @@ from tests.faultyserver import refusal
 from tests.lab.lab import PUBLIC
 from tests.labtools import SERVICE4, SERVICE6, eventually, needs_root, nft, rules, service
 from tests.process import INVALID_NFT, POOL, WEB, ClusterDaemon, cluster_daemon
-from tests.reboot import boot, power_off
+from tests.reboot import early_boot, power_off
 
 pytestmark = needs_root
 
@@ -64,7 +64,7 @@ def flushed_meanwhile(daemon: ClusterDaemon) -> None:
 
 def rebooted(daemon: ClusterDaemon) -> None:
     power_off(daemon.start())
-    boot(daemon)
+    early_boot(daemon)
 
 
 def rebooted_without_the_boot_unit(daemon: ClusterDaemon) -> None:
@@ -126,7 +126,7 @@ def test_what_the_daemon_remembers_is_put_back(daemon: ClusterDaemon, history: s
     *((outage, "flush ruleset") for outage in list(OUTAGES)[1:-1]),
 ])  # fmt: skip
 def test_the_base_of_early_boot_is_put_back(daemon: ClusterDaemon, outage: str, damage: str) -> None:
-    boot(daemon)
+    early_boot(daemon)
     OUTAGES[outage](daemon.cluster)
     daemon.waiting()
     good = rules(daemon.lab)

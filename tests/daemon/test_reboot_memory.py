@@ -10,7 +10,7 @@ import pytest
 from tests.lab.lab import PUBLIC, Probe
 from tests.labtools import SERVICE4, SERVICE6, elements, eventually, needs_root, nft, rules, service, tables
 from tests.process import CLOSED, OPEN, POOL, WEB, ClusterDaemon, cluster_daemon, flow, transactions
-from tests.reboot import boot, power_off
+from tests.reboot import boot, early_boot, power_off
 
 pytestmark = needs_root
 
@@ -163,6 +163,42 @@ def test_what_was_closed_is_closed_after_a_reboot_into_an_older_ruleset(daemon: 
     assert not set(found.lost()) & set(OPEN), "in place: what is open stays open"
     assert deleted == []
     assert start == "with_the_boot_unit" or eventually(lambda: rules(daemon.lab) == good)
+
+
+@pytest.mark.parametrize("start", ["with_the_boot_unit", "daemon_alone"])
+def test_a_base_that_stands_at_boot_gives_way_to_the_pinholes(tmp_path: Path, start: str) -> None:
+    """As when the boot unit failed, and its fallback has shut the router until somebody runs nftsync."""
+    with cluster_daemon(tmp_path, nft(), POOL, WEB) as daemon:
+        early_boot(daemon)
+        base = saved_ruleset(daemon)
+        daemon.start()
+        reboot_into(daemon, base)
+        assert not daemon.lab.arrives("udp", SERVICE4, 80), "the base stands"
+        BOOTS[start](daemon)
+        assert eventually(lambda: daemon.lab.arrives("udp", SERVICE4, 80)), f"{rules(daemon.lab)}\n{daemon.log()}"
+        assert daemon.lab.arrives("udp", SERVICE6, 80)
+        assert not daemon.lab.arrives("udp", SERVICE4, 81)
+
+
+@pytest.mark.parametrize("network", [True, False], ids=["with a network", "before the network"])
+def test_only_before_there_is_a_network_the_boot_unit_shuts_a_router_that_remembers_nothing(tmp_path: Path, network: bool) -> None:  # noqa: FBT001
+    with cluster_daemon(tmp_path, nft(), POOL, WEB) as daemon:
+        if network:
+            boot(daemon, "--early")
+        else:
+            early_boot(daemon)
+        assert daemon.lab.arrives("udp", SERVICE4, 81) is network
+        assert daemon.lab.arrives("tcp", ROUTER, 22)
+        assert ("inet nftsync" in tables(daemon.lab)) is not network
+
+
+def test_the_boot_unit_needs_no_network_for_what_the_daemon_remembers(daemon: ClusterDaemon) -> None:
+    power_off(daemon)
+    early_boot(daemon)
+    assert daemon.lab.arrives("udp", SERVICE4, 80)
+    assert daemon.lab.arrives("udp", SERVICE6, 80)
+    assert daemon.lab.arrives("tcp", ROUTER, 4444)
+    assert not daemon.lab.arrives("udp", SERVICE4, 81)
 
 
 def test_what_was_closed_is_closed_by_the_daemon_though_the_pools_hang(daemon: ClusterDaemon) -> None:
