@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,7 +13,7 @@ from tests.faultycluster import METALLB, FaultyCluster
 from tests.faultyserver import refusal
 from tests.lab.lab import PUBLIC
 from tests.labtools import SERVICE4, SERVICE6, eventually, needs_root, nft, rules, service
-from tests.process import INVALID_NFT, POOL, WEB, ClusterDaemon, cluster_daemon
+from tests.process import CLOSED, INVALID_NFT, OPEN, POOL, WEB, ClusterDaemon, cluster_daemon, flow, systemctl_start
 from tests.reboot import early_boot, power_off
 
 pytestmark = needs_root
@@ -162,3 +164,57 @@ def test_once_the_server_answers_again_what_it_says_holds_also_after_a_flush(dae
     assert eventually(lambda: not daemon.lab.arrives("tcp", "172.30.254.2", 80, source="203.0.113.9"), 30), daemon.log()
     assert daemon.lab.arrives("udp", SERVICE4, 80)
     as_closed(daemon)
+
+
+# --- what was lost ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rebooted", [False, True], ids=["since the boot", "before the boot"])
+@pytest.mark.parametrize(("start", "outage"), [
+    ("systemctl start", "the server refuses"), ("nftsync run", "MetalLB's kinds hang"), ("systemctl start", "the Nft is missing"),
+])  # fmt: skip
+def test_a_router_that_lost_its_state_keeps_the_pinholes_that_stand(
+    daemon: ClusterDaemon, start: str, outage: str, rebooted: bool  # noqa: FBT001
+) -> None:  # fmt: skip
+    killed(daemon)
+    shutil.rmtree(daemon.state)
+    if rebooted:
+        shutil.rmtree(daemon.runtime)
+    OUTAGES[outage](daemon.cluster)
+    with flow(daemon.lab, *OPEN, *CLOSED, passing=len(OPEN)) as flowing:
+        (systemctl_start if start == "systemctl start" else ClusterDaemon.waiting)(daemon)
+        before = daemon.syncs()
+        daemon.local_chain.write_text("chain local-chain {\n\tudp dport 4444 accept\n}\n")  # something to look at again
+        assert eventually(lambda: daemon.syncs() > before), daemon.log()
+        found = flowing.end()
+    assert found.arrived() == set(OPEN)
+    assert not set(found.lost()) & set(OPEN)
+    as_asked_for(daemon)
+
+
+def test_what_was_switched_off_stays_off_after_a_restart_and_a_flush_without_the_server(daemon: ClusterDaemon) -> None:
+    daemon.start()
+    daemon.put(nft(enable_ssh=False))
+    assert eventually(lambda: not daemon.lab.arrives("tcp", str(PUBLIC[0]), 22)), daemon.log()
+    daemon.kill()
+    daemon.cluster.refuse()
+    daemon.remembering()
+    daemon.lab.router.nft("flush ruleset")
+    assert eventually(lambda: not daemon.lab.arrives("udp", SERVICE4, 81)), daemon.log()
+    assert not daemon.lab.arrives("tcp", str(PUBLIC[0]), 22)
+    assert daemon.lab.arrives("udp", SERVICE4, 80)
+
+
+def test_a_reload_while_the_server_is_away_touches_no_pinhole(daemon: ClusterDaemon) -> None:
+    stopped(daemon)
+    daemon.cluster.refuse()
+    daemon.remembering()
+    good = rules(daemon.lab)
+    with flow(daemon.lab, *OPEN, passing=len(OPEN)) as flowing:
+        before = daemon.syncs()
+        daemon.signal(signal.SIGHUP)
+        assert eventually(lambda: "configuration reloaded" in daemon.log() and daemon.syncs() > before), daemon.log()
+        found = flowing.end()
+    assert found.lost() == {}
+    assert rules(daemon.lab) == good
+    assert daemon.status()["pinholes"] == 4
