@@ -10,7 +10,7 @@ import pytest
 
 from tests.kill import KillError, Kills, kills
 from tests.labtools import eventually, needs_root, nft, service
-from tests.process import POOL, WEB, cluster_daemon, not_yet
+from tests.process import POOL, WEB, cluster_daemon
 
 pytestmark = needs_root
 
@@ -52,7 +52,6 @@ def test_what_nobody_asked_for_is_caught(made: Kills, harm: str) -> None:
         made.whole("after that")
 
 
-@not_yet("records wait behind the journal's fsync, and a sync waits for its record 10 ms at most, or not at all")
 def test_a_disk_that_takes_its_time_does_not_let_a_killed_daemon_forget(tmp_path: Path) -> None:
     """Closed Services stay closed, though the API server is away after the kill."""
     gone = service("gone", "172.30.254.2")
