@@ -45,12 +45,6 @@ def open_keys(shown: Ruleset) -> set[str]:
     return {key for name in names for element in sets.get(name, ()) if (key := pinhole_key(name, element))}
 
 
-def open_limits(shown: Ruleset) -> dict[str, str]:
-    """The limits of a ruleset's pinholes: statements, by key."""
-    sets = shown.elements.get(NETDEV, {})
-    return {key: said for name, members in sets.items() if name.startswith("limited") for key, said in members.items()}
-
-
 def pinhole_key(name: str, element: str) -> str | None:
     """The key of the pinhole to which an element of set `name` belongs; None if there is none."""
     return None if name.startswith("pools") else " . ".join(element.split(" . ")[:3])

@@ -156,7 +156,8 @@ def test_the_metrics_show_what_is_in_force_and_of_what_nothing_new_is_known(rest
     in_force = ("services", "pinholes", "pools_guarded", "nic_attached", "rateshape_wanted")
     shown = {name: daemon.metric(f"nftsync_{name}") for name in in_force}
     assert shown == {"services": 3, "pinholes": 4, "pools_guarded": 1, "nic_attached": 1, "rateshape_wanted": 1}
-    assert daemon.metric("nftsync_service_packets_total", {"service": "web"}) == SENT
+    # One reading of the kernel serves every scrape for a second.
+    assert eventually(lambda: daemon.metric("nftsync_service_packets_total", {"service": "web"}) == SENT)
 
     def stale() -> set[str]:
         return {each for each in ALL if daemon.metric("nftsync_config_stale", {"source": each}) == 1}
