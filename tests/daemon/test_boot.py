@@ -326,6 +326,9 @@ def test_a_disk_that_takes_nothing_is_told_and_rules_still_apply(daemon: Daemon)
 
 
 def test_whenever_it_is_killed_the_file_is_whole(daemon: Daemon) -> None:
+    daemon.start()
+    assert eventually(lambda: remembered(daemon).services), "the first file may come a moment after the rules"
+    assert daemon.stop() == 0
     for number in range(8):
         daemon.start()
         daemon.put(service("churn", "172.30.254.50", ports=[("TCP", 1000 + number)]))
