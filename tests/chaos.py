@@ -72,7 +72,8 @@ class Tally:
     def __str__(self) -> str:
         slowest = sorted(self.seconds)[-max(1, len(self.seconds) // 100)]
         return (
-            f"{sum(self.faults.values())} faults of {len(self.faults)} kinds; {self.allowed} packets to open ports, all arrived; "
+            f"{sum(self.faults.values())} faults of {len(self.faults)} kinds; {self.allowed} packets to open "
+            "ports, all arrived; "
             f"{self.forbidden} to closed ports, none arrived; right again after {median(self.seconds):.2f} s (median), "
             f"{slowest:.2f} s (99th percentile)"
         )
@@ -258,9 +259,11 @@ class Chaos:
     @property
     def standing(self) -> tuple[Callable[[], None], ...]:
         return (
-            self.put_service, self.put_service, self.put_service, self.remove_service, self.poison_services, self.tear_a_file,
+            self.put_service, self.put_service, self.put_service, self.remove_service, self.poison_services,
+            self.tear_a_file,
             self.lose_the_settings, self.break_the_settings, self.change_the_settings, self.break_the_local_chain,
-            self.change_the_local_chain, self.kill, self.terminate, self.kill_and_tear_the_state, self.freeze, self.reload,
+            self.change_the_local_chain, self.kill, self.terminate, self.kill_and_tear_the_state, self.freeze,
+            self.reload,
             self.start_a_second_daemon, self.add_foreign_elements, self.change_another_table,
         )  # fmt: skip
 

@@ -225,7 +225,10 @@ class HttpServer(ThreadingHTTPServer):
 
 
 def serve(address: tuple[str, int], world_of: Callable[[str], FaultyServer]) -> HttpServer:
-    """Listen in the calling thread's network namespace. world_of: from a request's path to the world that answers it."""
+    """Listen in the calling thread's network namespace.
+
+    world_of: from a request's path to the world that answers it.
+    """
     server = HttpServer(address, type("BoundHandler", (Handler,), {"world_of": staticmethod(world_of)}))
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
     return server

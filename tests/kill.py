@@ -56,8 +56,10 @@ class Tally:
     def __str__(self) -> str:
         slowest = sorted(self.seconds)[-max(1, len(self.seconds) // 100)]
         return (
-            f"{sum(self.kills.values())} kills, {dict(self.kills)}; {self.allowed} packets to open Services, all arrived; "
-            f"{self.forbidden} to closed ones, none arrived; right {median(self.seconds):.2f} s after a start with an API server "
+            f"{sum(self.kills.values())} kills, {dict(self.kills)}; {self.allowed} packets to open Services, "
+            "all arrived; "
+            f"{self.forbidden} to closed ones, none arrived; right {median(self.seconds):.2f} s after a start "
+            "with an API server "
             f"(median), {slowest:.2f} s (99th percentile)"
         )
 

@@ -159,7 +159,10 @@ class Router:
             self._record.move(Journal(self.config.state), None)
 
     def sync(self, *, resync: bool = False, changed_by: str = "") -> SyncResult:
-        """Sync as the daemon does: look at local chain and NICs first. changed_by: the program that changed our tables."""
+        """Sync as the daemon does: look at local chain and NICs first.
+
+        changed_by: the program that changed our tables.
+        """
         self._result = self.place.call(self._reconciler.sync, look=True, resync=resync, changed_by=changed_by)
         return self._result
 
@@ -170,7 +173,10 @@ class Router:
         return result
 
     def sync_events(self) -> SyncResult:
-        """Sync after events of the cluster alone, at the daemon's speed; the calling thread is in the namespace already."""
+        """Sync after events of the cluster alone, at the daemon's speed.
+
+        The calling thread is in the namespace already.
+        """
         self._result = self._reconciler.sync()
         return self._result
 

@@ -63,7 +63,10 @@ KEYS: dict[str, tuple[str, Any]] = {
     'filters.load_balancer_classes = ["", "example.com/lb"]': (
         "filters", Filters(load_balancer_classes=frozenset({"", "example.com/lb"})),
     ),
-    'router_name = "edge1"\noverrides.edge1.public_nic = "enp2s0"\noverrides.edge2.public_nic = "enp3s0"': ("public_nic", "enp2s0"),
+    (
+        'router_name = "edge1"\noverrides.edge1.public_nic = "enp2s0"\n'
+        'overrides.edge2.public_nic = "enp3s0"'
+    ): ("public_nic", "enp2s0"),
     'pools = "required"': ("address_policy", AddressPolicy(PoolMode.REQUIRED)),
     'pools = "ignored"': ("address_policy", AddressPolicy(PoolMode.IGNORED)),
     "advertised_pools_only = true": ("address_policy", AddressPolicy(advertised_only=True)),
@@ -132,9 +135,13 @@ MISTAKES = {
     'allowed_prefixes = ["192.0.2.0/0.0.0.255"]': "'192.0.2.0/0.0.0.255' is not a prefix",
     'allowed_prefixes = ["fe80::%eth0/64"]': "'fe80::%eth0/64' is not a prefix",
     "bgp_peers = [5]": "bgp_peers = a list: this is not a printable text in quotes",
-    'kubeconfg = "/x"': "kubeconfg = '/x': there is no such key; known keys: advertised_pools_only, allowed_prefixes, bgp_peers,",
+    'kubeconfg = "/x"': (
+        "kubeconfg = '/x': there is no such key; known keys: advertised_pools_only, allowed_prefixes, bgp_peers,"
+    ),
     "[nft]\nnam = 5": "nft.nam = 5: there is no such key; known keys: name, namespace",
-    "[overrides.edge1]\nenable_bgp = true": "overrides.edge1.enable_bgp = True: there is no such key; known keys: public_nic",
+    "[overrides.edge1]\nenable_bgp = true": (
+        "overrides.edge1.enable_bgp = True: there is no such key; known keys: public_nic"
+    ),
     "[Metrics]": "Metrics = a dict: there is no such key",
     '"a\\nb" = 5': r"a\nb = 5: there is no such key",
     '"x\\u001b[2J" = 5': r"x\x1b[2J = 5: there is no such key",
@@ -184,7 +191,9 @@ MISTAKES = {
     "filters.load_balancer_classes = {}": "filters.load_balancer_classes = a dict: this is not a list of texts",
     "overrides = 5": "overrides = 5: this is not a table",
     "overrides.edge1 = 5": "overrides.edge1 = 5: this is not a table",
-    'overrides.edge2.public_nic = "lo"': "overrides.edge2.public_nic = 'lo': this is not the name of a network interface",
+    'overrides.edge2.public_nic = "lo"': (
+        "overrides.edge2.public_nic = 'lo': this is not the name of a network interface"
+    ),
     'overrides.edge2.public_nic = "x\\" accept"': "this is not the name of a network interface",
     "kubeconfig\n": "line 1",
     'router_name = "a"\n\nrouter_name = "b"\n': "line 3",

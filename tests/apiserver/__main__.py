@@ -10,7 +10,10 @@ from tests.apiserver.harness import HarnessError, build_programs, find_programs,
 def main() -> int:
     try:
         if find_programs() is None and not may_build():
-            print("there is no kube-apiserver, so the tests that need it will be skipped: run tests/apiserver/build once as root")
+            print(
+                "there is no kube-apiserver, so the tests that need it will be skipped: "
+                "run tests/apiserver/build once as root"
+            )
         else:
             build_programs()
     except HarnessError as fault:

@@ -19,7 +19,11 @@ Start = Callable[..., ApiServer]
 
 @pytest.fixture(scope="session")
 def programs(pytestconfig: pytest.Config) -> Programs:
-    """etcd and kube-apiserver. `make test` has built the latter; where somebody runs pytest alone it is built here if need be."""
+    """etcd and kube-apiserver.
+
+    `make test` has built kube-apiserver. If you run pytest alone, this fixture builds it when
+    necessary.
+    """
     if found := find_programs():
         return found
     if not may_build():

@@ -250,7 +250,10 @@ class ApiServer:
             self._until_rights_count()
 
     def delete_kind(self, name: str) -> None:
-        """Delete a CustomResourceDefinition, if there is one, with all objects. On return the server no longer serves the kind."""
+        """Delete a CustomResourceDefinition, if there is one, with all objects.
+
+        On return the server no longer serves the kind.
+        """
         path = f"{_DEFINITIONS}/{name}"
         try:
             definition = self.admin.get(path)

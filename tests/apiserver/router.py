@@ -1,7 +1,7 @@
 """A lab's router with an API server beside the daemon, judged by packets.
 
-Server, daemon and packets share the router's network namespace, so nothing of this touches the machine's own network. The daemon
-has the shipped RBAC's rights and no others.
+Server, daemon and packets share the router's network namespace, so nothing of this touches the
+machine's own network. The daemon has the shipped RBAC's rights and no others.
 """
 
 from __future__ import annotations
@@ -91,7 +91,10 @@ class Router:
 
 @contextmanager
 def running_cluster(programs: Programs) -> Iterator[tuple[Lab, ApiServer]]:
-    """A lab, and in its router's namespace an API server with the shipped CRD and RBAC; the caller is in that namespace, too."""
+    """A lab, and in its router's namespace an API server with the shipped CRD and RBAC.
+
+    The caller is in that namespace, too.
+    """
     with Lab(public_nic="enp1s0") as lab, lab.router.entered(), ApiServer(programs=programs) as server:
         server.apply(MANIFESTS / "crd.yaml", MANIFESTS / "rbac.yaml")
         yield lab, server

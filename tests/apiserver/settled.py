@@ -1,4 +1,6 @@
-"""What an API server has accepted is not yet what it goes by: it hears of tokens, rights and kinds through caches of its own.
+"""An API server does not act at once on an object that it has accepted.
+
+It learns of tokens, rights and kinds through caches of its own.
 
 Each function says whether the caches have caught up. The harness waits for that, so that no test has to.
 """
@@ -29,7 +31,10 @@ def grants_rights(admin: Client, namespace: str) -> bool:
 
 
 def serves_kind(admin: Client, definition: Raw) -> bool:
-    """Whether the server lists objects of a CustomResourceDefinition's kind, and says so to those who ask what it serves."""
+    """Whether the server lists objects of a CustomResourceDefinition's kind.
+
+    Discovery must name the kind, too.
+    """
     for group, plural in _served(definition):
         try:
             known = {each["name"] for each in admin.get(group)["resources"]}

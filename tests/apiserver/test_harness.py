@@ -45,7 +45,10 @@ def test_a_kubeconfig_makes_the_daemon_the_user_whom_it_names(
 
 
 def lagging(monkeypatch: pytest.MonkeyPatch, about: Callable[[Client, str], bool], answer: Callable[[str], object]) -> list[int]:
-    """The next three requests about something get the answer of a server whose caches lag. Returns the answers still to come."""
+    """The next three requests about something get the answer of a server whose caches lag.
+
+    Returns the answers still to come.
+    """
     honest, left = Client._request, [1, 2, 3]
 
     def request(client: Client, method: str, path: str, *arguments: Any, **how: Any) -> Any:

@@ -77,7 +77,10 @@ class MetalLBCaches:
         eventually(lambda: not self._unreadable(), "the router's rights are there")
 
     def revoke(self) -> None:
-        """Let the router no longer read this namespace. Watches under way go on: who may watch is asked when one begins."""
+        """Let the router no longer read this namespace.
+
+        Watches under way go on: the server checks the right when a watch begins.
+        """
         binding = f"{RBAC}/namespaces/{self.namespace}/rolebindings/nftsync"
         assert refusal_of(lambda: self.server.admin.delete(binding)) in (None, 404)
         eventually(self._unreadable, "the router's rights are gone")

@@ -1,4 +1,7 @@
-"""While nothing can be heard of the cluster the last ruleset stays, somebody is told, and what is new counts soon after."""
+"""While the cluster can't be heard, the last ruleset stays and the operator is told.
+
+Changes of that time count soon after it.
+"""
 
 from __future__ import annotations
 
@@ -193,7 +196,8 @@ def test_services_that_a_list_has_suddenly_lost_stay_open_until_a_second_one_say
     assert router.metric(RAISED) == 1
     eventually(lambda: router.metric(STALE) == 0, "nothing is in doubt any more")
     said = (
-        "12 of 13 objects of the kind Service are missing from the list: they stay open until a second list confirms it",
+        "12 of 13 objects of the kind Service are missing from the list: they stay open until a second list "
+        "confirms it",
         "a second list also lacks 12 of the 12 missing objects of the kind Service",
     )
     assert all(each in router.log.read_text() for each in said)
@@ -220,7 +224,10 @@ def test_a_restart_does_not_make_a_suddenly_smaller_list_the_truth(router: Route
 
 
 def doubted(router: Router, address: str) -> bool:
-    """A list is doubted until a second one says the same, and until then the address stays open. Whether the status said so."""
+    """A list is doubted until a second one says the same; until then the address stays open.
+
+    Returns whether the status said so.
+    """
     stale = False
 
     def over() -> bool:

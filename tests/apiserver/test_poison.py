@@ -33,7 +33,11 @@ def add(router: Router, name: str, address: str, **metadata: Any) -> None:
 
 
 def add_all(router: Router) -> None:
-    """Every third one is bad: a limit that is none, which leaves it unlimited, or the address of the router, which stays closed."""
+    """Every third Service is bad.
+
+    Either its limit is not valid, which leaves it unlimited, or it has the address of the router,
+    which stays closed.
+    """
     for number in range(GOOD + BAD):
         if number % 3 < 2:
             add(router, f"good{number}", f"10.9.{number // 250}.{number % 250 + 1}" if number else OPEN)
@@ -53,7 +57,8 @@ def told(router: Router) -> Counter[str]:
     """How often Events say of each Service that it is rejected."""
     events = router.server.admin.get("/apis/events.k8s.io/v1/namespaces/default/events")["items"]
     return Counter({
-        each["regarding"]["name"]: each.get("series", {}).get("count", 1) for each in events if each["reason"] == "Rejected"
+        each["regarding"]["name"]: each.get("series", {}).get("count", 1)
+        for each in events if each["reason"] == "Rejected"
     })  # fmt: skip
 
 

@@ -1,4 +1,7 @@
-"""What the cluster is told, by the real daemon to a real API server: the Nft's status, and Events on Services and the Nft."""
+"""The real daemon reports to a real API server.
+
+It writes the Nft's status, and Events on Services and the Nft.
+"""
 
 from __future__ import annotations
 

@@ -29,7 +29,10 @@ GRACE = 0.03  # seconds: an nft process ends only when the kernel has freed what
 
 
 class Looped:
-    """A namespace in which the daemon's own parts hold `count` Services, with a loop in a thread of its own as the daemon has."""
+    """A namespace in which the daemon's own parts hold `count` Services.
+
+    The loop has a thread of its own, as in the daemon.
+    """
 
     def __init__(self, opened: ExitStack, count: int) -> None:
         self._number = count  # of the Service that comes and goes

@@ -1,4 +1,7 @@
-"""The daemon as a process: how long a repair, a scrape, its end and `nftsync boot` take, with few Services and with many."""
+"""The daemon as a process, with few Services and with many.
+
+Measured: how long a repair, a scrape, its end and `nftsync boot` take.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,10 @@
-"""What a packet costs on its way through the router: without a firewall, with ours, and with a rule per Service.
+"""The cost of a packet on its way through the router.
 
-Each firewall stands in a lab of its own. One thread sends on one CPU; over veth pairs the kernel carries each packet through
-router and node before it takes the next one, so the time per packet that arrived is what it costs along the whole way.
+Measured without a firewall, with ours, and with a rule per Service.
+
+Each firewall stands in a lab of its own. One thread sends on one CPU; over veth pairs the kernel
+carries each packet through router and node before it takes the next one, so the time per packet
+that arrived is its cost along the whole way.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""What the benchmark runs in a fresh process: the daemon as it is, or what it is compared with. Prints one line of JSON.
+"""The benchmark runs this in a fresh process: the daemon as it is, or its counterpart.
+
+Prints one line of JSON.
 
     python -m tests.bench.process daemon CONFIG         seconds until the kernel has accepted the first ruleset
     python -m tests.bench.process fetch CONFIG RULESET  seconds to fetch the same bytes and to load the same elements

@@ -1,8 +1,8 @@
 """Golden cases: a folder of objects goes in, exactly this ruleset and these rejections come out of the real command.
 
-tests/cases/<name>/ holds manifests, ruleset.nft (stdout), rejections.txt (stderr) and, where the defaults are not meant,
-nftsync.toml, in which @CASE@ stands for the folder. `pytest tests/cli/test_cases.py --regenerate` writes what comes out; whoever
-does that reads the diff.
+tests/cases/<name>/ holds manifests, ruleset.nft (stdout), rejections.txt (stderr) and, where the
+defaults are not meant, nftsync.toml, in which @CASE@ stands for the folder.
+`pytest tests/cli/test_cases.py --regenerate` writes the output there; read the diff after it.
 """
 
 from __future__ import annotations

@@ -32,7 +32,8 @@ def plain(tmp_path: Path) -> str:
     """A configuration that does not depend on the machine."""
     file = tmp_path / "plain.toml"
     file.write_text(
-        f'kubeconfig = "{tmp_path}/absent"\npaths.local_chain = "{tmp_path}/absent.nft"\npaths.state = "{tmp_path}/state"\n'
+        f'kubeconfig = "{tmp_path}/absent"\npaths.local_chain = "{tmp_path}/absent.nft"\n'
+        f'paths.state = "{tmp_path}/state"\n'
         f'paths.runtime = "{tmp_path}/run"\n'
     )
     return str(file)
@@ -74,8 +75,10 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     "words",
     [
-        (), ("rendr",), ("render", "--nonsense"), ("render", "--manifests"), ("ratelimit",), ("ratelimit", "--nonsense"),
-        ("--log-level",), ("render", "--log-level", "loud"), ("run", "now"), ("flush", "--force"), ("check", "--config"), ("",),
+        (), ("rendr",), ("render", "--nonsense"), ("render", "--manifests"), ("ratelimit",),
+        ("ratelimit", "--nonsense"),
+        ("--log-level",), ("render", "--log-level", "loud"), ("run", "now"), ("flush", "--force"),
+        ("check", "--config"), ("",),
     ],
 )  # fmt: skip
 def test_words_that_are_not_understood_end_with_status_2_and_the_usage(
@@ -118,14 +121,21 @@ def test_render_needs_no_kernel_no_cluster_and_no_root(plain: str) -> None:
 
 WRONG_INPUT = {
     "no manifests": (["render"], "render needs --manifests PATH…"),
-    "a path that is not there": (["render", "--manifests", "{tmp}/absent"], "{tmp}/absent: there is no such file or folder"),
+    "a path that is not there": (
+        ["render", "--manifests", "{tmp}/absent"],
+        "{tmp}/absent: there is no such file or folder",
+    ),
     "a name that is too long": (["render", "--manifests", "x" * 300], "File name too long"),
     "a configuration that is not there": (
         ["render", "--config", "{tmp}/absent.toml", "--manifests", "{tmp}"], "{tmp}/absent.toml: there is no such file",
     ),
-    "a configuration that is a folder": (["render", "--config", "{tmp}", "--manifests", "{tmp}"], "{tmp}: Is a directory"),
+    "a configuration that is a folder": (
+        ["render", "--config", "{tmp}", "--manifests", "{tmp}"],
+        "{tmp}: Is a directory",
+    ),
     "a configuration with an unknown key": (
-        ["render", "--config", "{tmp}/bad.toml", "--manifests", "{tmp}"], "{tmp}/bad.toml: kubeconfg = 'x': there is no such key",
+        ["render", "--config", "{tmp}/bad.toml", "--manifests", "{tmp}"],
+        "{tmp}/bad.toml: kubeconfg = 'x': there is no such key",
     ),
     "flush with a bad configuration": (["flush", "--config", "{tmp}/bad.toml"], "{tmp}/bad.toml: kubeconfg = 'x'"),
     "run with a bad configuration": (["run", "--config", "{tmp}/bad.toml"], "{tmp}/bad.toml: kubeconfg = 'x'"),
@@ -322,7 +332,8 @@ def test_pools_prints_the_legal_addresses_and_which_object_says_so(pools: Asked)
     assert pools(POOLS) == (
         "POOL      SOURCE                                 ADDRESSES\n"
         "flat      IPAddressPool metallb-system/flat      203.0.113.7\n"
-        "services  IPAddressPool metallb-system/services  192.0.2.0/24, 198.51.100.9-198.51.100.12, 2001:db8:1::10/124\n",
+        "services  IPAddressPool metallb-system/services  192.0.2.0/24, 198.51.100.9-198.51.100.12, "
+        "2001:db8:1::10/124\n",
         "",
     )
 

@@ -24,7 +24,8 @@ RESOURCE = "apiVersion: nft.acnodal.com/v1alpha1\nkind: Nft\nmetadata: {name: nf
 
 def service(name: str, ip: str = "192.0.2.1") -> str:
     return (
-        f"apiVersion: v1\nkind: Service\nmetadata: {{name: {name}}}\nspec: {{type: LoadBalancer, ports: [{{port: 80}}]}}\n"
+        f"apiVersion: v1\nkind: Service\nmetadata: {{name: {name}}}\n"
+        "spec: {type: LoadBalancer, ports: [{port: 80}]}\n"
         f"status: {{loadBalancer: {{ingress: [{{ip: {ip}}}]}}}}\n"
     )
 
@@ -96,10 +97,12 @@ def test_a_file_that_was_named_is_read_whatever_its_suffix(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     "text",
     [
-        "apiVersion: v1\nkind: List\nitems:\n- {apiVersion: v1, kind: Service, metadata: {name: a}, spec: {type: LoadBalancer}}\n"
+        "apiVersion: v1\nkind: List\nitems:\n"
+        "- {apiVersion: v1, kind: Service, metadata: {name: a}, spec: {type: LoadBalancer}}\n"
         "- {apiVersion: apps/v1, kind: Deployment, metadata: {name: x}}\n- 5\n-\n",
         "apiVersion: v1\nkind: ServiceList\nitems:\n- {metadata: {name: a}, spec: {type: LoadBalancer}}\n",
-        '{"apiVersion": "v1", "kind": "List", "items": [{"apiVersion": "v1", "kind": "Service", "metadata": {"name": "a"},'
+        '{"apiVersion": "v1", "kind": "List", "items": [{"apiVersion": "v1", "kind": "Service", "metadata": '
+        '{"name": "a"},'
         ' "spec": {"type": "LoadBalancer"}}]}',
     ],
 )
@@ -112,7 +115,8 @@ def test_lists_as_kubectl_writes_them_are_understood(files: Files, text: str) ->
 def test_other_kinds_are_not_ours(files: Files) -> None:
     files.write(
         "x.yaml",
-        "apiVersion: serving.knative.dev/v1\nkind: Service\nmetadata: {name: x}\n---\nkind: Ingress\n---\n- 5\n---\ntext\n---\n"
+        "apiVersion: serving.knative.dev/v1\nkind: Service\nmetadata: {name: x}\n---\nkind: Ingress\n---\n"
+        "- 5\n---\ntext\n---\n"
         "apiVersion: example.com/v1\nkind: Nft\nmetadata: {name: nft}\n---\nkind: [Service]\napiVersion: v1\n---\n"
         "kind: {a: b}\nitems: []\n",
     )

@@ -58,8 +58,11 @@ class Asked:
 class Cluster:
     """One Nft resource with server-side apply as far as its status needs it, and a list of Events.
 
-    An item of a list belongs to the managers that applied it last with the same content; one that nobody applies any more goes.
-    lag: seconds until a watch has told of a change.  fails: by method and path, what is answered instead.
+    An item of a list belongs to the managers that applied it last with the same content. An item
+    that no manager applies any more is removed.
+
+    lag: seconds until a watch has told of a change.
+    fails: by method and path, the answer in place of the usual one.
     """
 
     now: float = 1000.0
@@ -681,7 +684,10 @@ def test_routers_that_write_into_one_resource_keep_each_others_entries_and_fall_
 
 @pytest.mark.parametrize("lag", [0.05, 2.0])
 def test_the_figures_on_top_are_right_where_all_routers_write_at_once(cluster: Cluster, lag: float) -> None:
-    """Each of them sees the others' entries as they were before; whoever sees last that the sum is wrong puts it right."""
+    """Each of them sees the others' entries as they were before.
+
+    The last router to see that the sum is wrong corrects it.
+    """
     cluster.lag = lag
     world = World(cluster, "edge1", "edge2")
     for router in world.reporters:

@@ -1,4 +1,7 @@
-"""List and watch against an API server that misbehaves: whatever happens, the cache ends equal to the server's truth."""
+"""List and watch against an API server that misbehaves.
+
+In every case the cache ends equal to the server's truth.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What the running daemon answers: status, explain, diff and top, through the commands, against what the kernel really does."""
+"""The answers of the running daemon, through the commands status, explain, diff and top.
+
+The tests compare them with the real behaviour of the kernel.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,8 @@ pytestmark = needs_root
 POOL4, POOL6 = "172.30.254.0/24", "2001:db8:254::/64"
 POOL = {
     "apiVersion": "metallb.io/v1beta1", "kind": "IPAddressPool",
-    "metadata": {"name": "services", "namespace": "metallb-system"}, "spec": {"addresses": [POOL4, POOL6, f"{CLUSTER[0]}/32"]},
+    "metadata": {"name": "services", "namespace": "metallb-system"},
+    "spec": {"addresses": [POOL4, POOL6, f"{CLUSTER[0]}/32"]},
 }  # fmt: skip
 FRIENDS = ["203.0.113.0/24", "2001:db8:113::/48"]
 FRIEND, STRANGER = "203.0.113.7", "192.0.2.7"
@@ -116,7 +120,8 @@ def test_status_says_for_programs_how_the_router_is_doing(shared: Asked) -> None
     assert (found["services"], found["pinholes"]) == (9, 9)
     refused = {each["object"]: each["reason"] for each in found["rejections"]}
     assert refused == {
-        "Service default/late": "conflict", "Service default/outside": "outside_pools", "Service default/own": "reserved_address",
+        "Service default/late": "conflict", "Service default/outside": "outside_pools",
+        "Service default/own": "reserved_address",
         "Service default/nobody": "invalid_source_range", "Service default/wrong": "invalid_ratelimit",
     }  # fmt: skip
     assert found["rejected"] == len(found["rejections"])
@@ -231,7 +236,10 @@ def test_a_daemon_that_goes_away_is_said_in_a_line(daemon: Asked) -> None:
         assert daemon.stop() == 0
         _, said = watching.communicate(timeout=PATIENCE)
         assert watching.returncode == 1
-        assert said == f"nftsync: {daemon.runtime}/control.sock: the daemon does not run: start it with `systemctl start nftsync`\n"
+        assert said == (
+            f"nftsync: {daemon.runtime}/control.sock: the daemon does not run: "
+            "start it with `systemctl start nftsync`\n"
+        )
     finally:
         watching.kill()
 
@@ -267,8 +275,10 @@ PACKETS = {
     ("172.30.254.3:5000/udp",): ("limited", "open"),
 }
 SERVICES = {
-    "web": ("passes", "open"), "friends": ("passes", "open"), "slow": ("limited", "open"), "late": ("dropped", "lost_to_older"),
-    "outside": ("dropped", "outside_pools"), "own": ("dropped", "reserved_address"), "waiting": ("dropped", "no_address_yet"),
+    "web": ("passes", "open"), "friends": ("passes", "open"), "slow": ("limited", "open"),
+    "late": ("dropped", "lost_to_older"),
+    "outside": ("dropped", "outside_pools"), "own": ("dropped", "reserved_address"),
+    "waiting": ("dropped", "no_address_yet"),
     "classy": ("dropped", "other_class"), "nobody": ("dropped", "invalid"), "wrong": ("passes", "invalid"),
     "absent": ("dropped", "not_a_service"),
 }  # fmt: skip

@@ -127,7 +127,8 @@ def test_hundreds_of_packets_go_the_way_that_the_daemon_tells_while_its_services
             seen[found["verdict"], found["reason"]] += 1
     assert sum(seen.values()) > 600
     assert {reason for _, reason in seen} >= {
-        "open", "no_such_address", "no_such_port", "outside_pools", "refused_source", "other_class", "filtered_namespace",
+        "open", "no_such_address", "no_such_port", "outside_pools", "refused_source", "other_class",
+        "filtered_namespace",
         "invalid", "no_route", "everything_passes", "router_port",
     }  # fmt: skip
     assert min(seen["passes", "open"], seen["limited", "open"], seen["dropped", "refused_source"]) > 20

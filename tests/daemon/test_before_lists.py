@@ -1,4 +1,7 @@
-"""Until the API server has told of everything, the rules follow the last good settings, around the elements that stand."""
+"""The time until the API server has told of everything.
+
+The rules follow the last good settings, around the elements that stand.
+"""
 
 from __future__ import annotations
 

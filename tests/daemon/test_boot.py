@@ -1,4 +1,7 @@
-"""After a reboot what the kernel had accepted stands before there is a network, and without it a base that lets in ssh alone."""
+"""After a reboot the rules that the kernel had accepted stand before there is a network.
+
+Without them there stands a base that lets in ssh alone.
+"""
 
 from __future__ import annotations
 
@@ -178,7 +181,10 @@ def test_of_a_torn_file_stands_what_came_before_and_of_a_damaged_one_the_base(da
 
 
 def test_it_imports_nothing_that_it_does_not_need() -> None:
-    code = "import sys; from nftsync.cli.main import main; main(['boot', '--config', '/dev/null']); print(*sorted(sys.modules))"
+    code = (
+        "import sys; from nftsync.cli.main import main; main(['boot', '--config', '/dev/null']); "
+        "print(*sorted(sys.modules))"
+    )
     done = subprocess.run(["unshare", "--net", sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     loaded = {name.partition(".")[0] for name in done.stdout.split()}
     assert "nftables" in loaded

@@ -1,4 +1,7 @@
-"""A local chain that can't be loaded at boot takes no pinhole with it: it holds by interface names, or it is left out, and told."""
+"""A local chain that can't be loaded at boot takes no pinhole with it.
+
+It holds by interface names, or it is left out, and told.
+"""
 
 from __future__ import annotations
 
@@ -133,7 +136,10 @@ def daemon(tmp_path: Path) -> Iterator[ClusterDaemon]:
 
 
 def harmed(daemon: ClusterDaemon, fault: Fault) -> None:
-    """A daemon has run with the local chain. Then the router was switched off, and its local chain can't be loaded any more."""
+    """A daemon has run with the local chain.
+
+    Then the router was switched off, and its local chain can't be loaded any more.
+    """
     fault.arrange(daemon)
     rule = fault.rule.format(folder=daemon.folder)
     daemon.local_chain.write_text(f"chain local-chain {{\n\t{rule}\n\t{ALWAYS}\n}}\n")

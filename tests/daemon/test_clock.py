@@ -47,7 +47,8 @@ sys.exit(main(sys.argv[1:]))
 def test_a_daemon_whose_clock_jumps_by_years_at_every_look_does_what_it_always_does(tmp_path: Path) -> None:
     with Lab() as lab, Daemon(lab, tmp_path, interval=1) as daemon:
         daemon.argv = lambda *options: [  # type: ignore[method-assign]
-            sys.executable, "-c", YEAR_LATER, "run", "--config", str(daemon.config), "--manifests", str(daemon.manifests), *options,
+            sys.executable, "-c", YEAR_LATER, "run", "--config", str(daemon.config), "--manifests",
+            str(daemon.manifests), *options,
         ]  # fmt: skip
         daemon.put(nft(), service("web", SERVICE4))
         daemon.start()

@@ -434,8 +434,10 @@ def test_an_answer_that_is_none_is_a_sentence(folder: Path, said: bytes) -> None
 # --- the daemon itself --------------------------------------------------------------------------------
 
 NONSENSE: tuple[Question, ...] = (
-    {}, {"command": []}, {"command": {}}, {"command": None}, {"command": 1}, {"command": "x" * 60_000}, {"command": "explain"},
-    {"command": "explain", "words": [1]}, {"command": "explain", "words": "default/web"}, {"command": "explain", "words": []},
+    {}, {"command": []}, {"command": {}}, {"command": None}, {"command": 1}, {"command": "x" * 60_000},
+    {"command": "explain"},
+    {"command": "explain", "words": [1]}, {"command": "explain", "words": "default/web"},
+    {"command": "explain", "words": []},
     {"command": "explain", "words": ["a" * 60_000]}, {"command": "explain", "words": ["a/" + "b" * 60_000]},
     {"command": "explain", "words": ["1" * 60_000 + ":80"]}, {"command": "explain", "words": ["x"] * 10_000},
     {"command": "explain", "words": ["\ud800\0"]},

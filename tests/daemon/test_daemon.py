@@ -1,4 +1,7 @@
-"""The real command `nftsync run` as a process in the lab's router: what it keeps, takes up, repairs and leaves alone."""
+"""The real command `nftsync run` as a process in the lab's router.
+
+The tests show the things that it keeps, takes up, repairs and leaves alone.
+"""
 
 from __future__ import annotations
 
@@ -81,7 +84,10 @@ def test_it_applies_the_files_and_takes_up_what_is_added_changed_and_removed(dae
     assert eventually(lambda: opened(daemon) == {f"{SERVICE4} . tcp . 443", LATER_KEY})
     assert elements(daemon.lab, "services6") == {}
     assert daemon.stop() == 0
-    line = r"^nftsync: INFO: Service default/web: closed .* kind=Service namespace=default name=web topic=Closed router=\S+$"
+    line = (
+        r"^nftsync: INFO: Service default/web: closed .* "
+        r"kind=Service namespace=default name=web topic=Closed router=\S+$"
+    )
     assert re.search(line, daemon.log(), re.MULTILINE)
 
 
@@ -181,7 +187,8 @@ def test_what_somebody_else_does_to_our_tables_is_repaired_and_counted_and_other
     assert "udp dport 7 drop" in good
     changes = [
         f"delete element inet nftsync services4 {{ {WEB_KEY} }}; insert rule inet nftsync forward accept",
-        "add chain inet nftsync theirs { type filter hook input priority -5; }; add set inet nftsync their { type ipv4_addr; }",
+        "add chain inet nftsync theirs { type filter hook input priority -5; }; "
+        "add set inet nftsync their { type ipv4_addr; }",
         "delete table netdev nftsync",
         "delete table inet nftsync",
     ]
@@ -411,7 +418,8 @@ def test_the_metrics_are_there_from_the_start_and_move(daemon: Daemon) -> None:
     page = daemon.get("/metrics").body
     for name in (
         "nftsync_syncs_total", "nftsync_sync_duration_seconds_bucket", "nftsync_event_to_kernel_seconds_bucket",
-        "nftsync_last_success_timestamp_seconds", "nftsync_watch_state", "nftsync_watch_restarts_total", "nftsync_services",
+        "nftsync_last_success_timestamp_seconds", "nftsync_watch_state", "nftsync_watch_restarts_total",
+        "nftsync_services",
         "nftsync_rejections", "nftsync_drift_repairs_total", "nftsync_build_info",
     ):  # fmt: skip
         base = name.removesuffix("_total").removesuffix("_bucket")

@@ -1,4 +1,7 @@
-"""What somebody else does to our tables is noticed at once, repaired, and told with the name of the program that did it."""
+"""The daemon notices at once when another program changes our tables.
+
+It repairs the change and names the program that made it.
+"""
 
 from __future__ import annotations
 
@@ -71,7 +74,8 @@ def test_what_happens_to_other_tables_concerns_nobody(daemon: Daemon) -> None:
     before = syncs(daemon)
     for _ in range(20):
         for command in (
-            "add table inet fail2ban", "add set inet fail2ban s { type ipv4_addr; }", "add element inet fail2ban s { 192.0.2.1 }",
+            "add table inet fail2ban", "add set inet fail2ban s { type ipv4_addr; }",
+            "add element inet fail2ban s { 192.0.2.1 }",
             "add table ip nftsync", "delete table ip nftsync", "delete table inet fail2ban",
         ):  # fmt: skip
             meddle(daemon, command)
@@ -208,7 +212,10 @@ def test_repairs_of_what_goes_on_come_ever_more_slowly_and_after_a_quiet_time_at
 def test_who_listens_is_told_of_others_alone_though_an_own_commit_has_ten_thousand_elements() -> None:
     namespace = Namespace()
     elements = ", ".join(f"10.0.{number // 250}.{number % 250}" for number in range(10_000))
-    load = f"add table inet nftsync\nadd set inet nftsync s {{ type ipv4_addr; }}\nadd element inet nftsync s {{ {elements} }}\n"
+    load = (
+        "add table inet nftsync\nadd set inet nftsync s { type ipv4_addr; }\n"
+        f"add element inet nftsync s {{ {elements} }}\n"
+    )
     kernel: Kernel = namespace.call(Kernel)
     listener = Listener(namespace, namespace.call(commits.identity))
 

@@ -1,4 +1,7 @@
-"""Rules that somebody takes away are put back with their pinholes, whatever this process could not hear of its cluster yet."""
+"""The daemon puts removed rules back with their pinholes.
+
+It does so even if this process has not yet heard everything of its cluster.
+"""
 
 from __future__ import annotations
 
@@ -171,7 +174,8 @@ def test_once_the_server_answers_again_what_it_says_holds_also_after_a_flush(dae
 
 @pytest.mark.parametrize("rebooted", [False, True], ids=["since the boot", "before the boot"])
 @pytest.mark.parametrize(("start", "outage"), [
-    ("systemctl start", "the server refuses"), ("nftsync run", "MetalLB's kinds hang"), ("systemctl start", "the Nft is missing"),
+    ("systemctl start", "the server refuses"), ("nftsync run", "MetalLB's kinds hang"),
+    ("systemctl start", "the Nft is missing"),
 ])  # fmt: skip
 def test_a_router_that_lost_its_state_keeps_the_pinholes_that_stand(
     daemon: ClusterDaemon, start: str, outage: str, rebooted: bool  # noqa: FBT001

@@ -1,4 +1,7 @@
-"""A local chain that the kernel took once and takes no longer, as when an interface is gone, opens no door and shuts none."""
+"""The kernel took a local chain once and takes it no longer, as when an interface is gone.
+
+Such a chain opens no door and shuts none.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +46,9 @@ def test_an_interface_that_goes_changes_nothing_while_the_tables_stand(lab: Lab,
 
 
 @pytest.mark.parametrize("listed", [True, False], ids=["the API answers", "the API is silent"])
-def test_tables_that_are_flushed_while_the_interface_is_gone_come_back(lab: Lab, router: LabRouter, listed: bool) -> None:  # noqa: FBT001
+def test_tables_that_are_flushed_while_the_interface_is_gone_come_back(
+    lab: Lab, router: LabRouter, listed: bool  # noqa: FBT001
+) -> None:
     lab.router.ip("link del vpn0")
     if not listed:
         router.reload(listed=False)
@@ -60,7 +65,9 @@ def test_tables_that_are_flushed_while_the_interface_is_gone_come_back(lab: Lab,
 
 
 @pytest.mark.parametrize("stands", [True, False], ids=["something stands", "nothing stands"])
-def test_without_one_that_can_be_loaded_what_stands_stays_and_an_open_door_is_shut(lab: Lab, tmp_path: Path, stands: bool) -> None:  # noqa: FBT001
+def test_without_one_that_can_be_loaded_what_stands_stays_and_an_open_door_is_shut(
+    lab: Lab, tmp_path: Path, stands: bool  # noqa: FBT001
+) -> None:
     with LabRouter(lab, config_in(tmp_path), nft()) as router:
         router.put(service("web", SERVICE4))
         if stands:

@@ -138,7 +138,10 @@ class Journal:
         return done.stderr
 
     def entry(self) -> dict[str, str]:
-        """The next datagram, read as https://systemd.io/JOURNAL_NATIVE_PROTOCOL says; of a long one the file that it comes with."""
+        """The next datagram, read as https://systemd.io/JOURNAL_NATIVE_PROTOCOL says.
+
+        Of a long one: the file that it comes with.
+        """
         data, files, _, _ = socket.recv_fds(self.socket, 1 << 21, 1)
         found: dict[str, str] = {}
         for descriptor in files:

@@ -1,7 +1,9 @@
-"""Whatever happens in whatever order: the kernel holds what is known, loses nothing that is asked for, opens nothing that is not.
+"""In every order of events the kernel holds the known state.
 
-Random sequences of events, lists, restarts, crashes, boots, damage, outages and refusals, on a real kernel. What should be open is
-worked out here once more, with plain dicts.
+It loses no requested pinhole and opens no other.
+
+Random sequences of events, lists, restarts, crashes, boots, damage, outages and refusals, on a real
+kernel. The tests work out the right pinholes once more, with plain dicts.
 """
 
 from __future__ import annotations
@@ -193,7 +195,8 @@ _services = st.builds(
     st.sampled_from([OLD, NEW]),
 )  # fmt: skip
 _damage = st.sampled_from([
-    "flush ruleset", "delete table inet nftsync", "flush chain inet nftsync forward", "flush set inet nftsync services4",
+    "flush ruleset", "delete table inet nftsync", "flush chain inet nftsync forward",
+    "flush set inet nftsync services4",
     "flush set inet nftsync sources4", "flush set inet nftsync pools4", "add table inet nftsync { flags dormant; }",
     "add element inet nftsync services4 { 192.0.2.66 . tcp . 22 }", "add rule inet nftsync forward accept",
     "add element inet nftsync sources4 { 192.0.2.66 . tcp . 22 . 10.0.0.0/8 }", "flush chain inet nftsync local-chain",
@@ -223,10 +226,12 @@ _events = st.one_of(
 
 @dataclass
 class World:
-    """A router, the cluster, and what must hold of them.
+    """A router, the cluster, and the invariants of both.
 
-    views: the Services that the daemon may believe in: those of the last sync that succeeded, and later ones of syncs that did not.
-    good_pools: those that count.  standing: what was open when the process began, and may have been put there by others.
+    views: the Services that the daemon may believe in: those of the last sync that succeeded, and
+    later ones of syncs that did not.
+    good_pools: those that count.
+    standing: the open pinholes when the process began; others may have put them there.
     rules: of each declaration of tables, the digest of the rules that were read back.
     """
 

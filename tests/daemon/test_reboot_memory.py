@@ -1,4 +1,7 @@
-"""At the first run since boot what the daemon remembers is right, whatever was loaded before it; and nobody notices the change."""
+"""The daemon's memory is right at the first run since boot, after any ruleset loaded before it.
+
+Nobody notices the change.
+"""
 
 from __future__ import annotations
 
@@ -181,7 +184,9 @@ def test_a_base_that_stands_at_boot_gives_way_to_the_pinholes(tmp_path: Path, st
 
 
 @pytest.mark.parametrize("network", [True, False], ids=["with a network", "before the network"])
-def test_only_before_there_is_a_network_the_boot_unit_shuts_a_router_that_remembers_nothing(tmp_path: Path, network: bool) -> None:  # noqa: FBT001
+def test_only_before_there_is_a_network_the_boot_unit_shuts_a_router_that_remembers_nothing(
+    tmp_path: Path, network: bool  # noqa: FBT001
+) -> None:
     with cluster_daemon(tmp_path, nft(), POOL, WEB) as daemon:
         if network:
             boot(daemon, "--early")

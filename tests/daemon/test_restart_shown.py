@@ -34,7 +34,8 @@ SENT = 7  # packets to WEB before the restart
 class Restarted:
     """A daemon that was started again while its API server was away.
 
-    before: its status before that.  stale: the sources of which it can't know anything new.  stopped: when it ended, as texts sort.
+    before: its status before that.  stale: the sources of which it can't know anything new.
+    stopped: when it ended, as texts sort.
     """
 
     daemon: ClusterDaemon

@@ -85,7 +85,11 @@ def test_a_list_that_is_denied_is_no_empty_list(daemon: ClusterDaemon, kind: str
 @pytest.mark.parametrize("started", ["for the first time", "again"])
 @pytest.mark.parametrize("kind", ["Service", "IPAddressPool"])
 def test_half_a_list_is_no_list(daemon: ClusterDaemon, kind: str, started: str) -> None:
-    """Its second half has the older of two Services that want the same, or the pool of one that the first half has not."""
+    """The second half of the list comes later.
+
+    It has the older of two Services that want the same, or a Service's pool, which the first half
+    lacks.
+    """
     daemon.put(FAR_POOL, service("far", "172.30.253.1"), dated("a", YOUNG), dated("b", OLD), dated("c", YOUNG))
     daemon.cluster.kinds[kind].largest_page = 1
     if started == "again":

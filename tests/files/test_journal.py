@@ -66,7 +66,10 @@ def patient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def written(tmp_path: Path, patient: None) -> list[Memory]:
-    """A file of some records; what was remembered after each of them: first after none, then after the first one, and so on."""
+    """A file of some records.
+
+    Returns the memory after each of them: first after none, then after the first one, and so on.
+    """
     web, other = claim("web"), claim("other", 443)
     save(tmp_path, memory_of(facts=FACTS))
     journal = loaded(tmp_path)

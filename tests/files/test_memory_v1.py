@@ -1,4 +1,6 @@
-"""An upgrade forgets nothing: what version 0.1.0 left on the disk counts until the cluster is heard, or until the next boot.
+"""An upgrade forgets nothing.
+
+The files of version 0.1.0 count until the cluster is heard, or until the next boot.
 
 The files in version-1/ were written by a daemon of that version, for the Services in OPENED.
 """

@@ -180,7 +180,8 @@ def test_a_networks_broadcast_address_is_the_routers_even_if_nobody_named_it(nam
 def test_addresses_of_every_interface_count_and_all_of_each(namespace: Namespace, network: Links) -> None:
     namespace.ip(
         "address add 192.0.2.1/32 dev v0", "address add 192.0.2.2/32 dev v0",  # v1 is down
-        "address add 198.51.100.1/32 dev v1", "address add 203.0.113.1/32 dev lo", "address add 2001:db8::7 dev lo nodad",
+        "address add 198.51.100.1/32 dev v1", "address add 203.0.113.1/32 dev lo",
+        "address add 2001:db8::7 dev lo nodad",
     )  # fmt: skip
     given = {"192.0.2.1", "192.0.2.2", "198.51.100.1", "203.0.113.1", "2001:db8::7"}
     assert texts(network.local().addresses) == OWN | given

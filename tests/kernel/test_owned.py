@@ -1,4 +1,7 @@
-"""Where nft and the kernel can see to it, nobody else changes our tables while nftsync runs, and they stay when it ends."""
+"""Where nft and the kernel support it, our tables have an owner.
+
+Nobody else changes them while nftsync runs, and they stay when it ends.
+"""
 
 from __future__ import annotations
 
@@ -87,7 +90,9 @@ def test_the_daemon_goes_on_changing_them_elements_and_rules(lab: Lab, daemon: D
 
 
 @pytest.mark.parametrize("kill", [False, True])
-def test_when_it_ends_they_stay_and_the_next_one_takes_them_over_as_they_are(lab: Lab, daemon: Daemon, kill: bool) -> None:  # noqa: FBT001
+def test_when_it_ends_they_stay_and_the_next_one_takes_them_over_as_they_are(
+    lab: Lab, daemon: Daemon, kill: bool  # noqa: FBT001
+) -> None:
     assert lab.arrives("tcp", SERVICE4, 80)
     counted = packets(lab, "services4", KEY)
     assert daemon.process

@@ -1,4 +1,7 @@
-"""What is read back of the kernel is what others see there, and nobody who changes nf_tables all the time can hold it up."""
+"""The readback of the kernel shows the same as other programs see there.
+
+A program that changes nf_tables all the time can't hold it up.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +41,8 @@ def load(router: Netns, local_chain: str = "") -> str:
 
 @pytest.mark.parametrize(("name", "elements"), {
     "services4": (
-        "192.0.2.1 . tcp . 80", "192.0.2.1 . udp . 65535", "0.0.0.0 . sctp . 0", "255.255.255.255 . 47 . 1", "192.0.2.1 . 0 . 7",
+        "192.0.2.1 . tcp . 80", "192.0.2.1 . udp . 65535", "0.0.0.0 . sctp . 0", "255.255.255.255 . 47 . 1",
+        "192.0.2.1 . 0 . 7",
     ),
     "services6": (
         "2001:db8:: . tcp . 80", ":: . udp . 1", f"{ip_address('::192.0.2.1')} . tcp . 80",
@@ -48,7 +52,10 @@ def load(router: Netns, local_chain: str = "") -> str:
         "192.0.2.1 . tcp . 80 . 0.0.0.0/0", "192.0.2.1 . tcp . 81 . 10.0.0.0/8", "192.0.2.1 . tcp . 82 . 10.0.0.1",
         "192.0.2.0-192.0.2.9 . tcp . 1-1000 . 10.0.0.1-10.0.0.6", "192.0.2.0/28 . 17-20 . 5 . 10.0.0.1", "*",
     ),
-    "sources6": ("2001:db8::1 . tcp . 80 . ::/0", "2001:db8::1 . tcp . 81 . 2001:db8::/33", "::1-::5 . udp . 9 . fe80::1-fe80::9"),
+    "sources6": (
+        "2001:db8::1 . tcp . 80 . ::/0", "2001:db8::1 . tcp . 81 . 2001:db8::/33",
+        "::1-::5 . udp . 9 . fe80::1-fe80::9",
+    ),
     "pools4": ("0.0.0.0-0.0.0.6", "10.0.0.0/24", "10.0.1.0/24", "10.0.2.7", "10.0.2.9-10.0.2.11", "224.0.0.0/3"),
     "pools6": ("::/127", "2001:db8::/32", "2001:db9::1", "ffff::/16"),
 }.items())  # fmt: skip

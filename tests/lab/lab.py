@@ -195,7 +195,10 @@ class Lab:
         word, icmp = ("ip", "icmp") if ip_address(destination).version == 4 else ("ip6", "ipv6-icmp")
         transport = f"meta l4proto {icmp}" if protocol == "icmp" else f"{protocol} dport {port}"
         table = f"flood{next(self._floods)}"
-        chain = f"type filter hook prerouting priority raw; {word} daddr {destination} {transport} counter name arrived drop;"
+        chain = (
+            f"type filter hook prerouting priority raw; {word} daddr {destination} {transport} counter name "
+            "arrived drop;"
+        )
         self.node.nft(f"table inet {table} {{ counter arrived {{ }}; chain prerouting {{ {chain} }}; }}")
 
         def count() -> tuple[int, int]:

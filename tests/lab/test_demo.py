@@ -1,4 +1,7 @@
-"""`make demo` shows what the daemon does to real packets, fails when one does what it should not, and leaves nothing behind."""
+"""`make demo` shows the effect of the daemon on real packets.
+
+It fails when a packet has the wrong fate, and leaves nothing behind.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""MetalLB's objects and its old ConfigMap say the same here as in MetalLB, and what is wrong in them is refused as a whole."""
+"""MetalLB's objects and its old ConfigMap mean the same here as in MetalLB.
+
+An error in one of them refuses it as a whole.
+"""
 
 from __future__ import annotations
 
@@ -101,7 +104,9 @@ INVALID_POOLS: dict[str, tuple[dict[str, Any], str]] = {
     "an expression twice": (
         {
             "addresses": ["192.0.2.0/24"],
-            "serviceAllocation": {"namespaceSelectors": [{"matchExpressions": 2 * [{"key": "a", "operator": "Exists"}]}]},
+            "serviceAllocation": {
+                "namespaceSelectors": [{"matchExpressions": 2 * [{"key": "a", "operator": "Exists"}]}],
+            },
         },
         "spec.serviceAllocation.namespaceSelectors holds an expression twice",
     ),
@@ -182,7 +187,9 @@ def by_label(**labels: str) -> dict[str, Any]:
     ],
 )
 def test_an_advertisement_covers_what_it_names_or_selects_and_everything_if_it_does_neither(
-    spec: dict[str, Any], blue: bool, plain: bool  # noqa: FBT001
+    spec: dict[str, Any],
+    blue: bool,  # noqa: FBT001
+    plain: bool,  # noqa: FBT001
 ) -> None:
     found = advertisement(**spec)
     assert found.rejections == ()
@@ -234,7 +241,8 @@ def test_an_invalid_advertisement_says_what_is_wrong(spec: dict[str, Any], messa
 @pytest.mark.parametrize(
     ("text", "address"),
     [
-        ("192.0.2.1", "192.0.2.1"), ("2001:DB8::1", "2001:db8::1"), ("fe80::1", "fe80::1"), ("::ffff:192.0.2.1", "192.0.2.1"),
+        ("192.0.2.1", "192.0.2.1"), ("2001:DB8::1", "2001:db8::1"), ("fe80::1", "fe80::1"),
+        ("::ffff:192.0.2.1", "192.0.2.1"),
         ("127.0.0.1", "127.0.0.1"),
     ],
 )  # fmt: skip
@@ -291,7 +299,10 @@ def test_a_configuration_has_the_pools_by_name_and_the_addresses_of_all_peers() 
         ),
         (
             [pool("small", "2001:db8::5/128"), pool("large", "2001:db8::/32")],
-            ["small: 2001:db8::5-2001:db8::5 overlaps 2001:db8::-2001:db8:ffff:ffff:ffff:ffff:ffff:ffff of the pool 'large'"],
+            [
+                "small: 2001:db8::5-2001:db8::5 overlaps "
+                "2001:db8::-2001:db8:ffff:ffff:ffff:ffff:ffff:ffff of the pool 'large'"
+            ],
         ),
         (
             [pool("a", "192.0.2.0/24"), pool("b", "192.0.2.1/32"), pool("c", "192.0.2.200/32")],
@@ -438,7 +449,8 @@ LEVELS = {
     "an entry of peers": "peers:\n- {peer-address: 192.0.2.1, peerz: 1}",
     "an entry of node-selectors": "peers:\n- {peer-address: 192.0.2.1, node-selectors: [{peerz: {}}]}",
     "an entry of match-expressions": (
-        "peers:\n- {peer-address: 192.0.2.1, node-selectors: [{match-expressions: [{key: a, operator: Exists, peerz: 1}]}]}"
+        "peers:\n- {peer-address: 192.0.2.1, node-selectors: [{match-expressions: "
+        "[{key: a, operator: Exists, peerz: 1}]}]}"
     ),
     "an entry of address-pools": "address-pools:\n- {name: a, protocol: bgp, addresses: [192.0.2.0/24], peerz: 1}",
     "an entry of bgp-advertisements": (
@@ -473,17 +485,25 @@ INVALID_TEXTS = {
     "address-pools: [{name: a, protocol: bgp, addresses: [192.0.2.1]}]": (
         "'192.0.2.1' is neither a CIDR nor a range of addresses: for one address write 192.0.2.1/32"
     ),
-    "address-pools: [{name: a, addresses: [192.0.2.0/24]}]": "the protocol None of the pool 'a' is neither bgp nor layer2",
+    "address-pools: [{name: a, addresses: [192.0.2.0/24]}]": (
+        "the protocol None of the pool 'a' is neither bgp nor layer2"
+    ),
     "address-pools: [{name: a, protocol: BGP, addresses: [192.0.2.0/24]}]": (
         "the protocol 'BGP' of the pool 'a' is neither bgp nor layer2"
     ),
     "address-pools: [{name: a, protocol: layer2, addresses: [192.0.2.0/24], bgp-advertisements: [{localpref: 1}]}]": (
         "the layer2 pool 'a' can't have bgp-advertisements"
     ),
-    "address-pools: [{name: a, protocol: bgp, addresses: [192.0.2.0/24]}, {name: a, protocol: bgp, addresses: [192.0.3.0/24]}]": (
+    (
+        "address-pools: [{name: a, protocol: bgp, addresses: [192.0.2.0/24]}, "
+        "{name: a, protocol: bgp, addresses: [192.0.3.0/24]}]"
+    ): (
         "the pool 'a' is defined twice"
     ),
-    "address-pools: [{name: a, protocol: bgp, addresses: [192.0.2.0/24]}, {name: b, protocol: bgp, addresses: [192.0.2.8/32]}]": (
+    (
+        "address-pools: [{name: a, protocol: bgp, addresses: [192.0.2.0/24]}, "
+        "{name: b, protocol: bgp, addresses: [192.0.2.8/32]}]"
+    ): (
         "192.0.2.8-192.0.2.8 overlaps 192.0.2.0-192.0.2.255 of the pool 'a'"
     ),
     "peers: [{peer-address: x}]": "peer-address 'x' is not an IP address",
@@ -500,8 +520,9 @@ INVALID_TEXTS = {
     "peers: *a": "line 1: anchors and aliases are not allowed: write the value out",
     "<<: {peers: []}": "line 1: merge keys are not allowed: write the values out",
     "peers: !!set {}": "line 1: the tag 'tag:yaml.org,2002:set' is not allowed",
-    "peers: !!python/object/apply:os.system [id]":
-        "line 1: the tag 'tag:yaml.org,2002:python/object/apply:os.system' is not allowed",
+    "peers: !!python/object/apply:os.system [id]": (
+        "line 1: the tag 'tag:yaml.org,2002:python/object/apply:os.system' is not allowed"
+    ),
     "peers: " + 70 * "[": "line 1: it is nested more than 64 deep",
     "peers: []\n---\npeers: []": "there is more than one YAML document",
     "foo:<>$@$2r24j90": "the text is not an object but 'foo:<>$@$2r24j90'",
@@ -592,7 +613,8 @@ def test_a_merge_key_is_refused_where_nothing_has_an_anchor_too(text: str) -> No
 
 FIELDS = (
     "addresses", "serviceAllocation", "namespaces", "namespaceSelectors", "serviceSelectors", "peers", "nodeSelectors",
-    "ipAddressPools", "ipAddressPoolSelectors", "matchLabels", "matchExpressions", "key", "operator", "values", "peerAddress",
+    "ipAddressPools", "ipAddressPoolSelectors", "matchLabels", "matchExpressions", "key", "operator", "values",
+    "peerAddress",
 )  # fmt: skip
 specs = st.recursive(
     json_values | st.sampled_from(["192.0.2.0/24", "192.0.2.9-192.0.2.12", "In", "Exists", "blue"]),
@@ -640,7 +662,8 @@ def test_whatever_the_objects_hold_nothing_but_malformed_is_raised_and_every_mes
 
 KEYS = (
     "peers", "address-pools", "bgp-communities", "bfd-profiles", "name", "protocol", "addresses", "bgp-advertisements",
-    "peer-address", "my-asn", "node-selectors", "match-labels", "match-expressions", "values", "communities", "ebgp-multihop",
+    "peer-address", "my-asn", "node-selectors", "match-labels", "match-expressions", "values", "communities",
+    "ebgp-multihop",
 )  # fmt: skip
 configs = st.recursive(
     json_values | st.sampled_from(["192.0.2.0/24", "192.0.2.9", "bgp", "layer2", "a"]),

@@ -1,4 +1,6 @@
-"""Configurations that others wrote, most of them MetalLB's own tests: nftsync gives MetalLB's verdict and reads the same addresses.
+"""Configurations of other authors, most of them MetalLB's own tests.
+
+nftsync gives MetalLB's verdict and reads the same addresses.
 
 The file is not a part of this project. Where it is not there, nor are these tests.
 """

@@ -143,7 +143,8 @@ def test_a_service_without_ports_opens_nothing() -> None:
 @pytest.mark.parametrize(
     "address",
     [
-        "0.0.0.0", "::", "127.0.0.1", "127.9.9.9", "::1", "224.0.0.1", "ff02::1", "169.254.169.254", "fe80::1", "255.255.255.255",
+        "0.0.0.0", "::", "127.0.0.1", "127.9.9.9", "::1", "224.0.0.1", "ff02::1", "169.254.169.254", "fe80::1",
+        "255.255.255.255",
         "fe80::1%eth0", "2001:db8::1%1 } ; flush ruleset", "::ffff:192.0.2.1", "192.0.2.1/32", "192.0.2", "192.0.2.256",
         "192.0.2.01", " 192.0.2.1", "192.0.2.1\n", "１92.0.2.1", "www.example.com", "3221225985", 3221225985, True,
         ["192.0.2.1"], {"a": 1}, 0, False,
@@ -199,9 +200,12 @@ UNDERSTOOD = {
 }
 
 REFUSED = [
-    "", " ", "10.0.0.0", "2001:db8::1", "10.0.0.0/33", "10.0.0.0/-1", "10.0.0.0/+8", "10.0.0.0/8/8", "10.0.0.0/ 8", "10.0.0.0 /8",
-    "10.0.0.0/255.0.0.0", "10.0.0.0/0.255.255.255", "10.0.0/8", "10/8", "256.0.0.0/8", "0x0a.0.0.0/8", "10.0.0.0-10.0.0.9", "/8",
-    "/", "2001:db8::/129", "fe80::1%eth0/64", "fe80::%x } ; flush ruleset/64", "１0.0.0.0/8", "10.0.0.0/８", "10.0.0.0/8\n}",
+    "", " ", "10.0.0.0", "2001:db8::1", "10.0.0.0/33", "10.0.0.0/-1", "10.0.0.0/+8", "10.0.0.0/8/8", "10.0.0.0/ 8",
+    "10.0.0.0 /8",
+    "10.0.0.0/255.0.0.0", "10.0.0.0/0.255.255.255", "10.0.0/8", "10/8", "256.0.0.0/8", "0x0a.0.0.0/8",
+    "10.0.0.0-10.0.0.9", "/8",
+    "/", "2001:db8::/129", "fe80::1%eth0/64", "fe80::%x } ; flush ruleset/64", "１0.0.0.0/8", "10.0.0.0/８",
+    "10.0.0.0/8\n}",
     "all", "any/0", "::ffff:10.0.0.0/104", "0/0", "a" * 200, None, 10, True, ["10.0.0.0/8"], {"cidr": "10.0.0.0/8"},
 ]  # fmt: skip
 
@@ -389,7 +393,8 @@ def test_annotations_that_are_no_mapping_are_malformed(annotations: Any) -> None
         {"metadata": {"name": "Web"}}, {"metadata": {"name": "-web"}}, {"metadata": {"name": "web\n"}},
         {"metadata": {"name": "w" * 254}},
         {"metadata": {"name": 'a"; flush ruleset; #'}}, {"metadata": {"name": "web", "namespace": ""}},
-        {"metadata": {"name": "web", "namespace": 5}}, {"metadata": {"name": "wéb"}}, {"metadata": {"name": "web/../x"}},
+        {"metadata": {"name": "web", "namespace": 5}}, {"metadata": {"name": "wéb"}},
+        {"metadata": {"name": "web/../x"}},
     ],
 )  # fmt: skip
 def test_an_object_that_can_not_be_named_is_malformed(raw: Any) -> None:
@@ -463,7 +468,8 @@ def test_each_switch_is_its_own(switch: str) -> None:
 
 @pytest.mark.parametrize(
     ("word", "meaning"),
-    [(True, True), (False, False), ("true", True), ("True", True), ("yes", True), ("on", True), ("no", False), ("OFF", False),
+    [(True, True), (False, False), ("true", True), ("True", True), ("yes", True), ("on", True), ("no", False),
+     ("OFF", False),
      ("False", False)],
 )  # fmt: skip
 def test_the_old_operators_booleans_are_understood(word: Any, meaning: bool) -> None:  # noqa: FBT001

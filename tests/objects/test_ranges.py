@@ -107,7 +107,9 @@ REFUSED = {
     ),
     "fe80::1%a-fe80::2%a": "'fe80::1%a' in the range 'fe80::1%a-fe80::2%a' is not an IP address",
     "fe80::1%\n-fe80::2": "'fe80::1%' in the range 'fe80::1%\\n-fe80::2' is not an IP address",
-    "::ffff:192.0.2.1-::ffff:192.0.2.9": "'::ffff:192.0.2.1-::ffff:192.0.2.9' is IPv4 in IPv6 notation: write it in IPv4 notation",
+    "::ffff:192.0.2.1-::ffff:192.0.2.9": (
+        "'::ffff:192.0.2.1-::ffff:192.0.2.9' is IPv4 in IPv6 notation: write it in IPv4 notation"
+    ),
 }
 
 
@@ -126,8 +128,10 @@ def test_what_is_no_short_text_is_refused_with_a_short_sentence(value: object) -
 
 pieces = st.sampled_from(
     [
-        "192.0.2.0", "192.0.2.9", "0.0.0.0", LAST4, "2001:db8::", "::", LAST6, "::ffff:", "ffff", ":", ".", "/", "-", "8", "24",
-        "32", "128", "0", "1", " ", "\t", "\n", "\r", "\x00", "\x85", "\u00a0", "\u2028", "\u0663", "_", "+", "%", "%eth0", "e",
+        "192.0.2.0", "192.0.2.9", "0.0.0.0", LAST4, "2001:db8::", "::", LAST6, "::ffff:", "ffff", ":", ".", "/",
+        "-", "8", "24",
+        "32", "128", "0", "1", " ", "\t", "\n", "\r", "\x00", "\x85", "\u00a0", "\u2028", "\u0663", "_", "+", "%",
+        "%eth0", "e",
         "x", "'", '"', "\\", "\ud800", "–", "\x1b[31m",
     ]
 )  # fmt: skip

@@ -1,4 +1,8 @@
-"""The ratelimit annotation: what nft or the kernel would not take is refused with a sentence, the rest means the same to them."""
+"""The ratelimit annotation.
+
+A limit that nft or the kernel would not take is refused with a sentence. All others mean the same
+to them.
+"""
 
 from __future__ import annotations
 
@@ -130,8 +134,10 @@ def test_the_longest_limit_there_is_fits() -> None:
 
 words = st.sampled_from(
     [
-        *BYTE_UNITS, *seconds, "packets", "burst", "over", "/", "0", "1", "2", "10", "010", "4096", "4294967295", "4294967296",
-        "17592", "18446744073709551615", "18446744073709551616", "5003", "29", "30500", " ", "  ", "\t", "\n", ";", "}", '"', "#",
+        *BYTE_UNITS, *seconds, "packets", "burst", "over", "/", "0", "1", "2", "10", "010", "4096", "4294967295",
+        "4294967296",
+        "17592", "18446744073709551615", "18446744073709551616", "5003", "29", "30500", " ", "  ", "\t", "\n", ";",
+        "}", '"', "#",
         "-", ".", "x",
     ]
 )  # fmt: skip
@@ -205,7 +211,10 @@ add set inet trial packets { type inet_service; limit rate over 1/second burst 1
 
 
 def load(netns: Netns, texts: dict[str, RateLimit]) -> tuple[dict[str, RateLimit], dict[int, RateLimit]]:
-    """The rules made from the annotations' own texts, and the elements made from what was parsed, as the kernel has them."""
+    """The limits as the kernel has them.
+
+    The rules are made from the annotations' own texts, the elements from the parsed limits.
+    """
     rules = [f"add rule inet trial chained limit rate over {text} drop" for text in texts]
     elements = [
         f"add element inet trial {'packets' if limit.packets else 'bytes'} {{ {port} {limit.statement} }}"

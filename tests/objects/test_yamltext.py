@@ -67,7 +67,9 @@ REFUSED = {
     "&x {a: 1}": "line 1: anchors and aliases are not allowed",
     "*x : 1": "line 1: a key must be a text",
     "a: 1\nb:\n  <<: {c: d}": "line 3: merge keys are not allowed",
-    "a: !!python/object/apply:os.system [x]": "line 1: the tag 'tag:yaml.org,2002:python/object/apply:os.system' is not allowed",
+    "a: !!python/object/apply:os.system [x]": (
+        "line 1: the tag 'tag:yaml.org,2002:python/object/apply:os.system' is not allowed"
+    ),
     "a: !!binary aGk=": "the tag 'tag:yaml.org,2002:binary' is not allowed",
     "a: !!int 5": "the tag 'tag:yaml.org,2002:int' is not allowed",
     "a: !x {b: c}": "the tag '!x' is not allowed",
@@ -146,8 +148,10 @@ def test_a_text_that_is_too_large_is_refused(monkeypatch: pytest.MonkeyPatch) ->
 
 pieces = st.sampled_from(
     [
-        "a", "b", ":", " ", "\n", "-", "- ", "? ", "&x", "*x", "<<", "!", "!!", "!!str", "[", "]", "{", "}", ",", "'", '"', "|",
-        ">", "%", "#", "  ", "\t", "---", "...", "1", "0", "yes", "~", "\\", "\x85", "\u2028", "\ufeff", "\x00", "\ud800", "@", "`",
+        "a", "b", ":", " ", "\n", "-", "- ", "? ", "&x", "*x", "<<", "!", "!!", "!!str", "[", "]", "{", "}", ",",
+        "'", '"', "|",
+        ">", "%", "#", "  ", "\t", "---", "...", "1", "0", "yes", "~", "\\", "\x85", "\u2028", "\ufeff", "\x00",
+        "\ud800", "@", "`",
         "=", "a: b\n",
     ]
 )  # fmt: skip

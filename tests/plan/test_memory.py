@@ -1,4 +1,7 @@
-"""Memory as records: whatever the kernel accepted comes back the same, and a record that says anything else is refused."""
+"""Memory as records.
+
+Everything that the kernel accepted comes back the same, and any other record is refused.
+"""
 
 from __future__ import annotations
 
@@ -279,7 +282,8 @@ def test_a_record_that_lacks_something_is_refused(key: str) -> None:
 
 @pytest.mark.parametrize(
     "record",
-    ["", "{", "5", "null", '"service"', "[]", "{}", '["service"]', '["service",[],[]]', '["pinhole",{}]', '["gone","shop"]',
+    ["", "{", "5", "null", '"service"', "[]", "{}", '["service"]', '["service",[],[]]', '["pinhole",{}]',
+     '["gone","shop"]',
      '["gone","shop","web","x"]', '["gone",[],{}]', '["gone",1,2]', '["gone","shop","a b"]', "[[]]", "[null]", "NaN"],
 )  # fmt: skip
 def test_a_record_of_no_kind_that_there_is_is_refused(record: str) -> None:
@@ -289,7 +293,8 @@ def test_a_record_of_no_kind_that_there_is_is_refused(record: str) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"rules": "one"}, {"rules": "a b c"}, {"rules": "a g"}, {"rules": None}, {"rules": " "}, {"ingress": True}, {"ingress": "5"},
+    [{"rules": "one"}, {"rules": "a b c"}, {"rules": "a g"}, {"rules": None}, {"rules": " "}, {"ingress": True},
+     {"ingress": "5"},
      {"ingress": 5.0}, {"former": None}, {"former": [5]}, {"former": ["fe80::1%x"]}],
 )  # fmt: skip
 def test_facts_of_this_boot_that_can_not_be_are_refused(change: dict[str, object]) -> None:

@@ -69,7 +69,8 @@ def test_what_would_exceed_the_namespaces_cap_is_refused_as_a_whole_and_is_told_
     refused = told(desired)["shop/b"]
     assert refused.object.uid == "ub"
     assert refused.message == (
-        "this Service counts as 2 pinholes, so namespace shop would exceed the cap of 4 (pinholes_per_namespace in [caps] of the "
+        "this Service counts as 2 pinholes, so namespace shop would exceed the cap of 4 "
+        "(pinholes_per_namespace in [caps] of the "
         "router's configuration); it stays closed; delete Services or raise the cap: it opens when there is room"
     )
 
@@ -212,7 +213,10 @@ def exceeding(caps: Caps, versions: Mapping[Name, Service]) -> set[str]:
 
 
 def oracle(held: Mapping[Name, Service], present: Mapping[Name, Service], caps: Caps) -> dict[Name, Service]:
-    """Simply: who is in stays, smaller versions are taken; then everybody else by age, whoever does not exceed a cap."""
+    """Simply: the present Services stay, and smaller versions are taken.
+
+    Then all others by age, if they do not exceed a cap.
+    """
     found = {}
     for name, each in held.items():
         now = present.get(name)
@@ -591,7 +595,10 @@ def test_twenty_thousand_services_of_one_namespace_do_not_keep_ten_of_another_ou
 
 @needs_root
 def test_a_service_with_more_source_ranges_than_the_kernel_takes_in_time_holds_nobody_up(router: Capped) -> None:
-    """The kernel needs the square of their number; without a cap, these hold up a processor for the better part of a minute."""
+    """The kernel needs the square of their number.
+
+    Without a cap, these hold up a processor for the better part of a minute.
+    """
     router.reload(caps=Caps())
     ranges = [f"{20 + number // 32768}.{number // 128 % 256}.{number % 128 * 2}.1/32" for number in range(2500)]
     ports = [("TCP", 1000 + number) for number in range(20)]

@@ -195,7 +195,10 @@ def test_a_service_that_the_filters_do_not_admit_is_not_told_what_the_guard_refu
 def oracle(
     held: dict[Name, Service], filters: Filters, guard: Guard
 ) -> tuple[dict[str, tuple[Name, Any, Any]], set[tuple[Name, str]]]:
-    """Simply: sort everybody by age, the first to ask gets it; who asked in vain is told. Refused addresses are not asked for."""
+    """Simply: sort all Services by age; the first to ask gets it, and the others are told.
+
+    Refused addresses are not asked for.
+    """
     age = lambda each: (not each.created, each.created, not each.uid, each.uid, each.name)  # noqa: E731
     owned: dict[str, tuple[Name, Any, Any]] = {}
     refused = set()

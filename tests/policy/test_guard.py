@@ -1,4 +1,7 @@
-"""Which addresses may be opened, what is said about the others, and which pools hold while MetalLB's are invalid or gone."""
+"""Which addresses may be opened, and which message the others get.
+
+Also: which pools hold while MetalLB's are invalid or gone.
+"""
 
 from __future__ import annotations
 
@@ -105,7 +108,8 @@ def test_if_only_advertised_pools_count_the_others_are_not_there() -> None:
     assert [each.name for each in guard.pools] == ["public", "public6"]
     assert guard.refusal(ip_address(flat)) == (
         Reason.OUTSIDE_POOLS,
-        "198.51.100.1 is outside of MetalLB's usable pools (public: 192.0.2.0/24; public6: 2001:db8::/64); it stays closed",
+        "198.51.100.1 is outside of MetalLB's usable pools (public: 192.0.2.0/24; public6: 2001:db8::/64); it "
+        "stays closed",
     )
 
 
@@ -225,14 +229,18 @@ def test_an_address_is_admitted_exactly_if_a_pool_holds_it_it_is_allowed_and_nob
     [
         (
             AddressPolicy(), MetalLBConfig((pool("a", "192.0.2.0/24", "2001:db8::1-2001:db8::5"),)),
-            "203.0.113.9 is outside of MetalLB's usable pools (a: 192.0.2.0/24, 2001:db8::1-2001:db8::5); it stays closed",
+            "203.0.113.9 is outside of MetalLB's usable pools (a: 192.0.2.0/24, 2001:db8::1-2001:db8::5); it "
+            "stays closed",
         ),
         (AddressPolicy(), MetalLBConfig(), "MetalLB has no usable pool for 203.0.113.9; it stays closed"),
         (
             AddressPolicy(PoolMode.REQUIRED), None,
             "MetalLB has no usable pool for 203.0.113.9; it stays closed",
         ),
-        (AddressPolicy(allowed=networks("10.0.0.0/8")), None, "203.0.113.9 is outside of allowed_prefixes; it stays closed"),
+        (
+            AddressPolicy(allowed=networks("10.0.0.0/8")), None,
+            "203.0.113.9 is outside of allowed_prefixes; it stays closed",
+        ),
         (
             AddressPolicy(allowed=networks("10.0.0.0/8")), MetalLBConfig((pool("a", "203.0.113.0/24"),)),
             "203.0.113.9 is outside of allowed_prefixes; it stays closed",
@@ -431,7 +439,8 @@ def test_an_invalid_first_configuration_leaves_nothing_known_and_says_so() -> No
     assert seen.look() == []
     assert seen.pools.known is None
     assert seen.told() == [
-        "IPAddressPool metallb-system/a: spec.addresses is empty: a pool needs a CIDR or a range of addresses; no pools are known"
+        "IPAddressPool metallb-system/a: spec.addresses is empty: a pool needs a CIDR or a range of "
+        "addresses; no pools are known"
     ]
 
 

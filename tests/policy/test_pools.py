@@ -1,4 +1,7 @@
-"""Only what MetalLB's pools hold is opened, what is closed is cut off, and nothing else of the router's traffic is touched."""
+"""Only addresses of MetalLB's pools are opened, and closed ones are cut off.
+
+The router's other traffic is not touched.
+"""
 
 from __future__ import annotations
 
@@ -612,7 +615,10 @@ BROADCAST = "192.0.2.255"
 
 @pytest.fixture
 def lan(lab: Lab) -> Lab:
-    """The router has one more NIC, with a broadcast address as most set-ups give it (the lab's others have none of their own)."""
+    """The router has one more NIC, with a broadcast address as most set-ups give it.
+
+    The lab's other NICs have none of their own.
+    """
     lab.router.ip(
         "link add lan0 type veth peer name lan1", "link set lan0 up", "link set lan1 up",
         f"address add {LAN4}/25 broadcast {BROADCAST} dev lan0", f"address add {LAN6}/64 dev lan0 nodad",
@@ -797,7 +803,11 @@ SPEAKERS = [PEER4, PEER6, STRANGER4, STRANGER6, *map(str, CLIENT)]
     ],
 )
 def test_bgp_is_open_on_the_public_side_for_the_peers_that_are_named(
-    lab: Lab, tmp_path: Path, line: str, enabled: bool, admitted: list[str]  # noqa: FBT001
+    lab: Lab,
+    tmp_path: Path,
+    line: str,
+    enabled: bool,  # noqa: FBT001
+    admitted: list[str],
 ) -> None:
     router = Router(lab, tmp_path, line)
     try:

@@ -49,7 +49,10 @@ WEB = service("web", "172.30.254.1", "2001:db8:254::1", ports=[("TCP", 80), ("UD
 
 
 def view(*services: Raw, **fields: Any) -> View:
-    """What the daemon of a router would have: MetalLB's pool is POOL and an IPv6 one. fields: of Settings, View or result_of()."""
+    """The view of a router's daemon: MetalLB's pool is POOL and an IPv6 one.
+
+    fields: of Settings, View or result_of().
+    """
     of_view = {name: fields.pop(name) for name in ("routed", "drops") if name in fields}
     of_result = {name: fields.pop(name) for name in ("filters", "address_policy", "quarantined") if name in fields}
     pools = Pool("services", "IPAddressPool metallb-system/services", (parse_range(POOL), parse_range("2001:db8:254::/64")), True)
@@ -377,7 +380,8 @@ def test_the_local_chain_comes_first_unless_it_holds_comments_alone() -> None:
 def test_the_router_itself_opens_ssh_and_bgp_as_the_switches_say() -> None:
     shown = view(enable_bgp=True)
     assert short(ask(shown, f"{OWN}:22")) == (
-        "passes", "router_port", "198.51.100.1 is the router's own address; enable_ssh opens 198.51.100.1 tcp 22 to everybody",
+        "passes", "router_port",
+        "198.51.100.1 is the router's own address; enable_ssh opens 198.51.100.1 tcp 22 to everybody",
     )  # fmt: skip
     assert ask(shown, f"{OWN}:22").rule == f'operator-cr: iifname "{PUBLIC_NIC}" tcp dport 22 accept'
     assert short(ask(shown, f"{OWN}:179"))[:2] == ("passes", "router_port")

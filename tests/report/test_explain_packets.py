@@ -37,10 +37,12 @@ PEERS = ("172.30.254.200",)
 PORTS = (22, 53, 80, 179, 443, 65535)
 SOURCES = ("203.0.113.7", "192.0.2.7", "2001:db8:113::7", "2001:db8:999::7", *map(str, CLIENT))
 RANGES = (
-    "203.0.113.0/24", "203.0.113.4/30", "192.0.2.7/32", "198.51.100.0/24", "2001:db8:113::/48", "::/0", "0.0.0.0/0", "nonsense",
+    "203.0.113.0/24", "203.0.113.4/30", "192.0.2.7/32", "198.51.100.0/24", "2001:db8:113::/48", "::/0", "0.0.0.0/0",
+    "nonsense",
 )  # fmt: skip
 POOLS = (
-    "172.30.254.0/24", "172.30.254.2-172.30.254.3", "172.30.0.0/16", "0.0.0.0/0", "2001:db8:254::/64", "2001:db8::/32", "::/0",
+    "172.30.254.0/24", "172.30.254.2-172.30.254.3", "172.30.0.0/16", "0.0.0.0/0", "2001:db8:254::/64",
+    "2001:db8::/32", "::/0",
 )  # fmt: skip
 CONNECTED = ("172.30.250.0/24", "2001:db8:250::/64")  # on the cluster's side
 ROUTED = tuple(map(ip_network, (*SERVICES, *CONNECTED, *STRAY)))
@@ -190,7 +192,8 @@ def test_every_packet_goes_the_way_that_its_explanation_tells(router: tuple[Lab,
         seen.update((found.verdict, found.reason) for _, _, found in told)
     assert sum(seen.values()) > 4000
     assert {reason for _, reason in seen} >= {
-        "open", "no_such_address", "outside_pools", "reserved_address", "refused_source", "other_class", "filtered_namespace",
+        "open", "no_such_address", "outside_pools", "reserved_address", "refused_source", "other_class",
+        "filtered_namespace",
         "invalid", "no_such_port", "nic_missing", "no_route", "everything_passes", "router_port",
     }  # fmt: skip
     assert min(seen[Verdict.PASSES, "open"], seen[Verdict.LIMITED, "open"], seen[Verdict.PASSES, "router_port"]) > 50

@@ -351,7 +351,8 @@ def test_counters_are_read_beside_another_statement_and_strange_elements_do_no_h
         "add element inet nftsync services6 { 2001:db8::1 . icmp . 1 }\n"
         "add element inet nftsync sources4 { 192.0.2.0-192.0.2.9 . tcp . 1-1000 . 10.0.0.1-10.0.0.6 }\n"
         "flush chain inet nftsync operator-svc\ndelete set inet nftsync sources6\n"
-        "flush chain netdev nftsync operator-tc\ndelete set netdev nftsync dropped4\ndelete set netdev nftsync dropped6\n"
+        "flush chain netdev nftsync operator-tc\ndelete set netdev nftsync dropped4\n"
+        "delete set netdev nftsync dropped6\n"
         "add set netdev nftsync dropped4 { type ipv4_addr . inet_service; flags interval; }\n"
         "add element netdev nftsync dropped4 { 192.0.2.1 . 80, * }\n"
         f"add set netdev nftsync dropped6 {{ type ipv6_addr . inet_proto . inet_service; {limit} counter; }}\n"
@@ -467,7 +468,9 @@ def routed(netns: Netns) -> Netns:
         ("2001:db8::2", False),
     ],
 )
-def test_an_open_address_has_a_route_if_one_leads_on_that_is_not_the_default(routed: Netns, address: str, reached: bool) -> None:  # noqa: FBT001
+def test_an_open_address_has_a_route_if_one_leads_on_that_is_not_the_default(
+    routed: Netns, address: str, reached: bool  # noqa: FBT001
+) -> None:
     found = routed.run(routes.reachability, opened(address), None)
     assert found == Reachability(0 if reached else 1, None)
 

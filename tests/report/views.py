@@ -32,7 +32,10 @@ def result_of(  # noqa: PLR0913  # all that decides
     local: Local | None = None,
     quarantined: Mapping[Name, str] = REFUSED_NOTHING,
 ) -> SyncResult:
-    """That of a sync which has applied all this. pools: MetalLB's.  quarantined: why the kernel refuses some of the Services."""
+    """The result of a sync that has applied all this.
+
+    pools: MetalLB's.  quarantined: why the kernel refuses some of the Services.
+    """
     config = Config(filters=filters or Filters(), address_policy=address_policy or AddressPolicy())
     listed, interfaces = Origin.LISTED, Interfaces(local=local or Local())
     snapshot = Snapshot(config, listed, Known(None, listed), Known(pools, listed), interfaces=interfaces)

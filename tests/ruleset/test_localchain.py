@@ -54,7 +54,9 @@ REFUSED = {
     ";": "there is something outside",
     "chain local-chain { }\nflush ruleset\n": "there is something outside of chain local-chain: 'flush ruleset'",
     'chain local-chain { } include "x"': "there is something outside",
-    "chain local-chain { type filter hook input priority 0; policy accept; }": "not a base chain: remove its hook and its policy",
+    "chain local-chain { type filter hook input priority 0; policy accept; }": (
+        "not a base chain: remove its hook and its policy"
+    ),
     "chain local-chain {\n\taccept\n\ttype  filter\n hook input priority 0;\n}": "remove its hook and its policy",
     "chain local-chain { accept; policy drop; }": "remove its hook and its policy",
     "chain local-chain { accept\0 }": "it holds a NUL character",
@@ -81,8 +83,10 @@ def test_the_shipped_file_is_a_chain_without_rules() -> None:
 
 pieces = st.sampled_from(
     [
-        "chain", " ", "local-chain", "{", "}", '"', "#", "\n", ";", "\\", "accept", "drop", "type filter hook input priority 0;",
-        "ip saddr", "192.0.2.1", "flush ruleset", "table inet x", "counter", "'", "\r", "\x0b", "\x85", "\u2028", "$", "@", "*",
+        "chain", " ", "local-chain", "{", "}", '"', "#", "\n", ";", "\\", "accept", "drop",
+        "type filter hook input priority 0;",
+        "ip saddr", "192.0.2.1", "flush ruleset", "table inet x", "counter", "'", "\r", "\x0b", "\x85", "\u2028",
+        "$", "@", "*",
         "\t", "include",
     ]
 )  # fmt: skip

@@ -43,7 +43,10 @@ def lab(router: tuple[Lab, Firewall]) -> Lab:
 
 @pytest.fixture
 def firewall(router: tuple[Lab, Firewall]) -> Firewall:
-    """Each test starts without rules and buckets. Probes have source ports of their own, so no tracked connection recurs."""
+    """Each test starts without rules and buckets.
+
+    Probes have source ports of their own, so no tracked connection recurs.
+    """
     lab, firewall = router
     lab.router.nft("flush ruleset")
     firewall.holds = firewall.kernel.read().ruleset
@@ -233,7 +236,9 @@ def test_the_local_chain_comes_first_for_packets_to_the_router_and_through_it(la
     addresses = (SERVICE4, SERVICE6, EMPTY4, *map(str, PUBLIC))
     probes = [Probe(protocol, address, port) for protocol in TRANSPORTS for address in addresses for port in (7, 22, 80, 179, 9469)]
     assert surprises(lab, world, probes) == []
-    assert fates(lab, [Probe("tcp", SERVICE4, 80), Probe("udp", str(PUBLIC[0]), 7), Probe("tcp", str(PUBLIC[0]), 22)]) == [
+    assert fates(lab, [
+        Probe("tcp", SERVICE4, 80), Probe("udp", str(PUBLIC[0]), 7), Probe("tcp", str(PUBLIC[0]), 22),
+    ]) == [
         False, True, False,
     ]  # fmt: skip
     PLAIN.load(firewall)

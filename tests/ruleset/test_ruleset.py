@@ -199,7 +199,8 @@ def test_every_kind_of_pinhole_survives_the_way_from_the_service_to_the_kernel_a
     ranges = (None, (ip_network("0.0.0.0/0"),), tuple(map(ip_network, ("64:ff9b::102:304/128", "::102:300/120", "10.0.0.1/32"))))
     services = [
         Service(
-            Name("shop", f"web-{number}"), "", "", "", (ip_address(f"192.0.2.{number}"), ip_address(f"::192.0.2.{number}")),
+            Name("shop", f"web-{number}"), "", "", "",
+            (ip_address(f"192.0.2.{number}"), ip_address(f"::192.0.2.{number}")),
             tuple(Port(protocol, port) for protocol in Protocol for port in (1, 80, 65535)), sources, limit, (),
         )
         for number, (sources, limit) in enumerate(((s, li) for s in ranges for li in (None, *limited)), start=1)

@@ -161,7 +161,9 @@ CHANGES: dict[str, Settings] = {
 
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("adopted", [False, True])
-def test_elements_that_did_not_change_keep_their_counters_whatever_else_changes(router: Netns, change: str, adopted: bool) -> None:  # noqa: FBT001
+def test_elements_that_did_not_change_keep_their_counters_whatever_else_changes(
+    router: Netns, change: str, adopted: bool  # noqa: FBT001
+) -> None:
     before = with_elements(SETTINGS, services4={OPEN: "", "192.0.2.1 . tcp . 81": ""})
     after = with_elements(CHANGES[change], services4={OPEN: "", "192.0.2.1 . tcp . 82": ""})
     load(router, before)
@@ -232,11 +234,16 @@ INTRUDERS = {
     ),
     "a set": "add set inet nftsync evil { type ipv4_addr; }; add element inet nftsync evil { 192.0.2.1 }",
     "a set that a rule uses": (
-        "add set inet nftsync evil { type ipv4_addr; flags timeout; }; insert rule inet nftsync operator-svc ip saddr @evil accept"
+        "add set inet nftsync evil { type ipv4_addr; flags timeout; }; "
+        "insert rule inet nftsync operator-svc ip saddr @evil accept"
     ),
     "an element": "add element inet nftsync services4 { 192.0.2.66 . tcp . 22 }",
-    "an element of another protocol": "add element inet nftsync services4 { 192.0.2.66 . icmp . 22, 192.0.2.66 . 200 . 22 }",
-    "an element with a range": "add element inet nftsync sources4 { 192.0.2.0-192.0.2.9 . tcp . 1-1000 . 10.0.0.1-10.0.0.6 }",
+    "an element of another protocol": (
+        "add element inet nftsync services4 { 192.0.2.66 . icmp . 22, 192.0.2.66 . 200 . 22 }"
+    ),
+    "an element with a range": (
+        "add element inet nftsync sources4 { 192.0.2.0-192.0.2.9 . tcp . 1-1000 . 10.0.0.1-10.0.0.6 }"
+    ),
     "an element that stands for all others": "add element inet nftsync services4 { * }",
     "an element gone": f"delete element inet nftsync services4 {{ {OPEN} }}",
     "another limit": (
@@ -266,7 +273,8 @@ INTRUDERS = {
         "add element inet nftsync verdicts { 192.0.2.1 : jump evil }"
     ),
     "a map of a counter": (
-        'add counter inet nftsync hits; add map inet nftsync evil { type ipv4_addr : counter; elements = { 192.0.2.1 : "hits" }; }'
+        'add counter inet nftsync hits; add map inet nftsync evil { type ipv4_addr : counter; '
+        'elements = { 192.0.2.1 : "hits" }; }'
     ),
     "a named limit and a quota": (
         "add limit inet nftsync evil { rate 1/second; }; add quota inet nftsync full { 1 mbytes; }; "

@@ -1,7 +1,7 @@
 """The Debian package on real systems: python -m tests.systems [--suite NAME…] [--only-boots NUMBER] PACKAGE.
 
-Needs root, debootstrap, systemd-nspawn and an API server (see tests/apiserver); boots alone need no API server. Prints a line for
-each step, with its seconds.
+Needs root, debootstrap, systemd-nspawn and an API server (see tests/apiserver); boots alone need no
+API server. Prints a line for each step, with its seconds.
 """
 
 from __future__ import annotations

@@ -1,6 +1,9 @@
-"""What stands in the kernel before an interface is up, boot after boot, on a router that has saved rules and no API server.
+"""The state of the kernel before an interface is up, boot after boot.
 
-First many boots in a row on a busy machine, half of them after a power cut; then boots in which something is broken on purpose.
+The router has saved rules and no API server.
+
+First many boots in a row on a busy machine, half of them after a power cut; then boots in which
+something is broken on purpose.
 """
 
 from __future__ import annotations
@@ -40,8 +43,9 @@ _MANIFESTS = [
 ]
 
 _EARLY = "[Unit]\nDefaultDependencies=no\n{order}\n[Service]\nType=oneshot\n{service}\n[Install]\nWantedBy=sysinit.target\n"
-# No service gets a mount namespace. systemd 252 prepares a private /dev in /tmp, which systemd-tmpfiles of Debian 12 empties at
-# boot; here /tmp is away, so that it always fails. systemd 257 uses a folder of its own.
+# No service gets a mount namespace. systemd 252 prepares a private /dev in /tmp, which
+# systemd-tmpfiles of Debian 12 empties at boot; here /tmp is away, so that it always fails.
+# systemd 257 uses a folder of its own.
 _NO_NAMESPACES = {
     "no-namespaces": _EARLY.format(
         order="After=local-fs.target systemd-tmpfiles-setup.service\nBefore=witness.service nftsync-boot.service",
@@ -178,7 +182,10 @@ class Boots:
 
     @contextmanager
     def broken(self, units: dict[str, str], drop_in: str = "", without: tuple[str, ...] = ()) -> Iterator[None]:
-        """Boot with units of the test's, with other settings of the boot unit, and without some files; then boot as it was."""
+        """Boot with units of the test's, with other settings of the boot unit, and without some files.
+
+        Then boot as it was.
+        """
         self.stop()
         wants = self.machine.root / f"{_UNITS}/sysinit.target.wants".lstrip("/")
         mended = ExitStack()  # not if the test fails: then its journal is read

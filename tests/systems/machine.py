@@ -1,9 +1,12 @@
 """A router with systemd, in a container between a client and the cluster's side.
 
-    client eth0 ────── public0 router cluster0 ────── eth0 (the cluster's side: the API server and what Services lead to)
+    client eth0 ────── public0 router cluster0 ────── eth0 (the cluster's side)
 
-All three have network namespaces of their own, so nothing of this touches the machine's network; the caller has entered the
-cluster's side. The router's interfaces are there, and down, before its first unit starts.
+On the cluster's side are the API server and the targets of Services.
+
+All three have network namespaces of their own, so nothing of this touches the machine's network;
+the caller has entered the cluster's side. The router's interfaces are there, and down, before its
+first unit starts.
 """
 
 from __future__ import annotations
@@ -63,7 +66,10 @@ class Machine:
         (self.root / path.lstrip("/")).unlink()
 
     def plug(self) -> None:
-        """Lay both wires to a router that knows nothing of nftables; its ends are down. No packet waits for a neighbour."""
+        """Lay both wires to a router that knows nothing of nftables; its ends are down.
+
+        No packet waits for a neighbour.
+        """
         self._unplug()
         self._network = Namespace()
         self._network.sysctl({"ipv4/conf/all/forwarding": 1, "ipv6/conf/all/forwarding": 1})
@@ -79,8 +85,8 @@ class Machine:
     def boot(self) -> None:
         """Return when every unit that is to start has started. After plug()."""
         assert self._network
-        # In a process namespace of its own, so that whatever ends us ends all of it. Its network is made here: nspawn looks for
-        # interfaces that it is to move in /sys, which shows those of the machine.
+        # In a process namespace of its own, so that all of it ends when we end. Its network is made
+        # here: nspawn looks for interfaces that it must move in /sys, which shows those of the machine.
         command = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc", "systemd-nspawn", "--quiet", "--register=no"]
         command += ["--keep-unit", "--boot", "--directory", str(self.root), "--network-namespace-path=/proc/self/ns/net"]
         command.append("--capability=CAP_NET_ADMIN,CAP_NET_RAW")

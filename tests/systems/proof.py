@@ -1,4 +1,7 @@
-"""What is proved of the package on one router, step by step; each step finds the router as the one before has left it."""
+"""The proof of the package on one router, step by step.
+
+Each step finds the router as the step before has left it.
+"""
 
 from __future__ import annotations
 
@@ -224,7 +227,10 @@ class Proof:
 
     @contextmanager
     def traffic(self) -> Iterator[tuple[Callable[[], object], Callable[[], list[Tally]]]]:
-        """Packets to what is open, and to a closed address and a closed port: until one has passed, and what became of all."""
+        """Packets to an open address, to a closed address and to a closed port.
+
+        Yields a wait until one has passed, and the fate of all.
+        """
         destinations = [f"{OPEN} {PORT}", f"{CLOSED} {PORT}", f"{OPEN} {PORT + 1}"]
         sockets = [listener(self.cluster, port) for port in (PORT, PORT + 1)]
         with traffic_from(self.client, sockets, destinations, PAUSE) as flowing:

@@ -1,4 +1,7 @@
-"""Root file systems of Debian releases, with everything that the package depends on; made once and kept in the cache folder."""
+"""Root file systems of Debian releases, with everything that the package depends on.
+
+They are made once and kept in the cache folder.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 SUITES = {"bookworm": "Debian 12", "trixie": "Debian 13"}
-# A router's: init, network, and who restarts what. debootstrap's own resolver knows no alternatives, so apt gets the rest.
+# A router's packages: init, network, and the tools that restart things. debootstrap's own resolver
+# knows no alternatives, so apt gets the rest.
 _SYSTEM = ("systemd-sysv", "dbus", "ca-certificates", "ifupdown", "iproute2", "procps")
 _DEPENDS = ("netbase", "nftables", "python3", "python3-kubernetes", "python3-nftables", "python3-prometheus-client",
             "python3-pyroute2", "python3-systemd", "python3-tenacity", "python3-yaml")  # fmt: skip

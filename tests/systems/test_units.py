@@ -1,4 +1,7 @@
-"""The units: systemd understands them, what they leave to the daemon is little, and the boot unit needs nothing that can fail."""
+"""systemd understands the units and leaves little to the daemon.
+
+The boot unit needs nothing that can fail.
+"""
 
 from __future__ import annotations
 
@@ -13,15 +16,20 @@ UNITS = ROOT / "systemd"
 BOOT, FALLBACK, DAEMON = "nftsync-boot.service", "nftsync-boot-fallback.service", "nftsync.service"
 REMEMBERED = ["|/etc/nftsync/kubeconfig", "|/var/lib/nftsync/memory.journal", "|/var/lib/nftsync/ruleset.nft"]
 
-# Each makes a mount namespace, another one, or credentials, which need one. Source: exec_needs_mount_namespace() in systemd 252
-# and 257.
+# Each makes a mount namespace, another one, or credentials, which need one.
+# Source: exec_needs_mount_namespace() in systemd 252 and 257.
 NAMESPACES = {
-    "BindLogSockets", "BindPaths", "BindReadOnlyPaths", "DynamicUser", "ExecPaths", "ExtensionDirectories", "ExtensionImages",
-    "IPCNamespacePath", "ImportCredential", "InaccessiblePaths", "LoadCredential", "LoadCredentialEncrypted", "LogNamespace",
+    "BindLogSockets", "BindPaths", "BindReadOnlyPaths", "DynamicUser", "ExecPaths", "ExtensionDirectories",
+    "ExtensionImages",
+    "IPCNamespacePath", "ImportCredential", "InaccessiblePaths", "LoadCredential", "LoadCredentialEncrypted",
+    "LogNamespace",
     "MountAPIVFS", "MountFlags", "MountImages", "NetworkNamespacePath", "NoExecPaths", "PrivateDevices", "PrivateIPC",
-    "PrivateMounts", "PrivateNetwork", "PrivatePIDs", "PrivateTmp", "PrivateUsers", "ProcSubset", "ProtectControlGroups",
-    "ProtectHome", "ProtectHostname", "ProtectKernelLogs", "ProtectKernelModules", "ProtectKernelTunables", "ProtectProc",
-    "ProtectSystem", "ReadOnlyPaths", "ReadWritePaths", "RootDirectory", "RootImage", "SetCredential", "SetCredentialEncrypted",
+    "PrivateMounts", "PrivateNetwork", "PrivatePIDs", "PrivateTmp", "PrivateUsers", "ProcSubset",
+    "ProtectControlGroups",
+    "ProtectHome", "ProtectHostname", "ProtectKernelLogs", "ProtectKernelModules", "ProtectKernelTunables",
+    "ProtectProc",
+    "ProtectSystem", "ReadOnlyPaths", "ReadWritePaths", "RootDirectory", "RootImage", "SetCredential",
+    "SetCredentialEncrypted",
     "TemporaryFileSystem",
 }  # fmt: skip
 
