@@ -18,7 +18,7 @@ class Resource:
     """An API path to list and watch, narrowed by `query`. kind: for people and metrics.
 
     optional: a cluster without this kind, or without the permission to read it, is no error.
-    cautious: if a list suddenly lacks most known objects, nftsync believes only a second such list.
+    guarded: if a list suddenly lacks most known objects, nftsync believes only a second such list.
     """
 
     kind: str

@@ -6,9 +6,10 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 NAME = re.compile(r"[a-z0-9](?:[a-z0-9.-]{0,251}[a-z0-9])?")  # RFC 1123 subdomain, as the API server checks it
+T = TypeVar("T")
 _UID = re.compile(r"[A-Za-z0-9-]{1,64}")
 
 
@@ -94,29 +95,31 @@ def identify(raw: object) -> tuple[Name, str]:
     """Name and UID ("" if absent) of an API object. Raises Malformed."""
     metadata = mapping(mapping(raw, "the object").get("metadata"), "metadata")
     namespace, uid = metadata.get("namespace"), metadata.get("uid")
-    name = Name("default" if namespace is None else _name(namespace, "namespace"), _name(metadata.get("name"), "name"))
+    name = Name(
+        "default" if namespace is None else kubernetes_name(namespace, "metadata.namespace"),
+        kubernetes_name(metadata.get("name"), "metadata.name"),
+    )
     return name, uid if isinstance(uid, str) and _UID.fullmatch(uid) else ""
 
 
-def _name(value: object, field: str) -> str:
+def kubernetes_name(value: object, what: str) -> str:
+    """`value` if it is a name that the API server accepts. Raises Malformed."""
     if not isinstance(value, str) or not NAME.fullmatch(value):
-        raise Malformed(f"metadata.{field} {quote(value)} is not a Kubernetes name")
+        raise Malformed(f"{what} {quote(value)} is not a Kubernetes name")
     return value
 
 
 def mapping(value: object, what: str) -> Mapping[str, object]:
-    """`value` if it is an object; {} if it is absent."""
-    if value is None:
-        return {}
-    if not isinstance(value, dict):
-        raise Malformed(f"{what} is not an object but {quote(value)}")
-    return value
+    """`value` if it is an object; {} if it is absent. Raises Malformed."""
+    return {} if value is None else _expect(dict, "an object", value, what)
 
 
 def sequence(value: object, what: str) -> list[object]:
-    """`value` if it is a list; [] if it is absent."""
-    if value is None:
-        return []
-    if not isinstance(value, list):
-        raise Malformed(f"{what} is not a list but {quote(value)}")
+    """`value` if it is a list; [] if it is absent. Raises Malformed."""
+    return [] if value is None else _expect(list, "a list", value, what)
+
+
+def _expect(kind: type[T], kind_name: str, value: object, what: str) -> T:
+    if not isinstance(value, kind):
+        raise Malformed(f"{what} is not {kind_name} but {quote(value)}")
     return value

@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from dataclasses import fields as dataclass_fields
+from dataclasses import asdict, dataclass, field, replace
 
-from nftsync.objects.names import NAME, Malformed, Name, ObjectRef, Reason, Rejection, identify, mapping, quote
+from nftsync.objects.names import (
+    Malformed,
+    Name,
+    ObjectRef,
+    Reason,
+    Rejection,
+    identify,
+    kubernetes_name,
+    mapping,
+    quote,
+)
 from nftsync.objects.status import NftStatus, parse_status
 
 _NIC = re.compile(r"[A-Za-z0-9_.:+=@][A-Za-z0-9_.:+=@-]{0,14}")  # IFNAMSIZ; no '*', nft's wildcard
@@ -59,34 +68,32 @@ def parse_nft(raw: object, before: Nft | None) -> Nft:
     nft = Nft(name, uid, generation if type(generation) is int else 0, None, status=status)
     try:
         return replace(nft, spec=parse_spec(resource.get("spec")))
-    except Malformed as fault:
+    except Malformed as error:
         last_good = before.spec if before else None
         stays = "the last good settings stay" if last_good else "there are no earlier settings to keep"
-        return replace(nft, spec=last_good, rejections=(Rejection(nft.ref, Reason.INVALID_SETTINGS, f"{fault}; {stays}"),))
+        rejection = Rejection(nft.ref, Reason.INVALID_SETTINGS, f"{error}; {stays}")
+        return replace(nft, spec=last_good, rejections=(rejection,))
 
 
 def parse_spec(raw: object) -> NftSpec:
     """The spec from its API form. Raises Malformed."""
     spec = mapping(raw, "spec")
-    metallb_namespace = spec.get("metallb-namespace")
-    if metallb_namespace is None:
-        metallb_namespace = METALLB_NAMESPACE
-    if not isinstance(metallb_namespace, str) or not NAME.fullmatch(metallb_namespace):
-        raise Malformed(f"spec.metallb-namespace {quote(metallb_namespace)} is not a Kubernetes name")
+    namespace = spec.get("metallb-namespace")
     return NftSpec(
+        metallb_namespace=(
+            METALLB_NAMESPACE if namespace is None else kubernetes_name(namespace, "spec.metallb-namespace")
+        ),
         public_nic=parse_nic(spec.get("public_nic")),
         enable_bgp=_switch(spec, "enable_bgp"),
         enable_dropall=_switch(spec, "enable_dropall"),
         enable_rateshape=_switch(spec, "enable_rateshape"),
         enable_ssh=_switch(spec, "enable_ssh"),
-        metallb_namespace=metallb_namespace,
     )
 
 
 def describe_spec(spec: NftSpec) -> dict[str, object]:
     """The spec in its API form, for parse_spec()."""
-    fields = {each.name: getattr(spec, each.name) for each in dataclass_fields(spec)}
-    return {**fields, "metallb-namespace": fields.pop("metallb_namespace")}
+    return {**asdict(spec), "metallb-namespace": spec.metallb_namespace}
 
 
 def parse_nic(value: object) -> str:
