@@ -47,7 +47,7 @@ class RouterStatus:
     conditions: tuple[Condition, ...] = ()
 
     def condition(self, kind: str) -> Condition | None:
-        return next((each for each in self.conditions if each.type == kind), None)
+        return next((condition for condition in self.conditions if condition.type == kind), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +63,10 @@ class Figures:
     def of(cls, routers: Sequence[RouterStatus]) -> Figures:
         """routers: at least one."""
         return cls(
-            max(each.services for each in routers),
-            max(each.pinholes for each in routers),
-            max(each.rejected for each in routers),
-            min(each.generation for each in routers),
+            max(router.services for router in routers),
+            max(router.pinholes for router in routers),
+            max(router.rejected for router in routers),
+            min(router.generation for router in routers),
         )
 
 
@@ -78,14 +78,10 @@ class NftStatus:
     conditions: tuple[Condition, ...] = ()
     figures: Figures = field(default_factory=Figures)
 
-    def condition(self, kind: str) -> Condition | None:
-        return next((each for each in self.conditions if each.type == kind), None)
-
     @property
     def disagree(self) -> bool:
         """Whether a router has reported that rulesets differ."""
-        agreement = self.condition(AGREE)
-        return agreement is not None and not agreement.holds
+        return next((not condition.holds for condition in self.conditions if condition.type == AGREE), False)
 
 
 class Confirmation(StrEnum):
@@ -101,10 +97,10 @@ def parse_status(raw: object) -> NftStatus:
     """The status from its API form, without entries that are not ours."""
     try:
         status = mapping(raw, "status")
-        routers = sequence(status.get("routers"), "status.routers")[:_MANY]
+        routers = map(_router, sequence(status.get("routers"), "status.routers")[:_MANY])
         return NftStatus(
-            tuple(sorted((found for each in routers if (found := _router(each))), key=lambda router: router.name)),
-            _conditions(status.get("conditions")),
+            tuple(sorted(filter(None, routers), key=lambda router: router.name)),
+            _conditions(status),
             _figures(status),
         )
     except Malformed:
@@ -113,17 +109,19 @@ def parse_status(raw: object) -> NftStatus:
 
 def _figures(status: Mapping[str, object]) -> Figures:
     """generation: from the routers' own conditions, not from those of others."""
-    conditions = (mapping(each, "a condition") for each in sequence(status.get("conditions"), "conditions")[:_MANY])
-    observed = [_number(each, "observedGeneration") for each in conditions if each.get("type") in (*SUMMED, AGREE)]
+    own = (condition for condition in _raw_conditions(status) if condition.get("type") in (*SUMMED, AGREE))
     return Figures(
-        _number(status, "services"), _number(status, "pinholes"), _number(status, "rejected"), min(observed, default=0)
+        _number(status, "services"),
+        _number(status, "pinholes"),
+        _number(status, "rejected"),
+        min((_number(condition, "observedGeneration") for condition in own), default=0),
     )
 
 
 def _router(raw: object) -> RouterStatus | None:
     try:
         entry = mapping(raw, "an entry of status.routers")
-        conditions = _conditions(entry.get("conditions"))
+        conditions = _conditions(entry)
     except Malformed:
         return None
     name = entry.get("name")
@@ -142,13 +140,22 @@ def _router(raw: object) -> RouterStatus | None:
     )
 
 
-def _conditions(raw: object) -> tuple[Condition, ...]:
-    conditions = (mapping(each, "a condition") for each in sequence(raw, "conditions")[:_MANY])
+def _conditions(entry: Mapping[str, object]) -> tuple[Condition, ...]:
     return tuple(
-        Condition(_text(each, "type"), each.get("status") == "True", _text(each, "reason"), _text(each, "message"),
-                  _text(each, "lastTransitionTime"))
-        for each in conditions
-    )  # fmt: skip
+        Condition(
+            _text(condition, "type"),
+            condition.get("status") == "True",
+            _text(condition, "reason"),
+            _text(condition, "message"),
+            _text(condition, "lastTransitionTime"),
+        )
+        for condition in _raw_conditions(entry)
+    )
+
+
+def _raw_conditions(entry: Mapping[str, object]) -> list[Mapping[str, object]]:
+    conditions = sequence(entry.get("conditions"), "conditions")[:_MANY]
+    return [mapping(condition, "a condition") for condition in conditions]
 
 
 def _text(entry: Mapping[str, object], key: str) -> str:
