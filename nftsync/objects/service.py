@@ -19,6 +19,8 @@ from nftsync.objects.ratelimit import RateLimit, RateLimitError, parse_ratelimit
 RATELIMIT_ANNOTATION = "ratelimit"
 SOURCE_RANGES_ANNOTATION = "service.beta.kubernetes.io/load-balancer-source-ranges"
 
+Refusal = tuple[Reason, str]  # of a part of the Service, with a sentence
+
 _TIMESTAMP = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z")  # metav1.Time
 
 
@@ -77,12 +79,11 @@ def parse_service(raw: object, before: Service | None) -> Service | None:
         if spec.get("type") != "LoadBalancer":
             return None  # even if its status lists addresses
         return _parse_service(service, spec, before.limit if before else None, name, uid)
-    except Malformed as fault:
+    except Malformed as error:
         stays = "its previous version stays" if before else "it opens nothing"
-        refused = (Rejection(ObjectRef("Service", str(name), uid), Reason.MALFORMED, f"{fault}; {stays}"),)
-        if before is not None:
-            return replace(before, rejections=refused)
-        return Service(name, uid, "", "", (), (), (), None, refused)
+        closed = Service(name, uid, "", "", (), (), (), None, ())
+        rejection = Rejection(closed.ref, Reason.MALFORMED, f"{error}; {stays}")
+        return replace(before or closed, rejections=(rejection,))
 
 
 def _parse_service(
@@ -91,7 +92,7 @@ def _parse_service(
     metadata = mapping(service.get("metadata"), "metadata")
     annotations = mapping(metadata.get("annotations"), "metadata.annotations")
     created, load_balancer_class = metadata.get("creationTimestamp"), spec.get("loadBalancerClass")
-    refusals = _Refusals(name, uid)
+    refusals: list[Refusal] = []
     return Service(
         name=name,
         uid=uid,
@@ -101,55 +102,41 @@ def _parse_service(
         ports=tuple(dict.fromkeys(_ports(spec, refusals))),
         sources=_sources(spec, annotations, refusals),
         limit=_limit(annotations, limited, refusals),
-        rejections=tuple(refusals.refused),
+        rejections=tuple(Rejection(ObjectRef("Service", str(name), uid), *refusal) for refusal in refusals),
     )
 
 
-class _Refusals:
-    """Collects the rejections of one object during parsing."""
-
-    def __init__(self, name: Name, uid: str) -> None:
-        self._name = name
-        self._uid = uid
-        self.refused: list[Rejection] = []
-
-    def add(self, reason: Reason, message: str) -> None:
-        self.refused.append(Rejection(ObjectRef("Service", str(self._name), self._uid), reason, message))
-
-
-def _addresses(service: Mapping[str, object], refusals: _Refusals) -> Iterator[Address]:
-    status = mapping(service.get("status"), "status")
-    load_balancer = mapping(status.get("loadBalancer"), "status.loadBalancer")
+def _addresses(service: Mapping[str, object], refusals: list[Refusal]) -> Iterator[Address]:
+    load_balancer = mapping(mapping(service.get("status"), "status").get("loadBalancer"), "status.loadBalancer")
     for entry in sequence(load_balancer.get("ingress"), "status.loadBalancer.ingress"):
         text = mapping(entry, "an entry of status.loadBalancer.ingress").get("ip")
-        if text is None or text == "":
-            continue  # a host name opens nothing
         try:
-            yield parse_address(text)
-        except ValueError as fault:
-            refusals.add(Reason.INVALID_ADDRESS, f"status.loadBalancer.ingress: {fault}")
+            if text not in (None, ""):  # a host name opens nothing
+                yield parse_address(text)
+        except ValueError as error:
+            refusals.append((Reason.INVALID_ADDRESS, f"status.loadBalancer.ingress: {error}"))
 
 
-def _ports(spec: Mapping[str, object], refusals: _Refusals) -> Iterator[Port]:
+def _ports(spec: Mapping[str, object], refusals: list[Refusal]) -> Iterator[Port]:
     for entry in sequence(spec.get("ports"), "spec.ports"):
         port = mapping(entry, "an entry of spec.ports")
         number, protocol = port.get("port"), port.get("protocol")
-        if protocol is None or protocol == "":
+        if protocol in (None, ""):
             protocol = "TCP"
         if type(number) is not int or not 1 <= number <= 65535:
-            refusals.add(Reason.INVALID_PORT, f"spec.ports: port {quote(number)} is not a whole number from 1 to 65535")
-        elif not isinstance(protocol, str) or protocol not in _PROTOCOLS:
-            message = f"spec.ports: protocol {quote(protocol)} of port {number} is not TCP, UDP or SCTP"
-            refusals.add(Reason.INVALID_PROTOCOL, message)
+            refusals.append(
+                (Reason.INVALID_PORT, f"spec.ports: port {quote(number)} is not a whole number from 1 to 65535")
+            )
+        elif not isinstance(protocol, str) or protocol not in Protocol.__members__:
+            refusals.append(
+                (Reason.INVALID_PROTOCOL, f"spec.ports: protocol {quote(protocol)} of port {number} is not TCP, UDP or SCTP")
+            )
         else:
-            yield Port(_PROTOCOLS[protocol], number)
-
-
-_PROTOCOLS = {"TCP": Protocol.TCP, "UDP": Protocol.UDP, "SCTP": Protocol.SCTP}
+            yield Port(Protocol[protocol], number)
 
 
 def _sources(
-    spec: Mapping[str, object], annotations: Mapping[str, object], refusals: _Refusals
+    spec: Mapping[str, object], annotations: Mapping[str, object], refusals: list[Refusal]
 ) -> tuple[Network, ...] | None:
     """The source ranges that may pass, or None for everybody.
 
@@ -165,12 +152,12 @@ def _sources(
     for text in ranges:
         try:
             networks.append(parse_source_range(text))
-        except ValueError as fault:
-            refusals.add(Reason.INVALID_SOURCE_RANGE, f"source range {fault}; it opens nothing")
+        except ValueError as error:
+            refusals.append((Reason.INVALID_SOURCE_RANGE, f"source range {error}; it opens nothing"))
     return collapse(networks)
 
 
-def _limit(annotations: Mapping[str, object], before: RateLimit | None, refusals: _Refusals) -> RateLimit | None:
+def _limit(annotations: Mapping[str, object], before: RateLimit | None, refusals: list[Refusal]) -> RateLimit | None:
     """The annotation's limit; the previous limit stays if the annotation is invalid."""
     text = annotations.get(RATELIMIT_ANNOTATION)
     if text is None:
@@ -179,9 +166,7 @@ def _limit(annotations: Mapping[str, object], before: RateLimit | None, refusals
         if not isinstance(text, str):
             raise RateLimitError(f"{quote(text)} is not a text: put it in quotes")
         return parse_ratelimit(text)
-    except RateLimitError as fault:
+    except RateLimitError as error:
         stays = f"the previous limit, {before}, stays" if before else "the Service is not limited"
-        refusals.add(Reason.INVALID_RATELIMIT, f"annotation {RATELIMIT_ANNOTATION}: {fault}; {stays}")
+        refusals.append((Reason.INVALID_RATELIMIT, f"annotation {RATELIMIT_ANNOTATION}: {error}; {stays}"))
         return before
-
-
