@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, collapse_addresses, ip_address, ip_network
@@ -14,10 +14,9 @@ from nftsync.objects.names import quote
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 
-_IPV4_SLOPPY = re.compile(r"([0-9]{1,9})\.([0-9]{1,9})\.([0-9]{1,9})\.([0-9]{1,9})")
 _BROADCAST = IPv4Address("255.255.255.255")
-_PREFIX_LENGTH = re.compile(r"[0-9]{1,3}")
 _LONGEST = 128  # characters; two IPv6 addresses and a dash need 79
+_LEADING_ZEROS = re.compile(r"(?<![0-9/])0{1,8}(?=[0-9])")  # of an octet, which can have 9 digits
 _CIDR = re.compile(r"[0-9A-Fa-f.:]{2,45}/[0-9]{1,3}")
 
 
@@ -26,17 +25,33 @@ def parse_address(text: object) -> Address:
 
     Raises ValueError with a sentence.
     """
-    try:
-        if not isinstance(text, str) or "%" in text:  # a zone could hold anything
-            raise ValueError
-        address = ip_address(text)
-    except ValueError:
-        raise ValueError(f"{quote(text)} is not an IP address") from None
-    if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
-        raise ValueError(f"{quote(text)} is an IPv4 address in IPv6 notation: write {address.ipv4_mapped}")
-    if address.is_unspecified or address.is_loopback or address.is_multicast or address.is_link_local or address == _BROADCAST:
+    address = plain_address(text)
+    if address is None:
+        raise ValueError(f"{quote(text)} is not an IP address")
+    if unmapped(address) is not address:
+        raise ValueError(f"{quote(text)} is an IPv4 address in IPv6 notation: write {unmapped(address)}")
+    if (
+        address.is_unspecified
+        or address.is_loopback
+        or address.is_multicast
+        or address.is_link_local
+        or address == _BROADCAST
+    ):
         raise ValueError(f"{quote(text)} can never be a Service's address")
     return address
+
+
+def plain_address(text: object) -> Address | None:
+    """The address in a text. None if it is no address, or if it has a zone, which could hold anything."""
+    try:
+        return ip_address(text) if isinstance(text, str) and "%" not in text else None
+    except ValueError:
+        return None
+
+
+def unmapped(address: Address) -> Address:
+    """The IPv4 address that an IPv4-mapped IPv6 address stands for; any other address as it is."""
+    return (address.ipv4_mapped or address) if isinstance(address, IPv6Address) else address
 
 
 def parse_source_range(text: object) -> Network:
@@ -45,23 +60,26 @@ def parse_source_range(text: object) -> Network:
     Raises ValueError with a sentence.
     Source: Go's net.ParseCIDR before 1.17 (k8s.io/utils/net.ParseCIDRSloppy).
     """
-    if not isinstance(text, str) or len(text) > 128:
+    if not isinstance(text, str) or len(text) > _LONGEST:
         raise ValueError(f"{quote(text)} is not a CIDR")
-    address, slash, length = text.strip(" \t\r\n").partition("/")
-    if not slash:
+    cidr = text.strip(" \t\r\n")
+    if "/" not in cidr:
         raise ValueError(f"{quote(text)} has no prefix length: write e.g. 192.0.2.1/32")
-    if not _PREFIX_LENGTH.fullmatch(length) or "%" in address:
+    network = _network(cidr if ":" in cidr else _LEADING_ZEROS.sub("", cidr))
+    if network is None:
         raise ValueError(f"{quote(text)} is not a CIDR such as 192.0.2.0/24")
-    try:
-        if octets := _IPV4_SLOPPY.fullmatch(address):
-            return IPv4Network((".".join(str(int(octet)) for octet in octets.groups()), int(length)), strict=False)
-        network = IPv6Network((address, int(length)), strict=False)
-    except ValueError:
-        raise ValueError(f"{quote(text)} is not a CIDR such as 192.0.2.0/24") from None
-    mapped = network.network_address.ipv4_mapped
-    if mapped is not None and network.prefixlen >= 96:
+    mapped = unmapped(network.network_address)
+    if mapped.version != network.version and network.prefixlen >= 96:
         raise ValueError(f"{quote(text)} is an IPv4 range in IPv6 notation: write {mapped}/{network.prefixlen - 96}")
     return network
+
+
+def _network(text: str) -> Network | None:
+    """The network in a CIDR, without its host bits; None if it is no CIDR."""
+    try:
+        return ip_network(text, strict=False) if _CIDR.fullmatch(text) else None
+    except ValueError:
+        return None
 
 
 def collapse(networks: list[Network]) -> tuple[Network, ...]:
@@ -103,7 +121,9 @@ class Range(NamedTuple):
         return f"{self.first}/{self.first.max_prefixlen + 1 - size.bit_length()}"
 
     def overlaps(self, other: Range) -> bool:
-        return self.version == other.version and int(self.first) <= int(other.last) and int(other.first) <= int(self.last)
+        return (
+            self.version == other.version and int(self.first) <= int(other.last) and int(other.first) <= int(self.last)
+        )
 
     def covers(self, other: Range) -> bool:
         return self.overlaps(other) and int(self.first) <= int(other.first) and int(other.last) <= int(self.last)
@@ -120,10 +140,12 @@ def parse_range(text: object) -> Range:
     """
     if not isinstance(text, str) or len(text) > _LONGEST:
         raise ValueError(f"{quote(text)} is neither a CIDR nor a range of addresses")
-    if "-" not in text:
-        return _parse_cidr(text)
-    first, last = (_parse_end(end.strip(), text) for end in text.split("-", 1))
-    _refuse_mapped(first, text)
+    if "-" in text:
+        first, last = (_end(end.strip(), text) for end in text.split("-", 1))
+    else:
+        first, last = _ends(text)
+    if unmapped(first) is not first:
+        raise ValueError(f"{quote(text)} is IPv4 in IPv6 notation: write it in IPv4 notation")
     if first.version != last.version:
         raise ValueError(f"the range {quote(text)} begins in one address family and ends in another")
     if int(first) > int(last):
@@ -131,31 +153,20 @@ def parse_range(text: object) -> Range:
     return Range(first, last)
 
 
-def _parse_cidr(text: str) -> Range:
-    try:
-        if not _CIDR.fullmatch(text):
-            raise ValueError
-        network = ip_network(text, strict=False)
-    except ValueError:
-        bare = re.fullmatch(r"[0-9.]{7,15}|[0-9A-Fa-f:.]{2,45}", text)
-        hint = f": for one address write {text}/{128 if ':' in text else 32}" if bare else ""
-        raise ValueError(f"{quote(text)} is neither a CIDR nor a range of addresses{hint}") from None
-    _refuse_mapped(network.network_address, text)
+def _end(end: str, text: str) -> Address:
+    address = plain_address(end)
+    if address is None:
+        raise ValueError(f"{quote(end)} in the range {quote(text)} is not an IP address")
+    return address
+
+
+def _ends(cidr: str) -> Range:
+    network = _network(cidr)
+    if network is None:
+        bare = re.fullmatch(r"[0-9.]{7,15}|[0-9A-Fa-f:.]{2,45}", cidr)
+        hint = f": for one address write {cidr}/{128 if ':' in cidr else 32}" if bare else ""
+        raise ValueError(f"{quote(cidr)} is neither a CIDR nor a range of addresses{hint}")
     return Range.of(network)
-
-
-def _parse_end(end: str, text: str) -> Address:
-    try:
-        if "%" in end:  # a zone could hold anything
-            raise ValueError
-        return ip_address(end)
-    except ValueError:
-        raise ValueError(f"{quote(end)} in the range {quote(text)} is not an IP address") from None
-
-
-def _refuse_mapped(first: Address, text: str) -> None:
-    if isinstance(first, IPv6Address) and first.ipv4_mapped is not None:
-        raise ValueError(f"{quote(text)} is IPv4 in IPv6 notation: write it in IPv4 notation")
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,24 +201,16 @@ class AddressSet:
         return AddressSet.of((*self.ranges, *other.ranges))
 
     def __and__(self, other: AddressSet) -> AddressSet:
-        return AddressSet.of(self._shared(other))
-
-    def _shared(self, other: AddressSet) -> Iterator[Range]:
-        for mine in self.ranges:
-            for theirs in other.overlapping(mine):
-                yield Range(max(mine.first, theirs.first, key=int), min(mine.last, theirs.last, key=int))
+        return self - (self - other)
 
     def __sub__(self, other: AddressSet) -> AddressSet:
         return AddressSet(tuple(part for each in self.ranges for part in _without(each, other.overlapping(each))))
 
-    def overlapping(self, part: Range) -> Iterator[Range]:
+    def overlapping(self, part: Range) -> tuple[Range, ...]:
         """The ranges that share an address with `part`. Bisects: a set can have thousands."""
-        for place in range(max(bisect_right(self.ranges, part.position(), key=Range.position) - 1, 0), len(self.ranges)):
-            each = self.ranges[place]
-            if each.overlaps(part):
-                yield each
-            elif each.position() > part.position():
-                return
+        start = bisect_left(self.ranges, part.position(), key=lambda each: (each.version, int(each.last)))
+        end = bisect_right(self.ranges, (part.version, int(part.last)), key=Range.position)
+        return self.ranges[start:end]
 
 
 def _without(each: Range, holes: Iterable[Range]) -> Iterator[Range]:

@@ -10,9 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from ipaddress import IPv6Address, ip_address
 
-from nftsync.objects.address import Address, Range, parse_range
+from nftsync.objects.address import Address, Range, parse_range, plain_address, unmapped
 from nftsync.objects.names import Malformed, Name, ObjectRef, Reason, Rejection, identify, mapping, quote, sequence
 
 CONFIG_MAP = "config"  # its name, and the key in it
@@ -216,13 +215,10 @@ def parse_addresses(value: object, what: str) -> tuple[Range, ...]:
 
 def parse_peer_address(value: object, what: str) -> Address:
     """The address of a BGP speaker. Raises ValueError."""
-    try:
-        if not isinstance(value, str) or "%" in value:
-            raise ValueError
-        address = ip_address(value)
-        return (address.ipv4_mapped or address) if isinstance(address, IPv6Address) else address
-    except ValueError:
-        raise Malformed(f"{what} {quote(value)} is not an IP address") from None
+    address = plain_address(value)
+    if address is None:
+        raise Malformed(f"{what} {quote(value)} is not an IP address")
+    return unmapped(address)
 
 
 def _texts(value: object, what: str) -> frozenset[str]:
