@@ -15,7 +15,8 @@ from nftsync.cli.questions import add_questions, diff
 from nftsync.config import InputError
 from nftsync.daemon import logs
 from nftsync.daemon.logs import LogFormat
-from nftsync.objects.ratelimit import RateLimitError, parse_ratelimit
+from nftsync.objects.names import Malformed
+from nftsync.objects.ratelimit import parse_ratelimit
 from nftsync.ruleset.text import render
 
 _PATHS: dict[str, Any] = {"type": Path, "nargs": "+", "action": "extend", "metavar": "PATH"}
@@ -137,7 +138,7 @@ def _render(options: argparse.Namespace) -> int:
 def _ratelimit(options: argparse.Namespace) -> int:
     try:
         print(parse_ratelimit(" ".join(options.text)))
-    except RateLimitError as fault:
+    except Malformed as fault:
         return fail(WRONG, str(fault))
     return 0
 

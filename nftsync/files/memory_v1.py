@@ -17,7 +17,7 @@ from nftsync.files.sealed import read_sealed
 from nftsync.objects.address import Network
 from nftsync.objects.names import Name
 from nftsync.objects.nft import parse_spec
-from nftsync.objects.ratelimit import RateLimit, parse_ratelimit, parse_statement
+from nftsync.objects.ratelimit import RateLimit, parse_ratelimit
 from nftsync.objects.service import Port, Protocol, Service
 from nftsync.plan.memory import Facts, Memory, parse_pools
 
@@ -98,7 +98,7 @@ def _pinholes(text: str) -> _Found:
         for element in _elements(block[0]):
             if name.startswith(("pools", "dropped")):
                 continue
-            key, _, statement = element.partition(" limit ")
+            key, _, statement = element.partition(" limit rate over ")
             address, protocol, number, *source = key.split(" . ")
             place = address, Port(Protocol(protocol), int(number))
             if name.startswith("services"):
@@ -106,7 +106,7 @@ def _pinholes(text: str) -> _Found:
             elif name.startswith("sources"):
                 sources[place] = (sources.get(place) or set()) | {ip_network(source[0])}
             else:
-                limits[place] = parse_statement(f"limit {statement}")
+                limits[place] = parse_ratelimit(statement)
     return sources, limits
 
 

@@ -10,7 +10,9 @@ Sources: nft(8), "LIMIT STATEMENT"; net/netfilter/nft_limit.c of the kernel for 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+from nftsync.objects.names import Malformed
 
 BYTE_UNITS = {"bytes": 1, "kbytes": 1024, "mbytes": 1024 * 1024}
 TIME_UNITS = {"second": 1, "minute": 60, "hour": 3600, "day": 86400, "week": 604800}
@@ -18,7 +20,6 @@ TIME_UNITS = {"second": 1, "minute": 60, "hour": 3600, "day": 86400, "week": 604
 EXAMPLES = "write e.g. '2 mbytes/second burst 512 kbytes' or '400/minute burst 10 packets'"
 MAX_LENGTH = 128  # characters; the longest sensible limit has about 60
 
-_OVER = "limit rate over "  # the beginning of a statement
 _NSEC = 1_000_000_000
 _U64 = 1 << 64
 _U32 = 1 << 32
@@ -38,10 +39,6 @@ _COMPLAINTS = {
     r"[ \t]*-": "has a negative number",
     r"[ \t]*[0-9]+[ \t]+[a-z]+/[ \t]": "has a blank after the '/', which nft refuses there",
 }
-
-
-class RateLimitError(ValueError):
-    """A text that is no rate limit; the message names the fault and a valid form."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,99 +67,86 @@ class RateLimit:
 
         nft 1.0.6 refuses an element without a burst or with burst 0, so one byte stands for none.
         """
-        if self.packets:
-            return f"{_OVER}{self}"
-        return f"{_OVER}{_bytes(self.rate)}/{self.per} burst {_bytes(max(self.burst, 1))}"
-
-
-def parse_statement(statement: str) -> RateLimit:
-    """The inverse of `RateLimit.statement`. Raises RateLimitError."""
-    return parse_ratelimit(statement.removeprefix(_OVER))
+        return f"limit rate over {replace(self, burst=max(self.burst, 1))}"
 
 
 def parse_ratelimit(text: str) -> RateLimit:
     """Parse an annotation's value.
 
-    Raises RateLimitError for another grammar, rate 0, or a number too large for the kernel.
+    Raises Malformed for another grammar, rate 0, or a number too large for the kernel. The message
+    names the fault and, for another grammar, a valid form.
     """
-    shown = ascii(text[:MAX_LENGTH])
+    quoted = ascii(text[:MAX_LENGTH])
     if len(text) > MAX_LENGTH:
-        raise RateLimitError(f"{shown}… is longer than {MAX_LENGTH} characters; {EXAMPLES}")
+        raise Malformed(f"{quoted}… is longer than {MAX_LENGTH} characters; {EXAMPLES}")
     match = _LIMIT.fullmatch(text)
     if match is None:
-        raise RateLimitError(f"{shown} {_what_is_wrong(text)}; {EXAMPLES}")
-    unit, per, burst_unit = match["unit"], match["time"], match["burst_unit"]
-    packets = unit is None
+        raise Malformed(f"{quoted} {_what_is_wrong(text)}; {EXAMPLES}")
+    unit, per = match["unit"], match["time"]
     if per not in TIME_UNITS:
-        raise RateLimitError(f"{shown}: the time unit '{per}' is not one of {_names(TIME_UNITS)}; {EXAMPLES}")
+        raise Malformed(f"{quoted}: the time unit '{per}' is not one of {', '.join(TIME_UNITS)}; {EXAMPLES}")
     if unit is not None and unit not in BYTE_UNITS:
-        raise RateLimitError(f"{shown}: the unit '{unit}' is not one of {_names(BYTE_UNITS)} (packets have none); {EXAMPLES}")
-    rate = _integer(match["rate"], shown) * BYTE_UNITS[unit or "bytes"]
-    parse_burst = _packet_burst if packets else _byte_burst
-    burst = parse_burst(match["burst"], burst_unit, shown)
-    limit = RateLimit(rate, per, burst, packets)
-    _check_bounds(limit, shown)
+        units = ", ".join(BYTE_UNITS)
+        raise Malformed(f"{quoted}: the unit '{unit}' is not one of {units} (packets have none); {EXAMPLES}")
+    rate = _integer(match["rate"], quoted) * BYTE_UNITS[unit or "bytes"]
+    limit = RateLimit(rate, per, _burst(match, quoted), packets=unit is None)
+    _check_bounds(limit, quoted)
     return limit
 
 
-def _packet_burst(burst: str | None, unit: str | None, shown: str) -> int:
+def _burst(match: re.Match[str], quoted: str) -> int:
+    packets, burst, unit = match["unit"] is None, match["burst"], match["burst_unit"]
     if burst is None:
-        return _DEFAULT_PACKET_BURST
-    if unit != "packets":
-        raise RateLimitError(f"{shown}: the burst of a packet rate is counted in 'packets', not '{unit}'; {EXAMPLES}")
-    value = _integer(burst, shown)
-    if value == 0:
-        raise RateLimitError(f"{shown}: a burst of 0 packets would let nothing pass; the smallest is 1")
+        return _DEFAULT_PACKET_BURST if packets else 0
+    units = {"packets": 1} if packets else BYTE_UNITS
+    if unit not in units:
+        kind, words = ("packet", "'packets'") if packets else ("byte", ", ".join(units))
+        raise Malformed(f"{quoted}: the burst of a {kind} rate is counted in {words}, not '{unit}'; {EXAMPLES}")
+    value = _integer(burst, quoted) * units[unit]
+    if packets and value == 0:
+        raise Malformed(f"{quoted}: a burst of 0 packets would let nothing pass; the smallest is 1")
     return value
 
 
-def _byte_burst(burst: str | None, unit: str | None, shown: str) -> int:
-    if burst is None:
-        return 0
-    if unit not in BYTE_UNITS:
-        raise RateLimitError(f"{shown}: the burst of a byte rate is counted in {_names(BYTE_UNITS)}, not '{unit}'; {EXAMPLES}")
-    return _integer(burst, shown) * BYTE_UNITS[unit]
-
-
-def _check_bounds(limit: RateLimit, shown: str) -> None:
+def _check_bounds(limit: RateLimit, quoted: str) -> None:
     """Refuse limits that the kernel refuses with EOVERFLOW, wraps silently, or cannot measure.
 
     Source: nft_limit.c.
     """
     nanoseconds = TIME_UNITS[limit.per] * _NSEC
     if limit.rate == 0:
-        raise RateLimitError(f"{shown}: a rate of 0 is no limit; the smallest is 1")
+        raise Malformed(f"{quoted}: a rate of 0 is no limit; the smallest is 1")
     if limit.burst >= _U32:
         unit = "packets" if limit.packets else "bytes"
-        raise RateLimitError(f"{shown}: the burst is too large; it must stay below {_U32} {unit}")
+        raise Malformed(f"{quoted}: the burst is too large; it must stay below {_U32} {unit}")
+    if limit.packets and limit.rate > nanoseconds:
+        raise Malformed(f"{quoted}: the rate is too large; the kernel counts at most one packet a nanosecond")
     if limit.packets:
-        if limit.rate > nanoseconds:
-            raise RateLimitError(f"{shown}: the rate is too large; the kernel counts at most one packet a nanosecond")
-        if nanoseconds // limit.rate * limit.burst >= _U64:
-            largest = (_U64 - 1) // (nanoseconds // limit.rate)
-            raise RateLimitError(f"{shown}: the burst is too large for this rate; the kernel takes at most {largest} packets")
+        largest = (_U64 - 1) // (nanoseconds // limit.rate)
+        if limit.burst > largest:
+            raise Malformed(
+                f"{quoted}: the burst is too large for this rate; the kernel takes at most {largest} packets"
+            )
     elif nanoseconds * (limit.rate + max(limit.burst, 1)) >= _U64:
         largest = (_U64 - 1) // nanoseconds
-        raise RateLimitError(f"{shown}: rate and burst together are too large; at most {largest} bytes/{limit.per}")
+        raise Malformed(f"{quoted}: rate and burst together are too large; at most {largest} bytes/{limit.per}")
 
 
-def _integer(digits: str, shown: str) -> int:
+def _integer(digits: str, quoted: str) -> int:
     if len(digits) > 1 and digits.startswith("0"):
-        raise RateLimitError(f"{shown}: '{digits[:20]}' has a leading zero, which nft reads as octal; write it without the zero")
+        raise Malformed(
+            f"{quoted}: '{digits[:20]}' has a leading zero, which nft reads as octal; write it without the zero"
+        )
     if len(digits) > 20:  # 2**64 has 20 digits
-        raise RateLimitError(f"{shown}: the number '{digits[:20]}…' is too large")
+        raise Malformed(f"{quoted}: the number '{digits[:20]}…' is too large")
     return int(digits)
 
 
 def _what_is_wrong(text: str) -> str:
     """The most helpful complaint about a text that does not fit the grammar."""
-    for pattern, complaint in _COMPLAINTS.items():
-        if re.match(pattern, text):
-            return complaint
-    accepted = _LIMIT.match(text)
-    if accepted and accepted.end():
-        return f"has extra text after the limit: {text[accepted.end():][:40]!a}"
-    return "is not a rate limit"
+    limit = _LIMIT.match(text)
+    complaint = f"has extra text after the limit: {text[limit.end() :][:40]!a}" if limit else "is not a rate limit"
+    return next((known for pattern, known in _COMPLAINTS.items() if re.match(pattern, text)), complaint)
 
 
 def _bytes(count: int) -> str:
@@ -170,7 +154,3 @@ def _bytes(count: int) -> str:
         if count and count % BYTE_UNITS[unit] == 0:
             return f"{count // BYTE_UNITS[unit]} {unit}"
     return f"{count} bytes"
-
-
-def _names(units: dict[str, int]) -> str:
-    return ", ".join(units)

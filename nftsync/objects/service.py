@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from nftsync.objects.address import Address, Network, collapse, parse_address, parse_source_range
 from nftsync.objects.names import Malformed, Name, ObjectRef, Reason, Rejection, identify, mapping, quote, sequence
-from nftsync.objects.ratelimit import RateLimit, RateLimitError, parse_ratelimit
+from nftsync.objects.ratelimit import RateLimit, parse_ratelimit
 
 RATELIMIT_ANNOTATION = "ratelimit"
 SOURCE_RANGES_ANNOTATION = "service.beta.kubernetes.io/load-balancer-source-ranges"
@@ -164,9 +164,9 @@ def _limit(annotations: Mapping[str, object], before: RateLimit | None, refusals
         return None
     try:
         if not isinstance(text, str):
-            raise RateLimitError(f"{quote(text)} is not a text: put it in quotes")
+            raise Malformed(f"{quote(text)} is not a text: put it in quotes")
         return parse_ratelimit(text)
-    except RateLimitError as error:
+    except Malformed as error:
         stays = f"the previous limit, {before}, stays" if before else "the Service is not limited"
         refusals.append((Reason.INVALID_RATELIMIT, f"annotation {RATELIMIT_ANNOTATION}: {error}; {stays}"))
         return before

@@ -15,7 +15,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from nftsync.objects.ratelimit import BYTE_UNITS, EXAMPLES, RateLimit, RateLimitError, parse_ratelimit
+from nftsync.objects.names import Malformed
+from nftsync.objects.ratelimit import BYTE_UNITS, EXAMPLES, RateLimit, parse_ratelimit
 from tests.support import Netns, limits, seconds
 
 KBYTE, MBYTE = 1024, 1024 * 1024
@@ -112,7 +113,7 @@ def test_a_limit_is_understood_and_normalised(text: str, meaning: tuple[RateLimi
 
 @pytest.mark.parametrize(("text", "wrong"), REFUSED.items())
 def test_a_wrong_limit_is_refused_with_a_sentence_that_says_what_is_wrong_and_what_is_right(text: str, wrong: str) -> None:
-    with pytest.raises(RateLimitError) as refused:
+    with pytest.raises(Malformed) as refused:
         parse_ratelimit(text)
     message = str(refused.value)
     assert wrong in message
@@ -148,7 +149,7 @@ near_misses = st.lists(words, max_size=12).map("".join) | st.lists(words, max_si
 def test_no_text_ends_in_anything_but_a_limit_or_a_sentence_on_one_line(text: str) -> None:
     try:
         limit = parse_ratelimit(text)
-    except RateLimitError as refused:
+    except Malformed as refused:
         message = str(refused)
         assert message.isprintable()
     else:
@@ -238,7 +239,7 @@ def check_against_kernel(netns: Netns, texts: list[str]) -> None:
     for text in texts:
         try:
             accepted[text] = parse_ratelimit(text)
-        except RateLimitError:
+        except Malformed:
             continue
     as_rules, as_elements = load(netns, accepted)
     assert as_rules == accepted
@@ -274,5 +275,5 @@ def test_the_sizes_that_wrap_in_nft_are_refused_although_nft_says_nothing(netns:
         assert text not in netns.command(
             "nft", "list", "chain", "inet", "trial", "chained"
         ), "nft took it and it became another limit"
-        with pytest.raises(RateLimitError):
+        with pytest.raises(Malformed):
             parse_ratelimit(text)
