@@ -26,9 +26,8 @@ from nftsync.kernel.nft import Kernel
 from nftsync.objects.nft import parse_nft
 from nftsync.objects.service import parse_service
 from nftsync.policy.pinholes import Desired
-from nftsync.ruleset.elements import ruleset
-from nftsync.ruleset.tables import Ruleset, Settings
-from nftsync.ruleset.transaction import transaction
+from nftsync.ruleset.tables import Ruleset, Settings, ruleset
+from nftsync.ruleset.text import transaction
 from tests.lab.lab import Flood, Lab
 
 PATIENCE = 60.0  # seconds until something that always happens is taken to have failed: a busy machine is no fault

@@ -26,8 +26,7 @@ from nftsync.objects.names import Name
 from nftsync.objects.ratelimit import RateLimit
 from nftsync.objects.service import Port, Protocol, Service
 from nftsync.policy.pinholes import Desired
-from nftsync.ruleset.elements import ruleset
-from nftsync.ruleset.tables import INET, NAME, NETDEV, Elements, Ruleset, Settings
+from nftsync.ruleset.tables import INET, NAME, NETDEV, Elements, Ruleset, Settings, ruleset
 
 ROOT = Path(__file__).parent.parent
 

@@ -21,8 +21,7 @@ from nftsync.objects.kinds import metallb, nfts
 from nftsync.objects.metallb import MetalLBConfig, Pool
 from nftsync.objects.names import Malformed, ObjectRef, Reason, Rejection
 from nftsync.objects.nft import METALLB_NAMESPACE, Nft, parse_nft
-from nftsync.policy.guard import Guard
-from nftsync.policy.pools import judge
+from nftsync.policy.guard import Guard, judge
 
 
 @dataclass(frozen=True, slots=True)

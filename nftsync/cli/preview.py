@@ -13,11 +13,10 @@ from nftsync.files.localchainfile import read_local_chain
 from nftsync.objects.address import Local
 from nftsync.objects.names import ObjectRef, Reason, Rejection
 from nftsync.plan.plan import ChainInUse, settings_of
-from nftsync.plan.rejections import refused
-from nftsync.plan.result import Outcome, SyncResult
+from nftsync.plan.result import Outcome, SyncResult, refused
 from nftsync.plan.snapshot import Interfaces, Known, Origin, Snapshot
+from nftsync.policy.guard import PoolTracker
 from nftsync.policy.pinholes import Desired
-from nftsync.policy.pools import PoolTracker
 
 _NO_CHAIN = ChainInUse("")
 _STRICTEST = "there is no such resource: run would apply nothing; this is the strictest ruleset"

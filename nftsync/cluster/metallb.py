@@ -10,7 +10,7 @@ from typing import Any
 from nftsync.cluster.cache import ObjectCache, nobody
 from nftsync.objects.metallb import AddressPool, Advertisement, ConfigMap, Peer, parse_advertisement, parse_peer, parse_pool
 from nftsync.objects.metallb_v0 import parse_config_map
-from nftsync.policy.pools import MetalLBObjects
+from nftsync.policy.guard import MetalLBObjects
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from nftsync.kernel.interfaces import Links
 from nftsync.kernel.nft import Kernel
 from nftsync.plan.memory import BootFacts
 from nftsync.ruleset.tables import Ruleset
-from nftsync.ruleset.transaction import transaction
+from nftsync.ruleset.text import transaction
 
 
 def flush(chosen: Config) -> None:

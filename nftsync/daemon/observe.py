@@ -21,7 +21,7 @@ from nftsync.objects.service import Service
 from nftsync.plan.memory import Facts
 from nftsync.plan.snapshot import Interfaces, Known, LocalChain, Origin, Snapshot
 from nftsync.policy.confirm import Confirming
-from nftsync.policy.pools import PoolTracker
+from nftsync.policy.guard import PoolTracker
 
 
 class Network(Protocol):

@@ -21,17 +21,14 @@ from nftsync.objects.address import Address
 from nftsync.objects.names import Name, Rejection
 from nftsync.objects.service import Service
 from nftsync.plan.blame import learn, lines_of
-from nftsync.plan.changes import changes_between, summary
 from nftsync.plan.memory import BootFacts
 from nftsync.plan.plan import ChainInUse, Found, Left, Plan, elements_of_ours, plan, tables_digest, undecided_of, wanted_ruleset
-from nftsync.plan.rejections import refused
-from nftsync.plan.result import Outcome, SyncResult
+from nftsync.plan.result import Outcome, SyncResult, changes_between, refused, summary
 from nftsync.plan.snapshot import Known, Origin, Snapshot
 from nftsync.policy.confirm import Confirming
 from nftsync.policy.pinholes import Desired, Pinhole, pinholes_of
-from nftsync.ruleset.elements import elements, open_keys
-from nftsync.ruleset.tables import INET, Ruleset, Table
-from nftsync.ruleset.transaction import transaction
+from nftsync.ruleset.tables import INET, Ruleset, Table, elements, open_keys
+from nftsync.ruleset.text import transaction
 
 TRIES = 20  # transactions of one sync at most; each one leaves out the refused parts
 SOMEBODY = "somebody else"  # if the kernel does not name the program that changed our tables

@@ -13,9 +13,9 @@ from nftsync.files.bootmark import BootMark
 from nftsync.files.journal import Journal
 from nftsync.objects.names import Name
 from nftsync.objects.service import Service
-from nftsync.plan.applied import Applied
 from nftsync.plan.memory import BootFacts, Facts
 from nftsync.plan.plan import Left, Plan
+from nftsync.plan.result import Applied
 from nftsync.plan.snapshot import Snapshot
 from nftsync.policy.confirm import Confirming
 from nftsync.policy.pinholes import Pinhole

@@ -16,9 +16,8 @@ from nftsync.objects.names import Name
 from nftsync.plan.plan import Plan
 from nftsync.plan.snapshot import Verdicts
 from nftsync.policy.pinholes import Pinhole
-from nftsync.ruleset.elements import pinhole_key
-from nftsync.ruleset.tables import INET, LOCAL_CHAIN, NAME, NETDEV, Elements, Ruleset, Table
-from nftsync.ruleset.transaction import transaction
+from nftsync.ruleset.tables import INET, LOCAL_CHAIN, NAME, NETDEV, Elements, Ruleset, Table, pinhole_key
+from nftsync.ruleset.text import transaction
 
 
 class Part(StrEnum):

@@ -10,11 +10,21 @@ from types import MappingProxyType
 from nftsync.plan.memory import BootFacts
 from nftsync.plan.snapshot import LocalChain, Origin, Snapshot
 from nftsync.policy.pinholes import Pinhole
-from nftsync.ruleset.elements import pinhole_key, ruleset
 from nftsync.ruleset.localchain import by_name
-from nftsync.ruleset.tables import INET, LOCAL_CHAIN, NETDEV, Elements, Ruleset, Settings, Table, flags_for, tables
-from nftsync.ruleset.text import render
-from nftsync.ruleset.transaction import transaction
+from nftsync.ruleset.tables import (
+    INET,
+    LOCAL_CHAIN,
+    NETDEV,
+    Elements,
+    Ruleset,
+    Settings,
+    Table,
+    flags_for,
+    pinhole_key,
+    ruleset,
+    tables,
+)
+from nftsync.ruleset.text import render, transaction
 
 _NOTHING: Mapping[str, Elements] = MappingProxyType({})
 

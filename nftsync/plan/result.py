@@ -2,21 +2,120 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from hashlib import blake2b
 
-from nftsync.config import Config, Filters
+from nftsync.config import Config, Filters, PoolMode
 from nftsync.objects.address import Local
-from nftsync.objects.names import Rejection
+from nftsync.objects.names import ObjectRef, Reason, Rejection
 from nftsync.objects.nft import Nft
-from nftsync.plan.changes import Change
-from nftsync.plan.plan import wanted_ruleset
+from nftsync.plan.plan import ChainInUse, wanted_ruleset
 from nftsync.plan.snapshot import Origin, Snapshot
 from nftsync.policy.confirm import Confirming
 from nftsync.policy.guard import UNGUARDED, Guard
 from nftsync.policy.pinholes import Desired, Pinhole
-from nftsync.ruleset.tables import Ruleset, Settings
+from nftsync.ruleset.tables import Ruleset, Settings, Table
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """The changed pinholes of one Service.
+
+    opened: new pinholes.  closed: removed pinholes, as they were.
+    altered: pinholes with other sources, another limit, or another owner, as they are now.
+    """
+
+    service: ObjectRef
+    opened: tuple[Pinhole, ...] = ()
+    closed: tuple[Pinhole, ...] = ()
+    altered: tuple[Pinhole, ...] = ()
+    limit_changed: bool = False
+
+
+def changes_between(before: Mapping[str, Pinhole], after: Mapping[str, Pinhole]) -> tuple[Change, ...]:
+    """The changes from `before` to `after`, ordered by Service name. Both map keys to pinholes."""
+    services: dict[ObjectRef, tuple[list[Pinhole], list[Pinhole], list[Pinhole]]] = {}
+    relimited = set()
+    for key in sorted(before.keys() | after.keys()):
+        old, new = before.get(key), after.get(key)
+        if old == new:
+            continue
+        pinhole = new or old
+        assert pinhole is not None
+        opened, closed, altered = services.setdefault(pinhole.ref, ([], [], []))
+        (opened if old is None else closed if new is None else altered).append(pinhole)
+        if old is not None and new is not None and old.limit != new.limit:
+            relimited.add(pinhole.ref)
+    return tuple(
+        Change(ref, tuple(opened), tuple(closed), tuple(altered), ref in relimited)
+        for ref, (opened, closed, altered) in sorted(services.items(), key=lambda item: item[0].name)
+    )
+
+
+def fingerprint(pinholes: Iterable[Pinhole]) -> int:
+    """A number that identifies a set of pinholes, independent of order.
+
+    The fingerprints of disjoint parts add up to the fingerprint of the whole.
+    """
+    return sum(
+        int.from_bytes(blake2b(f"{each.key} {each.sources} {each.limit}".encode(), digest_size=16).digest()) for each in pinholes
+    )
+
+
+def summary(changes: Iterable[Change]) -> str:
+    """One line with the numbers of opened, closed and changed pinholes."""
+    counts = {"opened": 0, "closed": 0, "changed": 0}
+    for change in changes:
+        for verb, pinholes in (("opened", change.opened), ("closed", change.closed), ("changed", change.altered)):
+            counts[verb] += len(pinholes)
+    return "pinholes: " + (", ".join(f"{count} {verb}" for verb, count in counts.items() if count) or "none changed")
+
+
+@dataclass(slots=True)
+class Applied:
+    """The accepted tables, pinholes and settings.
+
+    tables: None while unknown.  settings: None before the first transaction.
+    fingerprint: of the pinholes.
+    """
+
+    tables: Mapping[str, Table] | None = None
+    pinholes: dict[str, Pinhole] = field(default_factory=dict)
+    settings: Settings | None = None
+    fingerprint: int = 0
+
+    @classmethod
+    def of(cls, tables: Mapping[str, Table], pinholes: dict[str, Pinhole], settings: Settings) -> Applied:
+        return cls(tables, pinholes, settings, fingerprint(pinholes.values()))
+
+    def replace(self, before: Mapping[str, Pinhole], after: Mapping[str, Pinhole]) -> None:
+        """Record that the kernel accepted the pinholes `after` in place of `before`."""
+        for key in before:
+            del self.pinholes[key]
+        self.pinholes.update(after)
+        self.fingerprint += fingerprint(after.values()) - fingerprint(before.values())
+
+
+def refused(
+    s: Snapshot, nft: Nft | None, chain: ChainInUse, pools: Iterable[Rejection], index: Desired
+) -> Iterator[Rejection]:
+    """nft: the last seen version of the resource.  pools: the rejections of MetalLB's objects."""
+    config = s.config
+    if nft is not None:
+        yield from nft.rejections
+    elif s.spec.listed:
+        stays = "the last good settings stay" if s.spec.value else "nftsync applies nothing until you create one"
+        yield Rejection(ObjectRef("Nft", str(config.nft)), Reason.MISSING_SETTINGS, f"there is no such resource; {stays}")
+    if chain.error:
+        yield Rejection(ObjectRef("File", str(config.local_chain)), Reason.INVALID_LOCAL_CHAIN, f"{chain.error}; {chain.instead}")
+    if config.address_policy.pool_mode is not PoolMode.IGNORED:
+        yield from pools
+    for rejection in index.rejections():
+        # While the pools are unknown, nobody knows whether an address is outside of them.
+        if s.pools.origin is not Origin.UNKNOWN or rejection.reason is not Reason.OUTSIDE_POOLS:
+            yield rejection
 
 
 class Outcome(StrEnum):

@@ -8,7 +8,7 @@ from enum import StrEnum
 
 from nftsync.objects.names import ObjectRef, Reason, Rejection
 from nftsync.objects.status import Confirmation
-from nftsync.plan.changes import Change
+from nftsync.plan.result import Change
 from nftsync.policy.pinholes import Pinhole
 
 _NAMED = 8  # the most addresses, and ports of each, that a sentence names

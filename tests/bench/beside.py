@@ -18,8 +18,7 @@ from nftsync.objects.names import Name
 from nftsync.objects.service import Port, Protocol, Service
 from nftsync.policy.pinholes import Desired
 from nftsync.policy.quota import UNCAPPED
-from nftsync.ruleset.elements import ruleset
-from nftsync.ruleset.tables import Settings
+from nftsync.ruleset.tables import Settings, ruleset
 from nftsync.ruleset.text import render
 from tests.bench.measure import Goal, Samples, in_turns, spread, table
 

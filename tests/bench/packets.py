@@ -23,8 +23,7 @@ from nftsync.config import Filters
 from nftsync.objects.nft import NftSpec
 from nftsync.objects.service import parse_service
 from nftsync.policy.pinholes import Desired
-from nftsync.ruleset.elements import ruleset
-from nftsync.ruleset.tables import INET, OPERATOR_SVC, Chain, Ruleset, Settings
+from nftsync.ruleset.tables import INET, OPERATOR_SVC, Chain, Ruleset, Settings, ruleset
 from nftsync.ruleset.text import render
 from tests.bench.measure import NIC, Goal, address_of, in_turns, service, spread, table
 from tests.lab.lab import Lab

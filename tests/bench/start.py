@@ -17,8 +17,7 @@ from nftsync.config import Filters
 from nftsync.objects.nft import parse_nft
 from nftsync.objects.service import parse_service
 from nftsync.policy.pinholes import Desired
-from nftsync.ruleset.elements import ruleset
-from nftsync.ruleset.tables import Settings
+from nftsync.ruleset.tables import Settings, ruleset
 from nftsync.ruleset.text import render
 from tests.apiserver.harness import Programs, find_programs
 from tests.bench.cluster import cluster

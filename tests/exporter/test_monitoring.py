@@ -28,8 +28,7 @@ from nftsync.objects.ratelimit import parse_ratelimit
 from nftsync.policy.pinholes import Pinhole
 from nftsync.report.reachability import Reachability
 from nftsync.report.traffic import CAP, Count, Reading
-from nftsync.ruleset.elements import ruleset
-from nftsync.ruleset.tables import Settings
+from nftsync.ruleset.tables import Settings, ruleset
 from nftsync.ruleset.text import render
 from tests.lab.lab import Lab, Probe
 from tests.lab.namespace import Namespace

@@ -24,8 +24,7 @@ from nftsync.objects.names import Reason
 from nftsync.objects.nft import NftSpec
 from nftsync.plan.memory import Facts
 from nftsync.plan.snapshot import Interfaces, Known, Origin, Snapshot
-from nftsync.policy.guard import UNGUARDED, Guard
-from nftsync.policy.pools import GRACE_PERIOD, MAX_GRACE_PERIOD, judge
+from nftsync.policy.guard import GRACE_PERIOD, MAX_GRACE_PERIOD, UNGUARDED, Guard, judge
 
 
 def pool(name: str, *texts: str, advertised: bool = True) -> Pool:

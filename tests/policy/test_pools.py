@@ -23,7 +23,7 @@ from nftsync.config import AddressPolicy
 from nftsync.kernel.interfaces import LinkError, Links
 from nftsync.kernel.nft import Kernel, KernelError
 from nftsync.plan.result import Outcome
-from nftsync.policy.pools import GRACE_PERIOD
+from nftsync.policy.guard import GRACE_PERIOD
 from tests.lab.lab import CLIENT, CLUSTER, NODE, PUBLIC, Lab, Probe, Protocol, TcpServer
 from tests.lab.probe import _checksum, packet
 from tests.labtools import (

@@ -33,8 +33,7 @@ from nftsync.report.explain import (
     parse_query,
 )
 from nftsync.report.traffic import Count, Reading
-from nftsync.ruleset.elements import ruleset
-from nftsync.ruleset.tables import Settings
+from nftsync.ruleset.tables import Settings, ruleset
 from nftsync.ruleset.text import render
 from tests.labtools import PUBLIC_NIC, Raw, service
 from tests.report.views import result_of

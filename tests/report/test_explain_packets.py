@@ -19,8 +19,7 @@ from nftsync.objects.metallb import MetalLBConfig, Pool
 from nftsync.objects.nft import parse_nft
 from nftsync.objects.service import Service, parse_service
 from nftsync.report.explain import Explanation, PacketQuery, Verdict, View, explain_packet, explain_service, parse_query
-from nftsync.ruleset.elements import ruleset
-from nftsync.ruleset.tables import OPERATOR_SVC, Settings
+from nftsync.ruleset.tables import OPERATOR_SVC, Settings, ruleset
 from tests.lab.lab import CLIENT, CLUSTER, NODE, PUBLIC, SERVICES, Lab, Probe, Protocol
 from tests.labtools import PUBLIC_NIC, TCP80, Firewall, Raw, needs_root, nft, service
 from tests.report.views import result_of

@@ -7,7 +7,7 @@ from ipaddress import ip_network
 from nftsync.cluster.outbox import utc_now
 from nftsync.objects.names import Name, ObjectRef, Reason, Rejection
 from nftsync.objects.ratelimit import RateLimit
-from nftsync.plan.changes import Change, changes_between, summary
+from nftsync.plan.result import Change, changes_between, summary
 from nftsync.policy.pinholes import Pinhole
 from nftsync.report.events import EventQueue, Request
 from nftsync.report.notices import EventReason, Notice, of_changes, of_rejections

@@ -22,10 +22,8 @@ from nftsync.objects.service import parse_service
 from nftsync.policy.pinholes import Desired, Pinhole
 from nftsync.report.reachability import Reachability, Routes
 from nftsync.report.traffic import NOTHING, Count, Reading, Traffic
-from nftsync.ruleset.elements import ruleset
-from nftsync.ruleset.tables import INET, NETDEV, OPERATOR_TC, Chain, Ruleset, Settings, Table, tables
-from nftsync.ruleset.text import render
-from nftsync.ruleset.transaction import transaction
+from nftsync.ruleset.tables import INET, NETDEV, OPERATOR_TC, Chain, Ruleset, Settings, Table, ruleset, tables
+from nftsync.ruleset.text import render, transaction
 from tests.lab.lab import Lab, Namespace, Probe
 from tests.labtools import PUBLIC_NIC, SERVICE4, SERVICE6, TCP80, Firewall, Raw, eventually, flooded, needs_root, service
 from tests.support import Netns

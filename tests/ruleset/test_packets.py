@@ -12,8 +12,7 @@ from ipaddress import ip_address, ip_network
 
 import pytest
 
-from nftsync.ruleset.elements import ruleset
-from nftsync.ruleset.tables import Settings
+from nftsync.ruleset.tables import Settings, ruleset
 from tests.lab.lab import CLIENT, CLUSTER, NODE, PUBLIC, Lab, Origin, Probe, Protocol, TcpServer
 from tests.labtools import PATIENCE, SERVICE4, SERVICE6, Firewall, Raw, flooded, needs_root, nft, packets, service
 

@@ -14,8 +14,7 @@ from nftsync.objects.nft import NftSpec
 from nftsync.objects.ratelimit import RateLimit, parse_ratelimit
 from nftsync.objects.service import Port, Protocol, Service
 from nftsync.policy.pinholes import Desired, Pinhole
-from nftsync.ruleset.elements import elements, ruleset
-from nftsync.ruleset.tables import INET, NETDEV, Chain, Ruleset, Set, Settings, Table, tables
+from nftsync.ruleset.tables import INET, NETDEV, Chain, Ruleset, Set, Settings, Table, elements, ruleset, tables
 from nftsync.ruleset.text import render
 from tests.support import NICS, Fresh, Netns, filled, rulesets, same
 

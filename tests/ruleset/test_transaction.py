@@ -14,10 +14,8 @@ from hypothesis import strategies as st
 
 from nftsync.kernel.nft import KernelError
 from nftsync.objects.address import AddressSet, Range
-from nftsync.ruleset.elements import ruleset
-from nftsync.ruleset.tables import INET, NETDEV, Chain, Ruleset, Set, Settings, Table, tables
-from nftsync.ruleset.text import render
-from nftsync.ruleset.transaction import transaction
+from nftsync.ruleset.tables import INET, NETDEV, Chain, Ruleset, Set, Settings, Table, ruleset, tables
+from nftsync.ruleset.text import render, transaction
 from tests.support import LOCAL_CHAINS, NICS, Fresh, Netns, rulesets, same
 
 CLEAR = "".join(f"add table {family} nftsync\ndelete table {family} nftsync\n" for family in (INET, NETDEV))
