@@ -25,7 +25,7 @@ from nftsync.config import Filters
 from nftsync.kernel.nft import Kernel
 from nftsync.objects.nft import parse_nft
 from nftsync.objects.service import parse_service
-from nftsync.policy.pinholes import Desired
+from nftsync.policy.pinholes import PinholeIndex
 from nftsync.ruleset.tables import Ruleset, Settings, ruleset
 from nftsync.ruleset.text import transaction
 from tests.lab.lab import Flood, Lab
@@ -77,7 +77,7 @@ def nft(public_nic: str = PUBLIC_NIC, /, **switches: bool) -> Raw:
 def wanted(services: Iterable[Raw], resource: Raw, local_chain: str = "", *, index: int | None = None) -> Ruleset:
     """The ruleset for these objects, computed as the daemon does."""
     parsed = [parse_service(raw, None) for raw in services]
-    desired = Desired.of([each for each in parsed if each], Filters())
+    desired = PinholeIndex([each for each in parsed if each], Filters())
     settings = Settings.of(parse_nft(resource, None).spec, public_nic=None, index=index, local_chain=local_chain)
     return ruleset(desired.pinholes.values(), settings)
 

@@ -25,7 +25,7 @@ from nftsync.objects.address import Network
 from nftsync.objects.names import Name
 from nftsync.objects.ratelimit import RateLimit
 from nftsync.objects.service import Port, Protocol, Service
-from nftsync.policy.pinholes import Desired
+from nftsync.policy.pinholes import PinholeIndex
 from nftsync.ruleset.tables import INET, NAME, NETDEV, Elements, Ruleset, Settings, ruleset
 
 ROOT = Path(__file__).parent.parent
@@ -187,7 +187,7 @@ def router_settings(draw: st.DrawFn) -> Settings:
 def rulesets() -> st.SearchStrategy[Ruleset]:
     """Rulesets of random Services and random settings."""
     several = st.lists(services(), max_size=4, unique_by=lambda each: each.name)
-    desired = several.map(lambda found: Desired.of(found, Filters()).pinholes.values())
+    desired = several.map(lambda found: PinholeIndex(found, Filters()).pinholes.values())
     return st.builds(ruleset, desired, router_settings())
 
 

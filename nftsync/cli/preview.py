@@ -16,7 +16,7 @@ from nftsync.plan.plan import ChainInUse, settings_of
 from nftsync.plan.result import Outcome, SyncResult, refused
 from nftsync.plan.snapshot import Interfaces, Known, Origin, Snapshot
 from nftsync.policy.guard import PoolTracker
-from nftsync.policy.pinholes import Desired
+from nftsync.policy.pinholes import PinholeIndex
 
 _NO_CHAIN = ChainInUse("")
 _STRICTEST = "there is no such resource: run would apply nothing; this is the strictest ruleset"
@@ -45,7 +45,7 @@ def preview(config: Config, inputs: Inputs, chain: ChainInUse = _NO_CHAIN, local
         pools.speakers,
         Interfaces(local=local),
     )
-    index = Desired.of(inputs.services.objects(), config.filters, snapshot.guard, config.caps)
+    index = PinholeIndex(inputs.services.objects(), config.filters, snapshot.guard, config.caps)
     missing = () if nft else (Rejection(ObjectRef("Nft", str(config.nft)), Reason.MISSING_SETTINGS, _STRICTEST),)
     return SyncResult(
         Outcome.UNCHANGED,

@@ -26,7 +26,7 @@ from nftsync.plan.plan import ChainInUse, Found, Left, Plan, elements_of_ours, p
 from nftsync.plan.result import Outcome, SyncResult, changes_between, refused, summary
 from nftsync.plan.snapshot import Known, Origin, Snapshot
 from nftsync.policy.confirm import Confirming
-from nftsync.policy.pinholes import Desired, Pinhole, pinholes_of
+from nftsync.policy.pinholes import Pinhole, PinholeIndex, pinholes_of
 from nftsync.ruleset.tables import INET, Ruleset, Table, elements, open_keys
 from nftsync.ruleset.text import transaction
 
@@ -67,7 +67,7 @@ class Reconciler:
         )
         self._planned: Snapshot | None = None  # the last snapshot that the kernel has accepted
         self._filtered = False  # whether our tables have ever filtered packets
-        self.index = Desired(config.filters, caps=config.caps)
+        self.index = PinholeIndex((), config.filters, caps=config.caps)
         self._chain = ChainInUse("")  # of the last plan
         self._confirmed = False  # since the last sync
         self._rejections: tuple[Rejection, ...] = ()
@@ -215,7 +215,7 @@ class Reconciler:
         remembered = self.record.memory.facts.spec is not None
         return "" if s.complete or remembered or found.ruleset.tables else stands + s.missing
 
-    def _from_scratch(self) -> Desired:
+    def _from_scratch(self) -> PinholeIndex:
         """Compute the pinholes of all Services.
 
         Accepted versions keep their place in the quotas.
@@ -223,14 +223,14 @@ class Reconciler:
         s = self._snapshot
         remembered = s.verdicts.taken(self.record.memory.services)
         services = self._inputs.services.objects() if s.services is Origin.LISTED else remembered.values()
-        return Desired.of(services, s.config.filters, s.guard, s.config.caps, remembered, s.verdicts.services)
+        return PinholeIndex(services, s.config.filters, s.guard, s.config.caps, remembered, s.verdicts.services)
 
     def _before(self, found: Found) -> Mapping[str, Pinhole]:
         """The open pinholes. After a start: the remembered and wanted ones that the kernel has."""
         if self.record.applied.settings is not None:
             return self.record.applied.pinholes
         keys, s = open_keys(found.ruleset), self._snapshot
-        remembered = Desired.of(self.record.memory.services.values(), s.config.filters, s.guard).pinholes
+        remembered = PinholeIndex(self.record.memory.services.values(), s.config.filters, s.guard).pinholes
         return {key: hole for key, hole in {**self.index.pinholes, **remembered}.items() if key in keys}
 
     def _note_former(self, found: Found) -> None:

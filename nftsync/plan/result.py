@@ -15,7 +15,7 @@ from nftsync.plan.plan import ChainInUse, wanted_ruleset
 from nftsync.plan.snapshot import Origin, Snapshot
 from nftsync.policy.confirm import Confirming
 from nftsync.policy.guard import UNGUARDED, Guard
-from nftsync.policy.pinholes import Desired, Pinhole
+from nftsync.policy.pinholes import Pinhole, PinholeIndex
 from nftsync.ruleset.tables import Ruleset, Settings, Table
 
 
@@ -99,7 +99,7 @@ class Applied:
 
 
 def refused(
-    s: Snapshot, nft: Nft | None, chain: ChainInUse, pools: Iterable[Rejection], index: Desired
+    s: Snapshot, nft: Nft | None, chain: ChainInUse, pools: Iterable[Rejection], index: PinholeIndex
 ) -> Iterator[Rejection]:
     """nft: the last seen version of the resource.  pools: the rejections of MetalLB's objects."""
     config = s.config
@@ -154,7 +154,7 @@ class SyncResult:
     snapshot: Snapshot | None = None
     settings: Settings | None = None
     pinholes: Mapping[str, Pinhole] = field(default_factory=dict)
-    index: Desired = field(default_factory=lambda: Desired(Filters()))
+    index: PinholeIndex = field(default_factory=lambda: PinholeIndex((), Filters()))
     nft: Nft | None = None
     confirming: Confirming = field(default_factory=Confirming)
     rejections: tuple[Rejection, ...] = ()

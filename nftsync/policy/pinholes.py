@@ -1,6 +1,6 @@
 """Computes pinholes from Services, and the owner of each pinhole that several Services claim.
 
-`Desired.of(services)` computes everything; `put` is a shortcut for one changed Service. A property
+A new `PinholeIndex` computes everything; `put` is a shortcut for one changed Service. A property
 test checks that both agree for any sequence of changes. History matters only over a cap: an
 admitted Service stays admitted.
 """
@@ -59,26 +59,32 @@ def pinholes_of(service: Service, guard: Guard = UNGUARDED) -> dict[str, Pinhole
     return claimed
 
 
-class Desired:
+class PinholeIndex:
     """The pinholes and their owners, updated one Service at a time.
 
     The cost of `put` depends on the size of the changed Service, not on the number of Services.
     """
 
-    def __init__(  # noqa: PLR0913  # see `of`
+    def __init__(  # noqa: PLR0913  # all that decides
         self,
+        services: Iterable[Service],
         filters: Filters,
         guard: Guard = UNGUARDED,
         caps: Caps = UNCAPPED,
-        services: Iterable[Service] = (),
         admitted: Mapping[Name, Service] = MappingProxyType({}),
         quarantined: Mapping[Name, str] = MappingProxyType({}),
     ) -> None:
-        """See `of`."""
+        """From scratch.
+
+        admitted: the versions of the Services that are admitted already. They stay over a cap; then
+        the oldest other Services come first.
+        quarantined: Services with a newest version that the kernel refuses, and why. Their admitted
+        version stays.
+        """
         self._filters = filters
         self._guard = guard
-        ours = {service.name: service for service in services if filters.admit(service)}
-        self._admission = Admission(caps, ours.values(), admitted, quarantined)
+        ours = [service for service in services if filters.admit(service)]
+        self._admission = Admission(caps, ours, admitted, quarantined)
         self._services: dict[Name, Service] = {}  # the version of each that counts
         self._claims: dict[str, list[Name]] = {}  # every Service that claims a key, owner first
         self._rejected: set[Name] = set()  # Services with a rejection of their own or a claim lost
@@ -90,25 +96,6 @@ class Desired:
         for name in self._admission.waiting:
             self._note_rejections(name, ())
         self._changed.clear()
-
-    @classmethod
-    def of(  # noqa: PLR0913  # all that decides
-        cls,
-        services: Iterable[Service],
-        filters: Filters,
-        guard: Guard = UNGUARDED,
-        caps: Caps = UNCAPPED,
-        admitted: Mapping[Name, Service] = MappingProxyType({}),
-        quarantined: Mapping[Name, str] = MappingProxyType({}),
-    ) -> Desired:
-        """From scratch.
-
-        admitted: the versions of the Services that are admitted already. They stay over a cap; then
-        the oldest other Services come first.
-        quarantined: Services with a newest version that the kernel refuses, and why. Their admitted
-        version stays.
-        """
-        return cls(filters, guard, caps, services, admitted, quarantined)
 
     @property
     def services(self) -> Collection[Service]:

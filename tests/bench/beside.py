@@ -16,7 +16,7 @@ from nftsync.kernel.netns import Namespace
 from nftsync.kernel.nft import Kernel
 from nftsync.objects.names import Name
 from nftsync.objects.service import Port, Protocol, Service
-from nftsync.policy.pinholes import Desired
+from nftsync.policy.pinholes import PinholeIndex
 from nftsync.policy.quota import UNCAPPED
 from nftsync.ruleset.tables import Settings, ruleset
 from nftsync.ruleset.text import render
@@ -42,7 +42,7 @@ def crowd() -> list[Service]:
 def compute(services: list[Service], caps: Caps) -> float:
     """From scratch, and once more one by one."""
     began = time.perf_counter()
-    desired = Desired.of(services, Filters(), caps=caps)
+    desired = PinholeIndex(services, Filters(), caps=caps)
     for each in services:
         desired.put(each.name, each)
     return time.perf_counter() - began
@@ -89,7 +89,7 @@ class Changer:
         self._namespace = Namespace()
         opened.callback(self._namespace.close)
         self._kernel: Kernel = self._namespace.call(Kernel)
-        pinholes = Desired.of(crowd(), Filters(), caps=UNCAPPED).pinholes.values()
+        pinholes = PinholeIndex(crowd(), Filters(), caps=UNCAPPED).pinholes.values()
         self._kernel.apply(render(ruleset(pinholes, Settings(enable_rateshape=True))))
 
     def alone(self) -> float:

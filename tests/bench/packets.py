@@ -22,7 +22,7 @@ from statistics import median
 from nftsync.config import Filters
 from nftsync.objects.nft import NftSpec
 from nftsync.objects.service import parse_service
-from nftsync.policy.pinholes import Desired
+from nftsync.policy.pinholes import PinholeIndex
 from nftsync.ruleset.tables import INET, OPERATOR_SVC, Chain, Ruleset, Settings, ruleset
 from nftsync.ruleset.text import render
 from tests.bench.measure import NIC, Goal, address_of, in_turns, service, spread, table
@@ -94,7 +94,7 @@ def _sender(opened: ExitStack, lab: Lab, number: int) -> Callable[[], float]:
 def _rulesets() -> dict[str, str]:
     """The firewalls' text. The rules in a line stand where ours has its one look-up; all else is the same."""
     parsed = [parse_service(service(number, protocol="UDP"), None) for number in range(COUNT)]
-    pinholes = Desired.of([each for each in parsed if each], Filters()).pinholes.values()
+    pinholes = PinholeIndex([each for each in parsed if each], Filters()).pinholes.values()
     spec = NftSpec(public_nic=NIC)
     limited = Settings.of(spec, public_nic=None, local_chain="")
     plain = Settings.of(replace(spec, enable_rateshape=False), public_nic=None, local_chain="")

@@ -16,7 +16,7 @@ from statistics import median
 from nftsync.config import Filters
 from nftsync.objects.nft import parse_nft
 from nftsync.objects.service import parse_service
-from nftsync.policy.pinholes import Desired
+from nftsync.policy.pinholes import PinholeIndex
 from nftsync.ruleset.tables import Settings, ruleset
 from nftsync.ruleset.text import render
 from tests.apiserver.harness import Programs, find_programs
@@ -105,7 +105,7 @@ def _bench(namespace: Namespace, kubeconfig: Path, folder: Path, count: int) -> 
 
 def _rules(count: int) -> str:
     parsed = [parse_service(service(number), None) for number in range(count)]
-    desired = Desired.of([each for each in parsed if each], Filters())
+    desired = PinholeIndex([each for each in parsed if each], Filters())
     settings = Settings.of(parse_nft(nft_resource(), None).spec, public_nic=None, index=0, local_chain="")
     return render(ruleset(desired.pinholes.values(), settings))
 

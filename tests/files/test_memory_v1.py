@@ -33,7 +33,7 @@ from nftsync.objects.nft import NftSpec
 from nftsync.objects.ratelimit import parse_ratelimit
 from nftsync.objects.service import parse_service
 from nftsync.plan.memory import Facts, Memory
-from nftsync.policy.pinholes import Desired
+from nftsync.policy.pinholes import PinholeIndex
 from nftsync.ruleset.tables import Settings, ruleset
 from nftsync.ruleset.text import render
 from tests.lab.lab import Lab, Probe
@@ -109,7 +109,7 @@ def test_settings_that_nobody_confirmed_stay_rolled_back(tmp_path: Path) -> None
 
 def test_each_pinhole_is_open_for_the_same_and_limited_as_it_was() -> None:
     memory = read_version_1(WRITTEN)
-    pinholes = Desired.of(memory.services.values(), Filters()).pinholes
+    pinholes = PinholeIndex(memory.services.values(), Filters()).pinholes
     made = render(ruleset(pinholes.values(), Settings(PUBLIC_NIC, enable_rateshape=True)))
     assert sets(made) == sets((WRITTEN / "ruleset.nft").read_text())
     assert pinholes["172.30.254.10 . sctp . 5000"].sources == tuple(map(ip_network, ("198.51.100.7/32", "203.0.113.0/24")))
@@ -140,8 +140,8 @@ def test_the_services_are_known_by_name_and_their_limits_by_the_object_that_had_
 )
 def test_filters_and_caps_let_in_whoever_was_in(filters: Filters) -> None:
     memory = read_version_1(WRITTEN)
-    every = Desired.of(memory.services.values(), Filters()).pinholes
-    desired = Desired.of(memory.services.values(), filters, caps=Caps(1, 1), admitted=memory.services)
+    every = PinholeIndex(memory.services.values(), Filters()).pinholes
+    desired = PinholeIndex(memory.services.values(), filters, caps=Caps(1, 1), admitted=memory.services)
     assert desired.pinholes == every
     assert desired.admitted == memory.services, "and nobody's name is forgotten"
 

@@ -24,7 +24,7 @@ from nftsync.plan.memory import Memory, replay, service_record
 from nftsync.plan.result import SyncResult
 from nftsync.policy import quota as module
 from nftsync.policy.guard import UNGUARDED, Guard
-from nftsync.policy.pinholes import Desired
+from nftsync.policy.pinholes import PinholeIndex
 from nftsync.policy.quota import UNCAPPED, seniority, size
 from nftsync.report.explain import ExplainReason, Verdict, View, explain_service
 from tests.lab.lab import Lab
@@ -45,16 +45,16 @@ def claim(name: str, ports: int = 1, created: str = NEW, namespace: str = "shop"
     return replace(Service(Name(namespace, name), f"u{name}", created, "", (address,), wanted, None, None, ()), **fields)
 
 
-def put(desired: Desired, *services: Service) -> set[str]:
+def put(desired: PinholeIndex, *services: Service) -> set[str]:
     return set().union(*(desired.put(each.name, each) for each in services))
 
 
-def opened(desired: Desired) -> dict[str, int]:
+def opened(desired: PinholeIndex) -> dict[str, int]:
     """How many pinholes each Service has."""
     return dict(Counter(hole.service.name for hole in desired.pinholes.values()))
 
 
-def told(desired: Desired) -> dict[str, Rejection]:
+def told(desired: PinholeIndex) -> dict[str, Rejection]:
     return {each.object.name: each for each in desired.rejections() if each.reason is Reason.OVER_CAP}
 
 
@@ -62,7 +62,7 @@ def told(desired: Desired) -> dict[str, Rejection]:
 
 
 def test_what_would_exceed_the_namespaces_cap_is_refused_as_a_whole_and_is_told_what_to_do() -> None:
-    desired = Desired(ALL, caps=SMALL)
+    desired = PinholeIndex((), ALL, caps=SMALL)
     put(desired, claim("a", 3))
     assert put(desired, claim("b", 2, OLD)) == set()
     assert opened(desired) == {"a": 3}
@@ -76,7 +76,7 @@ def test_what_would_exceed_the_namespaces_cap_is_refused_as_a_whole_and_is_told_
 
 
 def test_the_cap_of_all_services_together_counts_over_namespaces() -> None:
-    desired = Desired(ALL, caps=SMALL)
+    desired = PinholeIndex((), ALL, caps=SMALL)
     put(desired, claim("a", 4), claim("b", 2, namespace="other"), claim("c", 1, OLD, namespace="third"))
     assert opened(desired) == {"a": 4, "b": 2}
     assert "all Services together would exceed the cap of 6 (pinholes in [caps]" in told(desired)["third/c"].message
@@ -84,14 +84,14 @@ def test_the_cap_of_all_services_together_counts_over_namespaces() -> None:
 
 @pytest.mark.parametrize("caps", [Caps(0, 0), Caps(2000, 0), Caps(0, 2000)])
 def test_zero_is_no_cap_and_what_is_exactly_the_cap_fits(caps: Caps) -> None:
-    desired = Desired(ALL, caps=caps)
+    desired = PinholeIndex((), ALL, caps=caps)
     put(desired, claim("a", 1500), claim("b", 500))
     assert opened(desired) == {"a": 1500, "b": 500}
     assert told(desired) == {}
 
 
 def test_an_earlier_version_stays_open_while_the_newer_one_waits() -> None:
-    desired = Desired(ALL, caps=SMALL)
+    desired = PinholeIndex((), ALL, caps=SMALL)
     put(desired, claim("a", 3), claim("b", 1))
     larger = claim("a", 4, sources=())
     assert put(desired, larger) == set()
@@ -106,7 +106,7 @@ def test_an_earlier_version_stays_open_while_the_newer_one_waits() -> None:
 
 def test_who_asks_for_no_more_than_before_always_gets_it() -> None:
     held = {each.name: each for each in (claim("a", 4), claim("b", 4))}
-    desired = Desired.of(held.values(), ALL, caps=Caps(1, 1), admitted=held)
+    desired = PinholeIndex(held.values(), ALL, caps=Caps(1, 1), admitted=held)
     assert opened(desired) == {"a": 4, "b": 4}
     moved = claim("a", 4, addresses=(ip_address("198.51.100.1"),))
     assert len(put(desired, moved, claim("b", 3))) == 12
@@ -115,7 +115,7 @@ def test_who_asks_for_no_more_than_before_always_gets_it() -> None:
 
 
 def test_when_there_is_room_the_oldest_that_fit_come_in_and_a_large_one_blocks_nobody() -> None:
-    desired = Desired(ALL, caps=SMALL)
+    desired = PinholeIndex((), ALL, caps=SMALL)
     put(desired, claim("a", 4), claim("y", 1, NEW), claim("h", 9, OLD), claim("o", 2, OLD), claim("n", 2, NEW))
     assert opened(desired) == {"a": 4}
     changed = set(desired.put(Name("shop", "a"), None))
@@ -125,7 +125,7 @@ def test_when_there_is_room_the_oldest_that_fit_come_in_and_a_large_one_blocks_n
 
 
 def test_room_in_total_lets_in_whoever_waited_for_that_in_another_namespace() -> None:
-    desired = Desired(ALL, caps=SMALL)
+    desired = PinholeIndex((), ALL, caps=SMALL)
     put(desired, claim("a", 4), claim("b", 1, namespace="other"), claim("c", 3, namespace="other"))
     assert told(desired).keys() == {"other/c"}
     desired.put(Name("shop", "a"), None)
@@ -133,7 +133,7 @@ def test_room_in_total_lets_in_whoever_waited_for_that_in_another_namespace() ->
 
 
 def test_another_service_that_bears_the_name_comes_anew() -> None:
-    desired = Desired(ALL, caps=SMALL)
+    desired = PinholeIndex((), ALL, caps=SMALL)
     put(desired, claim("a", 2), claim("b", 2), claim("c", 2, OLD))
     put(desired, claim("a", 2, uid="another"))
     assert opened(desired) == {"b": 2, "c": 2}, "the older one that waits comes first"
@@ -146,11 +146,11 @@ def test_a_claim_that_is_lost_or_refused_counts_so_nobody_grows_by_what_others_d
     lost, refused = claim("l", 2, addresses=(ip_address("192.0.2.1"),)), claim("r", 1, addresses=(ip_address("203.0.113.1"),))
     pool = Range(ip_address("192.0.2.0"), ip_address("192.0.2.255"))
     guard = Guard.of(AddressPolicy(), MetalLBConfig((Pool("a", "IPAddressPool x/a", (pool,), advertised=True),)))
-    desired = Desired(ALL, guard, Caps(5, 0))
+    desired = PinholeIndex((), ALL, guard, Caps(5, 0))
     put(desired, claim("a", 2, OLD), lost, refused, claim("n", 1, OLD))
     assert opened(desired) == {"a": 2}
     assert told(desired).keys() == {"shop/n"}
-    anew = Desired.of(desired.services, ALL, UNGUARDED, Caps(5, 0), desired.admitted)
+    anew = PinholeIndex(desired.services, ALL, UNGUARDED, Caps(5, 0), desired.admitted)
     assert opened(anew) == {"a": 2, "r": 1}
     anew.put(Name("shop", "a"), None)
     assert opened(anew) == {"l": 2, "r": 1, "n": 1}
@@ -162,22 +162,22 @@ def test_a_claim_that_is_lost_or_refused_counts_so_nobody_grows_by_what_others_d
 def test_from_scratch_the_oldest_are_in_whatever_order_they_come_in() -> None:
     services = [claim("c", 2, NEW), claim("b", 2, OLD), claim("a", 2, OLD)]
     for order in (services, services[::-1]):
-        assert opened(Desired.of(order, ALL, caps=SMALL)) == {"a": 2, "b": 2}
+        assert opened(PinholeIndex(order, ALL, caps=SMALL)) == {"a": 2, "b": 2}
 
 
 def test_from_scratch_whoever_is_in_stays_in_before_all_who_say_that_they_are_older() -> None:
-    before = Desired.of([claim("y", 2, NEW), claim("z", 2, NEW)], ALL, caps=SMALL)
+    before = PinholeIndex([claim("y", 2, NEW), claim("z", 2, NEW)], ALL, caps=SMALL)
     forged = [claim("a", 2, OLD), claim("b", 2, "0001-01-01T00:00:00Z"), claim("c", 2, OLD, namespace="other")]
     for caps, reached in ((SMALL, 6), (Caps(1, 1), 4), (Caps(6, 0), 6)):
-        anew = Desired.of([*forged, *before.services], ALL, caps=caps, admitted=before.admitted)
+        anew = PinholeIndex([*forged, *before.services], ALL, caps=caps, admitted=before.admitted)
         assert {"y": 2, "z": 2}.items() <= opened(anew).items()
         assert len(anew.pinholes) == reached
 
 
 def test_a_larger_cap_lets_in_the_oldest_that_wait() -> None:
-    before = Desired(ALL, caps=SMALL)
+    before = PinholeIndex((), ALL, caps=SMALL)
     put(before, claim("y", 4, NEW), claim("a", 2, NEW), claim("b", 2, OLD))
-    anew = Desired.of(before.services, ALL, caps=Caps(6, 6), admitted=before.admitted)
+    anew = PinholeIndex(before.services, ALL, caps=Caps(6, 6), admitted=before.admitted)
     assert opened(anew) == {"y": 4, "b": 2}
 
 
@@ -234,7 +234,7 @@ def oracle(held: Mapping[Name, Service], present: Mapping[Name, Service], caps: 
 def test_after_any_changes_everything_is_as_if_computed_from_scratch_and_nobody_was_evicted(
     changes: list[tuple[Service, bool]], caps: Caps, filters: Filters
 ) -> None:
-    desired, present = Desired(filters, caps=caps), dict[Name, Service]()
+    desired, present = PinholeIndex((), filters, caps=caps), dict[Name, Service]()
     for changed, stays in changes:
         held, pinholes = dict(desired.admitted), dict(desired.pinholes)
         present.pop(changed.name, None)
@@ -243,7 +243,7 @@ def test_after_any_changes_everything_is_as_if_computed_from_scratch_and_nobody_
         ours = {name: each for name, each in present.items() if filters.admit(each)}
         keys = set(desired.put(changed.name, present.get(changed.name)))
         for admitted in (held, desired.admitted):  # all at once, and then once more: nothing changes any more
-            scratch = Desired.of(present.values(), filters, caps=caps, admitted=admitted)
+            scratch = PinholeIndex(present.values(), filters, caps=caps, admitted=admitted)
             assert scratch.admitted == desired.admitted
             assert scratch.pinholes == desired.pinholes
             assert list(scratch.rejections()) == list(desired.rejections())
@@ -266,9 +266,9 @@ def test_after_any_changes_everything_is_as_if_computed_from_scratch_and_nobody_
 def test_whatever_changes_at_once_only_those_who_are_gone_are_out(
     first: list[Service], second: list[Service], caps: Caps, later: Caps
 ) -> None:
-    before = Desired.of(first, ALL, caps=caps)
+    before = PinholeIndex(first, ALL, caps=caps)
     present = {each.name: each for each in second}
-    after = Desired.of(second, ALL, caps=later, admitted=before.admitted)
+    after = PinholeIndex(second, ALL, caps=later, admitted=before.admitted)
     assert after.admitted == oracle(before.admitted, present, later)
     assert {name for name, each in before.admitted.items() if name in present and present[name].uid == each.uid} <= (
         after.admitted.keys()
@@ -278,7 +278,7 @@ def test_whatever_changes_at_once_only_those_who_are_gone_are_out(
 # --- who is in after a start ------------------------------------------------------------------------------
 
 
-def remembered(desired: Desired) -> Mapping[Name, Service]:
+def remembered(desired: PinholeIndex) -> Mapping[Name, Service]:
     """Who is in, as the next process knows it."""
     memory = Memory()
     for name, version in desired.admitted.items():
@@ -291,8 +291,8 @@ def remembered(desired: Desired) -> Mapping[Name, Service]:
 def test_after_a_start_what_is_open_stays_open_and_what_was_not_opens_only_below_the_caps(
     services: list[Service], caps: Caps, late: set[str]
 ) -> None:
-    before = Desired.of([each for each in services if each.name.name not in late], ALL, caps=caps)
-    after = Desired.of(services, ALL, caps=caps, admitted=remembered(before))
+    before = PinholeIndex([each for each in services if each.name.name not in late], ALL, caps=caps)
+    after = PinholeIndex(services, ALL, caps=caps, admitted=remembered(before))
     assert before.admitted.items() <= after.admitted.items()
     assert before.pinholes.keys() <= after.pinholes.keys()
     opened = {after.pinholes[key].service.namespace for key in after.pinholes.keys() - before.pinholes.keys()}
@@ -300,9 +300,9 @@ def test_after_a_start_what_is_open_stays_open_and_what_was_not_opens_only_below
 
 
 def test_after_a_start_the_version_of_a_service_that_is_open_is_in() -> None:
-    before = Desired.of([claim("a", 3), claim("b", 1)], ALL, caps=SMALL)
+    before = PinholeIndex([claim("a", 3), claim("b", 1)], ALL, caps=SMALL)
     services = [claim("a", 4, OLD), claim("b", 1), claim("f", 1, OLD)]
-    after = Desired.of(services, ALL, caps=SMALL, admitted=remembered(before))
+    after = PinholeIndex(services, ALL, caps=SMALL, admitted=remembered(before))
     assert after.admitted == before.admitted
     assert opened(after) == {"a": 3, "b": 1}
 
@@ -310,10 +310,10 @@ def test_after_a_start_the_version_of_a_service_that_is_open_is_in() -> None:
 def test_after_a_start_who_asks_for_what_others_have_open_and_says_that_he_is_older_puts_nobody_out() -> None:
     first, second = claim("x"), replace(claim("y"), ports=(Port(Protocol.TCP, 2),))
     caps = Caps(2, 0)
-    before = Desired.of([first, second], ALL, caps=caps)
+    before = PinholeIndex([first, second], ALL, caps=caps)
     both = claim("f", 2, OLD, addresses=(*first.addresses, *second.addresses))
     services = [first, second, both, claim("g", 1, OLD), claim("h", 1, OLD)]
-    after = Desired.of(services, ALL, caps=caps, admitted=remembered(before))
+    after = PinholeIndex(services, ALL, caps=caps, admitted=remembered(before))
     assert after.admitted == before.admitted
     assert after.pinholes == before.pinholes
 
@@ -326,16 +326,16 @@ def test_after_a_start_who_asks_for_what_others_have_open_and_says_that_he_is_ol
 def test_below_the_caps_it_does_not_matter_who_was_in(services: list[Service], others: list[Service]) -> None:
     before = {each.name: each for each in others}
     for caps in (UNCAPPED, Caps(1000, 1000)):
-        after = Desired.of(services, ALL, caps=caps, admitted=before)
+        after = PinholeIndex(services, ALL, caps=caps, admitted=before)
         assert after.admitted == {each.name: each for each in services}
-        assert after.pinholes == Desired.of(services, ALL).pinholes
+        assert after.pinholes == PinholeIndex(services, ALL).pinholes
 
 
 # --- what it costs ---------------------------------------------------------------------------------------
 
 
 def test_a_change_without_new_room_looks_at_nobody_who_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    desired = Desired(ALL, caps=Caps(0, 100))
+    desired = PinholeIndex((), ALL, caps=Caps(0, 100))
     put(desired, *(claim(f"s{number}", 1, addresses=(ip_address(f"198.51.{number // 250}.1"),)) for number in range(5000)))
     looked = Counter[str]()
 
@@ -354,7 +354,7 @@ def test_a_change_without_new_room_looks_at_nobody_who_waits(monkeypatch: pytest
 
 
 def test_room_elsewhere_costs_nothing_for_those_who_do_not_fit_into_their_namespace(monkeypatch: pytest.MonkeyPatch) -> None:
-    desired = Desired(ALL, caps=Caps(0, 101))
+    desired = PinholeIndex((), ALL, caps=Caps(0, 101))
     put(desired, *(claim(f"s{number}", 2, addresses=(ip_address(f"198.51.{number // 250}.1"),)) for number in range(5000)))
     looked = Counter[str]()
     monkeypatch.setattr(module, "size", lambda each: looked.update(size=1) or size(each))
@@ -373,7 +373,7 @@ def test_twenty_thousand_services_of_one_namespace_keep_nobody_else_out_and_are_
     others = [claim(name, 2, NEW, "modest") for name in "abcdefghij"]
     looked = Counter[str]()
     monkeypatch.setattr(module, "size", lambda each: looked.update(size=1) or size(each))
-    desired = Desired(ALL, caps=Caps())
+    desired = PinholeIndex((), ALL, caps=Caps())
     put(desired, *crowd, *others)
     assert looked["size"] <= 4 * 20_010
     in_force = Counter(hole.service.namespace for hole in desired.pinholes.values())
@@ -404,7 +404,7 @@ def test_render_obeys_the_caps_by_age(tmp_path: Path) -> None:
 
 
 def test_a_service_of_which_a_newer_version_waits_is_explained_as_open_in_part() -> None:
-    desired = Desired(ALL, caps=SMALL)
+    desired = PinholeIndex((), ALL, caps=SMALL)
     put(desired, claim("a", 3), claim("a", 5))
     shown = replace(preview(Config(), Inputs.empty()), index=desired, pinholes=desired.pinholes)
     found = explain_service(View(shown, {each.name: each for each in desired.services}), Name("shop", "a"))

@@ -20,7 +20,7 @@ from nftsync.objects.ratelimit import RateLimit
 from nftsync.objects.service import Port, Protocol, Service
 from nftsync.policy import pinholes as module
 from nftsync.policy.guard import UNGUARDED, Guard
-from nftsync.policy.pinholes import Desired, Pinhole, pinholes_of
+from nftsync.policy.pinholes import Pinhole, PinholeIndex, pinholes_of
 from tests.support import services
 
 ALL = Filters()
@@ -35,11 +35,11 @@ def service(name: str, created: str = "", uid: str = "", *ports: Port, **fields:
     return replace(plain, **fields)
 
 
-def owners(desired: Desired) -> dict[str, str]:
+def owners(desired: PinholeIndex) -> dict[str, str]:
     return {key: hole.service.name for key, hole in desired.pinholes.items()}
 
 
-def losers(desired: Desired) -> list[str]:
+def losers(desired: PinholeIndex) -> list[str]:
     return [rejection.object.name for rejection in desired.rejections() if rejection.reason is Reason.CONFLICT]
 
 
@@ -56,13 +56,13 @@ def losers(desired: Desired) -> list[str]:
 )
 def test_the_older_service_owns_a_pinhole_in_whatever_order_they_arrive(by_age: tuple[Service, ...]) -> None:
     for order in permutations(by_age):
-        desired = Desired.of(order, ALL)
+        desired = PinholeIndex(order, ALL)
         assert owners(desired) == {KEY: by_age[0].name.name}
         assert losers(desired) == sorted(f"default/{each.name.name}" for each in by_age[1:])
 
 
 def test_a_conflict_is_one_sentence_that_names_the_owner() -> None:
-    desired = Desired.of([service("web", OLD, "u1"), service("copy", NEW, "u2")], ALL)
+    desired = PinholeIndex([service("web", OLD, "u1"), service("copy", NEW, "u2")], ALL)
     assert list(desired.rejections()) == [
         Rejection(
             ObjectRef("Service", "default/copy", "u2"),
@@ -73,7 +73,7 @@ def test_a_conflict_is_one_sentence_that_names_the_owner() -> None:
 
 
 def test_when_the_owner_goes_the_next_in_age_inherits() -> None:
-    desired = Desired.of([service("a", OLD), service("b", NEW), service("c", "")], ALL)
+    desired = PinholeIndex([service("a", OLD), service("b", NEW), service("c", "")], ALL)
     assert set(desired.put(Name("default", "a"), None)) == {KEY}
     assert owners(desired) == {KEY: "b"}
     assert losers(desired) == ["default/c"]
@@ -85,7 +85,7 @@ def test_when_the_owner_goes_the_next_in_age_inherits() -> None:
 
 
 def test_when_the_owner_moves_to_another_port_the_next_inherits_what_it_left() -> None:
-    desired = Desired.of([service("a", OLD), service("b", NEW)], ALL)
+    desired = PinholeIndex([service("a", OLD), service("b", NEW)], ALL)
     assert set(desired.put(Name("default", "a"), service("a", OLD, "", HTTPS))) == {KEY, "192.0.2.1 . tcp . 443"}
     assert owners(desired) == {KEY: "b", "192.0.2.1 . tcp . 443": "a"}
     assert losers(desired) == []
@@ -94,20 +94,20 @@ def test_when_the_owner_moves_to_another_port_the_next_inherits_what_it_left() -
 def test_an_heir_brings_its_own_ranges_and_limit() -> None:
     limit = RateLimit(5, "second", 5, packets=True)
     sources = (ip_network("198.51.100.0/24"),)
-    desired = Desired.of([service("a", OLD), service("b", NEW, limit=limit, sources=sources)], ALL)
+    desired = PinholeIndex([service("a", OLD), service("b", NEW, limit=limit, sources=sources)], ALL)
     desired.put(Name("default", "a"), None)
     assert desired.pinholes[KEY] == Pinhole(KEY, 4, sources, limit, Name("default", "b"))
 
 
 def test_services_share_an_address_with_different_ports_or_protocols() -> None:
     dns = Port(Protocol.UDP, 53)
-    desired = Desired.of([service("a", OLD, "", HTTP), service("b", NEW, "", HTTPS, dns), service("c", NEW, "", HTTP, HTTPS)], ALL)
+    desired = PinholeIndex([service("a", OLD, "", HTTP), service("b", NEW, "", HTTPS, dns), service("c", NEW, "", HTTP, HTTPS)], ALL)
     assert owners(desired) == {KEY: "a", "192.0.2.1 . tcp . 443": "b", "192.0.2.1 . udp . 53": "b"}
     assert losers(desired) == ["default/c", "default/c"]
 
 
 def test_a_service_that_the_filters_no_longer_admit_gives_up_its_pinholes() -> None:
-    desired = Desired(Filters(load_balancer_classes=frozenset({""})))
+    desired = PinholeIndex((), Filters(load_balancer_classes=frozenset({""})))
     desired.put(Name("default", "a"), service("a", OLD))
     assert owners(desired) == {KEY: "a"}
     assert set(desired.put(Name("default", "a"), service("a", OLD, load_balancer_class="other"))) == {KEY}
@@ -122,7 +122,7 @@ def test_sources_of_the_other_family_leave_a_pinhole_that_nobody_passes() -> Non
 
 
 def test_taking_away_what_was_never_there_changes_nothing() -> None:
-    desired = Desired.of([service("a")], ALL)
+    desired = PinholeIndex([service("a")], ALL)
     assert list(desired.put(Name("default", "b"), None)) == []
     assert owners(desired) == {KEY: "a"}
 
@@ -139,7 +139,7 @@ def guard_of(*legal: str, reserved: tuple[str, ...] = ()) -> Guard:
 
 def test_a_refused_address_is_rejected_once_however_many_ports_it_has_and_the_others_open() -> None:
     both = (ip_address("192.0.2.1"), ip_address("203.0.113.9"))
-    desired = Desired.of([service("a", OLD, "u1", HTTP, HTTPS, addresses=both)], ALL, guard_of("192.0.2.1"))
+    desired = PinholeIndex([service("a", OLD, "u1", HTTP, HTTPS, addresses=both)], ALL, guard_of("192.0.2.1"))
     assert owners(desired) == {KEY: "a", "192.0.2.1 . tcp . 443": "a"}
     assert list(desired.rejections()) == [
         Rejection(
@@ -152,12 +152,12 @@ def test_a_refused_address_is_rejected_once_however_many_ports_it_has_and_the_ot
 
 
 def test_a_service_without_ports_is_told_that_its_address_is_refused() -> None:
-    desired = Desired.of([replace(service("a"), ports=())], ALL, guard_of("192.0.2.2"))
+    desired = PinholeIndex([replace(service("a"), ports=())], ALL, guard_of("192.0.2.2"))
     assert [each.reason for each in desired.rejections()] == [Reason.OUTSIDE_POOLS]
 
 
 def test_a_reserved_address_is_rejected_for_what_it_is() -> None:
-    desired = Desired.of([service("a")], ALL, guard_of("192.0.2.1", reserved=("192.0.2.1",)))
+    desired = PinholeIndex([service("a")], ALL, guard_of("192.0.2.1", reserved=("192.0.2.1",)))
     assert owners(desired) == {}
     assert [(each.reason, each.part) for each in desired.rejections()] == [(Reason.RESERVED_ADDRESS, "192.0.2.1")]
 
@@ -166,7 +166,7 @@ def test_an_older_service_that_is_refused_an_address_takes_nothing_from_a_younge
     old = service("old", OLD, "u1", addresses=(ip_address("203.0.113.9"), ip_address("192.0.2.1")))
     young = service("young", NEW, "u2", addresses=(ip_address("203.0.113.9"), ip_address("192.0.2.2")))
     for order in permutations((old, young)):
-        desired = Desired.of(order, ALL, guard_of("192.0.2.1", "192.0.2.2"))
+        desired = PinholeIndex(order, ALL, guard_of("192.0.2.1", "192.0.2.2"))
         assert owners(desired) == {KEY: "old", "192.0.2.2 . tcp . 80": "young"}
         assert [(each.object.name, each.reason) for each in desired.rejections()] == [
             ("default/old", Reason.OUTSIDE_POOLS),
@@ -176,7 +176,7 @@ def test_an_older_service_that_is_refused_an_address_takes_nothing_from_a_younge
 
 def test_an_older_service_that_moves_to_a_refused_address_leaves_its_old_one_to_the_younger() -> None:
     guard = guard_of("192.0.2.1")
-    desired = Desired.of([service("old", OLD), service("young", NEW)], ALL, guard)
+    desired = PinholeIndex([service("old", OLD), service("young", NEW)], ALL, guard)
     assert owners(desired) == {KEY: "old"}
     moved = service("old", OLD, addresses=(ip_address("203.0.113.9"),))
     assert set(desired.put(moved.name, moved)) == {KEY}
@@ -185,7 +185,7 @@ def test_an_older_service_that_moves_to_a_refused_address_leaves_its_old_one_to_
 
 
 def test_a_service_that_the_filters_do_not_admit_is_not_told_what_the_guard_refuses() -> None:
-    desired = Desired.of([service("a")], Filters(exclude_namespaces=frozenset({"default"})), guard_of())
+    desired = PinholeIndex([service("a")], Filters(exclude_namespaces=frozenset({"default"})), guard_of())
     assert list(desired.rejections()) == []
 
 
@@ -236,7 +236,7 @@ some_guards = st.just(UNGUARDED) | st.builds(
 def test_after_any_sequence_of_changes_everything_is_as_if_computed_from_scratch(
     sequence: list[tuple[Service, bool]], filters: Filters, guard: Guard
 ) -> None:
-    desired, held = Desired(filters, guard), dict[Name, Service]()
+    desired, held = PinholeIndex((), filters, guard), dict[Name, Service]()
     for changed, stays in sequence:
         before = dict(desired.pinholes)
         if stays:
@@ -245,7 +245,7 @@ def test_after_any_sequence_of_changes_everything_is_as_if_computed_from_scratch
             held.pop(changed.name, None)
         keys = set(desired.put(changed.name, held.get(changed.name)))
 
-        scratch = Desired.of(held.values(), filters, guard)
+        scratch = PinholeIndex(held.values(), filters, guard)
         assert desired.pinholes == scratch.pinholes
         assert list(desired.rejections()) == list(scratch.rejections())
         assert sorted(map(repr, desired.services)) == sorted(map(repr, scratch.services))
@@ -292,7 +292,7 @@ class Counter:
 
 def test_two_thousand_services_that_claim_one_key_cost_as_much_each_as_a_few(monkeypatch: pytest.MonkeyPatch) -> None:
     counter = Counter(monkeypatch)
-    desired = Desired(ALL)
+    desired = PinholeIndex((), ALL)
     crowd = [service(f"s{number}", f"{2000 + number}-01-01T00:00:00Z") for number in range(2000)]
     for each in [*crowd[::2], *crowd[1::2]]:
         desired.put(each.name, each)
@@ -304,7 +304,7 @@ def test_two_thousand_services_that_claim_one_key_cost_as_much_each_as_a_few(mon
 
 def test_a_change_does_not_look_at_services_that_have_nothing_to_do_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
     crowd = [service(f"s{number}", OLD, "", Port(Protocol.TCP, number + 1)) for number in range(2000)]
-    desired = Desired.of(crowd, ALL)
+    desired = PinholeIndex(crowd, ALL)
     counter = Counter(monkeypatch)
     desired.put(crowd[7].name, service("s7", OLD, "", Port(Protocol.UDP, 7)))
     assert counter.made <= 5
@@ -312,7 +312,7 @@ def test_a_change_does_not_look_at_services_that_have_nothing_to_do_with_it(monk
 
 def test_giving_up_many_ports_to_one_heir_costs_as_much_as_they_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
     ports = tuple(Port(Protocol.TCP, number) for number in range(1, 2001))
-    desired = Desired.of([service("a", OLD, "", *ports), service("b", NEW, "", *ports)], ALL)
+    desired = PinholeIndex([service("a", OLD, "", *ports), service("b", NEW, "", *ports)], ALL)
     counter = Counter(monkeypatch)
     desired.put(Name("default", "a"), None)
     assert set(owners(desired).values()) == {"b"}
@@ -320,7 +320,7 @@ def test_giving_up_many_ports_to_one_heir_costs_as_much_as_they_are_many(monkeyp
 
 
 def test_it_says_when_rejections_may_have_changed_and_is_silent_while_good_services_come_and_go() -> None:
-    desired, random = Desired(ALL), Random(1)
+    desired, random = PinholeIndex((), ALL), Random(1)
     for _ in range(500):
         name = Name("default", random.choice("abcdef"))
         refused = (Rejection(ObjectRef("Service", str(name)), Reason.INVALID_PORT, "x"),)

@@ -19,7 +19,7 @@ from nftsync.kernel.nft import Kernel
 from nftsync.objects.address import AddressSet, parse_range
 from nftsync.objects.names import Name
 from nftsync.objects.service import parse_service
-from nftsync.policy.pinholes import Desired, Pinhole
+from nftsync.policy.pinholes import Pinhole, PinholeIndex
 from nftsync.report.reachability import Reachability, Routes
 from nftsync.report.traffic import NOTHING, Count, Reading, Traffic
 from nftsync.ruleset.tables import INET, NETDEV, OPERATOR_TC, Chain, Ruleset, Settings, Table, ruleset, tables
@@ -188,7 +188,7 @@ FREE = service("free", SERVICE4, ports=[*TCP80, ("UDP", 53)])
 
 
 def pinholes_of(*services: Raw) -> Mapping[str, Pinhole]:
-    return Desired.of([each for each in (parse_service(raw, None) for raw in services) if each], Filters()).pinholes
+    return PinholeIndex([each for each in (parse_service(raw, None) for raw in services) if each], Filters()).pinholes
 
 
 class Counted:

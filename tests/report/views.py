@@ -15,7 +15,7 @@ from nftsync.objects.status import Condition
 from nftsync.plan.result import Outcome, SyncResult
 from nftsync.plan.snapshot import Interfaces, Known, Origin, Snapshot
 from nftsync.policy.confirm import Confirming
-from nftsync.policy.pinholes import Desired
+from nftsync.policy.pinholes import PinholeIndex
 from nftsync.report.conditions import conditions
 from nftsync.ruleset.tables import Settings
 
@@ -39,7 +39,7 @@ def result_of(  # noqa: PLR0913  # all that decides
     config = Config(filters=filters or Filters(), address_policy=address_policy or AddressPolicy())
     listed, interfaces = Origin.LISTED, Interfaces(local=local or Local())
     snapshot = Snapshot(config, listed, Known(None, listed), Known(pools, listed), interfaces=interfaces)
-    index = Desired.of(services, config.filters, snapshot.guard, quarantined=quarantined)
+    index = PinholeIndex(services, config.filters, snapshot.guard, quarantined=quarantined)
     return SyncResult(Outcome.APPLIED, snapshot=snapshot, settings=settings, pinholes=index.pinholes, index=index)
 
 

@@ -13,7 +13,7 @@ from nftsync.objects.names import Name
 from nftsync.objects.nft import NftSpec
 from nftsync.objects.ratelimit import RateLimit, parse_ratelimit
 from nftsync.objects.service import Port, Protocol, Service
-from nftsync.policy.pinholes import Desired, Pinhole
+from nftsync.policy.pinholes import Pinhole, PinholeIndex
 from nftsync.ruleset.tables import INET, NETDEV, Chain, Ruleset, Set, Settings, Table, elements, ruleset, tables
 from nftsync.ruleset.text import render
 from tests.support import NICS, Fresh, Netns, filled, rulesets, same
@@ -204,7 +204,7 @@ def test_every_kind_of_pinhole_survives_the_way_from_the_service_to_the_kernel_a
         )
         for number, (sources, limit) in enumerate(((s, li) for s in ranges for li in (None, *limited)), start=1)
     ]  # fmt: skip
-    shown = ruleset(Desired.of(services, Filters()).pinholes.values(), Settings("pub0", enable_rateshape=True))
+    shown = ruleset(PinholeIndex(services, Filters()).pinholes.values(), Settings("pub0", enable_rateshape=True))
     router.nft(
         "add table inet nftsync\nadd table netdev nftsync\ndelete table inet nftsync\ndelete table netdev nftsync\n" + render(shown)
     )
