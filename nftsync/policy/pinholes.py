@@ -10,6 +10,7 @@ from __future__ import annotations
 from bisect import insort
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from types import MappingProxyType
 
 from nftsync.config import Caps, Filters
@@ -18,7 +19,7 @@ from nftsync.objects.names import Name, ObjectRef, Reason, Rejection
 from nftsync.objects.ratelimit import RateLimit
 from nftsync.objects.service import Service
 from nftsync.policy.guard import UNGUARDED, Guard
-from nftsync.policy.quota import UNCAPPED, Admission, Seniority, Version, seniority
+from nftsync.policy.quota import UNCAPPED, Admission, Version, seniority
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +47,7 @@ class Pinhole:
 def pinholes_of(service: Service, guard: Guard = UNGUARDED) -> dict[str, Pinhole]:
     """The pinholes that a Service claims, by key. Addresses that the guard refuses get none."""
     claimed = {}
-    for address in service.addresses:
-        if not guard.admits(address):
-            continue
+    for address in filter(guard.admits, service.addresses):
         sources = service.sources
         if sources is not None:
             sources = tuple(network for network in sources if network.version == address.version)
@@ -62,6 +61,10 @@ def pinholes_of(service: Service, guard: Guard = UNGUARDED) -> dict[str, Pinhole
 class PinholeIndex:
     """The pinholes and their owners, updated one Service at a time.
 
+    pinholes: by key.
+    admitted: the admitted version of each Service. It is an older one if the newest has no room, or
+    the kernel refuses it.
+    rejections_changed: a counter: while it is the same, so are the rejections.
     The cost of `put` depends on the size of the changed Service, not on the number of Services.
     """
 
@@ -85,13 +88,14 @@ class PinholeIndex:
         self._guard = guard
         ours = [service for service in services if filters.admit(service)]
         self._admission = Admission(caps, ours, admitted, quarantined)
+        self.admitted: Mapping[Name, Service] = self._admission.admitted
         self._services: dict[Name, Service] = {}  # the version of each that counts
         self._claims: dict[str, list[Name]] = {}  # every Service that claims a key, owner first
         self._rejected: set[Name] = set()  # Services with a rejection of their own or a claim lost
         self.pinholes: dict[str, Pinhole] = {}
         self._changed: dict[Name, Service | None] = {}
-        self.rejections_changed = 0  # a counter: while it is the same, so are the rejections
-        for service in self._admission.admitted.values():
+        self.rejections_changed = 0
+        for service in self.admitted.values():
             self._replace(service.name, service)
         for name in self._admission.waiting:
             self._note_rejections(name, ())
@@ -102,14 +106,6 @@ class PinholeIndex:
         """The Services that are ours: of type LoadBalancer and admitted by the filters."""
         waiting = self._admission.waiting
         return (self._services | waiting).values() if waiting else self._services.values()
-
-    @property
-    def admitted(self) -> Mapping[Name, Service]:
-        """The admitted version of each Service.
-
-        It is an older one if the newest has no room, or the kernel refuses it.
-        """
-        return self._admission.admitted
 
     def held_back(self, name: Name) -> tuple[Reason, str] | None:
         """Why a Service's newest version waits, OVER_CAP or QUARANTINED; None if it counts."""
@@ -125,10 +121,9 @@ class PinholeIndex:
         if service is not None and not self._filters.admit(service):
             service = None
         versions = self._admission.put(name, service)
-        changed = [self._replace(each, version) for each, version in versions.items()]
         if name not in versions:  # it waits, or never was there
             self._note_rejections(name, ())
-        return changed[0] if len(changed) == 1 else set().union(*changed)
+        return set().union(*(self._replace(changed, version) for changed, version in versions.items()))
 
     def _replace(self, name: Name, service: Version) -> set[str]:
         """Let another version of a Service count; return the affected keys."""
@@ -155,7 +150,7 @@ class PinholeIndex:
             self._claims[key] = [pinhole.service]
             self.pinholes[key] = pinhole
             return set()
-        insort(claimants, pinhole.service, key=self._seniority)
+        insort(claimants, pinhole.service, key=lambda name: seniority(self._services[name]))
         if claimants[0] == pinhole.service:
             self.pinholes[key] = pinhole
         return set(claimants[:2])
@@ -175,9 +170,6 @@ class PinholeIndex:
             self.pinholes.update((key, claimed[key]) for key in held)
         return set(inherited)
 
-    def _seniority(self, name: Name) -> Seniority:
-        return seniority(self._services[name])
-
     def _note_rejections(self, name: Name, claimed: Iterable[str]) -> None:
         """claimed: the keys that the Service claims; ignored while it waits for room."""
         service = self._services.get(name)
@@ -193,35 +185,25 @@ class PinholeIndex:
         else:
             self._rejected.discard(name)
 
-    def _lost(self, service: Service) -> Iterator[Rejection]:
-        """The claims of a Service that an older one owns."""
-        for key in pinholes_of(service, self._guard):
-            owner = self._claims[key][0]
-            if owner != service.name:
-                heir = "this Service gets it when that one is deleted"
-                message = f"{key.replace(' . ', ' ')} belongs to the older Service {owner}; {heir}"
-                yield Rejection(service.ref, Reason.CONFLICT, message)
-
     def rejections(self) -> Iterator[Rejection]:
         """All rejections, ordered by Service."""
-        for name in sorted(self._rejected):
-            yield from self.rejections_of(name)
+        return chain.from_iterable(map(self.rejections_of, sorted(self._rejected)))
 
     def rejections_of(self, name: Name) -> Iterator[Rejection]:
-        held = self._services.get(name)
-        service = self._admission.waiting.get(name, held)
+        counted = self._services.get(name)
+        service = self._admission.waiting.get(name, counted)
         if service is not None:
             yield from service.rejections
-            yield from self._refused(service)
+            for address in service.addresses:
+                if refusal := self._guard.refusal(address):
+                    yield Rejection(service.ref, *refusal, part=str(address))
             if held_back := self.held_back(name):
                 # The message can change while the rejection is the same.
                 yield Rejection(service.ref, *held_back, part=held_back[0])
-        if held is not None:
-            yield from self._lost(held)
-
-    def _refused(self, service: Service) -> Iterator[Rejection]:
-        """The addresses of a Service that the guard refuses."""
-        for address in service.addresses:
-            refusal = self._guard.refusal(address)
-            if refusal is not None:
-                yield Rejection(service.ref, *refusal, part=str(address))
+        if counted is not None:
+            for key in pinholes_of(counted, self._guard):
+                owner = self._claims[key][0]
+                if owner != name:
+                    lost = f"{key.replace(' . ', ' ')} belongs to the older Service {owner}"
+                    message = f"{lost}; this Service gets it when that one is deleted"
+                    yield Rejection(counted.ref, Reason.CONFLICT, message)

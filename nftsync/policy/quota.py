@@ -11,10 +11,9 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections import Counter, defaultdict
-from collections.abc import Collection, Mapping
+from collections.abc import Iterable, Mapping
 from heapq import merge
 from sys import maxsize
-from types import MappingProxyType
 
 from nftsync.config import Caps
 from nftsync.objects.names import Name, Reason
@@ -24,8 +23,6 @@ Version = Service | None  # None: no version
 Seniority = tuple[str, str, Name]
 
 RANGE = 5  # a range of sources counts as so many pinholes
-
-_QUARANTINED = "the kernel refuses this Service: {}; its open pinholes stay open, and every resync tries again"
 
 
 def size(service: Version) -> int:
@@ -49,15 +46,6 @@ def seniority(service: Service) -> Seniority:
 UNCAPPED = Caps(0, 0)
 
 
-def within(caps: Caps, services: Collection[Service]) -> bool:
-    """Whether there is room for all the Services."""
-    counted = Counter[str]()
-    for service in services:
-        counted[service.name.namespace] += size(service)
-    largest = max(counted.values(), default=0)
-    return counted.total() <= (caps.pinholes or maxsize) and largest <= (caps.pinholes_per_namespace or maxsize)
-
-
 class Admission:
     """The admitted Services, and the waiting ones.
 
@@ -66,11 +54,7 @@ class Admission:
     """
 
     def __init__(
-        self,
-        caps: Caps,
-        services: Collection[Service] = (),
-        held: Mapping[Name, Service] = MappingProxyType({}),
-        quarantined: Mapping[Name, str] = MappingProxyType({}),
+        self, caps: Caps, services: Iterable[Service], held: Mapping[Name, Service], quarantined: Mapping[Name, str]
     ) -> None:
         """From scratch.
 
@@ -87,22 +71,18 @@ class Admission:
         self.waiting: dict[Name, Service] = {}
         self.quarantined = quarantined
         asking = []
-        fit = within(caps, services)
         for service in services:
-            before = held.get(service.name)
-            if before is not None and before.uid != service.uid:
-                before = None  # another Service of the same name counts as new
+            version = held.get(service.name)
+            if version is not None and version.uid != service.uid:
+                version = None  # another Service of the same name counts as new
             if service.name in quarantined:
                 self.waiting[service.name] = service
-                if before is not None:
-                    self._count(service.name, before, size(before))
-                continue
-            if fit or (before is not None and size(service) <= size(before)):
-                self._count(service.name, service, size(service))
-                continue
-            if before is not None:
-                self._count(service.name, before, size(before))
-            asking.append(service)
+            elif version is not None and size(service) <= size(version):
+                version = service
+            else:
+                asking.append(service)
+            if version is not None:
+                self._count(service.name, version)
         for service in sorted(asking, key=seniority):
             self.put(service.name, service)
 
@@ -113,22 +93,21 @@ class Admission:
         """
         if name in self.waiting:
             self._unqueue(name)
-        held, former = self.admitted.get(name), self._total - self._used
-        if service is None or (held is not None and held.uid != service.uid):
-            if held is None:
-                return {}
-            self._count(name, None, -size(held))
-            if size(service) and service is not None:
+        before, used = self.admitted.get(name), self._used
+        changed: dict[Name, Version] = {}
+        if before is not None and (service is None or before.uid != service.uid):
+            changed[name] = None
+            self._count(name, None)
+        if service is not None:
+            # A Service that takes the place of another one lets older Services go first.
+            if self._fits(service) and (used == self._used or not size(service)):
+                changed[name] = service
+                self._count(name, service)
+            else:
                 self._queue(service)
-            elif service is not None:
-                self._count(name, service, 0)
-            return {name: self.admitted.get(name), **self._let_in(name.namespace, former)}
-        more = size(service) - size(held)
-        if not self._fits(name.namespace, more):
-            self._queue(service)
-            return {}
-        self._count(name, service, more)
-        return {name: service} if more >= 0 else {name: service, **self._let_in(name.namespace, former)}
+        if self._used < used:
+            changed |= self._let_in(name.namespace, self._total - used)
+        return changed
 
     def refusal(self, name: Name) -> tuple[Reason, str] | None:
         """Why a Service's newest version waits; None if it counts."""
@@ -136,7 +115,8 @@ class Admission:
         if service is None:
             return None
         if name in self.quarantined:
-            return Reason.QUARANTINED, _QUARANTINED.format(self.quarantined[name])
+            stays = "its open pinholes stay open, and every resync tries again"
+            return Reason.QUARANTINED, f"the kernel refuses this Service: {self.quarantined[name]}; {stays}"
         if size(service) - size(self.admitted.get(name)) > self._each - self._used_by[namespace]:
             whose, key, cap = f"namespace {namespace}", "pinholes_per_namespace", self._each
         else:
@@ -147,44 +127,43 @@ class Admission:
             f"router's configuration); {stays}; delete Services or raise the cap: it opens when there is room"
         )
 
-    def _fits(self, namespace: str, more: int) -> bool:
-        """Whether there is room for `more` pinholes.
+    def _fits(self, service: Service) -> bool:
+        """Whether there is room for this version.
 
         A Service that does not grow always fits, even if the cap was lowered.
         """
-        return more <= 0 or (self._used + more <= self._total and self._used_by[namespace] + more <= self._each)
+        more = size(service) - size(self.admitted.get(service.name))
+        used = self._used_by[service.name.namespace]
+        return more <= 0 or (self._used + more <= self._total and used + more <= self._each)
 
-    def _count(self, name: Name, service: Version, more: int) -> None:
-        """Let a version count. more: its size, less the size of the former version."""
+    def _count(self, name: Name, version: Version) -> None:
+        """Let a version count in place of the former one."""
+        more = size(version) - size(self.admitted.pop(name, None))
         self._used += more
         self._used_by[name.namespace] += more
-        if service is not None:
-            self.admitted[name] = service
-        else:
-            del self.admitted[name]
+        if version is not None:
+            self.admitted[name] = version
 
-    def _let_in(self, namespace: str, former: int) -> dict[Name, Service]:
+    def _let_in(self, namespace: str, former: int) -> dict[Name, Version]:
         """Admit the waiting Services that fit now that a namespace has room, oldest first.
 
         former: the room under the total cap before. A Service of another namespace can fit now only
         if it was too large for that room.
         """
         rooms = {each: self._each - self._used_by[each] for each in self._queues}
-        rooms = {each: room for each, room in rooms.items() if room > (0 if each == namespace else max(former, 0))}
-        found: dict[Name, Service] = {}
-        for _, _, name in merge(*(self._queues[each] for each in rooms)):
-            if not rooms or self._used >= self._total:
+        spaces = {each for each, room in rooms.items() if room > (0 if each == namespace else max(former, 0))}
+        admitted: dict[Name, Version] = {}
+        for _, _, name in merge(*(self._queues[each] for each in spaces)):
+            if not spaces or self._used >= self._total:
                 break
-            service = self.waiting[name]
-            more = size(service) - size(self.admitted.get(name))
-            if name.namespace in rooms and self._fits(name.namespace, more):
-                found[name] = service
-                self._count(name, service, more)
+            if name.namespace in spaces and self._fits(self.waiting[name]):
+                admitted[name] = self.waiting[name]
+                self._count(name, admitted[name])
                 if self._used_by[name.namespace] >= self._each:
-                    del rooms[name.namespace]
-        for name in found:
+                    spaces.remove(name.namespace)
+        for name in admitted:
             self._unqueue(name)
-        return found
+        return admitted
 
     def _queue(self, service: Service) -> None:
         self.waiting[service.name] = service
