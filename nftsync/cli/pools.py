@@ -21,7 +21,7 @@ from nftsync.objects.kinds import metallb, nfts
 from nftsync.objects.metallb import MetalLBConfig, Pool
 from nftsync.objects.names import Malformed, ObjectRef, Reason, Rejection
 from nftsync.objects.nft import METALLB_NAMESPACE, Nft, parse_nft
-from nftsync.policy.guard import Guard, judge
+from nftsync.policy.guard import Guard
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +121,7 @@ def known_of_cluster(api: Api, chosen: Config, namespace: str) -> tuple[MetalLBC
     """
     found, unread = _read_metallb(api, namespace)
     seen = Journal(chosen.state).load().facts.pools
-    present, rejections = judge(found.objects(), seen)
+    present, rejections = found.objects().judge(seen)
     return present or seen, (*unread, *rejections)
 
 

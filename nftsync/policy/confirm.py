@@ -18,7 +18,9 @@ def cut_off(before: NftSpec, after: NftSpec) -> str:
     if before.public_nic != after.public_nic:
         return f"public_nic changed from {before.public_nic} to {after.public_nic}"
     if _ssh(before) and not _ssh(after):
-        return "enable_ssh was switched off" if before.enable_ssh else "enable_dropall was switched on without enable_ssh"
+        return (
+            "enable_ssh was switched off" if before.enable_ssh else "enable_dropall was switched on without enable_ssh"
+        )
     return ""
 
 

@@ -10,8 +10,9 @@ in force while nftsync cannot read its kind of objects.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
+from itertools import islice
 
 from nftsync.config import AddressPolicy, PoolMode
 from nftsync.objects.address import Address, AddressSet, Network, Range
@@ -54,14 +55,14 @@ class Guard:
         reserved: the router's own addresses and its BGP peers'.
         attached: the networks in which the router has an address.
         """
-        configuration = None if address_policy.pool_mode is PoolMode.IGNORED else known
-        if configuration is None and address_policy.pool_mode is PoolMode.REQUIRED:
-            configuration = MetalLBConfig()
+        config = None if address_policy.pool_mode is PoolMode.IGNORED else known
+        if config is None and address_policy.pool_mode is PoolMode.REQUIRED:
+            config = MetalLBConfig()
         pools, legal, held, reserved = None, None, AddressSet(), address_policy.reserved.union(reserved)
-        if configuration is not None:
-            pools = tuple(pool for pool in configuration.pools if pool.advertised or not address_policy.advertised_only)
-            legal = held = AddressSet.of(each for pool in pools for each in pool.ranges)
-            reserved |= configuration.peers
+        if config is not None:
+            pools = tuple(pool for pool in config.pools if pool.advertised or not address_policy.advertised_only)
+            legal = held = AddressSet.of(part for pool in pools for part in pool.ranges)
+            reserved |= config.peers
         if address_policy.allowed:
             allowed = AddressSet.of(map(Range.of, address_policy.allowed))
             legal = allowed if legal is None else legal & allowed
@@ -104,14 +105,17 @@ def _cluster(legal: AddressSet | None, attached: Iterable[Network]) -> AddressSe
     return legal - AddressSet.of(network for network in networks if legal.covers(network))
 
 
-def _names(pools: tuple[Pool, ...]) -> str:
-    shown = [f"{quote(pool.name)[1:-1]}: {_some([each.element for each in pool.ranges], ', ')}" for pool in pools[:_NAMED]]
-    return _some([*shown, *("" for _ in pools[_NAMED:])], "; ")
+def _names(pools: Collection[Pool]) -> str:
+    texts = (
+        f"{quote(pool.name)[1:-1]}: {_some((part.element for part in pool.ranges), len(pool.ranges), ', ')}"
+        for pool in pools
+    )
+    return _some(texts, len(pools), "; ")
 
 
-def _some(texts: list[str], between: str) -> str:
-    more = len(texts) - _NAMED
-    return between.join(texts[:_NAMED]) + (f"{between}and {more} more" if more > 0 else "")
+def _some(texts: Iterable[str], count: int, between: str) -> str:
+    more = f"{between}and {count - _NAMED} more" if count > _NAMED else ""
+    return between.join(islice(texts, _NAMED)) + more
 
 
 GRACE_PERIOD = 0.3  # seconds without a change until nftsync believes that missing pools are deleted
@@ -137,10 +141,11 @@ class MetalLBObjects:
         """The addresses of the BGPPeers, also while there is no pool."""
         return frozenset(peer.address for peer in self.peers if peer.address is not None)
 
-    def configuration(self, known: MetalLBConfig | None) -> tuple[MetalLBConfig | None, tuple[Rejection, ...]]:
-        """See metallb.configuration().
+    def judge(self, known: MetalLBConfig | None) -> tuple[MetalLBConfig | None, tuple[Rejection, ...]]:
+        """The configuration of these objects, None if it is not good, and its rejections.
 
-        known: the last good one. nftsync takes unreadable parts from it.
+        known: the last good one. nftsync takes unreadable parts from it. Each rejection says which
+        pools hold instead.
         An upgrade of MetalLB can leave the old ConfigMap behind. It does not count any more once
         there were pool objects.
         """
@@ -149,30 +154,19 @@ class MetalLBObjects:
         found, rejections = configuration(self.pools, self.advertisements, self.peers, config_maps)
         if found is not None and known is not None and found.of_pool_objects:
             found = self._completed(found, known)
-        return found, rejections
+        stays = "; the last good pools stay" if known else "; no pools are known"
+        return found, tuple(replace(rejection, message=rejection.message + stays) for rejection in rejections)
 
     def _completed(self, found: MetalLBConfig, known: MetalLBConfig) -> MetalLBConfig:
-        if not self.advertisements_readable:
-            announced = {pool.source for pool in known.pools if pool.advertised}
-            pools = tuple(replace(pool, advertised=pool.advertised or pool.source in announced) for pool in found.pools)
-            found = replace(found, pools=pools)
-        return found if self.peers_readable else replace(found, peers=found.peers | known.peers)
+        announced = () if self.advertisements_readable else {pool.source for pool in known.pools if pool.advertised}
+        pools = tuple(replace(pool, advertised=pool.advertised or pool.source in announced) for pool in found.pools)
+        return MetalLBConfig(pools, found.peers if self.peers_readable else found.peers | known.peers)
 
 
 def _contents(configuration: MetalLBConfig) -> set[object]:
     """The parts of a configuration that can vanish one by one."""
     pools = ((pool.source, advertised) for pool in configuration.pools for advertised in (False, pool.advertised))
     return {*pools, *configuration.peers}
-
-
-def judge(metallb: MetalLBObjects, known: MetalLBConfig | None) -> tuple[MetalLBConfig | None, tuple[Rejection, ...]]:
-    """The configuration of MetalLB's objects, None if it is not good, and its rejections.
-
-    Each rejection says which pools hold instead.
-    """
-    found, rejections = metallb.configuration(known)
-    stays = "; the last good pools stay" if known else "; no pools are known"
-    return found, tuple(replace(each, message=each.message + stays) for each in rejections)
 
 
 class PoolTracker:
@@ -193,33 +187,27 @@ class PoolTracker:
         self._looked: MetalLBObjects | None = None
 
     def look(self, objects: MetalLBObjects, now: float) -> None:
-        """Take MetalLB's complete lists. now: the clock's seconds."""
+        """Take MetalLB's complete lists. now: the clock's seconds.
+
+        If somebody removes the kinds, the server deletes their objects one by one. So missing objects
+        count as deleted only after a while without a change.
+        """
         new = objects != self._looked
         if not new and self._missing_since is None:
             return
         self._looked = objects
         self.speakers = objects.speakers
-        found, self.rejections = judge(objects, self.known)
-        if not self._is_suspect(found, now, new=new):
-            self.known = found or self.known
+        found, self.rejections = objects.judge(self.known)
+        if found and self.known and _contents(self.known) - _contents(found):
+            if self._missing_since is None:
+                self._missing_since = now
+            if new:
+                self.deadline = min(now + GRACE_PERIOD, self._missing_since + MAX_GRACE_PERIOD)
+            if now < self.deadline:
+                return
+        self.relist()
+        self.known = found or self.known
 
     def relist(self) -> None:
         """End the doubt, because the lists are incomplete again."""
         self._missing_since, self.deadline = None, float("inf")
-
-    def _is_suspect(self, found: MetalLBConfig | None, now: float, *, new: bool) -> bool:
-        """Whether objects are missing, and others may follow.
-
-        If somebody removes the kinds, the server deletes their objects one by one.
-        """
-        if found is None or self.known is None or not _contents(self.known) - _contents(found):
-            self.relist()
-            return False
-        if self._missing_since is None:
-            self._missing_since, new = now, True
-        if new:
-            self.deadline = min(now + GRACE_PERIOD, self._missing_since + MAX_GRACE_PERIOD)
-        if now < self.deadline:
-            return True
-        self.relist()
-        return False

@@ -173,11 +173,14 @@ class PinholeIndex:
     def _note_rejections(self, name: Name, claimed: Iterable[str]) -> None:
         """claimed: the keys that the Service claims; ignored while it waits for room."""
         service = self._services.get(name)
-        rejected = name in self._admission.waiting or (service is not None and (
-            bool(service.rejections)
-            or not all(map(self._guard.admits, service.addresses))
-            or any(self._claims[key][0] != name for key in claimed)
-        ))
+        rejected = name in self._admission.waiting or (
+            service is not None
+            and (
+                bool(service.rejections)
+                or not all(map(self._guard.admits, service.addresses))
+                or any(self._claims[key][0] != name for key in claimed)
+            )
+        )
         if rejected or name in self._rejected:
             self.rejections_changed += 1
         if rejected:

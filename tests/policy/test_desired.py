@@ -101,7 +101,8 @@ def test_an_heir_brings_its_own_ranges_and_limit() -> None:
 
 def test_services_share_an_address_with_different_ports_or_protocols() -> None:
     dns = Port(Protocol.UDP, 53)
-    desired = PinholeIndex([service("a", OLD, "", HTTP), service("b", NEW, "", HTTPS, dns), service("c", NEW, "", HTTP, HTTPS)], ALL)
+    both = service("c", NEW, "", HTTP, HTTPS)
+    desired = PinholeIndex([service("a", OLD, "", HTTP), service("b", NEW, "", HTTPS, dns), both], ALL)
     assert owners(desired) == {KEY: "a", "192.0.2.1 . tcp . 443": "b", "192.0.2.1 . udp . 53": "b"}
     assert losers(desired) == ["default/c", "default/c"]
 

@@ -24,7 +24,7 @@ from nftsync.objects.names import Reason
 from nftsync.objects.nft import NftSpec
 from nftsync.plan.memory import Facts
 from nftsync.plan.snapshot import Interfaces, Known, Origin, Snapshot
-from nftsync.policy.guard import GRACE_PERIOD, MAX_GRACE_PERIOD, UNGUARDED, Guard, judge
+from nftsync.policy.guard import GRACE_PERIOD, MAX_GRACE_PERIOD, UNGUARDED, Guard
 
 
 def pool(name: str, *texts: str, advertised: bool = True) -> Pool:
@@ -563,7 +563,7 @@ def test_the_config_map_that_pool_objects_have_replaced_does_not_come_to_power_a
         assert seen.look() == ["a"]
         seen.now += 1_000_000
         assert seen.look() == ["a"]
-        assert judge(seen.metallb.objects(), seen.pools.known) == (None, ())
+        assert seen.metallb.objects().judge(seen.pools.known) == (None, ())
 
 
 def announced(seen: Seen) -> list[str]:
@@ -622,10 +622,10 @@ def test_advertisements_and_peers_that_are_gone_for_a_moment_leave_everything_as
 def test_what_is_asked_for_once_is_what_stands_there_now_and_the_last_good_one_where_that_is_none() -> None:
     seen = Seen().sync()
     seen.put("a", "192.0.2.0/24")
-    found, _ = judge(seen.metallb.objects(), KNOWN)
+    found, _ = seen.metallb.objects().judge(KNOWN)
     assert found is not None
     assert [each.name for each in found.pools] == ["a"], "nobody waits for what was known to be gone"
     seen.put("b", "x")
-    found, rejections = judge(seen.metallb.objects(), KNOWN)
+    found, rejections = seen.metallb.objects().judge(KNOWN)
     assert found is None
     assert [each.message for each in rejections] == ["'x' is neither a CIDR nor a range of addresses; the last good pools stay"]
