@@ -9,15 +9,15 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from nftsync.objects.names import Name
 from nftsync.plan.plan import Plan
 from nftsync.plan.snapshot import Verdicts
 from nftsync.policy.pinholes import Pinhole
-from nftsync.ruleset.tables import INET, LOCAL_CHAIN, NAME, NETDEV, Elements, Ruleset, Table, pinhole_key
-from nftsync.ruleset.text import transaction
+from nftsync.ruleset.tables import INET, LOCAL_CHAIN, NAME, NETDEV, pinhole_key
+from nftsync.ruleset.text import add_table, commands
 
 
 class Part(StrEnum):
@@ -28,6 +28,7 @@ class Part(StrEnum):
     LIMITS = "limits"
 
 
+_PARTS = {INET: Part.TABLES, NETDEV: Part.LIMITS}
 Subject = Name | Part
 Complaint = tuple[int, str]  # the number of a line, from 0, and nft's message about it
 
@@ -45,31 +46,26 @@ def lines_of(plan: Plan, before: Mapping[str, Pinhole], after: Mapping[str, Pinh
 
     before: the open pinholes, by key.  after: the wanted pinholes, by key.
     """
-    common, services = _taken_apart(plan.current, plan.wanted, before, after)
-    lines = []
-    for family in sorted(plan.current.tables.keys() | plan.wanted.tables.keys()):
-        if family == NETDEV and plan.settings.limits_refused:
+    left_out = NETDEV if plan.settings.limits_refused else ""
+    # A table of another owner refuses these lines as well, so its refusal blames no Service.
+    lines = [
+        Line(add_table(f"{family} {NAME}", table.flags), _PARTS[family])
+        for family, table in plan.wanted.tables.items()
+        if family != left_out
+    ]
+    for command in commands(plan.current, plan.wanted):
+        if command.family == left_out:
             continue
-        part = Part.LIMITS if family == NETDEV else Part.TABLES
-        # A table of another owner refuses this line as well, so its refusal blames no Service.
-        if family in plan.wanted.tables:
-            lines.append(Line(f"add table {family} {NAME}{_flags(plan.wanted.tables[family])}", part))
-        text = transaction(_of(family, plan.current), _of(family, Ruleset(plan.wanted.tables, common)))
-        lines.extend(_lines(text, part, plan.settings.local_chain.count("\n")))
-    for name in sorted(services):
-        lines.extend(Line(text, name) for text in _commands(plan.wanted, services[name]))
+        part = _PARTS[command.family]
+        if not command.elements:
+            lines.extend(_lines(command.head, part, plan.settings.local_chain.count("\n")))
+        elements = defaultdict[Subject, list[str]](list)
+        for element in command.elements:
+            key = pinhole_key(element)
+            owner = after.get(key) or before.get(key)
+            elements[owner.service if owner else part].append(element)
+        lines.extend(Line(str(replace(command, elements=tuple(some))), subject) for subject, some in elements.items())
     return lines
-
-
-def _flags(table: Table) -> str:
-    return f" {{ flags {','.join(sorted(table.flags))}; }}" if table.flags else ""
-
-
-def _of(family: str, ruleset: Ruleset) -> Ruleset:
-    return Ruleset(
-        {each: table for each, table in ruleset.tables.items() if each == family},
-        {each: sets for each, sets in ruleset.elements.items() if each == family},
-    )
 
 
 def _lines(text: str, part: Part, body: int) -> Iterator[Line]:
@@ -78,44 +74,6 @@ def _lines(text: str, part: Part, body: int) -> Iterator[Line]:
     for line in text.splitlines():
         yield Line(line, Part.LOCAL_CHAIN if left else part)
         left = body if line == f"\tchain {LOCAL_CHAIN} {{" and not left else max(0, left - 1)
-
-
-@dataclass(slots=True)
-class _Change:
-    """The present and the wanted elements of one Service, by family and set."""
-
-    before: dict[str, Elements] = field(default_factory=dict)
-    after: dict[str, Elements] = field(default_factory=dict)
-
-
-def _taken_apart(
-    current: Ruleset, wanted: Ruleset, before: Mapping[str, Pinhole], after: Mapping[str, Pinhole]
-) -> tuple[dict[str, Elements], dict[Name, _Change]]:
-    """The elements that no Service changes, and the change of each Service."""
-    common: dict[str, Elements] = {}
-    changes = defaultdict[Name, _Change](_Change)
-    for family, name in ((family, name) for family, table in wanted.tables.items() for name in table.sets):
-        old_elements, new_elements = (each.elements.get(family, {}).get(name, {}) for each in (current, wanted))
-        kept = common.setdefault(family, {}).setdefault(name, {})
-        for element in old_elements.keys() | new_elements.keys():
-            key = pinhole_key(name, element) or ""
-            old, new = before.get(key), after.get(key)
-            owner = new or old
-            if owner is None:  # no Service owns the element
-                if element in new_elements:
-                    kept[element] = new_elements[element]
-                continue
-            change = changes[owner.service]
-            if element in old_elements and (old is None or old.service == owner.service):
-                kept[element] = old_elements[element]
-                change.before.setdefault(family, {}).setdefault(name, {})[element] = old_elements[element]
-            if element in new_elements:
-                change.after.setdefault(family, {}).setdefault(name, {})[element] = new_elements[element]
-    return common, changes
-
-
-def _commands(wanted: Ruleset, change: _Change) -> list[str]:
-    return transaction(Ruleset(wanted.tables, change.before), Ruleset(wanted.tables, change.after)).splitlines()
 
 
 def learn(verdicts: Verdicts, plan: Plan, lines: Sequence[Line], complaints: Sequence[Complaint]) -> Verdicts:

@@ -167,7 +167,7 @@ def wanted_ruleset(s: Snapshot, pinholes: Collection[Pinhole], settings: Setting
                 if s.pools.origin is Origin.UNKNOWN:
                     merged.setdefault(family, {})[name] = dict(members)
                 continue
-            kept = {element: said for element, said in members.items() if pinhole_key(name, element) not in keys}
+            kept = {element: said for element, said in members.items() if pinhole_key(element) not in keys}
             if kept:
                 merged.setdefault(family, {})[name] = {**merged.get(family, {}).get(name, {}), **kept}
     return Ruleset(decided.tables, merged)
@@ -203,7 +203,7 @@ def undecided_of(
             if name.startswith("pools"):
                 kept = dict(members) if pools else {}
             else:
-                kept = {element: said for element, said in members.items() if pinhole_key(name, element) not in known}
+                kept = {element: said for element, said in members.items() if pinhole_key(element) not in known}
             if kept:
                 undecided.setdefault(family, {})[name] = kept
     return undecided

@@ -312,12 +312,12 @@ def open_keys(shown: Ruleset) -> set[str]:
     """The keys of a ruleset's open pinholes."""
     sets = shown.elements.get(INET, {})
     names = [f"{stem}{version}" for stem in ("services", "sources") for version in (4, 6)]
-    return {key for name in names for element in sets.get(name, ()) if (key := pinhole_key(name, element))}
+    return {pinhole_key(element) for name in names for element in sets.get(name, ())}
 
 
-def pinhole_key(name: str, element: str) -> str | None:
-    """The key of the pinhole to which an element of set `name` belongs; None if there is none."""
-    return None if name.startswith("pools") else " . ".join(element.split(" . ")[:3])
+def pinhole_key(element: str) -> str:
+    """The key of the pinhole to which an element of another set than "pools" belongs."""
+    return " ".join(element.split(" ", 5)[:5])
 
 
 def _source_text(network: Network) -> str:

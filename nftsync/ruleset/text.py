@@ -8,15 +8,16 @@ one by one. So counters and buckets survive each change that does not concern th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from dataclasses import dataclass
 
-from nftsync.ruleset.tables import NAME, Chain, Elements, Ruleset, Set, Table
+from nftsync.ruleset.tables import NAME, Chain, Elements, Ruleset, Table
 
 
 def render(shown: Ruleset, name: str = NAME) -> str:
     """A whole ruleset as text that every version of `nft -f` loads.
 
-    Elements are sorted, so equal input gives equal text. The text has no flags (see flagged()):
+    Elements are sorted, so equal input gives equal text. The text has no flags:
     only the process that keeps the tables needs them.
     name: of the tables. Another name than NAME lets you rehearse rules beside the present ones.
     """
@@ -28,7 +29,9 @@ def render(shown: Ruleset, name: str = NAME) -> str:
             lines.extend(f"\t\t{part.strip()}" for part in str(declared).rstrip(";").split(";"))
             members = shown.elements.get(family, {}).get(set_name, {})
             if members:
-                listed = ",\n\t\t\t     ".join(f"{key} {statement}".rstrip() for key, statement in sorted(members.items()))
+                listed = ",\n\t\t\t     ".join(
+                    f"{key} {statement}".rstrip() for key, statement in sorted(members.items())
+                )
                 lines.append(f"\t\telements = {{ {listed} }}")
             lines.append("\t}\n")
         lines.append("\n".join(chain_block(chain_name, chain) for chain_name, chain in table.chains.items()) + "}\n")
@@ -42,42 +45,57 @@ def chain_block(name: str, chain: Chain) -> str:
     return f"\tchain {name} {{\n{hook}{chain.rules}\t}}\n"
 
 
-def flagged(table: str, flags: frozenset[str]) -> str:
-    """A table's block with flags.
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A command of a transaction. elements: those that it adds to a set or deletes, if it does so."""
 
-    Each block repeats them; otherwise nft asks the kernel to take them off.
-    """
-    head, brace, rest = table.partition("{\n")
-    return f"{head}{brace}\tflags {','.join(sorted(flags))}\n{rest}" if flags else table
+    family: str
+    head: str
+    elements: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.head} {{ {', '.join(self.elements)} }}" if self.elements else self.head
 
 
 def transaction(before: Ruleset, after: Ruleset) -> str:
     """The commands that turn `before` into `after`; "" if nothing differs."""
-    lines = [f"delete table {family} {NAME}" for family in sorted(before.tables.keys() - after.tables.keys())]
+    return "".join(f"{command}\n" for command in commands(before, after))
+
+
+def commands(before: Ruleset, after: Ruleset) -> Iterator[Command]:
+    """The commands of transaction(), in order."""
+    for family in sorted(before.tables.keys() - after.tables.keys()):
+        yield Command(family, f"delete table {family} {NAME}")
     for family, table in after.tables.items():
-        standing = before.tables.get(family)
+        current = before.tables.get(family)
         # The kernel cannot wake a dormant table and change its hooks in one transaction.
-        if standing and "dormant" in standing.flags:
-            lines.append(f"delete table {family} {NAME}")
-            standing = None
-        lines.extend(_table(f"{family} {NAME}", standing or Table(), table, new=standing is None))
-        held = before.elements.get(family, {}) if standing else {}
-        lines.extend(_elements(f"{family} {NAME}", held, after.elements.get(family, {}), standing or Table(), table))
-    return "".join(line + "\n" for line in lines)
+        if current and "dormant" in current.flags:
+            yield Command(family, f"delete table {family} {NAME}")
+            current = None
+        if current != table:
+            yield from (Command(family, head) for head in _table(f"{family} {NAME}", current or Table(), table))
+        yield from _elements(
+            family, current or Table(), before.elements.get(family, {}), table, after.elements.get(family, {})
+        )
 
 
-def _table(table: str, before: Table, after: Table, *, new: bool) -> Iterator[str]:
-    if before == after and not new:
-        return
-    replaced = _differing(before.sets, after.sets)
+def add_table(table: str, flags: frozenset[str]) -> str:
+    """The command that makes a table, if it is not there. table: its family and name."""
+    return f"add table {table}" + (f" {{ flags {','.join(sorted(flags))}; }}" if flags else "")
+
+
+def _table(table: str, before: Table, after: Table) -> Iterator[str]:
+    """The commands for a table's sets and chains."""
+    replaced = [name for name, declared in before.sets.items() if after.sets.get(name) != declared]
     # The kernel deletes no set or map while a rule refers to it, so this refills every chain.
     everything = bool(replaced or before.foreign_objects)
     refilled = {name: chain for name, chain in after.chains.items() if everything or before.chains.get(name) != chain}
     removed = [
-        name for name, chain in before.chains.items()
+        name
+        for name, chain in before.chains.items()
         if name not in after.chains or chain.hook != after.chains[name].hook
     ]
-    yield f"add table {table}" + (f" {{ flags {','.join(sorted(after.flags))}; }}" if after.flags else "")
+    yield add_table(table, after.flags)
     for name in before.chains:
         if name in refilled or name in removed:
             yield f"flush chain {table} {name}"
@@ -91,25 +109,21 @@ def _table(table: str, before: Table, after: Table, *, new: bool) -> Iterator[st
         if before.sets.get(name) != declared:
             yield f"add set {table} {name} {{ {declared} }}"
     if refilled:
-        blocks = "".join(chain_block(name, chain) for name, chain in refilled.items())
-        yield flagged(f"table {table} {{\n{blocks}}}", after.flags)
+        # Each block repeats the flags; otherwise nft asks the kernel to take them off.
+        flags = f"\tflags {','.join(sorted(after.flags))}\n" if after.flags else ""
+        yield f"table {table} {{\n{flags}{''.join(chain_block(*item) for item in refilled.items())}}}"
 
 
-def _differing(before: Mapping[str, Set], after: Mapping[str, Set]) -> list[str]:
-    """The present sets that are not wanted, or wanted with another declaration."""
-    return [name for name, declared in before.items() if after.get(name) != declared]
-
-
-def _elements(table: str, before: Elements, after: Elements, standing: Table, wanted: Table) -> Iterator[str]:
+def _elements(family: str, current: Table, before: Elements, wanted: Table, after: Elements) -> Iterator[Command]:
     """All deletes, then all adds: this replaces an element with a changed statement."""
     adds = []
     for name, declared in wanted.sets.items():
-        held = before.get(name, {}) if standing.sets.get(name) == declared else {}
+        present = before.get(name, {}) if current.sets.get(name) == declared else {}
         needed = after.get(name, {})
-        gone = [key for key, statement in held.items() if needed.get(key) != statement]
-        come = [f"{key} {statement}".rstrip() for key, statement in needed.items() if held.get(key) != statement]
+        gone = sorted(key for key, statement in present.items() if needed.get(key) != statement)
+        come = sorted(f"{key} {said}".rstrip() for key, said in needed.items() if present.get(key) != said)
         if gone:
-            yield f"delete element {table} {name} {{ {', '.join(sorted(gone))} }}"
+            yield Command(family, f"delete element {family} {NAME} {name}", tuple(gone))
         if come:
-            adds.append(f"add element {table} {name} {{ {', '.join(sorted(come))} }}")
+            adds.append(Command(family, f"add element {family} {NAME} {name}", tuple(come)))
     yield from adds
