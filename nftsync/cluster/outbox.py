@@ -23,8 +23,7 @@ from nftsync.objects.names import Name
 from nftsync.objects.nft import Nft
 from nftsync.objects.status import Figures, NftStatus, RouterStatus
 from nftsync.report.conditions import describe, stamped, stopped, summary
-from nftsync.report.events import EventQueue, Request
-from nftsync.report.notices import Notice
+from nftsync.report.events import EventQueue, Notice, Request
 
 SETTLE = 1.0  # seconds between the start and the first status: a restart is no news
 QUIET = 3.0  # seconds between two writes of the status

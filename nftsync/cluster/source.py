@@ -25,7 +25,7 @@ from nftsync.objects.names import Name
 from nftsync.objects.nft import Nft, parse_nft
 from nftsync.objects.service import Service, parse_service
 from nftsync.objects.status import RouterStatus
-from nftsync.report.notices import EventReason, Notice
+from nftsync.report.events import EventReason, Notice
 
 log = logging.getLogger(__name__)
 

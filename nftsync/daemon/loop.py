@@ -32,9 +32,8 @@ from nftsync.daemon.reconcile import NOT_FILTERING, Reconciler
 from nftsync.daemon.record import Record, Store
 from nftsync.daemon.signals import Signals, process_signals
 from nftsync.daemon.systemd import Systemd
-from nftsync.exporter.collector import KernelCollector, ReadError
 from nftsync.exporter.endpoint import Endpoint, EndpointError
-from nftsync.exporter.metrics import Metrics
+from nftsync.exporter.metrics import KernelCollector, Metrics, ReadError
 from nftsync.files.bootfailure import read_boot_failure
 from nftsync.files.bootmark import BootMark
 from nftsync.files.journal import Journal

@@ -17,7 +17,7 @@ from nftsync.objects.names import ObjectRef, Reason, Rejection
 from nftsync.objects.status import Confirmation, RouterStatus
 from nftsync.plan.result import Outcome, SyncResult
 from nftsync.report.conditions import conditions
-from nftsync.report.notices import EventReason, Notice, of_changes, of_confirmation, of_rejections
+from nftsync.report.events import EventReason, Notice, of_changes, of_confirmation, of_rejections
 
 RECENT = 20  # pieces of news that `nftsync status` shows
 LINES = 200  # log lines for one sync at most; one more line counts the rest

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from nftsync.kernel.netlink import attributes, complete, messages
 from nftsync.objects.address import AddressSet
 from nftsync.policy.pinholes import Pinhole
-from nftsync.report.reachability import Reachability, Routes, judge
+from nftsync.report.traffic import Reachability, Routes, judge
 
 MOST = 50_000  # routes to read; a router with the full Internet table has a million
 

@@ -27,8 +27,7 @@ from nftsync.daemon.observer import MetricsObserver
 from nftsync.exporter.metrics import Metrics
 from nftsync.objects.names import ObjectRef
 from nftsync.objects.status import RouterStatus, parse_status
-from nftsync.report.events import EventQueue, Request
-from nftsync.report.notices import EventReason, Notice
+from nftsync.report.events import EventQueue, EventReason, Notice, Request
 from tests.apiserver.client import refusal_of
 from tests.apiserver.harness import MANIFESTS, NAMESPACE, NFTS, ApiServer, eventually
 from tests.apiserver.router import NFT, SERVICES, SPEC, Router, fresh_router

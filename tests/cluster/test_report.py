@@ -20,7 +20,7 @@ from nftsync.cluster.outbox import DENIED, DISAGREE, LONGEST, QUIET, SETTLE, TIC
 from nftsync.objects.names import Name, ObjectRef
 from nftsync.objects.nft import Nft, parse_nft
 from nftsync.objects.status import Condition, RouterStatus
-from nftsync.report.notices import EventReason, Notice
+from nftsync.report.events import EventReason, Notice
 from tests.labtools import PATIENCE
 from tests.report.views import standing
 

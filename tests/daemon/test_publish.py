@@ -17,7 +17,7 @@ from nftsync.daemon.reconcile import NOT_FILTERING
 from nftsync.exporter.metrics import Metrics
 from nftsync.objects.status import Condition, RouterStatus
 from nftsync.plan.result import Outcome, SyncResult
-from nftsync.report.notices import EventReason, Notice
+from nftsync.report.events import EventReason, Notice
 from tests.lab.namespace import Namespace
 from tests.labtools import PUBLIC_NIC, SERVICE4, Raw, needs_root, nft, service
 from tests.router import Router, config_in

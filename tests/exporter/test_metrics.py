@@ -14,14 +14,12 @@ from pathlib import Path
 import pytest
 
 from nftsync import __version__
-from nftsync.exporter.collector import KernelCollector, ReadError
 from nftsync.exporter.endpoint import Endpoint, EndpointError
-from nftsync.exporter.metrics import Metrics
+from nftsync.exporter.metrics import KernelCollector, Metrics, ReadError
 from nftsync.objects.names import Name, ObjectRef, Reason, Rejection
 from nftsync.plan.result import Outcome
 from nftsync.policy.pinholes import Pinhole
-from nftsync.report.reachability import Reachability
-from nftsync.report.traffic import Count, Reading
+from nftsync.report.traffic import Count, Reachability, Reading
 from nftsync.ruleset.tables import Settings
 from tests.labtools import PATIENCE
 

@@ -19,15 +19,13 @@ import pytest
 import yaml
 from prometheus_client import generate_latest
 
-from nftsync.exporter.collector import KernelCollector
-from nftsync.exporter.metrics import Metrics
+from nftsync.exporter.metrics import KernelCollector, Metrics
 from nftsync.kernel import counters, routes
 from nftsync.kernel.nft import Kernel
 from nftsync.objects.names import Name, ObjectRef, Reason, Rejection
 from nftsync.objects.ratelimit import parse_ratelimit
 from nftsync.policy.pinholes import Pinhole
-from nftsync.report.reachability import Reachability
-from nftsync.report.traffic import CAP, Count, Reading
+from nftsync.report.traffic import CAP, Count, Reachability, Reading
 from nftsync.ruleset.tables import Settings, ruleset
 from nftsync.ruleset.text import render
 from tests.lab.lab import Lab, Probe

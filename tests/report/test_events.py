@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 
 from nftsync.objects.names import ObjectRef
-from nftsync.report.events import CONTROLLER, Bucket, EventQueue, Request
-from nftsync.report.notices import EventReason, Notice
+from nftsync.report.events import CONTROLLER, Bucket, EventQueue, EventReason, Notice, Request
 
 NOON = datetime(2026, 1, 2, 12, 0, 0, 123456, UTC)
 PATH = "/apis/events.k8s.io/v1/namespaces/shop/events"

@@ -9,8 +9,7 @@ from nftsync.objects.names import Name, ObjectRef, Reason, Rejection
 from nftsync.objects.ratelimit import RateLimit
 from nftsync.plan.result import Change, changes_between, summary
 from nftsync.policy.pinholes import Pinhole
-from nftsync.report.events import EventQueue, Request
-from nftsync.report.notices import EventReason, Notice, of_changes, of_rejections
+from nftsync.report.events import EventQueue, EventReason, Notice, Request, of_changes, of_rejections
 
 WEB = ObjectRef("Service", "shop/web", "uid-web")
 LIMIT = RateLimit(1024 * 1024, "second", 0, packets=False)

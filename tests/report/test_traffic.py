@@ -20,8 +20,7 @@ from nftsync.objects.address import AddressSet, parse_range
 from nftsync.objects.names import Name
 from nftsync.objects.service import parse_service
 from nftsync.policy.pinholes import Pinhole, PinholeIndex
-from nftsync.report.reachability import Reachability, Routes
-from nftsync.report.traffic import NOTHING, Count, Reading, Traffic
+from nftsync.report.traffic import NOTHING, Count, Reachability, Reading, Routes, Traffic
 from nftsync.ruleset.tables import INET, NETDEV, OPERATOR_TC, Chain, Ruleset, Settings, Table, ruleset, tables
 from nftsync.ruleset.text import render, transaction
 from tests.lab.lab import Lab, Namespace, Probe
