@@ -24,7 +24,9 @@ class Endpoint:
     healthy: True if the loop is alive.  ready: True if the kernel has the right rules.
     """
 
-    def __init__(self, address: tuple[str, int], metrics: Metrics, healthy: Callable[[], bool], ready: Callable[[], bool]) -> None:
+    def __init__(
+        self, address: tuple[str, int], metrics: Metrics, healthy: Callable[[], bool], ready: Callable[[], bool]
+    ) -> None:
         checks = {"/healthz": healthy, "/readyz": ready}
         metrics.ready.set_function(lambda: float(ready()))
         metrics.healthy.set_function(lambda: float(healthy()))

@@ -41,25 +41,42 @@ class Metrics:
         self.last_success = gauge("last_success_timestamp_seconds", "Time of the last successful sync.")
         self.watch_state = gauge("watch_state", "1 for the current state of a resource's watch.", "resource", "state")
         self.watch_restarts = counter("watch_restarts", "Restarts of watches by cause.", "resource", "cause")
-        self.last_contact = gauge("last_contact_timestamp_seconds", "Time of the API server's last message.", "resource")
-        self.skipped = counter("objects_skipped", "Objects that nftsync skipped because their name is not valid.", "resource")
+        self.last_contact = gauge(
+            "last_contact_timestamp_seconds", "Time of the API server's last message.", "resource"
+        )
+        self.skipped = counter(
+            "objects_skipped", "Objects that nftsync skipped because their name is not valid.", "resource"
+        )
         self.list_doubts = counter("list_doubts", "Lists that suddenly lacked most Services, by outcome.", "doubt")
-        self.state_kept = gauge("state_kept", "1 if the disk has the state for a restart or a reboot, 0 if writing failed.")
+        self.state_kept = gauge(
+            "state_kept", "1 if the disk has the state for a restart or a reboot, 0 if writing failed."
+        )
         self.services = gauge("services", "Services that nftsync handles.")
         self.pinholes = gauge("pinholes", "Pinholes that should be open.")
-        self.pools_guarded = gauge("pools_guarded", "1 if MetalLB's pools limit the addresses to open, 0 if they do not.")
+        self.pools_guarded = gauge(
+            "pools_guarded", "1 if MetalLB's pools limit the addresses to open, 0 if they do not."
+        )
         self.rejections = gauge("rejections", "Refused objects, or refused parts of objects.", "reason")
         self.drift_repairs = counter("drift_repairs", "Repairs after another program changed our tables.")
         self.status_writes = counter("status_writes", "Writes of the Nft's status by result.", "result")
         self.events = counter("events", "Kubernetes Events by result.", "result")
         self.nic_attached = gauge("nic_attached", "1 while the public NIC has the rate limits.")
-        self.rateshape_wanted = gauge("rateshape_wanted", "1 if the settings in force ask for rate limits (enable_rateshape).")
-        self.stale = gauge("config_stale", "1 while nftsync uses the last good input instead of the current one.", "source")
+        self.rateshape_wanted = gauge(
+            "rateshape_wanted", "1 if the settings in force ask for rate limits (enable_rateshape)."
+        )
+        self.stale = gauge(
+            "config_stale", "1 while nftsync uses the last good input instead of the current one.", "source"
+        )
         self.api_requests = counter(
-            "api_requests", 'Requests to the API server by the answer\'s code; "error" if there was no answer.', "verb", "code"
+            "api_requests",
+            'Requests to the API server by the answer\'s code; "error" if there was no answer.',
+            "verb",
+            "code",
         )
         self.boot_failed = gauge(
-            "boot_failed", "1 for the rules that stand in after the boot unit failed; all 0 if it did not fail.", "loaded"
+            "boot_failed",
+            "1 for the rules that stand in after the boot unit failed; all 0 if it did not fail.",
+            "loaded",
         )
         self.ready = gauge("ready", "1 if the kernel has the right rules, as in /readyz.")
         self.healthy = gauge("healthy", "1 if the daemon's loop is alive, as in /healthz.")
@@ -201,7 +218,9 @@ class KernelCollector:
             elements.add_metric([name], size)
         yield elements
         closed = CounterMetricFamily(
-            "nftsync_closed_port_drops", "Packets to the cluster's addresses dropped because no pinhole matched.", labels=["family"]
+            "nftsync_closed_port_drops",
+            "Packets to the cluster's addresses dropped because no pinhole matched.",
+            labels=["family"],
         )
         for name, family in (("pools4", "ipv4"), ("pools6", "ipv6")):
             closed.add_metric([family], self._traffic.closed[name].packets)
@@ -222,7 +241,9 @@ class KernelCollector:
 
 def _by_service(traffic: Traffic) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
     labels = ["namespace", "service"]
-    packets = CounterMetricFamily("nftsync_service_packets", "Packets that the Service's pinholes accepted.", labels=labels)
+    packets = CounterMetricFamily(
+        "nftsync_service_packets", "Packets that the Service's pinholes accepted.", labels=labels
+    )
     octets = CounterMetricFamily("nftsync_service_bytes", "Bytes that the Service's pinholes accepted.", labels=labels)
     drops = CounterMetricFamily(
         "nftsync_service_rate_limit_drops", "Packets to the Service that its rate limit dropped.", labels=labels
@@ -233,7 +254,9 @@ def _by_service(traffic: Traffic) -> Iterator[CounterMetricFamily | GaugeMetricF
         if total.dropped is not None:
             drops.add_metric(name, total.dropped.packets)
     yield from (packets, octets, drops)
-    dropped = CounterMetricFamily("nftsync_series_dropped", "Services left out of nftsync_service_… because there are too many.")
+    dropped = CounterMetricFamily(
+        "nftsync_series_dropped", "Services left out of nftsync_service_… because there are too many."
+    )
     dropped.add_metric([], traffic.dropped)
     yield dropped
     left_out = "Services without nftsync_service_… series now."

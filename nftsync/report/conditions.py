@@ -66,7 +66,10 @@ def _unshaped(settings: Settings | None) -> str:
 
 def stopped(router: RouterStatus) -> RouterStatus:
     """The entry of a router after its daemon has ended."""
-    ends = {kind: Condition(kind, False, "Stopped", "nftsync was stopped; its last ruleset stays") for kind in ("Ready", "Running")}
+    ends = {
+        kind: Condition(kind, False, "Stopped", "nftsync was stopped; its last ruleset stays")
+        for kind in ("Ready", "Running")
+    }
     return replace(router, conditions=tuple(ends.get(each.type, each) for each in router.conditions))
 
 
@@ -91,7 +94,9 @@ def _summed(kind: str, routers: Sequence[RouterStatus]) -> Condition:
     wrong = [(name, each) for name, each in found if each.holds is bad]
     if not wrong:
         return replace(found[0][1], since="")
-    return Condition(kind, bad, wrong[0][1].reason, shorten("; ".join(f"{name}: {each.message}" for name, each in wrong)))
+    return Condition(
+        kind, bad, wrong[0][1].reason, shorten("; ".join(f"{name}: {each.message}" for name, each in wrong))
+    )
 
 
 def stamped(conditions: Iterable[Condition], before: Iterable[Condition], now: str) -> tuple[Condition, ...]:

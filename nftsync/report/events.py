@@ -80,14 +80,20 @@ def of_changes(changes: Iterable[Change]) -> Iterator[Notice]:
     """One notice for each Service and kind of change."""
     for change in changes:
         if change.opened:
-            yield Notice(change.service, EventReason.OPENED, f"opened {_pinholes(change.opened)}{_limit(change.opened)}")
+            yield Notice(
+                change.service, EventReason.OPENED, f"opened {_pinholes(change.opened)}{_limit(change.opened)}"
+            )
         if change.closed:
             yield Notice(change.service, EventReason.CLOSED, f"closed {_pinholes(change.closed)}")
         if change.limit_changed:
             limit = _limit(change.altered) or ", not limited any more"
             yield Notice(change.service, EventReason.LIMIT_CHANGED, f"changed {_pinholes(change.altered)}{limit}")
         elif change.altered:
-            yield Notice(change.service, EventReason.CHANGED, f"changed {_pinholes(change.altered)}: {_sources(change.altered[0])}")
+            yield Notice(
+                change.service,
+                EventReason.CHANGED,
+                f"changed {_pinholes(change.altered)}: {_sources(change.altered[0])}",
+            )
 
 
 def of_rejections(before: Iterable[Rejection], after: Iterable[Rejection]) -> Iterator[Notice]:
@@ -99,7 +105,9 @@ def of_rejections(before: Iterable[Rejection], after: Iterable[Rejection]) -> It
             yield Notice(rejection.object, topic, f"rejected: {rejection.reason}: {rejection.message}", warning=True)
     for same, rejection in held.items():
         if same not in found:
-            yield Notice(rejection.object, EventReason.ACCEPTED, f"no longer rejected: {rejection.reason}: {rejection.message}")
+            yield Notice(
+                rejection.object, EventReason.ACCEPTED, f"no longer rejected: {rejection.reason}: {rejection.message}"
+            )
 
 
 def _same(rejection: Rejection) -> tuple[ObjectRef, Reason, str]:

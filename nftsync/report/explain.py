@@ -23,7 +23,12 @@ _TARGET = re.compile(r"(?:\[([0-9A-Fa-f:.]{2,45})\]|([0-9.]{7,15})):([1-9][0-9]{
 _SERVICE = re.compile(f"({NAME.pattern})/({NAME.pattern})")
 _SSH, _BGP = Port(Protocol.TCP, 22), Port(Protocol.TCP, 179)
 _SOURCE = {4: "ip saddr ", 6: "ip6 saddr "}
-_CLOSING = {Reason.MALFORMED, Reason.INVALID_ADDRESS, Reason.INVALID_PORT, Reason.INVALID_PROTOCOL}  # the refused part is closed
+_CLOSING = {
+    Reason.MALFORMED,
+    Reason.INVALID_ADDRESS,
+    Reason.INVALID_PORT,
+    Reason.INVALID_PROTOCOL,
+}  # the refused part is closed
 _NAMED = 5  # the most items that a sentence names
 _DETAILED = 200  # explain this many of a Service's pairs of address and port, and a few closed ones
 
@@ -117,7 +122,12 @@ class Explanation:
 
     def as_json(self) -> dict[str, object]:
         words = {"verdict": self.verdict.value, "reason": self.reason.value, "also": [each.value for each in self.also]}
-        return {**words, "service": str(self.service) if self.service else None, "rule": self.rule, "lines": list(self.lines)}
+        return {
+            **words,
+            "service": str(self.service) if self.service else None,
+            "rule": self.rule,
+            "lines": list(self.lines),
+        }
 
     def text(self) -> str:
         rule = [f"decided by {self.rule}"] if self.rule else []
@@ -238,7 +248,9 @@ def _through_router(view: View, settings: Settings, query: PacketQuery, asker: S
         found = _not_accepted(settings, FORWARD, query, found)
     if found.verdict is not Verdict.DROPPED and view.routed(query.destination) is False:
         line = f"the router has no route to {query.destination}, or only one back through the public NIC"
-        return replace(found, verdict=Verdict.DROPPED, reason=ExplainReason.NO_ROUTE, lines=(line, *found.lines), rule="")
+        return replace(
+            found, verdict=Verdict.DROPPED, reason=ExplainReason.NO_ROUTE, lines=(line, *found.lines), rule=""
+        )
     return _limited(view, settings, hole, found)
 
 
@@ -305,7 +317,9 @@ def _why_closed(view: View, service: Service, query: PacketQuery | None) -> tupl
         return (ExplainReason.NO_SUCH_PORT, "it has no port") if service.addresses else waits
     if refusal := view.result.guard.refusal(query.destination):
         unannounced = refusal[0] is Reason.OUTSIDE_POOLS and view.result.config.address_policy.advertised_only
-        return ExplainReason(refusal[0]), refusal[1] + "; only pools announced over BGP count (advertised_pools_only)" * unannounced
+        return ExplainReason(refusal[0]), refusal[
+            1
+        ] + "; only pools announced over BGP count (advertised_pools_only)" * unannounced
     owner = view.result.index.pinholes.get(query.key)
     if held_back := view.result.index.held_back(service.name):
         return ExplainReason(held_back[0]), held_back[1]
@@ -326,7 +340,13 @@ def _verdict(settings: Settings, ranges: Sequence[Network] | None, query: Packet
 
 
 def _whom(ranges: Sequence[Network] | None) -> str:
-    return "everybody" if ranges is None else f"{_some(ranges)} alone" if ranges else "nobody: no valid range is of this family"
+    return (
+        "everybody"
+        if ranges is None
+        else f"{_some(ranges)} alone"
+        if ranges
+        else "nobody: no valid range is of this family"
+    )
 
 
 def _rule(settings: Settings, chain: str, *words: str) -> str:
@@ -355,5 +375,7 @@ def _with_remarks(settings: Settings, found: Explanation, service: Service | Non
         lines.append("the local chain comes first and is not empty: your own rule may decide differently")
     if settings.nic_missing:
         also.append(ExplainReason.NIC_MISSING)
-        lines.append(f"there is no interface {settings.public_nic}: every interface counts as public, and no limit is in force")
+        lines.append(
+            f"there is no interface {settings.public_nic}: every interface counts as public, and no limit is in force"
+        )
     return replace(found, lines=tuple(lines), also=tuple(also))

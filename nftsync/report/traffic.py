@@ -185,7 +185,9 @@ def judge(routes: Routes, pinholes: Mapping[str, Pinhole], legal: AddressSet | N
     for each in legal.ranges:
         first, last = int(each.first), int(each.last)
         unused += sum(
-            1 for address in routes.hosts(each.version) if first <= address <= last and (each.version, address) not in opened
+            1
+            for address in routes.hosts(each.version)
+            if first <= address <= last and (each.version, address) not in opened
         )
     return Reachability(unreached, unused)
 
