@@ -5,12 +5,13 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 
 from prometheus_client import CollectorRegistry, Gauge, GCCollector, Histogram, PlatformCollector, ProcessCollector
 from prometheus_client import Counter as PromCounter
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from nftsync import __version__
 from nftsync.objects.names import Reason, Rejection
@@ -24,6 +25,10 @@ _OUTCOMES = ("waiting", "unchanged", "applied", "failed")  # the values of resul
 _LOADED = ("rules", "base", "nothing", "unknown")
 _STALE = ("settings", "pools", "services")
 
+_READ_AGAIN = 1.0  # seconds during which all scrapes share one reading
+_ROUTES_AGAIN = 30.0  # seconds between two readings of the routes
+_SERVICE = ["namespace", "service"]
+
 
 class Metrics:
     """The metrics of one daemon, in their own registry. Thread-safe."""
@@ -32,22 +37,24 @@ class Metrics:
         self.registry = CollectorRegistry()
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=self.registry)
-        counter, gauge, histogram = self._counter, self._gauge, self._histogram
-        self.syncs = counter("syncs", "Syncs by result.", "result")
+        counter = partial(PromCounter, namespace="nftsync", registry=self.registry)
+        gauge = partial(Gauge, namespace="nftsync", registry=self.registry)
+        histogram = partial(Histogram, namespace="nftsync", registry=self.registry, buckets=_SECONDS)
+        self.syncs = counter("syncs", "Syncs by result.", ["result"])
         self.sync_duration = histogram("sync_duration_seconds", "Duration of a sync.")
         self.event_to_kernel = histogram(
             "event_to_kernel_seconds", "Time from an event of the cluster until the kernel has accepted its rules."
         )
         self.last_success = gauge("last_success_timestamp_seconds", "Time of the last successful sync.")
-        self.watch_state = gauge("watch_state", "1 for the current state of a resource's watch.", "resource", "state")
-        self.watch_restarts = counter("watch_restarts", "Restarts of watches by cause.", "resource", "cause")
+        self.watch_state = gauge("watch_state", "1 for the current state of a resource's watch.", ["resource", "state"])
+        self.watch_restarts = counter("watch_restarts", "Restarts of watches by cause.", ["resource", "cause"])
         self.last_contact = gauge(
-            "last_contact_timestamp_seconds", "Time of the API server's last message.", "resource"
+            "last_contact_timestamp_seconds", "Time of the API server's last message.", ["resource"]
         )
         self.skipped = counter(
-            "objects_skipped", "Objects that nftsync skipped because their name is not valid.", "resource"
+            "objects_skipped", "Objects that nftsync skipped because their name is not valid.", ["resource"]
         )
-        self.list_doubts = counter("list_doubts", "Lists that suddenly lacked most Services, by outcome.", "doubt")
+        self.list_doubts = counter("list_doubts", "Lists that suddenly lacked most Services, by outcome.", ["doubt"])
         self.state_kept = gauge(
             "state_kept", "1 if the disk has the state for a restart or a reboot, 0 if writing failed."
         )
@@ -56,46 +63,32 @@ class Metrics:
         self.pools_guarded = gauge(
             "pools_guarded", "1 if MetalLB's pools limit the addresses to open, 0 if they do not."
         )
-        self.rejections = gauge("rejections", "Refused objects, or refused parts of objects.", "reason")
+        self.rejections = gauge("rejections", "Refused objects, or refused parts of objects.", ["reason"])
         self.drift_repairs = counter("drift_repairs", "Repairs after another program changed our tables.")
-        self.status_writes = counter("status_writes", "Writes of the Nft's status by result.", "result")
-        self.events = counter("events", "Kubernetes Events by result.", "result")
+        self.status_writes = counter("status_writes", "Writes of the Nft's status by result.", ["result"])
+        self.events = counter("events", "Kubernetes Events by result.", ["result"])
         self.nic_attached = gauge("nic_attached", "1 while the public NIC has the rate limits.")
         self.rateshape_wanted = gauge(
             "rateshape_wanted", "1 if the settings in force ask for rate limits (enable_rateshape)."
         )
         self.stale = gauge(
-            "config_stale", "1 while nftsync uses the last good input instead of the current one.", "source"
+            "config_stale", "1 while nftsync uses the last good input instead of the current one.", ["source"]
         )
         self.api_requests = counter(
             "api_requests",
             'Requests to the API server by the answer\'s code; "error" if there was no answer.',
-            "verb",
-            "code",
+            ["verb", "code"],
         )
         self.boot_failed = gauge(
             "boot_failed",
             "1 for the rules that stand in after the boot unit failed; all 0 if it did not fail.",
-            "loaded",
+            ["loaded"],
         )
         self.ready = gauge("ready", "1 if the kernel has the right rules, as in /readyz.")
         self.healthy = gauge("healthy", "1 if the daemon's loop is alive, as in /healthz.")
-        gauge("build_info", "Always 1; the label names the version.", "version").labels(__version__).set(1)
-        self._begin()
-
-    def _counter(self, name: str, what: str, *labels: str) -> PromCounter:
-        return PromCounter(f"nftsync_{name}", what, labels, registry=self.registry)
-
-    def _gauge(self, name: str, what: str, *labels: str) -> Gauge:
-        return Gauge(f"nftsync_{name}", what, labels, registry=self.registry)
-
-    def _histogram(self, name: str, what: str) -> Histogram:
-        return Histogram(f"nftsync_{name}", what, buckets=_SECONDS, registry=self.registry)
-
-    def _begin(self) -> None:
-        """Create the known series with 0: an alert can't see the first increase of a missing series."""
-        for reason in Reason:
-            self.rejections.labels(reason).set(0)
+        gauge("build_info", "Always 1; the label names the version.", ["version"]).labels(__version__).set(1)
+        # Create the known series with 0: an alert can't see the first increase of a missing series.
+        self.count_rejections(())
         for outcome in _OUTCOMES:
             self.syncs.labels(outcome)
         self.state_kept.set(1)  # no write has failed yet
@@ -104,8 +97,8 @@ class Metrics:
 
     def show_boot_failure(self, loaded: str) -> None:
         """loaded: the replacement rules after a failed boot, one of _LOADED; "" without a failure."""
-        for each in _LOADED:
-            self.boot_failed.labels(each).set(each == loaded)
+        for rules in _LOADED:
+            self.boot_failed.labels(rules).set(rules == loaded)
 
     def show_settings(self, settings: Settings | None) -> None:
         """Show the rate limits of the settings in force. settings: None while there are none."""
@@ -129,11 +122,6 @@ class Metrics:
         by_reason = Counter(rejection.reason for rejection in rejections)
         for reason in Reason:
             self.rejections.labels(reason).set(by_reason[reason])
-
-
-_T = TypeVar("_T")
-_READ_AGAIN = 1.0  # seconds during which all scrapes share one reading
-_ROUTES_AGAIN = 30.0  # seconds between two readings of the routes
 
 
 class ReadError(Exception):
@@ -160,104 +148,123 @@ class KernelCollector:
         self._pinholes = pinholes
         self._read = read
         self._judge = judge
+        self.cap = cap
         self._clock = clock
         self._lock = threading.Lock()
-        self._traffic = Traffic(cap)
+        self._traffic = Traffic()
         self._sizes: Mapping[str, int] = {}
         self._reachability: Reachability | None = None
         self._errors = 0
         self._read_at = self._judged_at = float("-inf")
 
-    @property
-    def cap(self) -> int:
-        return self._traffic.cap
-
-    @cap.setter
-    def cap(self, cap: int) -> None:
-        with self._lock:
-            self._traffic.cap = cap
-
     def prime(self) -> None:
         """Begin to count now instead of at the first scrape. Costs as much as a scrape."""
-        with self._lock:
-            self._refresh()
-            self._read_at = float("-inf")  # the first scrape must see later pinholes
+        with self._lock, self._count_errors():  # the first scrape reads again: it must see later pinholes
+            self._count()
 
-    def collect(self) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
+    def collect(self) -> Iterator[Metric]:
         with self._lock:
-            self._refresh()
-            if self._clock() - self._judged_at >= _ROUTES_AGAIN:
-                self._judged_at = self._clock()
-                self._reachability = self._attempt(lambda: self._judge(self._pinholes()))
-            families = [*_by_service(self._traffic), *self._whole()]
+            now = self._clock()
+            if now - self._read_at >= _READ_AGAIN:
+                self._read_at = now
+                with self._count_errors():
+                    self._count()
+            if now - self._judged_at >= _ROUTES_AGAIN:
+                self._judged_at = now
+                with self._count_errors():
+                    self._reachability = self._judge(self._pinholes())
+            families = self._families()
         yield from families
 
-    def _refresh(self) -> None:
-        if self._clock() - self._read_at < _READ_AGAIN:
-            return
-        self._read_at = self._clock()
-        reading = self._attempt(self._read)
-        if reading is not None:
-            self._traffic.take(reading, self._pinholes())
-            self._sizes = reading.sizes
+    def _count(self) -> None:
+        reading = self._read()
+        self._traffic.cap = self.cap
+        self._traffic.take(reading, self._pinholes())
+        self._sizes = reading.sizes
 
-    def _attempt(self, asked: Callable[[], _T]) -> _T | None:
+    @contextmanager
+    def _count_errors(self) -> Iterator[None]:
+        """If the kernel is not readable, the previous reading stays."""
         try:
-            return asked()
-        except ReadError:  # the previous reading stays
+            yield
+        except ReadError:
             self._errors += 1
-            return None
 
-    def _whole(self) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
-        """The metrics without a Service."""
-        errors = CounterMetricFamily("nftsync_kernel_read_errors", "Scrapes that could not read the kernel's counters.")
-        errors.add_metric([], self._errors)
-        yield errors
-        elements = GaugeMetricFamily("nftsync_kernel_elements", "Elements in the kernel.", labels=["set"])
-        for name, size in self._sizes.items():
-            elements.add_metric([name], size)
-        yield elements
-        closed = CounterMetricFamily(
-            "nftsync_closed_port_drops",
-            "Packets to the cluster's addresses dropped because no pinhole matched.",
-            labels=["family"],
-        )
-        for name, family in (("pools4", "ipv4"), ("pools6", "ipv6")):
-            closed.add_metric([family], self._traffic.closed[name].packets)
-        yield closed
-        if self._reachability is not None:
-            yield GaugeMetricFamily(
-                "nftsync_addresses_open_without_route",
-                "Addresses with a pinhole but without a route, except the default route.",
-                value=self._reachability.open_without_route,
+    def _families(self) -> list[Metric]:
+        services, routes = sorted(self._traffic.totals.items()), self._reachability
+        families: list[Metric] = [
+            _labelled(
+                CounterMetricFamily(
+                    "nftsync_service_packets", "Packets that the Service's pinholes accepted.", labels=_SERVICE
+                ),
+                ((name, total.passed.packets) for name, total in services),
+            ),
+            _labelled(
+                CounterMetricFamily(
+                    "nftsync_service_bytes", "Bytes that the Service's pinholes accepted.", labels=_SERVICE
+                ),
+                ((name, total.passed.octets) for name, total in services),
+            ),
+            _labelled(
+                CounterMetricFamily(
+                    "nftsync_service_rate_limit_drops",
+                    "Packets to the Service that its rate limit dropped.",
+                    labels=_SERVICE,
+                ),
+                ((name, total.dropped.packets) for name, total in services if total.dropped is not None),
+            ),
+            CounterMetricFamily(
+                "nftsync_series_dropped",
+                "Services left out of nftsync_service_… because there are too many.",
+                self._traffic.dropped,
+            ),
+            GaugeMetricFamily(
+                "nftsync_services_without_series",
+                "Services without nftsync_service_… series now.",
+                len(self._traffic.left_out),
+            ),
+            CounterMetricFamily(
+                "nftsync_kernel_read_errors", "Scrapes that could not read the kernel's counters.", self._errors
+            ),
+            _labelled(
+                GaugeMetricFamily("nftsync_kernel_elements", "Elements in the kernel.", labels=["set"]),
+                (([name], size) for name, size in self._sizes.items()),
+            ),
+            _labelled(
+                CounterMetricFamily(
+                    "nftsync_closed_port_drops",
+                    "Packets to the cluster's addresses dropped because no pinhole matched.",
+                    labels=["family"],
+                ),
+                (
+                    ([family], self._traffic.closed[name].packets)
+                    for name, family in (("pools4", "ipv4"), ("pools6", "ipv6"))
+                ),
+            ),
+        ]
+        if routes is not None:
+            families.append(
+                GaugeMetricFamily(
+                    "nftsync_addresses_open_without_route",
+                    "Addresses with a pinhole but without a route, except the default route.",
+                    routes.open_without_route,
+                )
             )
-            if self._reachability.routes_without_pinhole is not None:
-                yield GaugeMetricFamily(
+        if routes is not None and routes.routes_without_pinhole is not None:
+            families.append(
+                GaugeMetricFamily(
                     "nftsync_routes_without_pinhole",
                     "Host routes to pool addresses without a pinhole.",
-                    value=self._reachability.routes_without_pinhole,
+                    routes.routes_without_pinhole,
                 )
+            )
+        return families
 
 
-def _by_service(traffic: Traffic) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
-    labels = ["namespace", "service"]
-    packets = CounterMetricFamily(
-        "nftsync_service_packets", "Packets that the Service's pinholes accepted.", labels=labels
-    )
-    octets = CounterMetricFamily("nftsync_service_bytes", "Bytes that the Service's pinholes accepted.", labels=labels)
-    drops = CounterMetricFamily(
-        "nftsync_service_rate_limit_drops", "Packets to the Service that its rate limit dropped.", labels=labels
-    )
-    for name, total in sorted(traffic.totals.items()):
-        packets.add_metric(name, total.passed.packets)
-        octets.add_metric(name, total.passed.octets)
-        if total.dropped is not None:
-            drops.add_metric(name, total.dropped.packets)
-    yield from (packets, octets, drops)
-    dropped = CounterMetricFamily(
-        "nftsync_series_dropped", "Services left out of nftsync_service_… because there are too many."
-    )
-    dropped.add_metric([], traffic.dropped)
-    yield dropped
-    left_out = "Services without nftsync_service_… series now."
-    yield GaugeMetricFamily("nftsync_services_without_series", left_out, value=len(traffic.left_out))
+def _labelled(
+    family: CounterMetricFamily | GaugeMetricFamily, samples: Iterable[tuple[Sequence[str], float]]
+) -> Metric:
+    """The family with these samples: each has its labels' values and a number."""
+    for labels, value in samples:
+        family.add_metric(labels, value)
+    return family
