@@ -6,7 +6,7 @@ counter is lower than before, its whole value is new.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from typing import NamedTuple
@@ -80,16 +80,21 @@ class Traffic:
     def take(self, reading: Reading, pinholes: Mapping[str, Pinhole]) -> None:
         """Add the growth since the last reading. The first reading adds nothing."""
         self._admit(pinholes)
-        before, self._before = self._before, reading
-        for name, members in reading.counts.items():
-            if name.startswith("dropped"):
-                self._limit(members, pinholes)
-            if before is not None:
-                held = before.counts.get(name, {})
-                self._add(_growth(held, members), pinholes, dropped=name.startswith("dropped"))
-        if before is not None:
-            for rule, count in reading.closed.items():
-                self.closed[rule[0]] += count.since(before.closed.get(rule))
+        before, self._before = self._before or reading, reading
+        for name, counts in reading.counts.items():
+            old = before.counts.get(name, {})
+            dropping = name.startswith("dropped")
+            for element, count in counts.items():
+                if not dropping and count in (old.get(element), NOTHING):
+                    continue
+                pinhole = pinholes.get(element[0])
+                total = self.totals.get(pinhole.service) if pinhole else None
+                if total is not None and dropping:  # even without growth: a Service with a limit shows 0
+                    total.dropped = (total.dropped or NOTHING) + count.since(old.get(element))
+                elif total is not None:
+                    total.passed += count.since(old.get(element))
+        for rule, count in reading.closed.items():
+            self.closed[rule[0]] += count.since(before.closed.get(rule))
 
     def _admit(self, pinholes: Mapping[str, Pinhole]) -> None:
         """Give totals to Services that own pinholes, up to the cap."""
@@ -101,31 +106,6 @@ class Traffic:
         left_out = set(new[room:])
         self.dropped += len(left_out - self.left_out)
         self.left_out = left_out
-
-    def _limit(self, members: Mapping[Element, Count], pinholes: Mapping[str, Pinhole]) -> None:
-        """Start the drops of a Service with a limit at 0."""
-        for key, _ in members:
-            total = self.totals.get(pinholes[key].service) if key in pinholes else None
-            if total is not None and total.dropped is None:
-                total.dropped = NOTHING
-
-    def _add(self, growth: Iterator[tuple[str, Count]], pinholes: Mapping[str, Pinhole], *, dropped: bool) -> None:
-        for key, more in growth:
-            total = self.totals.get(pinholes[key].service) if key in pinholes else None
-            if total is None:
-                continue
-            if dropped:
-                total.dropped = (total.dropped or NOTHING) + more
-            else:
-                total.passed += more
-
-
-def _growth(before: Mapping[Element, Count], after: Mapping[Element, Count]) -> Iterator[tuple[str, Count]]:
-    """The growth of each element by its pinhole's key, without zeros."""
-    for element, count in after.items():
-        held = before.get(element)
-        if count not in (held, NOTHING):
-            yield element[0], count.since(held)
 
 
 _BITS = {4: 32, 6: 128}
@@ -148,19 +128,17 @@ class Routes:
     def reach(self, version: int, address: int) -> bool:
         """True if the most specific route forwards. The default route does not count: it leads back."""
         bits = _BITS[version]
-        for length in range(bits, 0, -1):
-            networks = self.found.get((version, length))
-            if networks is not None:
-                forwards = networks.get(address >> bits - length << bits - length)
-                if forwards is not None:
-                    return forwards
-        return False
+        routes = (
+            self.found[version, length].get(address >> bits - length << bits - length)
+            for length in range(bits, 0, -1)
+            if (version, length) in self.found
+        )
+        return next((forwards for forwards in routes if forwards is not None), False)
 
     def hosts(self, version: int) -> Iterator[int]:
         """The addresses with a forwarding host route."""
-        for address, forwards in self.found.get((version, _BITS[version]), {}).items():
-            if forwards:
-                yield address
+        routes = self.found.get((version, _BITS[version]), {})
+        return (address for address, forwards in routes.items() if forwards)
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,21 +155,15 @@ class Reachability:
 
 def judge(routes: Routes, pinholes: Mapping[str, Pinhole], legal: AddressSet | None) -> Reachability:
     """Compare the routes with the pinholes. legal: None if no pools are known."""
-    opened = _addresses(hole for hole in pinholes.values() if hole.sources != ())
+    texts = {(hole.version, hole.key.partition(" ")[0]) for hole in pinholes.values() if hole.sources != ()}
+    opened = {(version, int(ip_address(text))) for version, text in texts}
     unreached = sum(1 for version, address in opened if not routes.reach(version, address))
     if legal is None:
         return Reachability(unreached, None)
-    unused = 0
-    for each in legal.ranges:
-        first, last = int(each.first), int(each.last)
-        unused += sum(
-            1
-            for address in routes.hosts(each.version)
-            if first <= address <= last and (each.version, address) not in opened
-        )
+    unused = sum(
+        1
+        for version, first, last in [(part.version, int(part.first), int(part.last)) for part in legal.ranges]
+        for address in routes.hosts(version)
+        if first <= address <= last and (version, address) not in opened
+    )
     return Reachability(unreached, unused)
-
-
-def _addresses(pinholes: Iterable[Pinhole]) -> set[tuple[int, int]]:
-    texts = {(hole.version, hole.key.partition(" ")[0]) for hole in pinholes}
-    return {(version, int(ip_address(text))) for version, text in texts}
