@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple, TypeVar
@@ -89,6 +89,12 @@ def quote(value: object, limit: int = 80) -> str:
     except ValueError:  # Python refuses to write out more than 4300 digits
         text = "a number of thousands of digits"
     return text if len(text) <= limit else text[:limit] + "…"
+
+
+def some(items: Iterable[object], most: int, between: str = ", ") -> str:
+    """The first `most` items for a sentence, and the number of the others."""
+    texts = list(map(str, items))
+    return between.join(texts[:most]) + (f" and {len(texts) - most} more" if len(texts) > most else "")
 
 
 def identify(raw: object) -> tuple[Name, str]:

@@ -8,16 +8,17 @@ and all objects share one more. A repeated notice raises a count. Source: events
 from __future__ import annotations
 
 import secrets
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
+from functools import lru_cache
+from itertools import count
 from operator import itemgetter
-from typing import TypeVar
 
 from nftsync.objects.kinds import KINDS, NFT
-from nftsync.objects.names import ObjectRef, Reason, Rejection
+from nftsync.objects.names import ObjectRef, Reason, Rejection, some
 from nftsync.objects.status import Confirmation
 from nftsync.plan.result import Change
 from nftsync.policy.pinholes import Pinhole
@@ -55,14 +56,12 @@ class Notice:
     warning: bool = False
 
 
-_TOPICS = {
+_REFUSALS = {
     Reason.INVALID_SETTINGS: EventReason.SETTINGS_REFUSED,
     Reason.MISSING_SETTINGS: EventReason.SETTINGS_REFUSED,
     Reason.INVALID_LOCAL_CHAIN: EventReason.LOCAL_CHAIN_REFUSED,
     Reason.INVALID_POOLS: EventReason.POOLS_REFUSED,
 }
-
-
 _CONFIRMATIONS = {
     Confirmation.NOT_NEEDED: EventReason.MANAGEMENT_CUT,
     Confirmation.WAITING: EventReason.CONFIRMATION_AWAITED,
@@ -98,16 +97,15 @@ def of_changes(changes: Iterable[Change]) -> Iterator[Notice]:
 
 def of_rejections(before: Iterable[Rejection], after: Iterable[Rejection]) -> Iterator[Notice]:
     """One notice for each new or withdrawn rejection."""
-    held, found = ({_same(each): each for each in rejections} for rejections in (before, after))
-    for same, rejection in found.items():
-        if same not in held:
-            topic = _TOPICS.get(rejection.reason, EventReason.REJECTED)
-            yield Notice(rejection.object, topic, f"rejected: {rejection.reason}: {rejection.message}", warning=True)
-    for same, rejection in held.items():
-        if same not in found:
-            yield Notice(
-                rejection.object, EventReason.ACCEPTED, f"no longer rejected: {rejection.reason}: {rejection.message}"
-            )
+    old, new = ({_same(rejection): rejection for rejection in rejections} for rejections in (before, after))
+    for key, rejection in new.items():
+        if key not in old:
+            reason = _REFUSALS.get(rejection.reason, EventReason.REJECTED)
+            yield Notice(rejection.object, reason, f"rejected: {rejection.reason}: {rejection.message}", warning=True)
+    for key, rejection in old.items():
+        if key not in new:
+            message = f"no longer rejected: {rejection.reason}: {rejection.message}"
+            yield Notice(rejection.object, EventReason.ACCEPTED, message)
 
 
 def _same(rejection: Rejection) -> tuple[ObjectRef, Reason, str]:
@@ -121,28 +119,18 @@ def _pinholes(pinholes: Sequence[Pinhole]) -> str:
     for pinhole in pinholes:
         address, protocol, port = pinhole.key.split(" . ")
         ports.setdefault(address, []).append(f"{protocol} {port}")
-    shown = [f"{address} {', '.join(each[:_NAMED])}{_more(each)}" for address, each in ports.items()]
-    return "; ".join(shown[:_NAMED]) + _more(shown)
-
-
-def _more(entries: Sequence[str]) -> str:
-    return f" and {len(entries) - _NAMED} more" if len(entries) > _NAMED else ""
+    return some((f"{address} {some(texts, _NAMED)}" for address, texts in ports.items()), _NAMED, "; ")
 
 
 def _limit(pinholes: Sequence[Pinhole]) -> str:
-    limit = pinholes[0].limit
-    return f", each limited to {limit}" if limit else ""
+    return f", each limited to {pinholes[0].limit}" if pinholes[0].limit else ""
 
 
 def _sources(pinhole: Pinhole) -> str:
     if pinhole.sources is None:
         return "open to everybody"
-    shown = [str(network) for network in pinhole.sources]
-    return f"open to {', '.join(shown[:_NAMED])}{_more(shown)}" if shown else "open to nobody of this address family"
+    return f"open to {some(pinhole.sources, _NAMED)}" if pinhole.sources else "open to nobody of this address family"
 
-
-K = TypeVar("K")
-V = TypeVar("V")
 
 CONTROLLER = f"{NFT.group}/nftsync"
 _ACTIONS = {EventReason.OPENED: "Open", EventReason.CLOSED: "Close", EventReason.DRIFT_REPAIRED: "Repair"}
@@ -187,11 +175,12 @@ class Request:
 
 @dataclass(slots=True)
 class _Series:
-    """A sent Event, and how often its notice occurred."""
+    """A notice and its Event. count: how often the cluster has heard it.  last: when."""
 
-    path: str
-    count: int
-    last: float
+    notice: Notice
+    path: str = ""
+    count: int = 0
+    last: float = 0.0
 
 
 class EventQueue:
@@ -206,24 +195,23 @@ class EventQueue:
         self._instance = _cut(instance, _INSTANCE)
         self._utc = utc
         self._length = length
+        self._numbers = count()
         self._warnings: deque[tuple[int, Notice]] = deque()  # each with its number
         self._others: deque[tuple[int, Notice]] = deque()
-        self._number = 0
-        self._sending: Notice | None = None
+        self._sending: _Series | None = None
         self._all = Bucket(25, 0.2, 25, 0.0)
-        self._objects: OrderedDict[str, Bucket] = OrderedDict()
-        self._series: OrderedDict[tuple[str, EventReason, str], _Series] = OrderedDict()
+        self._bucket = lru_cache(_KNOWN)(_bucket)  # of an object
+        self._series = lru_cache(_KNOWN)(_Series)  # of a notice
         self.dropped = 0
 
     def __len__(self) -> int:
         return len(self._warnings) + len(self._others) + (self._sending is not None)
 
-    def put(self, news: Notice) -> None:
+    def put(self, notice: Notice) -> None:
         """Queue a notice if an Event can refer to its object; ignore other notices."""
-        if news.about is None or news.about.kind not in KINDS or not news.about.uid:
+        if notice.about is None or notice.about.kind not in KINDS or not notice.about.uid:
             return
-        self._number += 1
-        (self._warnings if news.warning else self._others).append((self._number, news))
+        (self._warnings if notice.warning else self._others).append((next(self._numbers), notice))
         if len(self._warnings) + len(self._others) > self._length:
             (self._others or self._warnings).popleft()
             self.dropped += 1
@@ -231,33 +219,30 @@ class EventQueue:
     def next(self, now: float) -> Request | float:
         """The next request, or the seconds to wait for it. It stays the same until sent() or drop()."""
         while self._sending is None and (self._warnings or self._others):
-            oldest = min(filter(None, (self._warnings, self._others)), key=itemgetter(0))
-            _, news = oldest[0]
-            assert news.about is not None
-            bucket = _remembered(self._objects, news.about.uid, lambda: Bucket(25, 300.0, 25, now))
+            queue = min(filter(None, (self._warnings, self._others)), key=itemgetter(0))
+            _, notice = queue[0]
+            bucket = self._bucket(notice.about)
             if not bucket.take(now):  # too many Events about one object
-                oldest.popleft()
                 self.dropped += 1
             elif self._all.take(now):
-                oldest.popleft()
-                self._sending = news
+                self._sending = self._series(notice)
             else:
                 bucket.level += 1
                 return self._all.wait()
+            queue.popleft()
         return float("inf") if self._sending is None else self._request(self._sending, now)
 
     def sent(self, now: float) -> None:
         """The server has accepted the last request of next()."""
         assert self._sending is not None
-        series = self._series.get(_key(self._sending))
-        if series is not None:
-            series.count, series.last = series.count + 1, now
+        self._sending.count += 1
+        self._sending.last = now
         self._sending = None
 
     def begin_anew(self) -> None:
         """The Event that the last request counts up is gone: make a new one with the next request."""
         assert self._sending is not None
-        self._series.pop(_key(self._sending), None)
+        self._sending.count = 0
 
     def drop(self) -> None:
         """The server will never accept the last request of next()."""
@@ -272,58 +257,49 @@ class EventQueue:
         self._others.clear()
         self._sending = None
 
-    def _request(self, news: Notice, now: float) -> Request:
-        about = news.about
+    def _request(self, series: _Series, now: float) -> Request:
+        notice, about = series.notice, series.notice.about
         assert about is not None
         time = self._utc().strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-        series = self._series.get(_key(news))
-        if series is not None and series.count > 0 and now - series.last < _SERIES:
-            body: dict[str, object] = {"series": {"count": series.count + 1, "lastObservedTime": time}}
-            return Request("PATCH", series.path, body, "application/merge-patch+json")
+        if series.count > 0 and now - series.last < _SERIES:
+            counted = {"count": series.count + 1, "lastObservedTime": time}
+            return Request("PATCH", series.path, {"series": counted}, "application/merge-patch+json")
         namespace, name = about.name.split("/")
         event = f"{name[:_NAME].rstrip('.-')}.{secrets.token_hex(8)}"
         path = f"/apis/events.k8s.io/v1/namespaces/{namespace}/events"
-        self._series.pop(_key(news), None)
-        _remembered(self._series, _key(news), lambda: _Series(f"{path}/{event}", 0, now))
-        return Request("POST", path, self._event(news, about, namespace, event, time))
+        series.path = f"{path}/{event}"
+        series.count = 0
+        return Request(
+            "POST",
+            path,
+            {
+                "apiVersion": "events.k8s.io/v1",
+                "kind": "Event",
+                "metadata": {"name": event, "namespace": namespace},
+                "eventTime": time,
+                "reportingController": CONTROLLER,
+                "reportingInstance": self._instance,
+                "action": _ACTIONS.get(notice.topic, "Evaluate"),
+                "reason": notice.topic,
+                "type": "Warning" if notice.warning else "Normal",
+                "note": _cut(f"{notice.message} (router {self._instance})", _NOTE),
+                "regarding": {
+                    "apiVersion": KINDS[about.kind].api_version,
+                    "kind": about.kind,
+                    "namespace": namespace,
+                    "name": name,
+                    "uid": about.uid,
+                },
+            },
+        )
 
-    def _event(self, news: Notice, about: ObjectRef, namespace: str, event: str, time: str) -> dict[str, object]:
-        name = about.name.partition("/")[2]
-        regarding = {
-            "apiVersion": KINDS[about.kind].api_version, "kind": about.kind, "namespace": namespace, "name": name, "uid": about.uid,
-        }  # fmt: skip
-        note = f"{news.message} (router {self._instance})"
-        return {
-            "apiVersion": "events.k8s.io/v1",
-            "kind": "Event",
-            "metadata": {"name": event, "namespace": namespace},
-            "eventTime": time,
-            "reportingController": CONTROLLER,
-            "reportingInstance": self._instance,
-            "action": _ACTIONS.get(news.topic, "Evaluate"),
-            "reason": news.topic,
-            "type": "Warning" if news.warning else "Normal",
-            "note": _cut(note, _NOTE),
-            "regarding": regarding,
-        }
 
-
-def _key(news: Notice) -> tuple[str, EventReason, str]:
-    assert news.about is not None
-    return news.about.uid, news.topic, news.message
+def _bucket(_: ObjectRef) -> Bucket:
+    """The bucket of an object: 25 Events at once, then one in five minutes."""
+    return Bucket(25, 300.0, 25, 0.0)
 
 
 def _cut(text: str, length: int) -> str:
     """The text, cut to `length` bytes of UTF-8."""
     encoded = text.encode(errors="replace")
     return text if len(encoded) <= length else encoded[: length - 3].decode(errors="ignore") + "…"
-
-
-def _remembered(known: OrderedDict[K, V], key: K, make: Callable[[], V]) -> V:
-    """The value of a key. A full cache drops the least recently used one."""
-    if key not in known:
-        known[key] = make()
-        if len(known) > _KNOWN:
-            known.popitem(last=False)
-    known.move_to_end(key)
-    return known[key]
