@@ -63,7 +63,8 @@ def _status(options: argparse.Namespace) -> int:
 
 def _explain(options: argparse.Namespace) -> int:
     from nftsync.daemon.control import ControlError, ask
-    from nftsync.report.explain import View, explain, parse_query
+    from nftsync.report.explain import View, explain
+    from nftsync.report.query import parse_query
 
     chosen = config.load(options.config)
     paths, words = _paths_and_words(options)

@@ -6,21 +6,18 @@ the rules (docs/ruleset.md). It mentions the operator's local chain but does not
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from nftsync.objects.address import Address, Network, parse_address
-from nftsync.objects.names import NAME, Name, Reason, quote
+from nftsync.objects.address import Address, Network
+from nftsync.objects.names import Name, Reason, quote
 from nftsync.objects.service import Port, Protocol, Service
 from nftsync.plan.result import SyncResult
 from nftsync.policy.pinholes import Pinhole
+from nftsync.report.query import PacketQuery, parse_query
 from nftsync.ruleset.tables import FORWARD, INET, INPUT, OPERATOR_CR, OPERATOR_SVC, Settings, tables
 
-_FORMS = "write [SOURCE] ADDRESS:PORT[/tcp|udp|sctp], e.g. 192.0.2.1:53/udp or [2001:db8::1]:443, or NAMESPACE/NAME"
-_TARGET = re.compile(r"(?:\[([0-9A-Fa-f:.]{2,45})\]|([0-9.]{7,15})):([1-9][0-9]{0,4})(?:/(tcp|udp|sctp|TCP|UDP|SCTP))?")
-_SERVICE = re.compile(f"({NAME.pattern})/({NAME.pattern})")
 _SSH, _BGP = Port(Protocol.TCP, 22), Port(Protocol.TCP, 179)
 _SOURCE = {4: "ip saddr ", 6: "ip6 saddr "}
 _CLOSING = {
@@ -88,24 +85,6 @@ class View:
 
 
 @dataclass(frozen=True, slots=True)
-class PacketQuery:
-    """The first packet of a connection. source: None for any. str() is its destination."""
-
-    source: Address | None
-    destination: Address
-    protocol: Protocol
-    port: int
-
-    @property
-    def key(self) -> str:
-        """The key of the pinhole that would accept it."""
-        return f"{self.destination} . {self.protocol} . {self.port}"
-
-    def __str__(self) -> str:
-        return f"{self.destination} {self.protocol} {self.port}"
-
-
-@dataclass(frozen=True, slots=True)
 class Explanation:
     """The answer. lines: sentences for people, the decisive one first.
 
@@ -132,27 +111,6 @@ class Explanation:
     def text(self) -> str:
         rule = [f"decided by {self.rule}"] if self.rule else []
         return "\n".join([f"{self.verdict}: {self.lines[0]}", *rule, *self.lines[1:]])
-
-
-def parse_query(words: Sequence[str]) -> PacketQuery | Name:
-    """`[SRC] DST:PORT[/proto]` or `NAMESPACE/NAME`, one word each. Raises ValueError with a sentence."""
-    if not words:
-        raise ValueError(f"name a packet or a Service; {_FORMS}")
-    *sources, target = words
-    if not sources and (named := _SERVICE.fullmatch(target)):
-        return Name(*named.groups())
-    match = _TARGET.fullmatch(target)
-    if match is None or len(sources) > 1 or int(match[3]) > 65535:
-        raise ValueError(f"{quote(' '.join(words))} names neither a packet nor a Service; {_FORMS}")
-    destination, source = parse_address(match[1] or match[2]), None
-    if sources:
-        try:
-            source = parse_address(sources[0])
-        except ValueError:
-            raise ValueError(f"{quote(sources[0])} is not an address that a packet comes from; {_FORMS}") from None
-        if source.version != destination.version:
-            raise ValueError(f"no packet goes from {source} to {destination}: one is IPv4, the other IPv6")
-    return PacketQuery(source, destination, Protocol((match[4] or "tcp").lower()), int(match[3]))
 
 
 def explain(view: View, words: Sequence[str]) -> Explanation:

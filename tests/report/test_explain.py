@@ -22,16 +22,8 @@ from nftsync.objects.metallb import MetalLBConfig, Pool
 from nftsync.objects.names import Name
 from nftsync.objects.service import Protocol, parse_service
 from nftsync.plan.result import Outcome, SyncResult
-from nftsync.report.explain import (
-    ExplainReason,
-    Explanation,
-    PacketQuery,
-    Verdict,
-    View,
-    explain_packet,
-    explain_service,
-    parse_query,
-)
+from nftsync.report.explain import ExplainReason, Explanation, Verdict, View, explain_packet, explain_service
+from nftsync.report.query import PacketQuery, parse_query
 from nftsync.report.traffic import Count, Reading
 from nftsync.ruleset.tables import Settings, ruleset
 from nftsync.ruleset.text import render

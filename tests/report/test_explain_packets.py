@@ -18,7 +18,8 @@ from nftsync.objects.address import Address, Local, parse_range
 from nftsync.objects.metallb import MetalLBConfig, Pool
 from nftsync.objects.nft import parse_nft
 from nftsync.objects.service import Service, parse_service
-from nftsync.report.explain import Explanation, PacketQuery, Verdict, View, explain_packet, explain_service, parse_query
+from nftsync.report.explain import Explanation, Verdict, View, explain_packet, explain_service
+from nftsync.report.query import PacketQuery, parse_query
 from nftsync.ruleset.tables import OPERATOR_SVC, Settings, ruleset
 from tests.lab.lab import CLIENT, CLUSTER, NODE, PUBLIC, SERVICES, Lab, Probe, Protocol
 from tests.labtools import PUBLIC_NIC, TCP80, Firewall, Raw, needs_root, nft, service
