@@ -7,11 +7,11 @@ the rules (docs/ruleset.md). It mentions the operator's local chain but does not
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 
 from nftsync.objects.address import Address, Network
-from nftsync.objects.names import Name, Reason, quote
+from nftsync.objects.names import Name, Reason, quote, some
 from nftsync.objects.service import Port, Protocol, Service
 from nftsync.plan.result import SyncResult
 from nftsync.policy.pinholes import Pinhole
@@ -20,12 +20,8 @@ from nftsync.ruleset.tables import FORWARD, INET, INPUT, OPERATOR_CR, OPERATOR_S
 
 _SSH, _BGP = Port(Protocol.TCP, 22), Port(Protocol.TCP, 179)
 _SOURCE = {4: "ip saddr ", 6: "ip6 saddr "}
-_CLOSING = {
-    Reason.MALFORMED,
-    Reason.INVALID_ADDRESS,
-    Reason.INVALID_PORT,
-    Reason.INVALID_PROTOCOL,
-}  # the refused part is closed
+# The refused part of a Service is closed.
+_CLOSING = {Reason.MALFORMED, Reason.INVALID_ADDRESS, Reason.INVALID_PORT, Reason.INVALID_PROTOCOL}
 _NAMED = 5  # the most items that a sentence names
 _DETAILED = 200  # explain this many of a Service's pairs of address and port, and a few closed ones
 
@@ -100,13 +96,7 @@ class Explanation:
     also: tuple[ExplainReason, ...] = ()
 
     def as_json(self) -> dict[str, object]:
-        words = {"verdict": self.verdict.value, "reason": self.reason.value, "also": [each.value for each in self.also]}
-        return {
-            **words,
-            "service": str(self.service) if self.service else None,
-            "rule": self.rule,
-            "lines": list(self.lines),
-        }
+        return {**asdict(self), "service": str(self.service) if self.service else None}
 
     def text(self) -> str:
         rule = [f"decided by {self.rule}"] if self.rule else []
@@ -116,18 +106,19 @@ class Explanation:
 def explain(view: View, words: Sequence[str]) -> Explanation:
     """Answer a query; parse_query() reads it. Raises ValueError with a sentence."""
     query = parse_query(words)
-    found = explain_service(view, query) if isinstance(query, Name) else explain_packet(view, query)
+    answer = explain_service(view, query) if isinstance(query, Name) else explain_packet(view, query)
     remembered = view.result.remembered.get("services")
-    return replace(found, lines=(*found.lines, f"Services are {remembered}")) if remembered else found
+    return replace(answer, lines=(*answer.lines, f"Services are {remembered}")) if remembered else answer
 
 
 def explain_packet(view: View, query: PacketQuery) -> Explanation:
     """The fate of a packet, the rule and the Service that decide, and the reason."""
-    settings, own = view.result.settings, view.result.local.addresses
+    settings = view.result.settings
     if settings is None:
         return _waiting(view.result)
-    found = _to_router(settings, query) if query.destination in own else _through_router(view, settings, query)
-    return _with_remarks(settings, found, view.services.get(found.service) if found.service else None)
+    to_router = query.destination in view.result.local.addresses
+    answer = _to_router(settings, query) if to_router else _through_router(view, settings, query)
+    return _with_remarks(view, settings, answer)
 
 
 def explain_service(view: View, name: Name) -> Explanation:
@@ -139,183 +130,190 @@ def explain_service(view: View, name: Name) -> Explanation:
     if settings is None:
         return _waiting(view.result)
     if service is None:
-        line = f"there is no Service {name} of type LoadBalancer, and no other opens anything"
-        return Explanation(Verdict.DROPPED, ExplainReason.NOT_A_SERVICE, (line,))
-    asked = [PacketQuery(None, address, *port) for address in service.addresses for port in service.ports]
-    closed = [query for query in asked[_DETAILED:] if not _opens(view, settings, query, service)]
-    told = [*asked[:_DETAILED], *closed[:_NAMED]]  # also name closed pairs after many open ones
-    parts = [_through_router(view, settings, query, service) for query in told]
-    causes = [each.reason for each in parts if each.verdict is Verdict.DROPPED]
-    if not asked:
-        cause, line = _why_closed(view, service, None)
-        found = Explanation(Verdict.DROPPED, cause, (f"Service {name} opens nothing: {line}",), name)
-        return _with_remarks(settings, found, service)
-    opened = len(asked) - len(causes) - len(closed[_NAMED:])
-    if not opened:
-        verdict = Verdict.DROPPED
-    elif opened < len(asked) or any(each.reason in _CLOSING for each in service.rejections):
-        verdict = Verdict.DEPENDS
-    else:
-        verdict = Verdict.LIMITED if service.limit and settings.device else Verdict.PASSES
-    causes += [ExplainReason.INVALID for _ in service.rejections] + [
-        each.reason for each in parts if each.reason is not ExplainReason.OPEN
-    ]
-    first = f"Service {name}: {opened} of {len(asked)} pairs of address and port are open"
-    more = [f"… and {len(asked) - len(told)} more pairs"] if len(asked) > len(told) else []
-    lines = (first, *("; ".join(each.lines) for each in parts), *more)
-    return _with_remarks(settings, Explanation(verdict, (*causes, ExplainReason.OPEN)[0], lines, name), service)
+        unknown = f"there is no Service {name} of type LoadBalancer, and no other opens anything"
+        return Explanation(Verdict.DROPPED, ExplainReason.NOT_A_SERVICE, (unknown,))
+    pairs = [PacketQuery(None, address, *port) for address in service.addresses for port in service.ports]
+    if not pairs:
+        reason, line = _why_closed(view, service, None)
+        lines = (f"Service {name} opens nothing: {line}",)
+        return _with_remarks(view, settings, Explanation(Verdict.DROPPED, reason, lines, name))
+    closed = [query for query in pairs[_DETAILED:] if not _opens(view, settings, query, service)]
+    detailed = [*pairs[:_DETAILED], *closed[:_NAMED]]  # also name closed pairs after many open ones
+    parts = [_through_router(view, settings, query, service) for query in detailed]
+    dropped = [part.reason for part in parts if part.verdict is Verdict.DROPPED]
+    opened = len(pairs) - len(dropped) - len(closed[_NAMED:])
+    verdict = Verdict.LIMITED if service.limit and settings.device else Verdict.PASSES
+    if opened < len(pairs) or any(rejection.reason in _CLOSING for rejection in service.rejections):
+        verdict = Verdict.DEPENDS if opened else Verdict.DROPPED
+    invalid = [ExplainReason.INVALID for _ in service.rejections]
+    others = [part.reason for part in parts if part.reason is not ExplainReason.OPEN]
+    reason = [*dropped, *invalid, *others, ExplainReason.OPEN][0]
+    more = len(pairs) - len(detailed)
+    lines = (
+        f"Service {name}: {opened} of {len(pairs)} pairs of address and port are open",
+        *("; ".join(part.lines) for part in parts),
+        *([f"… and {more} more pairs"] if more else ()),
+    )
+    return _with_remarks(view, settings, Explanation(verdict, reason, lines, name))
 
 
 def _opens(view: View, settings: Settings, query: PacketQuery, service: Service) -> bool:
     """True if the Service has this pinhole and packets can pass: _through_router() in short."""
     hole = view.result.pinholes.get(query.key)
-    held = hole is not None and hole.service == service.name and hole.sources != ()
-    return (held or not settings.enable_dropall) and view.routed(query.destination) is not False
+    own = hole is not None and hole.service == service.name and hole.sources != ()
+    return (own or not settings.enable_dropall) and view.routed(query.destination) is not False
 
 
 def _to_router(settings: Settings, query: PacketQuery) -> Explanation:
     """Follow operator-cr, then the last rule of input."""
-    port, words = Port(query.protocol, query.port), [f"tcp dport {query.port} "]
-    ranges: Sequence[Network] | None = ()
-    line = f"{query.destination} is the router's own address; {query} is not open there"
-    if port == _SSH and settings.enable_ssh:
-        ranges, line = None, f"{query.destination} is the router's own address; enable_ssh opens {query} to everybody"
-    elif port == _BGP and settings.enable_bgp:
-        ranges = settings.bgp_peers or None
-        words += [_SOURCE[query.destination.version]] if ranges else []
-        line = f"{query.destination} is the router's own address; enable_bgp opens {query} to {_whom(ranges)}"
-    found = Explanation(_verdict(settings, ranges, query), ExplainReason.ROUTER_PORT, (line,))
-    if found.verdict is Verdict.DROPPED:
-        return _not_accepted(settings, INPUT, query, found)
-    return replace(found, rule=_rule(settings, OPERATOR_CR, *words))
+    switches = {
+        _SSH: ("enable_ssh", settings.enable_ssh, None),
+        _BGP: ("enable_bgp", settings.enable_bgp, settings.bgp_peers or None),
+    }
+    switch, is_open, peers = switches.get(Port(query.protocol, query.port), ("", False, None))
+    ranges = peers if is_open else ()
+    fate = f"{switch} opens {query} to {_whom(ranges)}" if is_open else f"{query} is not open there"
+    lines = (f"{query.destination} is the router's own address; {fate}",)
+    answer = Explanation(_verdict(settings, ranges, query), ExplainReason.ROUTER_PORT, lines)
+    if answer.verdict is Verdict.DROPPED:
+        return _not_accepted(settings, INPUT, query, answer)
+    source = _SOURCE[query.destination.version] if peers else ""
+    return replace(answer, rule=_rule(settings, OPERATOR_CR, f"tcp dport {query.port} ", source))
 
 
 def _through_router(view: View, settings: Settings, query: PacketQuery, asker: Service | None = None) -> Explanation:
     """Follow operator-svc, then the last rule of forward. asker: explain this Service; None for any."""
     hole = view.result.pinholes.get(query.key)
     if hole is None or (asker is not None and asker.name != hole.service):
-        found = _without_pinhole(view, query, [asker] if asker else view.services.values())
+        answer = _without_pinhole(view, query, [asker] if asker else view.services.values())
     else:
-        service, verdict = view.services.get(hole.service), _verdict(settings, hole.sources, query)
-        nobody = ExplainReason.INVALID if service and service.sources == () else ExplainReason.REFUSED_SOURCE
-        cause = nobody if verdict is Verdict.DROPPED else ExplainReason.OPEN
-        rule = _rule(settings, OPERATOR_SVC, f" @{'services' if hole.sources is None else 'sources'}{hole.version} ")
-        line = f"Service {hole.service} opens {query} to {_whom(hole.sources)}"
-        found = Explanation(verdict, cause, (line,), hole.service, rule)
-    if found.verdict is Verdict.DROPPED:
-        found = _not_accepted(settings, FORWARD, query, found)
-    if found.verdict is not Verdict.DROPPED and view.routed(query.destination) is False:
-        line = f"the router has no route to {query.destination}, or only one back through the public NIC"
-        return replace(
-            found, verdict=Verdict.DROPPED, reason=ExplainReason.NO_ROUTE, lines=(line, *found.lines), rule=""
+        service = view.services.get(hole.service)
+        verdict = _verdict(settings, hole.sources, query)
+        refused = ExplainReason.INVALID if service and service.sources == () else ExplainReason.REFUSED_SOURCE
+        answer = Explanation(
+            verdict,
+            refused if verdict is Verdict.DROPPED else ExplainReason.OPEN,
+            (f"Service {hole.service} opens {query} to {_whom(hole.sources)}",),
+            hole.service,
+            _rule(settings, OPERATOR_SVC, f" @{'services' if hole.sources is None else 'sources'}{hole.version} "),
         )
-    return _limited(view, settings, hole, found)
+    if answer.verdict is Verdict.DROPPED:
+        answer = _not_accepted(settings, FORWARD, query, answer)
+    if answer.verdict is not Verdict.DROPPED and view.routed(query.destination) is False:
+        line = f"the router has no route to {query.destination}, or only one back through the public NIC"
+        return Explanation(Verdict.DROPPED, ExplainReason.NO_ROUTE, (line, *answer.lines), answer.service)
+    return _limited(view, settings, hole, answer)
 
 
 def _without_pinhole(view: View, query: PacketQuery, services: Iterable[Service]) -> Explanation:
     """Explain why no pinhole matches. services: candidates; admitted ones come first in the answer."""
-    holders = [each for each in services if query.destination in each.addresses]
-    holders.sort(key=lambda each: (not view.result.config.filters.admit(each), each.name))
-    asking = [each for each in holders if Port(query.protocol, query.port) in each.ports]
+    holders = [service for service in services if query.destination in service.addresses]
+    holders.sort(key=lambda service: (not view.result.config.filters.admit(service), service.name))
+    asking = [service for service in holders if Port(query.protocol, query.port) in service.ports]
     if not holders:
-        refusal = view.result.guard.refusal(query.destination)
-        lines = (f"no Service has the address {query.destination}", *(refusal[1:] if refusal else ()))
+        refusal = view.result.guard.refusal(query.destination) or ()
+        lines: tuple[str, ...] = (f"no Service has the address {query.destination}", *refusal[1:])
         return Explanation(Verdict.DROPPED, ExplainReason.NO_SUCH_ADDRESS, lines)
     if not asking:
-        ports = (_some(f"{protocol} {number}" for protocol, number in each.ports) or "no port" for each in holders)
-        others = _some(f"Service {each.name} for {shown}" for each, shown in zip(holders, ports, strict=True))
-        first, line = holders[0], f"no Service asks for {query}; at this address asks {others}"
-        cause = ExplainReason.INVALID if first.rejections and not first.ports else ExplainReason.NO_SUCH_PORT
-        return Explanation(Verdict.DROPPED, cause, (line,), first.name)
-    found = [(each.name, *_why_closed(view, each, query)) for each in asking]
-    lines = tuple(f"Service {name} asks for {query}, but {line}" for name, _, line in found)
-    return Explanation(Verdict.DROPPED, found[0][1], lines, found[0][0])
+        first = holders[0]
+        others = some((f"Service {service.name} for {_ports(service)}" for service in holders), _NAMED)
+        reason = ExplainReason.INVALID if first.rejections and not first.ports else ExplainReason.NO_SUCH_PORT
+        line = f"no Service asks for {query}; at this address asks {others}"
+        return Explanation(Verdict.DROPPED, reason, (line,), first.name)
+    closed = [(service.name, *_why_closed(view, service, query)) for service in asking]
+    lines = tuple(f"Service {name} asks for {query}, but {line}" for name, _, line in closed)
+    return Explanation(Verdict.DROPPED, closed[0][1], lines, closed[0][0])
 
 
-def _not_accepted(settings: Settings, chain: str, query: PacketQuery, found: Explanation) -> Explanation:
+def _ports(service: Service) -> str:
+    return some((f"{protocol} {number}" for protocol, number in service.ports), _NAMED) or "no port"
+
+
+def _not_accepted(settings: Settings, chain: str, query: PacketQuery, answer: Explanation) -> Explanation:
     """Explain a packet that no rule accepts: the pools' rule or the chain's last rule decides."""
     if not settings.enable_dropall:
-        lines = ("everything passes: enable_dropall is false", *found.lines)
-        found = replace(found, verdict=Verdict.PASSES, reason=ExplainReason.EVERYTHING_PASSES, lines=lines)
+        lines = ("everything passes: enable_dropall is false", *answer.lines)
+        answer = replace(answer, verdict=Verdict.PASSES, reason=ExplainReason.EVERYTHING_PASSES, lines=lines)
     elif chain == FORWARD and query.destination in settings.cluster:
-        return replace(found, rule=_rule(settings, OPERATOR_SVC, f" @pools{query.destination.version} "))
-    return replace(found, rule=_rule(settings, chain))
+        return replace(answer, rule=_rule(settings, OPERATOR_SVC, f" @pools{query.destination.version} "))
+    return replace(answer, rule=_rule(settings, chain))
 
 
-def _limited(view: View, settings: Settings, hole: Pinhole | None, found: Explanation) -> Explanation:
+def _limited(view: View, settings: Settings, hole: Pinhole | None, answer: Explanation) -> Explanation:
     """Add the rate limit. The ingress hook comes first, but a later drop makes it irrelevant."""
-    if found.verdict is Verdict.DROPPED or hole is None or hole.limit is None or hole.sources == ():
-        return found
-    first, *rest = found.lines
+    if answer.verdict is Verdict.DROPPED or hole is None or hole.limit is None or hole.sources == ():
+        return answer
     if settings.device:
-        count, verdict = view.drops(hole.key), Verdict.LIMITED if found.verdict is Verdict.PASSES else found.verdict
-        line = f"its limit is {hole.limit}" + ("" if count is None else f"; packets dropped over it: {count}")
-        return replace(found, verdict=verdict, lines=(first, line, *rest))
-    missing = settings.enable_rateshape and found.reason is ExplainReason.OPEN
-    why = "the public NIC is not there" if settings.enable_rateshape else "enable_rateshape is false"
-    line = f"its limit, {hole.limit}, is not in force: {why}"
-    return replace(found, reason=ExplainReason.NIC_MISSING if missing else found.reason, lines=(first, line, *rest))
+        drops = view.drops(hole.key)
+        line = f"its limit is {hole.limit}" + ("" if drops is None else f"; packets dropped over it: {drops}")
+        answer = replace(answer, verdict=Verdict.LIMITED) if answer.verdict is Verdict.PASSES else answer
+    elif settings.enable_rateshape:
+        line = f"its limit, {hole.limit}, is not in force: the public NIC is not there"
+        answer = replace(answer, reason=ExplainReason.NIC_MISSING) if answer.reason is ExplainReason.OPEN else answer
+    else:
+        line = f"its limit, {hole.limit}, is not in force: enable_rateshape is false"
+    return replace(answer, lines=(answer.lines[0], line, *answer.lines[1:]))
 
 
-def _why_closed(view: View, service: Service, query: PacketQuery | None) -> tuple[ExplainReason, str]:  # noqa: PLR0911  # each is a reason
-    """The reason why a Service lacks a pinhole. query: None if the Service asks for none at all."""
-    filters = view.result.config.filters
-    if not replace(filters, load_balancer_classes=frozenset()).admit(service):
-        return ExplainReason.FILTERED_NAMESPACE, f"namespaces and exclude_namespaces leave {service.name.namespace} out"
-    if not filters.admit(service):
-        classes = _some(map(quote, sorted(filters.load_balancer_classes)))
-        return (
+def _why_closed(view: View, service: Service, query: PacketQuery | None) -> tuple[ExplainReason, str]:
+    """The first reason why a Service lacks a pinhole. query: None if it asks for none at all."""
+    index, filters = view.result.index, view.result.config.filters
+    in_namespaces = replace(filters, load_balancer_classes=frozenset()).admit(service)
+    classes = some(map(quote, sorted(filters.load_balancer_classes)), _NAMED)
+    checks: list[tuple[object, str, str]] = [
+        (
+            not in_namespaces,
+            ExplainReason.FILTERED_NAMESPACE,
+            f"namespaces and exclude_namespaces leave {service.name.namespace} out",
+        ),
+        (
+            not filters.admit(service),
             ExplainReason.OTHER_CLASS,
             f"its class {quote(service.load_balancer_class)} is not in load_balancer_classes ({classes})",
-        )
-    if query is None and any(each.reason in _CLOSING for each in service.rejections):
-        return ExplainReason.INVALID, "its refused parts leave no address and port"
+        ),
+    ]
     if query is None:
-        waits = (ExplainReason.NO_ADDRESS_YET, "MetalLB has not given it an address yet")
-        return (ExplainReason.NO_SUCH_PORT, "it has no port") if service.addresses else waits
-    if refusal := view.result.guard.refusal(query.destination):
-        unannounced = refusal[0] is Reason.OUTSIDE_POOLS and view.result.config.address_policy.advertised_only
-        return ExplainReason(refusal[0]), refusal[
-            1
-        ] + "; only pools announced over BGP count (advertised_pools_only)" * unannounced
-    owner = view.result.index.pinholes.get(query.key)
-    if held_back := view.result.index.held_back(service.name):
-        return ExplainReason(held_back[0]), held_back[1]
-    if owner is None or owner.service == service.name:
-        return ExplainReason.WAITING, "it is not applied yet; the next sync applies it"
-    return (
-        ExplainReason.LOST_TO_OLDER,
-        f"the older Service {owner.service} has it. Service {service.name} gets it when {owner.service} is deleted",
-    )
+        refused = any(rejection.reason in _CLOSING for rejection in service.rejections)
+        checks += [
+            (refused, ExplainReason.INVALID, "its refused parts leave no address and port"),
+            (service.addresses, ExplainReason.NO_SUCH_PORT, "it has no port"),
+            (True, ExplainReason.NO_ADDRESS_YET, "MetalLB has not given it an address yet"),
+        ]
+    else:
+        refusal, why = view.result.guard.refusal(query.destination) or index.held_back(service.name) or ("", "")
+        if refusal == Reason.OUTSIDE_POOLS and view.result.config.address_policy.advertised_only:
+            why += "; only pools announced over BGP count (advertised_pools_only)"
+        owner = index.pinholes[query.key].service if query.key in index.pinholes else service.name
+        checks += [
+            (refusal, refusal, why),
+            (
+                owner != service.name,
+                ExplainReason.LOST_TO_OLDER,
+                f"the older Service {owner} has it. Service {service.name} gets it when {owner} is deleted",
+            ),
+            (True, ExplainReason.WAITING, "it is not applied yet; the next sync applies it"),
+        ]
+    return next((ExplainReason(reason), line) for applies, reason, line in checks if applies)
 
 
 def _verdict(settings: Settings, ranges: Sequence[Network] | None, query: PacketQuery) -> Verdict:
     """The verdict of a rule for these ranges, None for all. DEPENDS if an unknown source matters."""
-    held = [each for each in ranges or () if each.version == query.destination.version]
-    if ranges is None or any(query.source in each if query.source else each.prefixlen == 0 for each in held):
+    family = [network for network in ranges or () if network.version == query.destination.version]
+    if ranges is None or any(query.source in network if query.source else network.prefixlen == 0 for network in family):
         return Verdict.PASSES
-    return Verdict.DEPENDS if held and query.source is None and settings.enable_dropall else Verdict.DROPPED
+    return Verdict.DEPENDS if family and query.source is None and settings.enable_dropall else Verdict.DROPPED
 
 
 def _whom(ranges: Sequence[Network] | None) -> str:
-    return (
-        "everybody"
-        if ranges is None
-        else f"{_some(ranges)} alone"
-        if ranges
-        else "nobody: no valid range is of this family"
-    )
+    if ranges is None:
+        return "everybody"
+    return f"{some(ranges, _NAMED)} alone" if ranges else "nobody: no valid range is of this family"
 
 
 def _rule(settings: Settings, chain: str, *words: str) -> str:
     """The last rule of a chain that contains these words, as in nft's input."""
     rules = tables(settings)[INET].chains[chain].rules.splitlines()
     return f"{chain}: {next(rule.strip() for rule in reversed(rules) if all(word in rule for word in words))}"
-
-
-def _some(items: Iterable[object]) -> str:
-    shown = list(map(str, items))
-    return ", ".join(shown[:_NAMED]) + (f" and {len(shown) - _NAMED} more" if len(shown) > _NAMED else "")
 
 
 def _waiting(result: SyncResult) -> Explanation:
@@ -325,15 +323,22 @@ def _waiting(result: SyncResult) -> Explanation:
     return Explanation(Verdict.DEPENDS, ExplainReason.WAITING, (line,))
 
 
-def _with_remarks(settings: Settings, found: Explanation, service: Service | None) -> Explanation:
+def _with_remarks(view: View, settings: Settings, answer: Explanation) -> Explanation:
     """Add the Service's rejections and remarks that matter for every answer."""
-    lines, also = [*found.lines, *map(str, service.rejections if service else ())], []
-    if any(line.strip() and not line.lstrip().startswith("#") for line in settings.local_chain.splitlines()):
-        also.append(ExplainReason.LOCAL_CHAIN)
-        lines.append("the local chain comes first and is not empty: your own rule may decide differently")
-    if settings.nic_missing:
-        also.append(ExplainReason.NIC_MISSING)
-        lines.append(
-            f"there is no interface {settings.public_nic}: every interface counts as public, and no limit is in force"
-        )
-    return replace(found, lines=tuple(lines), also=tuple(also))
+    service = view.services.get(answer.service) if answer.service else None
+    own_rules = any(line.strip() and not line.lstrip().startswith("#") for line in settings.local_chain.splitlines())
+    remarks = (
+        (
+            own_rules,
+            ExplainReason.LOCAL_CHAIN,
+            "the local chain comes first and is not empty: your own rule may decide differently",
+        ),
+        (
+            settings.nic_missing,
+            ExplainReason.NIC_MISSING,
+            f"there is no interface {settings.public_nic}: every interface counts as public, and no limit is in force",
+        ),
+    )
+    also = {reason: line for applies, reason, line in remarks if applies}
+    rejections = map(str, service.rejections if service else ())
+    return replace(answer, lines=(*answer.lines, *rejections, *also.values()), also=tuple(also))
