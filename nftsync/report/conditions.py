@@ -22,16 +22,23 @@ def conditions(result: SyncResult, stale: Mapping[str, str]) -> tuple[Condition,
     stale: by source, why the last good settings, pools or Services are in use.
     """
     waits = result.message if result.outcome in (Outcome.WAITING, Outcome.FAILED) else ""
-    chain = next((each.message for each in result.rejections if each.reason is Reason.INVALID_LOCAL_CHAIN), "")
-    state, old = result.confirming.state, "; ".join(f"{source}: {why}" for source, why in sorted(stale.items()))
-    confirmed = state not in (Confirmation.WAITING, Confirmation.ROLLED_BACK)
+    chain = next((refusal.message for refusal in result.rejections if refusal.reason is Reason.INVALID_LOCAL_CHAIN), "")
+    confirmed = result.confirming.state not in (Confirmation.WAITING, Confirmation.ROLLED_BACK)
+    old = "; ".join(f"{source}: {why}" for source, why in sorted(stale.items()))
+    pools = (
+        "addresses are checked against MetalLB's pools"
+        if result.guard.pools
+        else "no address is opened: no pool of MetalLB counts"
+    )
     return (
         _condition("Ready", waits, ("Synced", "NotSynced"), "the kernel has the rules that the cluster asks for"),
         Condition("Running", True, "Running", "nftsync runs"),
-        _guarded(result),
+        _condition(
+            "PoolsGuarded", _unguarded(result), ("Guarded" if result.guard.pools else "NoPools", "Unguarded"), pools
+        ),
         _condition("RateShaping", _unshaped(result.settings), ("Attached", "NotAttached"), "rate limits are in force"),
         _condition("LocalChainValid", chain, ("Valid", "Refused"), "the local chain is in force"),
-        Condition("Confirmed", confirmed, state, shorten(str(result.confirming))),
+        Condition("Confirmed", confirmed, result.confirming.state, shorten(str(result.confirming))),
         Condition(
             "Stale",
             bool(old),
@@ -41,18 +48,14 @@ def conditions(result: SyncResult, stale: Mapping[str, str]) -> tuple[Condition,
     )
 
 
-def _guarded(result: SyncResult) -> Condition:
-    """The condition PoolsGuarded: pools limit the addresses to open."""
-    unguarded = ""
+def _unguarded(result: SyncResult) -> str:
+    """The reason why no pools limit the addresses to open; "" if they do."""
     if not result.pools_known:
-        unguarded = "MetalLB's configuration is not read yet" if result.settings else "nothing is applied yet"
-    elif not result.guard.guarded:
-        ignored = result.config.address_policy.pool_mode is PoolMode.IGNORED
-        unguarded = f'pools = "{PoolMode.IGNORED}"' if ignored else "no MetalLB configuration was seen"
-    elif not result.guard.pools:
-        return Condition("PoolsGuarded", True, "NoPools", "no address is opened: no pool of MetalLB counts")
-    guarded = "addresses are checked against MetalLB's pools"
-    return _condition("PoolsGuarded", unguarded, ("Guarded", "Unguarded"), guarded)
+        return "MetalLB's configuration is not read yet" if result.settings else "nothing is applied yet"
+    if result.guard.guarded:
+        return ""
+    ignored = result.config.address_policy.pool_mode is PoolMode.IGNORED
+    return f'pools = "{PoolMode.IGNORED}"' if ignored else "no MetalLB configuration was seen"
 
 
 def _unshaped(settings: Settings | None) -> str:
@@ -66,11 +69,9 @@ def _unshaped(settings: Settings | None) -> str:
 
 def stopped(router: RouterStatus) -> RouterStatus:
     """The entry of a router after its daemon has ended."""
-    ends = {
-        kind: Condition(kind, False, "Stopped", "nftsync was stopped; its last ruleset stays")
-        for kind in ("Ready", "Running")
-    }
-    return replace(router, conditions=tuple(ends.get(each.type, each) for each in router.conditions))
+    message = "nftsync was stopped; its last ruleset stays"
+    ends = {kind: Condition(kind, False, "Stopped", message) for kind in ("Ready", "Running")}
+    return replace(router, conditions=tuple(ends.get(condition.type, condition) for condition in router.conditions))
 
 
 def _condition(kind: str, why_not: str, reasons: tuple[str, str], good: str) -> Condition:
@@ -79,7 +80,7 @@ def _condition(kind: str, why_not: str, reasons: tuple[str, str], good: str) -> 
 
 def summary(routers: Sequence[RouterStatus], *, disagree: bool) -> tuple[Condition, ...]:
     """The summary for all routers. disagree: True if their hashes have differed for long."""
-    written = {each.type for router in routers for each in router.conditions}
+    written = {condition.type for router in routers for condition in router.conditions}
     kinds = [kind for kind in SUMMED if kind in written]  # ignore foreign condition types in an entry
     hashes = ", ".join(f"{router.name} {router.hash[:8]}" for router in routers)
     message = shorten(f"rulesets differ: {hashes}") if disagree else "the routers' rulesets are the same"
@@ -90,23 +91,19 @@ def summary(routers: Sequence[RouterStatus], *, disagree: bool) -> tuple[Conditi
 def _summed(kind: str, routers: Sequence[RouterStatus]) -> Condition:
     """The bad conditions of all routers as one; else the condition of the first router."""
     bad = kind == "Stale"  # the only condition that is bad if true
-    found = [(router.name, each) for router in routers if (each := router.condition(kind))]
-    wrong = [(name, each) for name, each in found if each.holds is bad]
+    conditions = [(router.name, condition) for router in routers if (condition := router.condition(kind))]
+    wrong = [(name, condition) for name, condition in conditions if condition.holds is bad]
     if not wrong:
-        return replace(found[0][1], since="")
-    return Condition(
-        kind, bad, wrong[0][1].reason, shorten("; ".join(f"{name}: {each.message}" for name, each in wrong))
-    )
+        return replace(conditions[0][1], since="")
+    message = shorten("; ".join(f"{name}: {condition.message}" for name, condition in wrong))
+    return Condition(kind, bad, wrong[0][1].reason, message)
 
 
 def stamped(conditions: Iterable[Condition], before: Iterable[Condition], now: str) -> tuple[Condition, ...]:
     """Conditions with the time of their last change; an unchanged one keeps the time of `before`."""
-    held = {each.type: each for each in before}
+    since = {(condition.type, condition.holds): condition.since for condition in before}
     return tuple(
-        replace(each, since=held[each.type].since or now)
-        if each.type in held and held[each.type].holds is each.holds
-        else replace(each, since=now)
-        for each in conditions
+        replace(condition, since=since.get((condition.type, condition.holds)) or now) for condition in conditions
     )
 
 
@@ -120,7 +117,7 @@ def describe(router: RouterStatus, together: Sequence[Condition], routers: Seque
         "services": figures.services,
         "pinholes": figures.pinholes,
         "rejected": figures.rejected,
-        "conditions": [_described(each, figures.generation) for each in together],
+        "conditions": [_described(condition, figures.generation) for condition in together],
         "routers": [
             {
                 "name": router.name,
@@ -130,7 +127,7 @@ def describe(router: RouterStatus, together: Sequence[Condition], routers: Seque
                 "services": router.services,
                 "pinholes": router.pinholes,
                 "rejected": router.rejected,
-                "conditions": [_described(each, router.generation) for each in router.conditions],
+                "conditions": [_described(condition, router.generation) for condition in router.conditions],
             }
         ],
     }
