@@ -10,11 +10,12 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Self, TypeVar
 
 T = TypeVar("T")
 Span = tuple[int, int, int]  # an attribute's type, and the start and end of its value
+Fields = Mapping[int, bytes]  # the values of attributes, by type
 
 _HEADER = struct.Struct("=IHHII")  # length, type, flags, sequence, port
 _ATTRIBUTE = struct.Struct("=HH")  # length, type
@@ -28,9 +29,10 @@ _TIMEOUT = 5.0  # seconds to wait for each part of the kernel's answer
 class DumpError(Exception):
     """The kernel refused a dump. number: errno(3); EINTR if a change during the dump left gaps."""
 
-    def __init__(self, number: int) -> None:
-        super().__init__(f"the kernel's tables can't be read: {os.strerror(number)}")
-        self.number = number
+    def __init__(self, number: int | None) -> None:
+        """number: None if the kernel did not answer in time."""
+        self.number = number or errno.ETIMEDOUT
+        super().__init__(f"the kernel's tables can't be read: {os.strerror(self.number)}")
 
 
 def complete(read: Callable[[], T], attempts: int = 20) -> T:
@@ -38,8 +40,8 @@ def complete(read: Callable[[], T], attempts: int = 20) -> T:
     for _ in range(attempts - 1):
         try:
             return read()
-        except DumpError as fault:
-            if fault.number != errno.EINTR:
+        except DumpError as error:
+            if error.number != errno.EINTR:
                 raise
     return read()
 
@@ -51,8 +53,8 @@ class Netlink:
         """protocol: such as socket.NETLINK_ROUTE."""
         try:
             self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
-        except OSError as fault:
-            raise _dump_error(fault) from fault
+        except OSError as error:
+            raise DumpError(error.errno) from error
         self._socket.settimeout(_TIMEOUT)
         self._sequence = 0
 
@@ -78,23 +80,19 @@ class Netlink:
                         continue
                     interrupted = interrupted or bool(marks & _INTERRUPTED)
                     if answer in (_ERROR, _DONE):
-                        _check(content)
-                        if interrupted:
-                            raise DumpError(errno.EINTR)
+                        number = -_NUMBER.unpack_from(content)[0] if content else 0
+                        if number > 0 or interrupted:
+                            raise DumpError(number or errno.EINTR)
                         return
                     yield content
-        except OSError as fault:
-            raise _dump_error(fault) from fault
+        except OSError as error:
+            raise DumpError(error.errno) from error
 
 
 def messages(protocol: int, kind: int, body: bytes, *, dump: bool = True) -> Iterator[bytes]:
     """One request on a socket of its own, in this thread's network namespace: see Netlink."""
     with Netlink(protocol) as kernel:
         yield from kernel.messages(kind, body, dump=dump)
-
-
-def _dump_error(fault: OSError) -> DumpError:
-    return DumpError(fault.errno or errno.ETIMEDOUT)
 
 
 def split(received: bytes) -> Iterator[tuple[int, int, int, bytes]]:
@@ -106,13 +104,6 @@ def split(received: bytes) -> Iterator[tuple[int, int, int, bytes]]:
         start += length + 3 & ~3
 
 
-def _check(content: bytes) -> None:
-    """Raises DumpError if the last message of an answer carries an error."""
-    number = _NUMBER.unpack_from(content)[0] if content else 0
-    if number < 0:
-        raise DumpError(-number)
-
-
 def attributes(content: bytes, start: int, end: int) -> Iterator[Span]:
     """The attributes between two places of a message."""
     unpack = _ATTRIBUTE.unpack_from
@@ -120,6 +111,12 @@ def attributes(content: bytes, start: int, end: int) -> Iterator[Span]:
         length, kind = unpack(content, start)
         yield kind & _TYPE, start + 4, start + length
         start += length + 3 & ~3
+
+
+def fields(content: bytes, start: int = 0, end: int | None = None) -> Fields:
+    """The values of the attributes in a message, or between two places of it."""
+    end = len(content) if end is None else end
+    return {kind: content[first:last] for kind, first, last in attributes(content, start, end)}
 
 
 def attribute(kind: int, value: bytes) -> bytes:

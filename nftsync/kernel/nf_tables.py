@@ -12,8 +12,9 @@ import socket
 import struct
 from collections.abc import Iterator
 from ipaddress import ip_address
+from typing import NamedTuple
 
-from nftsync.kernel.netlink import DumpError, Netlink, Span, attribute, attributes, complete
+from nftsync.kernel.netlink import DumpError, Netlink, Span, attribute, attributes, complete, fields
 from nftsync.ruleset.tables import INET, NAME, NETDEV
 
 PROTOCOL = 12  # NETLINK_NETFILTER
@@ -26,8 +27,8 @@ NEW_GENERATION, GET_GENERATION = _NFTABLES | 15, _NFTABLES | 16
 GET_OBJECTS, GET_FLOWTABLES = _NFTABLES | 19, _NFTABLES | 23
 
 RULE_CHAIN, RULE_EXPRESSIONS = 2, 4
-KEY, FLAGS, EXPRESSION, KEY_END, EXPRESSIONS = 1, 3, 7, 10, 11  # of an element
-INTERVAL_END = 1  # a flag: this element only marks the end of a range
+KEY, VALUE, FLAGS, _EXPRESSION, KEY_END, _EXPRESSIONS = 1, 2, 3, 7, 10, 11  # of an element; only maps have values
+_INTERVAL_END = 1  # a flag: this element only marks the end of a range
 LOOKUP_SET = 1  # of a look-up's data
 PROTOCOLS = {6: "tcp", 17: "udp", 132: "sctp"}
 
@@ -37,6 +38,20 @@ _SET, _ELEMENTS = 2, 3  # of a message about elements
 _GENERATION_NUMBER = 1  # in a message about a generation
 _GENERATION = slice(2, 4)  # of the ruleset, in struct nfgenmsg: each transaction changes it
 _ATTEMPTS = 5  # to read one generation, before a mix of several will do
+
+
+class Element(NamedTuple):
+    """An element of a set. Its key is empty if it stands for all other elements.
+
+    end: the key at the end of a range in a concatenation, or empty.
+    ends_interval: True if the element only marks the end of a range.
+    statements: name and data of each.
+    """
+
+    key: bytes
+    end: bytes
+    ends_interval: bool
+    statements: list[tuple[bytes, bytes]]
 
 
 def name(kind: int, text: str) -> bytes:
@@ -51,80 +66,96 @@ def text(value: bytes) -> str:
 
 def address(value: bytes) -> str:
     """An address in our notation."""
-    shown = socket.inet_ntop(socket.AF_INET if len(value) == 4 else socket.AF_INET6, value)
+    notation = socket.inet_ntop(socket.AF_INET if len(value) == 4 else socket.AF_INET6, value)
     # inet_ntop(3) ends some IPv6 addresses in IPv4 notation, Python does not.
-    return str(ip_address(shown)) if "." in shown and len(value) > 4 else shown
+    return str(ip_address(notation)) if "." in notation and len(value) > 4 else notation
 
 
 OURS = name(_TABLE, NAME)  # the start of every message about our table or a part of it
 
 
-def dump(kernel: Netlink, kind: int, family: str, inside: bytes = b"") -> list[bytes]:
-    """All messages about one kind of object in our table, from one generation; none without the table.
+def dump(kernel: Netlink, kind: int, family: str, inside: bytes = b"", *, whole: bool = True) -> list[bytes]:
+    """All messages about one kind of object in our table; none without the table. Raises DumpError.
 
-    inside: attributes that select a part of the table.  Raises DumpError.
-    """
-    asked = _asked(family, inside)
-    return complete(lambda: _answer(kernel, kind, asked, whole=True))
-
-
-def generation(kernel: Netlink) -> int:
-    """The number of transactions in this network namespace, by any program. Raises DumpError."""
-    (content,) = kernel.messages(GET_GENERATION, bytes(HEADER), dump=False)
-    found = {kind: content[start:end] for kind, start, end in attributes(content, HEADER, len(content))}
-    return int.from_bytes(found[_GENERATION_NUMBER])
-
-
-def elements(kernel: Netlink, family: str, set_name: str, *, whole: bool = True) -> Iterator[tuple[bytes, Span]]:
-    """The elements of our set: a message, and the element's place in it. Raises DumpError.
-
+    inside: attributes that select a part of the table.
     whole: read one generation. Otherwise a mix of generations will do while others change nf_tables.
-    The mix contains every element that existed all the time, unless others change this same set.
+    The mix contains every object that existed all the time, unless others change objects beside it.
     """
-    asked = _asked(family, name(_SET, set_name))
-    for content in _elements(kernel, asked, whole=whole):
-        for kind, start, end in attributes(content, HEADER, len(content)):
-            if kind == _ELEMENTS:
-                yield from ((content, element) for element in attributes(content, start, end))
-
-
-def expression(content: bytes, start: int, end: int) -> tuple[bytes, int, int]:
-    """The name of an expression, and the start and end of its data in the message."""
-    called, first, last = b"", end, end
-    for kind, at, to in attributes(content, start, end):
-        if kind == _NAME:
-            called = content[at : to - 1]
-        elif kind == _DATA:
-            first, last = at, to
-    return called, first, last
-
-
-def _elements(kernel: Netlink, asked: bytes, *, whole: bool) -> list[bytes]:
+    request = struct.pack(">BBH", FAMILIES[family], 0, 0) + OURS + inside
     if whole:
-        return complete(lambda: _answer(kernel, GET_ELEMENTS, asked, whole=True))
+        return complete(lambda: _answer(kernel, kind, request, whole=True))
     try:
-        return complete(lambda: _answer(kernel, GET_ELEMENTS, asked, whole=True), _ATTEMPTS)
-    except DumpError as fault:
-        if fault.number != errno.EINTR:
+        return complete(lambda: _answer(kernel, kind, request, whole=True), _ATTEMPTS)
+    except DumpError as error:
+        if error.number != errno.EINTR:
             raise
-        return _answer(kernel, GET_ELEMENTS, asked, whole=False)
+        return _answer(kernel, kind, request, whole=False)
 
 
-def _asked(family: str, inside: bytes) -> bytes:
-    return struct.pack(">BBH", FAMILIES[family], 0, 0) + OURS + inside
-
-
-def _answer(kernel: Netlink, kind: int, asked: bytes, *, whole: bool) -> list[bytes]:
+def _answer(kernel: Netlink, kind: int, request: bytes, *, whole: bool) -> list[bytes]:
     """The messages of one dump; none if the object does not exist.
 
     Raises DumpError; with EINTR if `whole` is asked for and the messages span generations.
     """
     try:
-        found = list(kernel.messages(kind, asked))
-    except DumpError as fault:
-        if fault.number == errno.ENOENT:
+        messages = list(kernel.messages(kind, request))
+    except DumpError as error:
+        if error.number == errno.ENOENT:
             return []
         raise
-    if whole and len({content[_GENERATION] for content in found}) > 1:  # the kernel sets no flag in a dump of elements
+    if (
+        whole and len({content[_GENERATION] for content in messages}) > 1
+    ):  # the kernel sets no flag in a dump of elements
         raise DumpError(errno.EINTR)
-    return [content for content in found if content.startswith(OURS, HEADER)]  # a dump of chains and tables includes foreign ones
+    return [
+        content for content in messages if content.startswith(OURS, HEADER)
+    ]  # chains and tables include foreign ones
+
+
+def generation(kernel: Netlink) -> int:
+    """The number of transactions in this network namespace, by any program. Raises DumpError."""
+    (content,) = kernel.messages(GET_GENERATION, bytes(HEADER), dump=False)
+    return int.from_bytes(fields(content, HEADER)[_GENERATION_NUMBER])
+
+
+def places(kernel: Netlink, family: str, set_name: str, *, whole: bool = True) -> Iterator[tuple[bytes, Span]]:
+    """The elements of our set: a message, and the element's place in it. whole: see dump(). Raises DumpError."""
+    for content in dump(kernel, GET_ELEMENTS, family, name(_SET, set_name), whole=whole):
+        for kind, start, end in attributes(content, HEADER, len(content)):
+            if kind == _ELEMENTS:
+                yield from ((content, element) for element in attributes(content, start, end))
+
+
+def elements(kernel: Netlink, family: str, set_name: str, *, whole: bool = True) -> Iterator[Element]:
+    """The elements of our set. whole: see dump(). Raises DumpError."""
+    for content, (_, start, stop) in places(kernel, family, set_name, whole=whole):
+        key, end, ends_interval, statements = b"", b"", False, []
+        for kind, first, last in attributes(content, start, stop):
+            if kind == KEY:
+                key = content[first + 4 : last]
+            elif kind == KEY_END:
+                end = content[first + 4 : last]
+            elif kind == FLAGS:
+                ends_interval = bool(content[last - 1] & _INTERVAL_END)
+            elif kind == _EXPRESSION:
+                statements.append(expression(content, first, last))
+            elif kind == _EXPRESSIONS:
+                statements.extend(expressions(content, first, last))
+        yield Element(key, end, ends_interval, statements)
+
+
+def expressions(content: bytes, start: int = 0, end: int | None = None) -> Iterator[tuple[bytes, bytes]]:
+    """Name and data of each expression in a message, or between two places of it."""
+    for _, *place in attributes(content, start, len(content) if end is None else end):
+        yield expression(content, *place)
+
+
+def expression(content: bytes, start: int = 0, end: int | None = None) -> tuple[bytes, bytes]:
+    """Name and data of an expression."""
+    called, data = b"", b""
+    for kind, first, last in attributes(content, start, len(content) if end is None else end):
+        if kind == _NAME:
+            called = content[first : last - 1]
+        elif kind == _DATA:
+            data = content[first:last]
+    return called, data

@@ -7,17 +7,15 @@ Source: linux/netfilter/nf_tables.h; the numbers of types are nft's own.
 from __future__ import annotations
 
 import re
-import struct
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from hashlib import blake2b
 from ipaddress import ip_address
 from operator import itemgetter
-from typing import NamedTuple
 
 from nftsync.kernel import nf_tables
-from nftsync.kernel.netlink import Netlink, Span, attributes
-from nftsync.kernel.nf_tables import FAMILIES, HEADER, dump, elements, expression, text
+from nftsync.kernel.netlink import Fields, Netlink, fields
+from nftsync.kernel.nf_tables import FAMILIES, HEADER, Element, dump, elements, expression, expressions, text
 from nftsync.objects.address import Range
 from nftsync.objects.ratelimit import TIME_UNITS, RateLimit
 from nftsync.plan.plan import Found
@@ -26,13 +24,15 @@ from nftsync.ruleset.tables import Chain, Ruleset, Set, Table
 _NAMEABLE = re.compile(r"[A-Za-z_.][A-Za-z0-9_./-]{0,254}")  # the names that nft takes without quotes
 _UNKNOWN = "\t\t# as found in the kernel\n"  # stands for the rules of a chain; equals no rules of ours
 
-_U32, _U64 = struct.Struct(">I"), struct.Struct(">Q")
 _TABLE_FLAGS = 2
 _FLAGS = {1: "dormant", 2: "owner", 4: "persist"}  # of a table
 _CHAIN_NAME, _CHAIN_HOOK, _CHAIN_POLICY, _CHAIN_TYPE, _CHAIN_FLAGS = 3, 4, 5, 7, 10
 _BINDING = 4  # a chain's flag: it is part of a rule
 _HOOK_NUMBER, _HOOK_PRIORITY, _HOOK_DEVICE = 1, 2, 3
-_HOOKS = {"inet": ("prerouting", "input", "forward", "output", "postrouting", "ingress"), "netdev": ("ingress", "egress")}
+_HOOKS = {
+    "inet": ("prerouting", "input", "forward", "output", "postrouting", "ingress"),
+    "netdev": ("ingress", "egress"),
+}
 _POLICIES = ("drop", "accept")
 _NAME = 2  # of a set, an object, a flowtable
 _SET_FLAGS, _SET_TYPE, _SET_DESCRIBED, _SET_NOTES, _SET_STATEMENT = 3, 4, 9, 13, 17
@@ -40,7 +40,7 @@ _SET_OTHERWISE = {11, 12, 18}  # timeout, garbage collection, several statements
 _DESCRIBED_SIZE = 1
 _NOTED_MERGE, _NOTED_COMMENT = 2, 7
 _ANONYMOUS, _INTERVAL, _MAP, _OBJECT, _CONCAT, _STATEMENT = 0x1, 0x4, 0x8, 0x40, 0x80, 0x100  # a set's flags
-_DECIDING = (nf_tables.KEY, nf_tables.KEY_END, 2, nf_tables.FLAGS)  # of an element; 2 is the value in a map
+_DECIDING = (nf_tables.KEY, nf_tables.KEY_END, nf_tables.VALUE, nf_tables.FLAGS)  # of an element
 _CATCHALL = "*"  # the element that stands for all others
 _LIMIT_RATE, _LIMIT_UNIT, _LIMIT_BURST, _LIMIT_TYPE, _LIMIT_FLAGS = 1, 2, 3, 4, 5
 _COUNTING = (b"counter", b"last")  # expressions that hold only counts
@@ -50,20 +50,21 @@ _OBJECTS = {
     1: "counter", 2: "quota", 3: "ct helper", 4: "limit", 7: "ct timeout", 8: "secmark", 9: "ct expectation", 10: "synproxy",
 }  # fmt: skip
 # Foreign objects in a table, in the order to delete them: maps refer to the objects after them.
-_STRANGERS = ("map", "flowtable", "counter", "quota", "limit", "secmark", "synproxy", "ct helper", "ct timeout", "ct expectation")
+_STRANGERS = (
+    "map",
+    "flowtable",
+    "counter",
+    "quota",
+    "limit",
+    "secmark",
+    "synproxy",
+    "ct helper",
+    "ct timeout",
+    "ct expectation",
+)
 
-
-_Fields = Mapping[int, bytes]  # the values of attributes
-
-
-class _Type(NamedTuple):
-    """The type of one field in a set's elements. width: bytes; each field begins at a multiple of four."""
-
-    name: str
-    width: int
-
-
-_TYPES = {7: _Type("ipv4_addr", 4), 8: _Type("ipv6_addr", 16), 12: _Type("inet_proto", 1), 13: _Type("inet_service", 2)}
+_TYPES = {7: "ipv4_addr", 8: "ipv6_addr", 12: "inet_proto", 13: "inet_service"}  # of a field in a set's elements
+_WIDTHS = {"ipv4_addr": 4, "ipv6_addr": 16, "inet_proto": 1, "inet_service": 2}  # bytes
 _TYPE_BITS = 6  # of each field, in the number of a set's type
 
 
@@ -79,143 +80,126 @@ def read(kernel: Netlink) -> Found:
 
 def read_tables(kernel: Netlink) -> Found:
     """Tables and rules without elements, which costs much less. Raises DumpError."""
-    tables, digest = _tables(kernel)
-    return Found(Ruleset(tables), digest)
-
-
-def _tables(kernel: Netlink) -> tuple[dict[str, Table], str]:
     tables = {}
     digest = blake2b(digest_size=16)
     for family in FAMILIES:
         for described in dump(kernel, nf_tables.GET_TABLES, family):
             sets = _listed(kernel, nf_tables.GET_SETS, family)
-            tables[family] = table = _table(kernel, family, _fields(described), sets)
+            tables[family] = table = _table(kernel, family, fields(described, HEADER), sets)
             known = f"{family} {table.sets} {table.chains} {table.foreign_objects} {'dormant' in table.flags}"
             for part in (known.encode(), *_rules(kernel, family, sets)):
                 digest.update(len(part).to_bytes(4) + part)
-    return tables, digest.hexdigest()
+    return Found(Ruleset(tables), digest.hexdigest())
 
 
-def _fields(content: bytes, start: int = HEADER, end: int | None = None) -> _Fields:
-    """The values of a message's attributes, or of nested attributes."""
-    return {kind: content[first:last] for kind, first, last in attributes(content, start, len(content) if end is None else end)}
-
-
-def _listed(kernel: Netlink, kind: int, family: str) -> list[_Fields]:
-    return [_fields(content) for content in dump(kernel, kind, family)]
-
-
-def _number(value: bytes | None) -> int:
-    return _U32.unpack(value)[0] if value else 0
+def _listed(kernel: Netlink, kind: int, family: str) -> list[Fields]:
+    return [fields(content, HEADER) for content in dump(kernel, kind, family)]
 
 
 # --- tables -------------------------------------------------------------------------------------------
 
 
-def _table(kernel: Netlink, family: str, described: _Fields, declared: Iterable[_Fields]) -> Table:
-    sets, chains, foreign_objects = {}, {}, []
-    for name, each in _named(declared, _NAME):
-        flags = _number(each.get(_SET_FLAGS))
-        if flags & _ANONYMOUS:
-            continue
-        if flags & (_MAP | _OBJECT):
-            foreign_objects.append(("map", name))
-        else:
-            sets[name] = _set(flags, each)
-    for name, each in _named(_listed(kernel, nf_tables.GET_CHAINS, family), _CHAIN_NAME):
-        if not _number(each.get(_CHAIN_FLAGS)) & _BINDING:
-            chains[name] = Chain(_UNKNOWN, _hook(family, each))
+def _table(kernel: Netlink, family: str, described: Fields, declared: Iterable[Fields]) -> Table:
+    named_sets = [(name, _number(described, _SET_FLAGS), described) for name, described in _named(declared, _NAME)]
+    foreign_objects = [
+        ("map", name) for name, flags, _ in named_sets if flags & (_MAP | _OBJECT) and not flags & _ANONYMOUS
+    ]
     for name, each in _named(_listed(kernel, nf_tables.GET_OBJECTS, family), _NAME):
-        kind = _OBJECTS.get(_number(each[_OBJECT_TYPE]))
-        if kind:
+        if kind := _OBJECTS.get(_number(each, _OBJECT_TYPE)):
             foreign_objects.append((kind, name))
-    foreign_objects.extend(("flowtable", name) for name, _ in _named(_listed(kernel, nf_tables.GET_FLOWTABLES, family), _NAME))
-    foreign_objects.sort(key=lambda stranger: (_STRANGERS.index(stranger[0]), stranger[1]))
-    bits = _number(described.get(_TABLE_FLAGS))
-    return Table(sets, chains, tuple(foreign_objects), frozenset(name for bit, name in _FLAGS.items() if bits & bit))
+    foreign_objects.extend(
+        ("flowtable", name) for name, _ in _named(_listed(kernel, nf_tables.GET_FLOWTABLES, family), _NAME)
+    )
+    bits = _number(described, _TABLE_FLAGS)
+    return Table(
+        {name: _set(flags, each) for name, flags, each in named_sets if not flags & (_ANONYMOUS | _MAP | _OBJECT)},
+        {
+            name: Chain(_UNKNOWN, _hook(family, chain))
+            for name, chain in _named(_listed(kernel, nf_tables.GET_CHAINS, family), _CHAIN_NAME)
+            if not _number(chain, _CHAIN_FLAGS) & _BINDING
+        },
+        tuple(sorted(foreign_objects, key=lambda stranger: (_STRANGERS.index(stranger[0]), stranger[1]))),
+        frozenset(name for bit, name in _FLAGS.items() if bits & bit),
+    )
 
 
-def _named(found: Iterable[_Fields], kind: int) -> list[tuple[str, _Fields]]:
+def _named(objects: Iterable[Fields], kind: int) -> list[tuple[str, Fields]]:
     """The objects that nft can name, sorted by name: the kernel lists them by age."""
-    names = ((text(each[kind]), each) for each in found)
+    names = ((text(described[kind]), described) for described in objects)
     return sorted((pair for pair in names if _NAMEABLE.fullmatch(pair[0])), key=itemgetter(0))
 
 
-def _set(flags: int, declared: _Fields) -> Set:
+def _set(flags: int, declared: Fields) -> Set:
     """The declaration in our notation. A "?" marks a property that our sets do not have."""
-    number = _number(declared[_SET_TYPE])
-    names: list[str] = []
+    number, names = _number(declared, _SET_TYPE), list[str]()
     while number:
         kind = number & (1 << _TYPE_BITS) - 1
-        names.insert(0, _TYPES[kind].name if kind in _TYPES else f"type{kind}")
+        names.insert(0, _TYPES.get(kind, f"type{kind}"))
         number >>= _TYPE_BITS
     others = flags & ~(_INTERVAL | _CONCAT | _STATEMENT)
-    strange = others or declared.keys() & _SET_OTHERWISE or _limited(declared.get(_SET_DESCRIBED, b"")) or _noted(declared)
-    statement = _statement(declared[_SET_STATEMENT]) if _SET_STATEMENT in declared else ""
+    is_limited = _DESCRIBED_SIZE in fields(declared.get(_SET_DESCRIBED, b""))
+    strange = others or declared.keys() & _SET_OTHERWISE or is_limited or _noted(declared.get(_SET_NOTES, b""))
+    statement = _statement(*expression(declared[_SET_STATEMENT])) if _SET_STATEMENT in declared else ""
     return Set(" . ".join(names), "interval" if flags & _INTERVAL else "", statement + ("?" if strange else ""))
 
 
-def _limited(described: bytes) -> bool:
-    """True if a set has a size limit."""
-    return _DESCRIBED_SIZE in _fields(described, 0)
-
-
-def _noted(declared: _Fields) -> bool:
-    """True if nft stored auto-merge or a comment with the set."""
-    notes, at, found = declared.get(_SET_NOTES, b""), 0, set()
+def _noted(notes: bytes) -> bool:
+    """True if nft stored auto-merge or a comment with the set. notes: its records of type, length and value."""
+    at = 0
     while at + 2 <= len(notes):
-        if any(notes[at + 2 : at + 2 + notes[at + 1]]):
-            found.add(notes[at])
-        at += 2 + notes[at + 1]
-    return bool(found & {_NOTED_MERGE, _NOTED_COMMENT})
+        end = at + 2 + notes[at + 1]
+        if notes[at] in (_NOTED_MERGE, _NOTED_COMMENT) and any(notes[at + 2 : end]):
+            return True
+        at = end
+    return False
 
 
-def _hook(family: str, chain: _Fields) -> str:
+def _hook(family: str, chain: Fields) -> str:
     if _CHAIN_HOOK not in chain:
         return ""
-    hook = _fields(chain[_CHAIN_HOOK], 0)
-    names, number = _HOOKS[family], _number(hook[_HOOK_NUMBER])
+    hook = fields(chain[_CHAIN_HOOK])
+    names, number = _HOOKS[family], _number(hook, _HOOK_NUMBER)
     where = names[number] if number < len(names) else str(number)
     device = f' device "{text(hook[_HOOK_DEVICE])}"' if _HOOK_DEVICE in hook else ""
-    priority = struct.unpack(">i", hook[_HOOK_PRIORITY])[0]
-    policy = _POLICIES[_number(chain.get(_CHAIN_POLICY)) & 1]
+    priority = int.from_bytes(hook[_HOOK_PRIORITY], signed=True)
+    policy = _POLICIES[_number(chain, _CHAIN_POLICY) & 1]
     return f"type {text(chain[_CHAIN_TYPE])} hook {where}{device} priority {priority}; policy {policy};"
 
 
 # --- rules --------------------------------------------------------------------------------------------
 
 
-def _rules(kernel: Netlink, family: str, declared: Iterable[_Fields]) -> Iterator[bytes]:
+def _rules(kernel: Netlink, family: str, declared: Iterable[Fields]) -> Iterator[bytes]:
     """The parts of the rules that decide, chain by chain, sorted by the chain's name."""
     anonymous = {
-        each[_NAME]: _content(kernel, family, text(each[_NAME])) for each in declared if _number(each.get(_SET_FLAGS)) & _ANONYMOUS
+        described[_NAME]: _content(kernel, family, text(described[_NAME]))
+        for described in declared
+        if _number(described, _SET_FLAGS) & _ANONYMOUS
     }
     chains: dict[bytes, list[bytes]] = {}
     for rule in _listed(kernel, nf_tables.GET_RULES, family):
-        chains.setdefault(rule[nf_tables.RULE_CHAIN], []).extend(_expressions(rule.get(nf_tables.RULE_EXPRESSIONS, b""), anonymous))
-    for chain, expressions in sorted(chains.items()):
+        chains.setdefault(rule[nf_tables.RULE_CHAIN], []).extend(
+            _deciding(rule.get(nf_tables.RULE_EXPRESSIONS, b""), anonymous)
+        )
+    for chain, parts in sorted(chains.items()):
         yield chain
-        yield from expressions
+        yield from parts
 
 
 def _content(kernel: Netlink, family: str, name: str) -> bytes:
     """The content of an anonymous set: its name is only a number that the kernel chose."""
-    members = []
-    for content, (_, start, end) in elements(kernel, family, name):
-        member = _fields(content, start, end)
-        members.append(b"".join(member.get(kind, b"") + b"\0" for kind in _DECIDING))
-    return b"\0".join(sorted(members))
+    members = (fields(content, start, end) for content, (_, start, end) in nf_tables.places(kernel, family, name))
+    return b"\0".join(sorted(b"".join(member.get(kind, b"") + b"\0" for kind in _DECIDING) for member in members))
 
 
-def _expressions(value: bytes, anonymous: Mapping[bytes, bytes]) -> Iterator[bytes]:
-    """The expressions of one rule, and an end mark."""
-    for _, *place in attributes(value, 0, len(value)):
-        called, *data = expression(value, *place)
+def _deciding(rule: bytes, anonymous: Mapping[bytes, bytes]) -> Iterator[bytes]:
+    """The expressions of one rule without what they count, and an end mark."""
+    for called, data in expressions(rule):
         yield called
         if called not in _COUNTING:
-            for kind, each in _fields(value, *data).items():
+            for kind, value in fields(data).items():
                 if (called, kind) != (b"quota", _QUOTA_CONSUMED):
-                    yield bytes([kind]) + anonymous.get(each, each)
+                    yield bytes([kind]) + anonymous.get(value, value)
     yield b""
 
 
@@ -224,40 +208,26 @@ def _expressions(value: bytes, anonymous: Mapping[bytes, bytes]) -> Iterator[byt
 
 def _members(kernel: Netlink, family: str, name: str, declared: Set) -> dict[str, str]:
     """The elements of a set and their statements; none if our sets do not have this type."""
-    layout = _layout(declared.type)
-    if not layout:
+    names = declared.type.split(" . ")
+    if not _WIDTHS.keys() >= set(names):
         return {}
-    found = elements(kernel, family, name, whole=False)
-    if len(layout) == 1 and declared.flags:
-        return dict.fromkeys(_ranges(found), "")
-    return dict(_member(content, element, layout) for content, element in found)
-
-
-def _layout(declared: str) -> list[tuple[str, slice]]:
-    """The fields of a type and their places in the key; none if our sets do not have this type."""
-    widths = {each.name: each.width for each in _TYPES.values()}
+    members = elements(kernel, family, name, whole=False)
+    if len(names) == 1 and declared.flags:
+        return dict.fromkeys(_ranges(members), "")
     layout, at = [], 0
-    for name in declared.split(" . "):
-        if name not in widths:
-            return []
-        layout.append((name, slice(at, at + widths[name])))
-        at += widths[name] + 3 & ~3
-    return layout
+    for field in names:
+        layout.append((field, slice(at, at + _WIDTHS[field])))
+        at += _WIDTHS[field] + 3 & ~3
+    return dict(_member(member, layout) for member in members)
 
 
-def _member(content: bytes, element: Span, layout: list[tuple[str, slice]]) -> tuple[str, str]:
-    key, last, statements = b"", b"", []
-    for kind, start, end in attributes(content, *element[1:]):
-        if kind == nf_tables.KEY:
-            key = content[start + 4 : end]
-        elif kind == nf_tables.KEY_END:
-            last = content[start + 4 : end]
-        elif kind == nf_tables.EXPRESSION:
-            statements.append(_statement(content[start:end]))
-        elif kind == nf_tables.EXPRESSIONS:
-            statements.extend(_statement(content[first:to]) for _, first, to in attributes(content, start, end))
-    text = " . ".join([_field(name, key[place], (last or key)[place]) for name, place in layout]) if key else _CATCHALL
-    return text, " ".join(each for each in statements if each.startswith("limit"))
+def _member(member: Element, layout: list[tuple[str, slice]]) -> tuple[str, str]:
+    """An element and its limits. layout: the fields of its key and their places: each begins at a multiple of four."""
+    key, end, _, statements = member
+    element = (
+        " . ".join([_field(name, key[place], (end or key)[place]) for name, place in layout]) if key else _CATCHALL
+    )
+    return element, " ".join(_statement(called, data) for called, data in statements if called == b"limit")
 
 
 def _field(name: str, first: bytes, last: bytes) -> str:
@@ -270,14 +240,12 @@ def _field(name: str, first: bytes, last: bytes) -> str:
     return nf_tables.PROTOCOLS.get(low, str(low)) if name == "inet_proto" else str(low)
 
 
-def _ranges(found: Iterable[tuple[bytes, Span]]) -> Iterator[str]:
+def _ranges(members: Iterable[Element]) -> Iterator[str]:
     """The ranges of a set. The kernel keeps an element at each start and one after each end."""
     edges = set()
-    for content, element in found:
-        member = _fields(content, *element[1:])
-        if nf_tables.KEY in member:
-            begins = not _number(member.get(nf_tables.FLAGS)) & nf_tables.INTERVAL_END
-            edges.add((ip_address(member[nf_tables.KEY][4:]), begins))
+    for key, _, ends_interval, _ in members:
+        if key:
+            edges.add((ip_address(key), not ends_interval))
         else:
             yield _CATCHALL
     first = None
@@ -289,15 +257,17 @@ def _ranges(found: Iterable[tuple[bytes, Span]]) -> Iterator[str]:
         yield Range(first, ip_address(b"\xff" * len(first.packed))).element
 
 
-def _statement(value: bytes) -> str:
+def _statement(called: bytes, data: bytes) -> str:
     """A limit in our notation; only the name for other statements."""
-    called, *data = expression(value, 0, len(value))
-    return _limit(_fields(value, *data)) if called == b"limit" else text(called)
-
-
-def _limit(limit: _Fields) -> str:
-    rate, seconds = _U64.unpack(limit[_LIMIT_RATE])[0], _U64.unpack(limit[_LIMIT_UNIT])[0]
+    if called != b"limit":
+        return text(called)
+    limit = fields(data)
+    rate, seconds = _number(limit, _LIMIT_RATE), _number(limit, _LIMIT_UNIT)
     per = next((name for name, length in TIME_UNITS.items() if length == seconds), f"{seconds} seconds")
-    packets = _number(limit.get(_LIMIT_TYPE)) == 0
-    statement = RateLimit(rate, per, _number(limit.get(_LIMIT_BURST)), packets).statement
-    return statement if _number(limit.get(_LIMIT_FLAGS)) & 1 else statement.replace(" over", "")
+    packets = _number(limit, _LIMIT_TYPE) == 0
+    statement = RateLimit(rate, per, _number(limit, _LIMIT_BURST), packets).statement
+    return statement if _number(limit, _LIMIT_FLAGS) & 1 else statement.replace(" over", "")
+
+
+def _number(found: Fields, kind: int) -> int:
+    return int.from_bytes(found.get(kind, b""))

@@ -74,7 +74,7 @@ def test_what_only_a_saboteur_can_make_is_one_error(router: Netns, monkeypatch: 
     """A type of elements that is not what they are: nft does not let anybody, netlink does."""
     load(router)
     router.nft("add element inet nftsync services4 { 192.0.2.1 . tcp . 80 }")
-    monkeypatch.setitem(readback._TYPES, 7, readback._Type("ipv4_addr", 3))
+    monkeypatch.setitem(readback._WIDTHS, "ipv4_addr", 3)
     with pytest.raises(KernelError, match=r"^our tables hold something that nft does not make"):
         router.run(router.kernel.read)
 
