@@ -21,8 +21,7 @@ from nftsync.daemon.reconcile import Reconciler
 from nftsync.daemon.record import Record, Store
 from nftsync.files.bootmark import BootMark
 from nftsync.files.journal import Journal
-from nftsync.kernel.interfaces import Links
-from nftsync.kernel.network import Network
+from nftsync.kernel.interfaces import Links, Network
 from nftsync.kernel.nft import Kernel
 from nftsync.objects.address import Address, AddressSet
 from nftsync.objects.names import Name, Reason, Rejection, identify

@@ -41,9 +41,8 @@ from nftsync.files.lock import locked
 from nftsync.kernel import commits, counters
 from nftsync.kernel import interfaces as links
 from nftsync.kernel.commits import ForeignChanges
-from nftsync.kernel.interfaces import Links
+from nftsync.kernel.interfaces import Links, Network
 from nftsync.kernel.netlink import DumpError
-from nftsync.kernel.network import Network
 from nftsync.kernel.nft import Kernel
 from nftsync.kernel.routes import reachability
 from nftsync.plan.result import Outcome, SyncResult

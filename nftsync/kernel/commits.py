@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import errno
 import logging
-import select
 import socket
-import struct
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from nftsync.kernel.netlink import DumpError, attributes, messages, split
+from nftsync.kernel.netlink import DumpError, fields, messages, split
 from nftsync.kernel.nf_tables import FAMILIES, GET_GENERATION, HEADER, NEW_GENERATION, OURS, PROTOCOL, text
 
 _GROUP = 7  # NFNLGRP_NFTABLES
@@ -24,8 +22,7 @@ _SOL_NETLINK, _ADD_MEMBERSHIP, _SO_RCVBUFFORCE = 270, 1, 33
 _BUFFER = 8 << 20  # bytes: a transaction of 50,000 elements
 _OUR_FAMILIES = frozenset(FAMILIES.values())
 _PID, _PROGRAM = 2, 3  # attributes of a generation
-_U32 = struct.Struct(">I")
-_CHECK = 1000  # milliseconds until a stopped listener notices
+_CHECK = 1.0  # seconds until a stopped listener notices
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 0.5  # seconds between two repairs, while others keep changing our tables
 _QUIET = 10.0  # seconds without a foreign commit that end such a series
 
@@ -48,10 +45,11 @@ class Commit:
 def identity() -> int | None:
     """The id of this thread in the kernel's messages about commits; None if the kernel gives none."""
     try:
-        answers = list(messages(PROTOCOL, GET_GENERATION, bytes(HEADER), dump=False))
+        (answer,) = messages(PROTOCOL, GET_GENERATION, bytes(HEADER), dump=False)
     except DumpError:
         return None
-    return next((commit.pid for each in answers if (commit := _commit(each))), None)
+    commit = _commit(answer)
+    return commit.pid if commit else None
 
 
 def listen(told: Callable[[Commit | None], None], own: int | None, stop: threading.Event) -> None:
@@ -62,25 +60,26 @@ def listen(told: Callable[[Commit | None], None], own: int | None, stop: threadi
     try:
         with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, PROTOCOL) as kernel:
             kernel.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER)
+            kernel.settimeout(_CHECK)
             kernel.bind((0, 0))
             kernel.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, _GROUP)
             _listen(kernel, told, own, stop)
-    except OSError as fault:
-        log.warning("the kernel does not report foreign changes (%s): the next resync will find them", fault.strerror)
+    except OSError as error:
+        log.warning("the kernel does not report foreign changes (%s): the next resync will find them", error.strerror)
         stop.wait()
 
 
-def _listen(kernel: socket.socket, told: Callable[[Commit | None], None], own: int | None, stop: threading.Event) -> None:
-    poll = select.poll()
-    poll.register(kernel.fileno(), select.POLLIN)
+def _listen(
+    kernel: socket.socket, told: Callable[[Commit | None], None], own: int | None, stop: threading.Event
+) -> None:
     ours = False  # True if this transaction concerns our tables
     while not stop.is_set():
-        if not poll.poll(_CHECK):
-            continue
         try:
             received = kernel.recv(_BUFFER)
-        except OSError as fault:
-            if fault.errno != errno.ENOBUFS:
+        except TimeoutError:
+            continue
+        except OSError as error:
+            if error.errno != errno.ENOBUFS:
                 raise
             told(None)
             continue
@@ -96,10 +95,8 @@ def _listen(kernel: socket.socket, told: Callable[[Commit | None], None], own: i
 
 def _commit(content: bytes) -> Commit | None:
     """The task that committed, from a message about a generation."""
-    found = {kind: content[start:end] for kind, start, end in attributes(content, HEADER, len(content))}
-    if _PID not in found:
-        return None
-    return Commit(_U32.unpack(found[_PID])[0], text(found.get(_PROGRAM, b"")))
+    generation = fields(content, HEADER)
+    return Commit(int.from_bytes(generation[_PID]), text(generation.get(_PROGRAM, b""))) if _PID in generation else None
 
 
 class ForeignChanges:
@@ -112,29 +109,27 @@ class ForeignChanges:
     def __init__(self, wake: Callable[[], None], clock: Callable[[], float]) -> None:
         self._wake = wake
         self._clock = clock
-        self._told = False
         self._who = ""
         self._repaired = float("-inf")
         self._pause = 0.0
 
     def tell(self, commit: Commit | None) -> None:
-        self._who = str(commit) if commit else self._who
-        self._told = True
+        self._who = str(commit or self._who or SOMEBODY)
         self._wake()
 
     @property
     def due(self) -> float:
         """The time of the next repair, by the clock; inf if there is nothing to repair."""
-        return self._repaired + self._pause if self._told else float("inf")
+        return self._repaired + self._pause if self._who else float("inf")
 
     def take(self) -> str:
         """The program that changed our tables, for people; "" if there was none.
 
         Each repair in a series waits a little longer than the one before.
         """
-        now, told = self._clock(), self._told
-        self._told, who, self._who = False, self._who or SOMEBODY if told else "", ""
-        if told:
+        who = self._who
+        if who:
+            self._who, now = "", self._clock()
             going_on = now - self._repaired < _QUIET
             self._pause = min(max(2 * self._pause, _FIRST_PAUSE), _LONGEST_PAUSE) if going_on else _FIRST_PAUSE
             self._repaired = now

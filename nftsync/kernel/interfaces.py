@@ -1,4 +1,4 @@
-"""The router's network interfaces through rtnetlink: the public NIC, ingress qdiscs, addresses, BGP peers.
+"""This machine's network for a sync: the public NIC, its ingress qdisc, addresses, routes and BGP peers.
 
 This module wraps pyroute2's errors as LinkError. Source: rtnetlink(7), sock_diag(7), tc(8).
 """
@@ -6,25 +6,31 @@ This module wraps pyroute2's errors as LinkError. Source: rtnetlink(7), sock_dia
 from __future__ import annotations
 
 import errno
+import logging
 import select
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from ipaddress import IPv6Address, ip_address, ip_network
+from contextlib import closing, contextmanager
+from dataclasses import replace
+from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
 from pyroute2 import DiagSocket, IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 from pyroute2.netlink.rtnl import RTMGRP_IPV4_IFADDR, RTMGRP_IPV6_IFADDR, RTMGRP_LINK
 
-from nftsync.objects.address import Address, Local, Network
+from nftsync.objects.address import Address, Local
+from nftsync.plan.snapshot import Interfaces
 
 INGRESS_KINDS = ("ingress", "clsact")  # either one offers the ingress hook; a NIC can have one of them
 _CHECK = 1.0  # seconds until a stopped listener notices
 _BGP = 179
+_PEERS = 10_000  # to remember; a larger number is an attack on port 179
 _ESTABLISHED = 1 << 1  # TCP_ESTABLISHED as a mask of states
 # The kernel lacks sock_diag or inet_diag, or a sandbox prevents loading them.
 _NO_DIAG = (errno.EPROTONOSUPPORT, errno.EAFNOSUPPORT, errno.ENOENT)
+
+log = logging.getLogger(__name__)
 
 
 class LinkError(Exception):
@@ -43,14 +49,14 @@ class Links:
     def index(self, name: str) -> int | None:
         """The interface's index; None while there is no such interface."""
         with _wrapped(f"look for the interface {name}"):
-            found = self._netlink.link_lookup(ifname=name)
-            return int(found[0]) if found else None
+            return next(map(int, self._netlink.link_lookup(ifname=name)), None)
 
     def ingress_kind(self, index: int) -> str | None:
         """The interface's qdisc of INGRESS_KINDS; None without one."""
         with _wrapped("list queueing disciplines"):
-            kinds = [qdisc.get_attr("TCA_KIND") for qdisc in self._netlink.get_qdiscs(index=index) if qdisc["index"] == index]
-        return next((str(kind) for kind in kinds if kind in INGRESS_KINDS), None)
+            qdiscs = [qdisc for qdisc in self._netlink.get_qdiscs(index=index) if qdisc["index"] == index]
+        kinds = {qdisc.get_attr("TCA_KIND") for qdisc in qdiscs}
+        return next((kind for kind in INGRESS_KINDS if kind in kinds), None)
 
     def add_ingress(self, index: int) -> None:
         """Give the interface an ingress qdisc. Raises LinkError."""
@@ -64,15 +70,21 @@ class Links:
 
     def local(self) -> Local:
         """The router's addresses now. Raises LinkError."""
-        addresses, networks = set[Address](), set[Network]()
+        addresses, networks = set[Address](), set[IPv4Network | IPv6Network]()
         with _wrapped("list addresses"):
             for message in self._netlink.get_addr():
                 peer = message.get_attr("IFA_ADDRESS")
                 own = message.get_attr("IFA_LOCAL") or peer
                 broadcast = message.get_attr("IFA_BROADCAST")
-                addresses.update(ip_address(each) for each in (own, broadcast) if each)
-                networks.update(ip_network((each, message["prefixlen"]), strict=False) for each in (own, peer) if each)
-        addresses.update(map(_everybodys, (network for network in networks if network.num_addresses > 2)))
+                addresses.update(ip_address(address) for address in (own, broadcast) if address)
+                networks.update(
+                    ip_network((address, message["prefixlen"]), strict=False) for address in (own, peer) if address
+                )
+        addresses.update(  # it also answers to broadcast (RFC 919) and subnet-router anycast (RFC 4291)
+            network.broadcast_address if network.version == 4 else network.network_address
+            for network in networks
+            if network.num_addresses > 2
+        )
         return Local(frozenset(addresses), frozenset(networks))
 
     def way_to(self, address: Address) -> int | None:
@@ -88,50 +100,102 @@ class Links:
 
         Empty if the kernel does not support the query. Raises LinkError.
         """
-        found = set()
         with _wrapped("list TCP connections"):
             try:
                 with DiagSocket() as sockets:
                     sockets.bind()
-                    for family in (socket.AF_INET, socket.AF_INET6):
-                        for each in sockets.get_sock_stats(family=family, states=_ESTABLISHED):
-                            if _BGP in (each["idiag_sport"], each["idiag_dport"]):
-                                found.add(_unmapped(ip_address(each["idiag_dst"])))
-            except (NetlinkError, OSError) as fault:
-                if _number(fault) not in _NO_DIAG:
+                    return frozenset(
+                        _unmapped(ip_address(session["idiag_dst"]))
+                        for family in (socket.AF_INET, socket.AF_INET6)
+                        for session in sockets.get_sock_stats(family=family, states=_ESTABLISHED)
+                        if _BGP in (session["idiag_sport"], session["idiag_dport"])
+                    )
+            except (NetlinkError, OSError) as error:
+                if (error.code if isinstance(error, NetlinkError) else error.errno) not in _NO_DIAG:
                     raise
-        return frozenset(found)
-
-
-def _number(fault: NetlinkError | OSError) -> int | None:
-    """The error's errno."""
-    return fault.code if isinstance(fault, NetlinkError) else fault.errno
-
-
-def _everybodys(network: Network) -> Address:
-    """The extra address that a router answers to: broadcast (RFC 919), subnet-router anycast (RFC 4291)."""
-    return network.broadcast_address if network.version == 4 else network.network_address
-
-
-def local_now() -> Local:
-    """This machine's addresses now. Raises LinkError."""
-    links = Links()
-    try:
-        return links.local()
-    finally:
-        links.close()
+        return frozenset()
 
 
 def _unmapped(address: Address) -> Address:
     return (address.ipv4_mapped or address) if isinstance(address, IPv6Address) else address
 
 
+def local_now() -> Local:
+    """This machine's addresses now. Raises LinkError."""
+    with closing(Links()) as links:
+        return links.local()
+
+
 @contextmanager
 def _wrapped(doing: str) -> Iterator[None]:
     try:
         yield
-    except (NetlinkError, OSError) as fault:
-        raise LinkError(f"the kernel refused to {doing}: {fault}") from fault
+    except (NetlinkError, OSError) as error:
+        raise LinkError(f"the kernel refused to {doing}: {error}") from error
+
+
+class Network:
+    """The network as of the last look. One thread owns it.
+
+    local, peers: from an earlier process; they hold until a look succeeds.
+    """
+
+    def __init__(self, links: Links, local: Local | None, peers: frozenset[Address]) -> None:
+        self._links = links
+        self._seen = Interfaces(None, local, peers)
+        self._missed: str | None = None  # the NIC that does not exist
+
+    def look(self, nic: str | None) -> Interfaces:
+        """The network now. If the kernel refuses a part, the previous values hold."""
+        self._look_for(nic)
+        try:
+            self._seen = replace(self._seen, local=self._links.local())
+            peers = self._links.bgp_peers()
+            met = self._seen.peers | peers  # a peer stays one while its session is down
+            self._seen = replace(self._seen, peers=met if len(met) <= _PEERS else peers)
+        except LinkError as error:
+            log.warning("%s; the previous values hold", error)
+        return self._seen
+
+    def _look_for(self, nic: str | None) -> None:
+        try:
+            index = self._links.index(nic) if nic else None
+        except LinkError as error:
+            log.warning("%s; the previous values hold", error)
+            return
+        missed = nic if index is None else None
+        if missed and missed != self._missed:
+            log.warning(
+                "there is no interface %s: until it exists, every interface counts as public and no rate limit applies",
+                missed,
+            )
+        elif self._missed and not missed:
+            log.info("the interface %s exists; only it counts as public now", nic)
+        self._missed, self._seen = missed, replace(self._seen, index=index or 0)
+
+    def settle(self, *, shaped: bool, ours: int | None) -> int | None:
+        """Give the public NIC an ingress qdisc if its limits need one; remove our qdisc from other NICs.
+
+        ours: index of the NIC that has our qdisc, or None. Returns the new index.
+        Foreign qdiscs stay untouched.
+        """
+        wanted = self._seen.index if shaped else None
+        try:
+            if ours is not None and ours != wanted:
+                if self._links.ingress_kind(ours) == "ingress":
+                    self._links.remove_ingress(ours)
+                ours = None
+            if wanted and self._links.ingress_kind(wanted) is None:
+                self._links.add_ingress(wanted)
+                ours = wanted
+        except LinkError as error:
+            log.warning("public NIC: %s", error)
+        return ours
+
+    def routed(self, address: Address) -> bool:
+        """True if the router sends packets for an address on, and not through the public NIC."""
+        way = self._links.way_to(address)
+        return way is not None and way != self._seen.index
 
 
 def listen(wake: Callable[[], None], stop: threading.Event) -> None:

@@ -9,7 +9,7 @@ import socket
 import struct
 from collections.abc import Mapping
 
-from nftsync.kernel.netlink import attributes, complete, messages
+from nftsync.kernel.netlink import complete, fields, messages
 from nftsync.objects.address import AddressSet
 from nftsync.policy.pinholes import Pinhole
 from nftsync.report.traffic import Reachability, Routes, judge
@@ -47,12 +47,12 @@ def _read(most: int) -> Routes | None:
     for family, version in ((socket.AF_INET, 4), (socket.AF_INET6, 6)):
         for content in messages(socket.NETLINK_ROUTE, _GET_ROUTES, _ROUTE.pack(family, *[0] * 8)):
             _, length, _, _, table, _, _, kind, flags = _ROUTE.unpack_from(content)
-            found = {each: content[start:end] for each, start, end in attributes(content, _ROUTE.size, len(content))}
-            table = _U32.unpack(found[_TABLE])[0] if _TABLE in found else table
+            route = fields(content, _ROUTE.size)
+            table = _U32.unpack(route[_TABLE])[0] if _TABLE in route else table
             if table == _LOCAL_TABLE or flags & _CLONED:
                 continue
             seen += 1
             if seen > most:
                 return None
-            routes.add(version, length, int.from_bytes(found.get(_DESTINATION, b"")), forwards=kind == _UNICAST)
+            routes.add(version, length, int.from_bytes(route.get(_DESTINATION, b"")), forwards=kind == _UNICAST)
     return routes

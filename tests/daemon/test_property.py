@@ -27,7 +27,7 @@ from nftsync.daemon.reconcile import Reconciler
 from nftsync.daemon.record import Record
 from nftsync.files import journal
 from nftsync.files.journal import Journal
-from nftsync.kernel.network import Network
+from nftsync.kernel.interfaces import Network
 from nftsync.kernel.nft import Kernel, KernelError
 from nftsync.objects import service as objects
 from nftsync.objects.names import Name, Reason
