@@ -20,7 +20,7 @@ from typing import Any, Self
 
 import pytest
 
-from nftsync.cluster.metallb import MetalLBCaches
+from nftsync.cluster.cache import MetalLBCaches
 from nftsync.config import Filters
 from nftsync.kernel.nft import Kernel
 from nftsync.objects.nft import parse_nft

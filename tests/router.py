@@ -12,8 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
-from nftsync.cluster.cache import ObjectCache
-from nftsync.cluster.inputs import Inputs
+from nftsync.cluster.cache import Inputs, ObjectCache
 from nftsync.cluster.source import Source
 from nftsync.config import Config
 from nftsync.daemon.publish import Publisher

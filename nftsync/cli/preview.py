@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from nftsync.cluster.inputs import Inputs
+from nftsync.cluster.cache import Inputs
 from nftsync.cluster.manifests import Manifests
 from nftsync.config import Config, PoolMode
 from nftsync.files.localchainfile import read_local_chain

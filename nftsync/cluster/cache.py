@@ -9,14 +9,20 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
-from nftsync.objects.names import Name, identify
+from nftsync.objects.kinds import KINDS
+from nftsync.objects.metallb import AddressPool, Advertisement, ConfigMap, Peer, parse_advertisement, parse_peer, parse_pool
+from nftsync.objects.metallb_v0 import parse_config_map
+from nftsync.objects.names import Name, Rejection, identify
+from nftsync.objects.nft import Nft, parse_nft
+from nftsync.objects.service import Service, parse_service
+from nftsync.policy.guard import MetalLBObjects
 
 
 class Identified(Protocol):
@@ -185,3 +191,92 @@ class Relist:
         name, _ = identify(raw)
         self.names.add(name)
         self._store(name, raw)
+
+
+# --- the caches that a sync reads ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class MetalLBCaches:
+    """MetalLB's objects in one namespace."""
+
+    pools: ObjectCache[AddressPool]
+    advertisements: ObjectCache[Advertisement]
+    peers: ObjectCache[Peer]
+    config_maps: ObjectCache[ConfigMap]
+
+    @classmethod
+    def empty(cls, wake: Callable[[], None] = nobody, clock: Callable[[], float] = time.monotonic) -> MetalLBCaches:
+        """Empty caches. See ObjectCache for `wake` and `clock`."""
+        return cls(
+            ObjectCache(parse_pool, wake, clock),
+            ObjectCache(parse_advertisement, wake, clock),
+            ObjectCache(parse_peer, wake, clock),
+            ObjectCache(parse_config_map, wake, clock),
+        )
+
+    @property
+    def caches(self) -> tuple[ObjectCache[Any], ...]:
+        return self.pools, self.advertisements, self.peers, self.config_maps
+
+    @property
+    def synced(self) -> bool:
+        """True if each kind had a complete list, or the cluster does not serve it."""
+        return all(cache.synced.is_set() for cache in self.caches)
+
+    def drain(self) -> list[float]:
+        """The times of the changes since the last drain, the earliest of each kind.
+
+        The unit is monotonic seconds.
+        """
+        changes = (cache.drain() for cache in self.caches)
+        return [each.since for each in changes if each.objects]
+
+    def objects(self) -> MetalLBObjects:
+        """All present objects."""
+        return MetalLBObjects(
+            tuple(self.pools.objects()),
+            tuple(self.advertisements.objects()),
+            tuple(self.peers.objects()),
+            tuple(self.config_maps.objects()),
+            self.advertisements.readable,
+            self.peers.readable,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """The caches, and the objects that no cache could take.
+
+    metallb: returns MetalLB's caches of a namespace; the same object for the same namespace.
+    rejections: returns the objects that no cache could take.
+    fresh: returns True while the caches are up to date with the cluster.
+    """
+
+    services: ObjectCache[Service]
+    nfts: ObjectCache[Nft]
+    metallb: Callable[[str], MetalLBCaches]
+    rejections: Callable[[], Iterable[Rejection]] = tuple
+    fresh: Callable[[], bool] = lambda: True
+
+    @classmethod
+    def empty(
+        cls,
+        wake: Callable[[], None] = nobody,
+        clock: Callable[[], float] = time.monotonic,
+        remembered: Mapping[Name, Service] = MappingProxyType({}),
+    ) -> Inputs:
+        """Empty caches before any list. See ObjectCache for the arguments."""
+        metallb = MetalLBCaches.empty(wake, clock)
+        services = ObjectCache[Service](parse_service, wake, clock, remembered=remembered)
+        return cls(services, ObjectCache[Nft](parse_nft, wake, clock), lambda _: metallb)
+
+    def by_kind(self, namespace: str = "") -> dict[str, ObjectCache[Any]]:
+        """The caches by the kind of their objects. namespace: MetalLB's namespace."""
+        caches: tuple[ObjectCache[Any], ...] = (self.services, self.nfts, *self.metallb(namespace).caches)
+        return dict(zip(KINDS, caches, strict=True))
+
+    @property
+    def synced(self) -> bool:
+        """True after a complete list of Services and one of Nft resources."""
+        return self.services.synced.is_set() and self.nfts.synced.is_set()

@@ -16,8 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from nftsync.cluster.cache import Relist
-from nftsync.cluster.inputs import Inputs
+from nftsync.cluster.cache import Inputs, Relist
 from nftsync.config import InputError
 from nftsync.objects import yaml as yamltext
 from nftsync.objects.kinds import KINDS

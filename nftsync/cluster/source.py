@@ -11,11 +11,9 @@ from typing import Any, Protocol
 
 from nftsync.cluster import outbox, watchstate
 from nftsync.cluster.api import Api
-from nftsync.cluster.cache import ObjectCache
-from nftsync.cluster.inputs import Inputs
+from nftsync.cluster.cache import Inputs, MetalLBCaches, ObjectCache
 from nftsync.cluster.kubeconfig import allowed
 from nftsync.cluster.manifests import Manifests
-from nftsync.cluster.metallb import MetalLBCaches
 from nftsync.cluster.outbox import Reporter
 from nftsync.cluster.watch import Watcher
 from nftsync.cluster.watchstate import MassDeletion, RestartCause, WatchState

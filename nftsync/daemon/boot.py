@@ -14,7 +14,7 @@ import struct
 from pathlib import Path
 
 from nftsync import config
-from nftsync.cluster.inputs import Inputs
+from nftsync.cluster.cache import Inputs
 from nftsync.config import Config, ConfigError
 from nftsync.daemon.reconcile import Reconciler
 from nftsync.daemon.record import Record, Store

@@ -9,8 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from nftsync.cluster.inputs import Inputs
-from nftsync.cluster.metallb import MetalLBCaches
+from nftsync.cluster.cache import Inputs, MetalLBCaches
 from nftsync.config import Config, PoolMode
 from nftsync.files.localchainfile import read_local_chain, stamp
 from nftsync.objects.address import Address

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from ipaddress import ip_address
 
-from nftsync.cluster.inputs import Inputs
+from nftsync.cluster.cache import Inputs
 from nftsync.config import Config
 from nftsync.daemon.observe import Network, Observer
 from nftsync.daemon.record import Record

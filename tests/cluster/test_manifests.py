@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from nftsync.cluster import manifests as module
-from nftsync.cluster.inputs import Inputs
+from nftsync.cluster.cache import Inputs
 from nftsync.cluster.manifests import ManifestError, Manifests
 from nftsync.objects.names import Name, Reason
 from tests.labtools import PATIENCE

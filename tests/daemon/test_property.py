@@ -20,7 +20,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nftsync.cluster.inputs import Inputs
+from nftsync.cluster.cache import Inputs
 from nftsync.config import Config
 from nftsync.daemon.boot import _NoNetwork
 from nftsync.daemon.reconcile import Reconciler

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nftsync.cli.preview import preview, read
-from nftsync.cluster.inputs import Inputs
+from nftsync.cluster.cache import Inputs
 from nftsync.config import AddressPolicy, Caps, Config, Filters
 from nftsync.objects.address import Address, Network, Range
 from nftsync.objects.metallb import MetalLBConfig, Pool

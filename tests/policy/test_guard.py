@@ -14,8 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nftsync.cluster.inputs import Inputs
-from nftsync.cluster.metallb import MetalLBCaches
+from nftsync.cluster.cache import Inputs, MetalLBCaches
 from nftsync.config import AddressPolicy, Config, PoolMode
 from nftsync.daemon.observe import Observer
 from nftsync.objects.address import Address, AddressSet, Network, parse_range
