@@ -20,7 +20,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 from nftsync import __version__
-from nftsync.cluster.backoff import ApiError
+from nftsync.cluster.backoff import ApiError, RestartCause
 from nftsync.cluster.kubeconfig import Kubeconfig, KubeconfigError
 from nftsync.objects.names import quote
 
@@ -53,6 +53,8 @@ _ADVICE |= dict.fromkeys((302, 303, 307, 308), _ADVICE[301])
 
 class MalformedAnswerError(ApiError):
     """The answer does not have the shape that the Kubernetes API defines."""
+
+    _cause = RestartCause.MALFORMED
 
 
 class TooLargeError(MalformedAnswerError):
@@ -196,7 +198,9 @@ class Api:
         with self._session_lock:
             if self._session is None or self._session.kubeconfig.changed():
                 self._session = None
-                self._session = _Session(kubeconfig := Kubeconfig.read(self._kubeconfig, self._allowed), self._pools(kubeconfig))
+                self._session = _Session(
+                    kubeconfig := Kubeconfig.read(self._kubeconfig, self._allowed), self._pools(kubeconfig)
+                )
             return self._session
 
     def _pools(self, kubeconfig: Kubeconfig) -> Any:
@@ -225,7 +229,9 @@ def parse_json(content: bytes | bytearray, what: str) -> Any:
     try:
         return json.loads(content)
     except (ValueError, RecursionError):
-        raise MalformedAnswerError(f"{what} is not JSON: look for a proxy between the router and the API server") from None
+        raise MalformedAnswerError(
+            f"{what} is not JSON: look for a proxy between the router and the API server"
+        ) from None
 
 
 def split_lines(pieces: Iterable[bytes], longest: int, what: str) -> Iterator[bytes]:

@@ -17,8 +17,15 @@ from types import MappingProxyType
 from typing import Any, Generic, Protocol, TypeVar
 
 from nftsync.objects.kinds import KINDS
-from nftsync.objects.metallb import AddressPool, Advertisement, ConfigMap, Peer, parse_advertisement, parse_peer, parse_pool
-from nftsync.objects.metallb_v0 import parse_config_map
+from nftsync.objects.metallb import (
+    AddressPool,
+    Advertisement,
+    ConfigMap,
+    Peer,
+    parse_advertisement,
+    parse_peer,
+    parse_pool,
+)
 from nftsync.objects.names import Name, Rejection, identify
 from nftsync.objects.nft import Nft, parse_nft
 from nftsync.objects.service import Service, parse_service
@@ -99,7 +106,9 @@ class ObjectCache(Generic[T]):
         self._tell()
 
     @contextmanager
-    def relist(self, *, is_suspect: Callable[[AbstractSet[Name], int], bool] = lambda _gone, _known: False) -> Iterator[Relist]:
+    def relist(
+        self, *, is_suspect: Callable[[AbstractSet[Name], int], bool] = lambda _gone, _known: False
+    ) -> Iterator[Relist]:
         """Replace all objects by a complete list, and drop those that it lacks.
 
         An exception leaves the other objects untouched.
@@ -208,6 +217,8 @@ class MetalLBCaches:
     @classmethod
     def empty(cls, wake: Callable[[], None] = nobody, clock: Callable[[], float] = time.monotonic) -> MetalLBCaches:
         """Empty caches. See ObjectCache for `wake` and `clock`."""
+        from nftsync.objects.metallb_v0 import parse_config_map  # it loads PyYAML
+
         return cls(
             ObjectCache(parse_pool, wake, clock),
             ObjectCache(parse_advertisement, wake, clock),

@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from nftsync.cluster.backoff import ApiError
+from nftsync.cluster.backoff import ApiError, RestartCause
 from nftsync.objects.names import quote
 
 
 class KubeconfigError(ApiError):
     """The kubeconfig, or a file that it names, is not usable."""
+
+    _cause = RestartCause.KUBECONFIG
 
 
 Stamp = tuple[int, int, int] | None
@@ -92,10 +94,14 @@ class Kubeconfig:
 def _refuse_unsafe(path: Path, document: object, allowed: Collection[str]) -> None:
     """Raises KubeconfigError if the current context has an unsafe key outside `allowed`."""
     current = document.get("current-context") if isinstance(document, dict) else None
-    context = next((entry.get("context") for entry in _entries(document, "contexts") if entry.get("name") == current), None)
+    context = next(
+        (entry.get("context") for entry in _entries(document, "contexts") if entry.get("name") == current), None
+    )
     for section in ("clusters", "users"):
         name = context.get(section[:-1]) if isinstance(context, dict) else None
-        for described in (entry.get(section[:-1]) for entry in _entries(document, section) if entry.get("name") == name):
+        for described in (
+            entry.get(section[:-1]) for entry in _entries(document, section) if entry.get("name") == name
+        ):
             for key, reason in UNSAFE.items():
                 if isinstance(described, dict) and described.get(key) and key not in allowed:
                     way_out = "" if allowed else "; set unsafe_kubeconfig in the configuration to allow it"

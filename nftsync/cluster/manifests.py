@@ -10,19 +10,23 @@ from __future__ import annotations
 import json
 import logging
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from nftsync.cluster.cache import Inputs, Relist
+from nftsync.cluster.source import JOIN
+from nftsync.cluster.watch import WatchState
 from nftsync.config import InputError
 from nftsync.objects import yaml as yamltext
 from nftsync.objects.kinds import KINDS
 from nftsync.objects.metallb import CONFIG_MAP
 from nftsync.objects.names import Malformed, Name, ObjectRef, Reason, Rejection, identify
 from nftsync.objects.nft import METALLB_NAMESPACE
+from nftsync.objects.status import RouterStatus
+from nftsync.report.notices import Notice
 
 SUFFIXES = (".yaml", ".yml", ".json")
 POLL_INTERVAL = 1.0  # seconds between looks at the files
@@ -64,6 +68,39 @@ class Manifests:
         self._held: dict[Path, list[tuple[str, Name]]] = {}  # of the last readable version
         self._seen: list[tuple[str, int, int, int]] = []  # the files' signature when they were last read
         self.rejections: tuple[Rejection, ...] = ()
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self, wake: Callable[[], None]) -> Self:
+        """Read all files, and follow them in a thread. See read() and follow()."""
+        self.read()
+        self._thread = threading.Thread(target=self.follow, args=(self._stop, wake), name="manifests", daemon=True)
+        self._thread.start()
+        return self
+
+    @property
+    def alive(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
+
+    def watches(self) -> Mapping[str, str]:
+        return {"files": WatchState.WATCHING}
+
+    def stale(self) -> Mapping[str, str]:
+        return {}
+
+    def tell(self, news: Sequence[Notice]) -> None:
+        """Files have no Events."""
+
+    def report(self, status: RouterStatus) -> None:
+        """Files have no status."""
+
+    def farewell(self) -> None:
+        """Files have no status."""
+
+    def stop(self) -> None:
+        self._stop.set()
+        if self._thread:
+            self._thread.join(JOIN)
 
     def read(self) -> None:
         """Read all files; afterwards every cache is synced.
@@ -83,7 +120,9 @@ class Manifests:
                 except (OSError, ValueError) as fault:
                     reason = fault.strerror if isinstance(fault, OSError) else str(fault)
                     stays = "; its previous objects stay" if self._held.get(path) else ""
-                    rejections.append(Rejection(ObjectRef("File", _printable(path)), Reason.UNREADABLE, f"{reason}{stays}"))
+                    rejections.append(
+                        Rejection(ObjectRef("File", _printable(path)), Reason.UNREADABLE, f"{reason}{stays}")
+                    )
                     held[path] = self._held.get(path, [])
                     for kind, name in held[path]:
                         relists[kind].names.add(name)
@@ -203,12 +242,21 @@ def _flatten(loaded: list[object]) -> Iterator[object]:
     """
     for document in loaded:
         items, kind = (document.get("items"), document.get("kind")) if isinstance(document, dict) else (None, None)
-        if not isinstance(document, dict) or not isinstance(items, list) or not isinstance(kind, str) or not kind.endswith("List"):
+        if (
+            not isinstance(document, dict)
+            or not isinstance(items, list)
+            or not isinstance(kind, str)
+            or not kind.endswith("List")
+        ):
             yield document
             continue
         kind = kind.removesuffix("List")
         for item in items:
-            yield {"apiVersion": document.get("apiVersion"), "kind": kind, **item} if kind and isinstance(item, dict) else item
+            yield (
+                {"apiVersion": document.get("apiVersion"), "kind": kind, **item}
+                if kind and isinstance(item, dict)
+                else item
+            )
 
 
 def _objects(path: Path) -> Iterator[_Found]:

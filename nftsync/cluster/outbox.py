@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from typing import Protocol
 
 from nftsync.cluster.api import Api
-from nftsync.cluster.backoff import ApiError, Pace
+from nftsync.cluster.backoff import ApiError, Backoff
 from nftsync.objects.kinds import MEND, NFT
 from nftsync.objects.names import Name
 from nftsync.objects.nft import Nft
@@ -158,7 +158,11 @@ class Reporter:
         self._wake = threading.Event()
         self._stop = threading.Event()
         self._farewell = False
-        self._pace, self._failures, self._events_failures = Pace(first=1.0, longest=60.0, denied=DENIED), 0, 0
+        self._backoff, self._failures, self._events_failures = (
+            Backoff(initial=1.0, maximum=60.0, forbidden=DENIED),
+            0,
+            0,
+        )
         self._rng = random.Random()  # noqa: S311  # jitter is no secret
         self._complaints: set[tuple[str, int | None]] = set()
         self._status = StatusWriter(nft, router, utc, begins=clock() + SETTLE)
@@ -228,7 +232,9 @@ class Reporter:
             # A 404 means either: the resource was just deleted, or its kind has no status.
             gone = fault.status == 404 and self._failures < ABSENT
             with self._lock:
-                self._status.postpone(self._clock() + (QUIET if gone else self._pace.wait(self._failures, fault, self._rng)))
+                self._status.postpone(
+                    self._clock() + (QUIET if gone else self._backoff.wait(self._failures, fault, self._rng))
+                )
             if not gone:
                 old = f"the cluster's CustomResourceDefinition is too old: {MEND}"
                 self._complain("Cannot write the Nft's status", fault, {404: old})
@@ -285,7 +291,7 @@ class Reporter:
                 self._events.drop()
             else:
                 self._events_failures += 1
-                self._events_at = self._clock() + self._pace.wait(self._events_failures, fault, self._rng)
+                self._events_at = self._clock() + self._backoff.wait(self._events_failures, fault, self._rng)
         self._complain("Cannot send Events", fault, {})
 
     def _learn(self, fault: ApiError) -> None:

@@ -18,16 +18,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from collections.abc import Set as AbstractSet
-from contextlib import contextmanager
 from dataclasses import dataclass, field
+from enum import StrEnum
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 from nftsync.cluster.api import Api, MalformedAnswerError, TooLargeError, parse_json
-from nftsync.cluster.backoff import ApiError, Pace, attempts
+from nftsync.cluster.backoff import ApiError, Backoff, RestartCause
 from nftsync.cluster.cache import ObjectCache, Relist, nobody
-from nftsync.cluster.kubeconfig import KubeconfigError
-from nftsync.cluster.watchstate import MassDeletion, Observer, RestartCause, WatchState
 from nftsync.objects.kinds import Resource
 from nftsync.objects.names import Malformed, Name, quote
 
@@ -35,7 +33,44 @@ log = logging.getLogger(__name__)
 
 PAGE = 500  # objects, as in kubectl and client-go
 _MANY = 10  # so many objects can go at once without a second look
+_STALE = 10.0  # seconds without a watch after which the known objects can be old
 SMALL_PAGE = 20  # fits for objects of any size: etcd's limit is 1.5 MB
+
+
+class WatchState(StrEnum):
+    """The present activity of a Watcher."""
+
+    LISTING = "listing"
+    WATCHING = "watching"
+    WAITING = "waiting"
+    ABSENT = "absent"  # the cluster does not serve an optional kind, or forbids to read it
+
+
+class MassDeletion(StrEnum):
+    """The stages of a list that suddenly lacks most of the known objects."""
+
+    RAISED = "raised"
+    CONFIRMED = "confirmed"  # a second list also lacks them
+    REFUTED = "refuted"
+
+
+class Observer(Protocol):
+    """Takes news of the watches. Every watcher's thread calls it."""
+
+    def watching(self, resource: Resource, state: WatchState) -> None:
+        """The state changed."""
+
+    def restarted(self, resource: Resource, cause: RestartCause) -> None:
+        """A list or a watch ended."""
+
+    def contact(self, resource: Resource) -> None:
+        """The server sent a page, accepted a watch, or sent an event."""
+
+    def skipped(self, resource: Resource, message: str) -> None:
+        """The watcher skipped an object because its name is not readable."""
+
+    def mass_deletion(self, resource: Resource, deletion: MassDeletion, message: str) -> None:
+        """A list suddenly lacks most of the known objects, or a second list decided about it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +86,7 @@ class Timing:
     relist: tuple[float, float] = (3000.0, 4200.0)
     lasting: float = 5.0
     second_look: float = 5.0
-    pace: Pace = field(default_factory=Pace)
+    backoff: Backoff = field(default_factory=Backoff)
 
 
 class ErrorEventError(ApiError):
@@ -61,12 +96,14 @@ class ErrorEventError(ApiError):
 class EndedAtOnceError(ApiError):
     """The server accepted a watch and ended it at once."""
 
+    _cause = RestartCause.ENDED_AT_ONCE
+
 
 class Watcher:
     """Keeps `cache` equal to the server's objects of `resource`.
 
     stop: ends run(). Set it and call Api.close() to end a request under way at once.
-    clock: monotonic seconds.
+    tell: called for each stage of a mass deletion, with a message.  clock: monotonic seconds.
     """
 
     def __init__(  # noqa: PLR0913 tests inject the timing, randomness and clock
@@ -77,59 +114,76 @@ class Watcher:
         stop: threading.Event,
         observer: Observer,
         *,
+        tell: Callable[[MassDeletion, str], None] = lambda _deletion, _message: None,
         timing: Timing | None = None,
         rng: random.Random | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._api = api
-        self._resource = resource
+        self.resource = resource
         self._cache = cache
         self._stop = stop
         self._observer = observer
+        self._tell = tell
         self._timing = timing or Timing()
         self._rng = rng or random.Random()  # noqa: S311 jitter is no secret
         self._clock = clock
         self._version: str | None = None  # None: a list must come first
         self._relist_at = 0.0
-        self._watching_since: float | None = None
+        self._watching_since = float("inf")
+        self._waiting_since = float("inf")
         self._page = PAGE
         self._complaint = ""
         self._recovering = False
         self._missing: AbstractSet[Name] = frozenset()  # from the last list, while that is suspect
+        self._suspicion = ""  # why that list is suspect
+        self.state = WatchState.LISTING
 
     def run(self) -> None:
         """List and watch until `stop` is set. Run it in its own thread."""
+        retrying = self._timing.backoff.retrying(self._stop, self._rng)
         while not self._stop.is_set():
-            for attempt in attempts(self._stop, self._timing.pace, self._rng):
-                with attempt, self._consequences():
-                    if self._version is None or self._clock() >= self._relist_at or not self._watch_on():
-                        self._list()
-                        self._watch()
+            retrying(self._turn)
 
-    @contextmanager
-    def _consequences(self) -> Iterator[None]:
-        """Handle an ApiError. Raise it again, and so cause a wait, except after a lasting watch."""
-        self._watching_since = None
+    @property
+    def stale(self) -> str:
+        """The reason why the known objects can be old, "" if they are up to date."""
+        if self._clock() - self._waiting_since > _STALE:
+            return "the API server does not answer properly"
+        return self._suspicion
+
+    def _turn(self) -> None:
+        """List if it is time for it, and watch. Raises ApiError if the next try must wait.
+
+        The next try does not wait if the watch had lasted. The same holds if the version that was
+        seen last has expired, which is a normal event.
+        """
+        if self._stop.is_set():
+            return
+        self._watching_since = float("inf")
+        goes_on = self._version is not None and self._clock() < self._relist_at
         try:
-            yield
-        except ApiError as fault:
+            if not goes_on:
+                self._list()
+            self._watch()
+        except ApiError as error:
             if self._stop.is_set():
                 return
-            if _needs_list(fault):
+            if error.is_expired or isinstance(error, ErrorEventError | MalformedAnswerError):
                 self._version = None
-            if fault.status == 401:
+            if error.status == 401:
                 self._api.reload()
-            if self._resource.optional and fault.status in (403, 404):
-                self._go_without(fault)
+            if self.resource.optional and error.status in (403, 404):
+                self._go_without(error)
                 raise
-            lasted = self._lasted()
-            self._observer.restarted(self._resource, cause_of(fault))
-            self._complain(str(fault), again=lasted)
-            if not lasted:
-                self._observer.watching(self._resource, WatchState.WAITING)
+            at_once = self._lasted() or (goes_on and error.is_expired)
+            self._observer.restarted(self.resource, error.cause)
+            self._complain(str(error), again=at_once)
+            if not at_once:
+                self._enter(WatchState.WAITING)
                 raise
 
-    def _go_without(self, fault: ApiError) -> None:
+    def _go_without(self, error: ApiError) -> None:
         """The cluster does not serve the kind, or forbids to read it: keep the known objects.
 
         A removed kind deletes its objects one by one first. A 404 without these deletions comes
@@ -137,42 +191,37 @@ class Watcher:
         """
         self._version = None
         self._cache.unreadable()
-        said = f"absent: {fault.status}"  # the server's own words differ for a list and a watch
-        if said != self._complaint:
-            self._complaint = said
-            if fault.status == 404:
-                log.info("%s: not installed", self._resource.kind)
+        complaint = f"absent: {error.status}"  # the server's own words differ for a list and a watch
+        if complaint != self._complaint:
+            self._complaint = complaint
+            if error.status == 404:
+                log.info("%s: not installed", self.resource.kind)
             else:
-                log.warning("%s: %s", self._resource.kind, fault)
-        self._observer.watching(self._resource, WatchState.ABSENT)
+                log.warning("%s: %s", self.resource.kind, error)
+        self._enter(WatchState.ABSENT)
 
-    def _watch_on(self) -> bool:
-        """Watch from the last version seen. False if that version has expired, a normal event."""
-        try:
-            self._watch()
-        except ApiError as fault:
-            if not _expired(fault):
-                raise
-            self._watching_since = None
-            self._observer.restarted(self._resource, cause_of(fault))
-            self._complain(str(fault), again=True)
-            return False
-        return True
+    def _enter(self, state: WatchState) -> None:
+        self.state = state
+        if state is WatchState.WAITING:
+            self._waiting_since = min(self._waiting_since, self._clock())
+        elif state is not WatchState.LISTING:  # the start of a list is no success yet
+            self._waiting_since = float("inf")
+        self._observer.watching(self.resource, state)
 
     def _lasted(self) -> bool:
-        return self._watching_since is not None and self._clock() - self._watching_since >= self._timing.lasting
+        return self._clock() - self._watching_since >= self._timing.lasting
 
-    def _complain(self, message: str, *, again: bool = False) -> None:
-        """Log a fault once, and not again with each failed try."""
+    def _complain(self, message: str, *, again: bool) -> None:
+        """Log an error once, and not again with each failed try."""
         if again or message != self._complaint:
             self._complaint = message
             self._recovering = True
-            log.warning("%s: %s", self._resource.kind, message)
+            log.warning("%s: %s", self.resource.kind, message)
 
     # --- list ---------------------------------------------------------------------------------------------
 
     def _list(self) -> None:
-        self._observer.watching(self._resource, WatchState.LISTING)
+        self._enter(WatchState.LISTING)
         self._version = None
         version, relist = self._take_list()
         while relist.is_suspect:  # a server that has lost its data answers like any other
@@ -190,12 +239,12 @@ class Watcher:
         """
 
         def is_suspect(gone: AbstractSet[Name], known: int) -> bool:
-            return self._resource.guarded and _most(len(gone), known) and _most(len(gone - lacked), len(gone))
+            return self.resource.guarded and _most(len(gone), known) and _most(len(gone - lacked), len(gone))
 
         with self._cache.relist(is_suspect=is_suspect) as relist:
             put = partial(self._hand_over, relist.put)
             try:
-                version = list_objects(self._api, self._resource, put, page=self._page, answered=self._answered)
+                version = list_objects(self._api, self.resource, put, page=self._page, answered=self._answered)
             except TooLargeError:
                 self._page = SMALL_PAGE
                 raise
@@ -204,26 +253,34 @@ class Watcher:
 
     def _tell_of_mass_deletion(self, relist: Relist) -> None:
         """Report the start of a mass deletion, and its outcome after a second list."""
-        what, missing = f"objects of the kind {self._resource.kind}", self._missing
+        what, missing = f"objects of the kind {self.resource.kind}", self._missing
         self._missing = relist.gone if relist.is_suspect else frozenset()
         again = len(missing - relist.gone)
         if relist.is_suspect:
-            deletion, said = MassDeletion.RAISED, f"{len(relist.gone)} of {relist.known} {what} are missing from the list: "
-            said += "they stay open until a second list confirms it"
+            deletion, message = (
+                MassDeletion.RAISED,
+                f"{len(relist.gone)} of {relist.known} {what} are missing from the list: ",
+            )
+            message += "they stay open until a second list confirms it"
         elif not missing:
             return
         elif 2 * again < len(missing):
             deletion = MassDeletion.CONFIRMED
-            said = f"a second list also lacks {len(missing) - again} of the {len(missing)} missing {what}"
+            message = f"a second list also lacks {len(missing) - again} of the {len(missing)} missing {what}"
         else:
-            deletion, said = MassDeletion.REFUTED, f"a second list has {again} of the {len(missing)} missing {what} again"
-        log.warning("%s", said)
-        self._observer.mass_deletion(self._resource, deletion, said)
+            deletion, message = (
+                MassDeletion.REFUTED,
+                f"a second list has {again} of the {len(missing)} missing {what} again",
+            )
+        log.warning("%s", message)
+        self._suspicion = message if relist.is_suspect else ""
+        self._observer.mass_deletion(self.resource, deletion, message)
+        self._tell(deletion, message)
 
     def _answered(self) -> None:
         if self._stop.is_set():
             raise ApiError("shutting down")  # a quiet return would make the list complete
-        self._observer.contact(self._resource)
+        self._observer.contact(self.resource)
 
     # --- watch --------------------------------------------------------------------------------------------
 
@@ -231,65 +288,71 @@ class Watcher:
         remaining = self._relist_at - self._clock()
         seconds = max(1, round(min(self._rng.uniform(*self._timing.watch), remaining)))
         query = {
-            **dict(self._resource.query),
+            **dict(self.resource.query),
             "watch": "true",
             "allowWatchBookmarks": "true",
             "resourceVersion": self._version or "",
             "timeoutSeconds": str(seconds),
         }
-        with self._api.stream(self._resource.path, query) as lines:
+        with self._api.stream(self.resource.path, query) as lines:
             self._watching_since = self._clock()
-            self._observer.watching(self._resource, WatchState.WATCHING)
-            self._observer.contact(self._resource)
+            self._enter(WatchState.WATCHING)
+            self._observer.contact(self.resource)
             if self._recovering:
-                log.info("%s: watching again", self._resource.kind)
+                log.info("%s: watching again", self.resource.kind)
                 self._recovering = False
             self._follow(lines)
         if self._clock() >= self._relist_at:
-            self._observer.restarted(self._resource, RestartCause.RELIST_DUE)
+            self._observer.restarted(self.resource, RestartCause.RELIST_DUE)
         elif self._lasted():
             self._complaint = ""
-            self._observer.restarted(self._resource, RestartCause.ENDED)
+            self._observer.restarted(self.resource, RestartCause.ENDED)
         else:
-            raise EndedAtOnceError(f"GET {self._resource.path}: the server accepts the watch but ends it at once")
+            raise EndedAtOnceError(f"GET {self.resource.path}: the server accepts the watch but ends it at once")
 
     def _follow(self, lines: Iterator[bytes]) -> None:
         for line in lines:
             self._take_event(line)
-            self._observer.contact(self._resource)
+            self._observer.contact(self.resource)
             if self._stop.is_set() or self._clock() >= self._relist_at:  # despite timeoutSeconds
                 return
 
     def _take_event(self, line: bytes) -> None:
         """Take one line of a watch. Raises ApiError if the line ends this watch."""
-        what = f"GET {self._resource.path}: a line of the watch"
+        what = f"GET {self.resource.path}: a line of the watch"
         event = parse_json(line, what)
-        kind = event.get("type") if isinstance(event, dict) else None
-        subject = event.get("object") if isinstance(event, dict) else None
-        if not isinstance(subject, dict):
-            raise MalformedAnswerError(f"{what} is not an event with an object")
-        if kind in ("ADDED", "MODIFIED"):
-            self._hand_over(self._cache.put, subject)
-        elif kind == "DELETED":
-            self._hand_over(self._cache.delete, subject)
-        elif kind == "ERROR":
-            raise _error_event(self._resource.path, subject)
-        elif kind != "BOOKMARK":
-            raise MalformedAnswerError(f"{what} has the type {quote(kind)}, which no watch event has")
-        metadata = subject.get("metadata")
-        version = metadata.get("resourceVersion") if isinstance(metadata, dict) else None
-        if isinstance(version, str) and version:
-            self._version = version
+        match event:
+            case {"type": "ADDED" | "MODIFIED", "object": dict(subject)}:
+                self._hand_over(self._cache.put, subject)
+            case {"type": "DELETED", "object": dict(subject)}:
+                self._hand_over(self._cache.delete, subject)
+            case {"type": "BOOKMARK", "object": dict(subject)}:
+                pass
+            case {"type": "ERROR", "object": dict(subject)}:
+                raise _error_event(self.resource.path, subject)
+            case {"object": dict()}:
+                raise MalformedAnswerError(f"{what} has the type {quote(event.get('type'))}, which no watch event has")
+            case _:
+                raise MalformedAnswerError(f"{what} is not an event with an object")
+        match subject:
+            case {"metadata": {"resourceVersion": str(version)}} if version:
+                self._version = version
 
     def _hand_over(self, put: Callable[[object], None], item: object) -> None:
         try:
             put(item)
-        except Malformed as fault:
-            self._observer.skipped(self._resource, str(fault))
+        except Malformed as error:
+            self._observer.skipped(self.resource, str(error))
+            log.warning("nftsync ignores a %s: %s", self.resource.kind, error)
 
 
 def list_objects(
-    api: Api, resource: Resource, put: Callable[[object], None], *, page: int = PAGE, answered: Callable[[], None] = nobody
+    api: Api,
+    resource: Resource,
+    put: Callable[[object], None],
+    *,
+    page: int = PAGE,
+    answered: Callable[[], None] = nobody,
 ) -> str:
     """Pass every object of a list to `put`, page by page. Returns the list's resourceVersion.
 
@@ -314,54 +377,19 @@ def _take_page(
     """
     page = api.request("GET", path, query)
     answered()
-    items = page.get("items") or [] if isinstance(page, dict) else None
-    metadata = page.get("metadata") if isinstance(page, dict) else None
-    version = metadata.get("resourceVersion") if isinstance(metadata, dict) else None
-    if not isinstance(items, list) or not isinstance(metadata, dict) or not isinstance(version, str) or not version:
-        raise MalformedAnswerError(f"GET {path}: the answer is not a list of objects with a resourceVersion")
-    for item in items:
-        put(item)
-    return version, str(metadata.get("continue") or "")
+    match page:
+        case {"metadata": {"resourceVersion": str(version), **metadata}} if version and isinstance(
+            page.get("items") or [], list
+        ):
+            for item in page.get("items") or []:
+                put(item)
+            return version, str(metadata.get("continue") or "")
+    raise MalformedAnswerError(f"GET {path}: the answer is not a list of objects with a resourceVersion")
 
 
 def _most(gone: int, known: int) -> bool:
     """True for so many missing objects that a fault of the server is more likely than intent."""
     return gone > _MANY and 2 * gone > known
-
-
-def cause_of(fault: ApiError) -> RestartCause:
-    """The RestartCause of a fault."""
-    by_type = (
-        (KubeconfigError, RestartCause.KUBECONFIG),
-        (MalformedAnswerError, RestartCause.MALFORMED),
-        (EndedAtOnceError, RestartCause.ENDED_AT_ONCE),
-    )
-    for kind, cause in by_type:
-        if isinstance(fault, kind):
-            return cause
-    if _expired(fault):
-        return RestartCause.EXPIRED
-    if fault.status is None:
-        return RestartCause.UNREACHABLE
-    by_status = {
-        401: RestartCause.UNAUTHORIZED,
-        403: RestartCause.FORBIDDEN,
-        404: RestartCause.NOT_FOUND,
-        429: RestartCause.THROTTLED,
-    }
-    return by_status.get(fault.status, RestartCause.SERVER_ERROR)
-
-
-def _expired(fault: ApiError) -> bool:
-    """True if the server does not have the requested version: too old, or not there yet.
-
-    A gateway also answers 504 if its server is away, so look at the text of a 504.
-    """
-    return fault.status in (400, 410) or (fault.status == 504 and "resource version" in str(fault))
-
-
-def _needs_list(fault: ApiError) -> bool:
-    return _expired(fault) or isinstance(fault, ErrorEventError | MalformedAnswerError)
 
 
 def _error_event(path: str, status: dict[str, Any]) -> ErrorEventError:

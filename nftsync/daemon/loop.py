@@ -20,8 +20,9 @@ from typing import TypeVar
 
 from nftsync import __version__, config
 from nftsync.cluster.backoff import ApiError
-from nftsync.cluster.manifests import ManifestError
-from nftsync.cluster.source import Clock, ClusterSource, ManifestSource, Source
+from nftsync.cluster.cache import Inputs
+from nftsync.cluster.manifests import ManifestError, Manifests
+from nftsync.cluster.source import Clock, ClusterSource, Source
 from nftsync.config import Config, ConfigError
 from nftsync.daemon import answers
 from nftsync.daemon.control import ControlError, Questions, Server
@@ -151,7 +152,8 @@ class Daemon:
     def _open_source(self, record: Record) -> Source:
         remembered = record.memory.named
         if self._options.manifests:
-            return ManifestSource(self._config, self._options.manifests, remembered, self._signals.changed, self._clock)
+            inputs = Inputs.empty(self._signals.changed, self._clock, remembered)
+            return Manifests(self._options.manifests, self._config.nft, inputs).start(self._signals.changed)
         return ClusterSource(self._config, remembered, MetricsObserver(self._metrics), self._signals.changed, self._clock)
 
     def _open_server(self, chosen: Config) -> Server | None:

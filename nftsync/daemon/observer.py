@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from nftsync.cluster.watchstate import MassDeletion, RestartCause, WatchState
+from nftsync.cluster.backoff import RestartCause
+from nftsync.cluster.watch import MassDeletion, WatchState
 from nftsync.exporter.metrics import Metrics
 from nftsync.objects.kinds import Resource
 

@@ -30,11 +30,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nftsync.cluster.api import SOCKET_OPTIONS, Api, TooLargeError, split_lines
-from nftsync.cluster.backoff import ApiError, Pace
+from nftsync.cluster.backoff import ApiError, Backoff, RestartCause
 from nftsync.cluster.cache import ObjectCache
 from nftsync.cluster.kubeconfig import UNSAFE, Kubeconfig, KubeconfigError
-from nftsync.cluster.watch import Timing, Watcher
-from nftsync.cluster.watchstate import MassDeletion, RestartCause, WatchState
+from nftsync.cluster.watch import MassDeletion, Timing, Watcher, WatchState
 from nftsync.objects.kinds import SERVICES, Resource, nfts
 from nftsync.objects.names import Name
 from nftsync.objects.nft import Nft, parse_nft
@@ -43,8 +42,8 @@ from tests import faultyserver as faulty
 from tests.faultyserver import LIST, OTHER, PAGE, WATCH, Fault, FaultyServer, Object, event_line
 from tests.labtools import PATIENCE
 
-QUICK = Pace(first=0.004, longest=0.04, denied=0.04, patient=0.04)
-TIMING = Timing(pace=QUICK)
+QUICK = Backoff(initial=0.004, maximum=0.04, forbidden=0.04, max_retry_after=0.04)
+TIMING = Timing(backoff=QUICK)
 NEVER = 3600.0  # seconds: whoever waited for that would be caught waiting
 TOKEN = "sesame"
 UMLAUTS = "Straße: “naïve”, 日本, 🧱"  # two, three and four bytes in UTF-8
@@ -315,7 +314,7 @@ def test_silence_ends_in_another_watch_from_the_same_version_and_is_no_fault(
 
 def test_a_full_list_in_time_cures_a_watch_that_is_deaf(impatient: Lab) -> None:
     impatient.server.script(WATCH, faulty.stalls, faulty.stalls)
-    impatient.start(Timing(relist=(0.3, 0.4), lasting=0.05, pace=QUICK))
+    impatient.start(Timing(relist=(0.3, 0.4), lasting=0.05, backoff=QUICK))
     wait_for(lambda: impatient.server.count(WATCH) == 1)
     impatient.server.put(service("unheard"))
     impatient.converged()
@@ -515,14 +514,14 @@ def test_an_answer_too_large_to_hold_is_fetched_in_smaller_pages() -> None:
 
 def test_retry_after_is_honoured(lab: Lab) -> None:
     lab.server.script(LIST, faulty.refusal(429, Retry_After="1"))
-    lab.started(Timing(pace=Pace(first=0.001, longest=2.0)))
+    lab.started(Timing(backoff=Backoff(initial=0.001, maximum=2.0)))
     first, second = (request.at for request in lab.server.requests if request.kind == LIST)
     assert 1.0 <= second - first < 2.0
 
 
 def test_a_watch_that_lasted_and_broke_is_followed_at_once(lab: Lab) -> None:
     lab.server.script(WATCH, faulty.breaks_off_after(0))
-    lab.started(Timing(pace=Pace(first=30.0)))
+    lab.started(Timing(backoff=Backoff(initial=30.0)))
     lab.let_the_watch_last()
     lab.server.put(service("one"))
     lab.converged()
@@ -563,7 +562,7 @@ def void(_: object) -> None:
 @given(st.lists(st.sampled_from(sorted(OPERATIONS)), max_size=25), st.randoms(use_true_random=False))
 def test_any_sequence_of_changes_and_faults_ends_in_equality(operations: list[str], rng: random.Random) -> None:
     with laboratory(read_timeout=0.06) as lab:
-        lab.start(Timing(lasting=0.02, pace=Pace(first=0.001, longest=0.01, denied=0.01)))
+        lab.start(Timing(lasting=0.02, backoff=Backoff(initial=0.001, maximum=0.01, forbidden=0.01)))
         for operation in operations:
             OPERATIONS[operation](lab.server, rng)
         lab.server.end_watches()
@@ -721,7 +720,7 @@ def test_stop_ends_what_would_last_for_hours(kind: str, fault: Fault, reached: C
         lab.server.put(service("one"))
         lab.server.put(service("two"))
         lab.server.script(kind, fault)
-        lab.start(Timing(pace=Pace(first=NEVER, longest=NEVER, denied=NEVER, patient=NEVER)))
+        lab.start(Timing(backoff=Backoff(initial=NEVER, maximum=NEVER, forbidden=NEVER, max_retry_after=NEVER)))
         wait_for(lambda: reached(lab))
         lab.end()
 
@@ -818,7 +817,7 @@ def test_a_line_that_never_ends_is_not_collected_for_ever() -> None:
 @given(st.integers(1, 10**9), st.randoms(use_true_random=False), st.sampled_from([None, 429, 500, 403, 404]))
 def test_no_wait_is_longer_than_the_longest_and_none_is_nothing(failures: int, rng: random.Random, status: int | None) -> None:
     for retry_after in (None, 0.0, 5.0, 1e9):
-        wait = Pace().wait(failures, ApiError("x", status, retry_after), rng)
+        wait = Backoff().wait(failures, ApiError("x", status, retry_after), rng)
         assert 0.8 <= wait <= 30.0
         if status in (403, 404):
             assert 6.4 <= wait <= 8.0
@@ -830,7 +829,7 @@ def test_no_wait_is_longer_than_the_longest_and_none_is_nothing(failures: int, r
 
 def test_waits_double_from_the_first_to_the_longest_with_jitter() -> None:
     rng = random.Random(1)
-    drawn = [[Pace().wait(failures, ApiError("x"), rng) for _ in range(300)] for failures in range(1, 8)]
+    drawn = [[Backoff().wait(failures, ApiError("x"), rng) for _ in range(300)] for failures in range(1, 8)]
     for waits, least in zip(drawn, (0.8, 1.6, 3.2, 4.0, 4.0, 4.0, 4.0), strict=True):
         assert least <= min(waits) < 1.1 * least
         assert 1.9 * least < max(waits) <= 2 * least <= 8.0

@@ -166,7 +166,7 @@ def test_an_address_without_its_service_does_not_make_the_first_list_doubtful(tm
         return False
 
     config = Config(kubeconfig=kubeconfig)
-    source = ClusterSource(config, memory.services, MetricsObserver(Metrics()), lambda: None, time.monotonic)
+    source = ClusterSource(config, memory.named, MetricsObserver(Metrics()), lambda: None, time.monotonic)
     try:
         with source.inputs.services.relist(is_suspect=is_suspect) as relist:
             for each in OPENED[1:]:
