@@ -9,11 +9,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from nftsync.cli.preview import preview, read
-from nftsync.cluster.api import Api
+from nftsync.cluster.api import Api, list_objects
 from nftsync.cluster.backoff import ApiError
 from nftsync.cluster.cache import MetalLBCaches
 from nftsync.cluster.kubeconfig import allowed
-from nftsync.cluster.watch import list_objects
 from nftsync.config import Config, PoolMode
 from nftsync.files.journal import Journal
 from nftsync.objects.address import AddressSet, Range

@@ -12,8 +12,7 @@ import socket
 import threading
 import weakref
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
 from http.client import responses
 from pathlib import Path
 from typing import Any
@@ -21,26 +20,15 @@ from urllib.parse import urlencode
 
 from nftsync import __version__
 from nftsync.cluster.backoff import ApiError, RestartCause
-from nftsync.cluster.kubeconfig import Kubeconfig, KubeconfigError
+from nftsync.cluster.kubeconfig import Kubeconfig
+from nftsync.objects.kinds import Resource
 from nftsync.objects.names import quote
 
-__all__ = ["Api", "ApiError", "KubeconfigError", "MalformedAnswerError", "TooLargeError", "parse_json"]
-
+PAGE = 500  # objects, as in kubectl and client-go
 JSON = "application/json"
 AGENT = f"nftsync/{__version__}"
 PIECE = 65536  # bytes read at once
 LONGEST_COMPLAINT = 65536  # bytes to read of an error's body
-
-# The kernel finds a dead peer after 30 s of silence and three probes 10 s apart, or after 60 s
-# of unacknowledged data (tcp(7)).
-SOCKET_OPTIONS = [
-    (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
-    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
-    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 30),
-    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10),
-    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
-    (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 60_000),
-]
 
 _ADVICE = {
     301: "nftsync does not follow redirects: name the API server itself in the kubeconfig",
@@ -59,12 +47,6 @@ class MalformedAnswerError(ApiError):
 
 class TooLargeError(MalformedAnswerError):
     """An answer, or one line of a watch, exceeds the limit of its size."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Session:
-    kubeconfig: Kubeconfig
-    pools: Any  # urllib3.PoolManager
 
 
 class Api:
@@ -95,7 +77,7 @@ class Api:
         self._longest_answer = longest_answer
         self._longest_line = longest_line
         self._session_lock = threading.Lock()
-        self._session: _Session | None = None
+        self._session: tuple[Kubeconfig, Any] | None = None  # with its urllib3.PoolManager
         self._socket_lock = threading.Lock()
         self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
         self._closed = False
@@ -116,8 +98,8 @@ class Api:
         """
         with self._socket_lock:
             self._closed = True
-            for each in self._sockets:
-                _shut(each)
+            for connected in self._sockets:
+                _shut(connected)
 
     def request(
         self,
@@ -166,14 +148,14 @@ class Api:
         from urllib3 import Timeout
         from urllib3.exceptions import HTTPError
 
-        session = self._current_session()
-        what, verb = f"{method} {session.kubeconfig.server}{path}", "WATCH" if "watch" in query else method
+        kubeconfig, pools = self._current_session()
+        what, verb = f"{method} {kubeconfig.server}{path}", "WATCH" if "watch" in query else method
         response = None
         try:
-            response = session.pools.urlopen(
+            response = pools.urlopen(
                 method,
-                session.kubeconfig.configuration.host + path + ("?" + urlencode(query) if query else ""),
-                headers={"Accept": JSON, "User-Agent": AGENT, **session.kubeconfig.identification(), **headers},
+                kubeconfig.configuration.host + path + ("?" + urlencode(query) if query else ""),
+                headers={"Accept": JSON, "User-Agent": AGENT, **kubeconfig.identification(), **headers},
                 body=None if body is None else json.dumps(body).encode(),
                 timeout=Timeout(connect=self._connect_timeout, read=self._read_timeout),
                 retries=False,
@@ -184,34 +166,23 @@ class Api:
             if not 200 <= response.status < 300:
                 raise _refusal(what, response)
             yield response
-        except (HTTPError, OSError) as fault:
+        except (HTTPError, OSError) as error:
             if response is None:
                 self._count(verb, None)
-            raise ApiError(f"{what}: {'shutting down' if self._closed else _cause(fault)}") from fault
+            raise ApiError(f"{what}: {'shutting down' if self._closed else _cause(error)}") from error
         finally:
             if response is not None:
                 response.close()
 
-    def _current_session(self) -> _Session:
+    def _current_session(self) -> tuple[Kubeconfig, Any]:
         if self._closed:
             raise ApiError("shutting down")
         with self._session_lock:
-            if self._session is None or self._session.kubeconfig.changed():
+            if self._session is None or self._session[0].changed():
                 self._session = None
-                self._session = _Session(
-                    kubeconfig := Kubeconfig.read(self._kubeconfig, self._allowed), self._pools(kubeconfig)
-                )
+                kubeconfig = Kubeconfig.read(self._kubeconfig, self._allowed)
+                self._session = kubeconfig, kubeconfig.pools(self._track)
             return self._session
-
-    def _pools(self, kubeconfig: Kubeconfig) -> Any:
-        from kubernetes import client
-
-        pools = client.ApiClient(kubeconfig.configuration).rest_client.pool_manager
-        pools.connection_pool_kw["socket_options"] = SOCKET_OPTIONS
-        pools.pool_classes_by_scheme = {
-            scheme: _tracking(pool_class, self._track) for scheme, pool_class in pools.pool_classes_by_scheme.items()
-        }
-        return pools
 
     def _track(self, connected: socket.socket) -> None:
         """Remember a socket so that close() can end the threads that block in it."""
@@ -219,6 +190,50 @@ class Api:
             self._sockets.add(connected)
             if self._closed:
                 _shut(connected)
+
+
+# --- lists --------------------------------------------------------------------------------------------
+
+
+def list_objects(
+    api: Api,
+    resource: Resource,
+    put: Callable[[object], None],
+    *,
+    page: int = PAGE,
+    answered: Callable[[], None] = lambda: None,
+) -> str:
+    """Pass every object of a list to `put`, page by page. Returns the list's resourceVersion.
+
+    A watch continues from this version.
+    page: the number of objects in memory at once.
+    answered: called for each page that arrives, before its objects go to `put`.
+    Raises ApiError, and the exceptions of `put` and `answered`.
+    """
+    query = {**dict(resource.query), "limit": str(page)}
+    version, token = _take_page(api, resource.path, query, put, answered)
+    while token:
+        _, token = _take_page(api, resource.path, {**query, "continue": token}, put, answered)
+    return version  # the first page's: the watch repeats the changes since then
+
+
+def _take_page(
+    api: Api, path: str, query: dict[str, str], put: Callable[[object], None], answered: Callable[[], None]
+) -> tuple[str, str]:
+    """The resourceVersion, and the token for the next page; "" on the last page.
+
+    The page does not stay in memory.
+    """
+    page = api.request("GET", path, query)
+    answered()
+    match page:
+        case {"metadata": {"resourceVersion": str(version), **metadata}, **rest} if version:
+            items = rest.get("items") or []
+            if isinstance(items, list):
+                for item in items:
+                    put(item)
+                return version, str(metadata.get("continue") or "")
+    raise MalformedAnswerError(f"GET {path}: the answer is not a list of objects with a resourceVersion")
 
 
 # --- answers ------------------------------------------------------------------------------------------
@@ -255,62 +270,43 @@ def split_lines(pieces: Iterable[bytes], longest: int, what: str) -> Iterator[by
 def _until_timeout(pieces: Iterator[bytes]) -> Iterator[bytes]:
     from urllib3.exceptions import ReadTimeoutError
 
-    try:
+    with suppress(ReadTimeoutError):
         yield from pieces
-    except ReadTimeoutError:
-        return
 
 
 def _refusal(what: str, response: Any) -> ApiError:
     """The error that names the refused request, the server's reason, and the remedy."""
     status = int(response.status)
-    parts = [f"{status} {responses.get(status, '')}".strip()]
     try:
         message = json.loads(response.read(LONGEST_COMPLAINT, decode_content=True)).get("message")
     except (ValueError, RecursionError, AttributeError):
         message = None
-    if message:
-        parts.append(quote(message, 300))
+    reason = f"{status} {responses.get(status, '')}".strip() + (f": {quote(message, 300)}" if message else "")
     advice = _ADVICE.get(status)
     retry_after = response.headers.get("Retry-After", "")
     seconds = float(retry_after) if retry_after.isascii() and retry_after.isdigit() else None
-    return ApiError(f"{what}: {': '.join(parts)}{f'; {advice}' if advice else ''}", status, seconds)
+    return ApiError(f"{what}: {reason}{f'; {advice}' if advice else ''}", status, seconds)
 
 
-def _cause(fault: Exception) -> str:
+def _cause(error: Exception) -> str:
     """A transport's exception in words.
 
     Its own text holds memory addresses; they would make every failure look new.
     """
     from urllib3 import exceptions as urllib3
 
-    if isinstance(fault, urllib3.ConnectTimeoutError) and not isinstance(fault, urllib3.NewConnectionError):
+    if isinstance(error, urllib3.ConnectTimeoutError) and not isinstance(error, urllib3.NewConnectionError):
         return "no connection in time: check the server's address, and firewalls on the way"
-    if isinstance(fault, urllib3.ReadTimeoutError):
+    if isinstance(error, urllib3.ReadTimeoutError):
         return "no answer in time"
-    if isinstance(fault, urllib3.SSLError):
-        return f"TLS: {quote(str(fault), 200)}: check the certificate-authority of the kubeconfig"
-    inner: BaseException | None = fault
+    if isinstance(error, urllib3.SSLError):
+        return f"TLS: {quote(str(error), 200)}: check the certificate-authority of the kubeconfig"
+    inner: BaseException | None = error
     while inner is not None and not (isinstance(inner, OSError) and inner.strerror):
         inner = inner.__cause__ or inner.__context__
     if not isinstance(inner, OSError):
-        return f"the connection broke off ({type(fault).__name__})"
+        return f"the connection broke off ({type(error).__name__})"
     return f"{inner.strerror}: {inner.filename}" if inner.filename else str(inner.strerror)
-
-
-# --- sockets ------------------------------------------------------------------------------------------
-
-
-def _tracking(pool_class: Any, track: Any) -> Any:
-    """A urllib3 connection pool that hands each socket to `track` once it is connected."""
-    connection_class = pool_class.ConnectionCls
-
-    def connect(connection: Any) -> None:
-        connection_class.connect(connection)
-        track(connection.sock)
-
-    tracked = type(connection_class.__name__, (connection_class,), {"connect": connect})
-    return type(pool_class.__name__, (pool_class,), {"ConnectionCls": tracked})
 
 
 def _shut(connected: socket.socket) -> None:
@@ -318,7 +314,5 @@ def _shut(connected: socket.socket) -> None:
 
     SSLSocket.shutdown() would destroy the state that this thread uses, so call the plain one.
     """
-    try:
+    with suppress(OSError):  # it is closed already
         socket.socket.shutdown(connected, socket.SHUT_RDWR)
-    except OSError:
-        return  # it is closed already

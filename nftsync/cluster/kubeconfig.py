@@ -7,8 +7,10 @@ reading imports it instead of this module.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+import socket
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -24,6 +26,17 @@ class KubeconfigError(ApiError):
 
 
 Stamp = tuple[int, int, int] | None
+
+# The kernel finds a dead peer after 30 s of silence and three probes 10 s apart, or after 60 s
+# of unacknowledged data (tcp(7)).
+SOCKET_OPTIONS = [
+    (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 30),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
+    (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 60_000),
+]
 
 # Keys of a kubeconfig's cluster or user that need permission, each with its danger.
 UNSAFE = {
@@ -58,11 +71,11 @@ class Kubeconfig:
         kubeconfig = cls(_load(path), stamps)
         try:
             urlsplit(kubeconfig.server)
-        except ValueError as fault:
-            raise KubeconfigError(f"{path}: the server's address is not a URL: {fault}") from fault
+        except ValueError as error:
+            raise KubeconfigError(f"{path}: the server's address is not a URL: {error}") from error
         _refuse_unsafe(path, document, allowed)
-        identified = any(user.get("user") for user in _entries(document, "users"))
-        if identified and not kubeconfig.configuration.cert_file and not kubeconfig.identification():
+        is_named = any(user for _, user in _entries(document, "users"))
+        if is_named and not kubeconfig.configuration.cert_file and not kubeconfig.identification():
             raise KubeconfigError(f"{path}: the user of the current context has no usable token or certificate")
         return kubeconfig
 
@@ -90,22 +103,40 @@ class Kubeconfig:
                 headers[setting["key"]] = value
         return headers
 
+    def pools(self, track: Callable[[socket.socket], None]) -> Any:
+        """A urllib3.PoolManager that hands each of its sockets to `track` once it is connected."""
+        from kubernetes import client
+
+        pools = client.ApiClient(self.configuration).rest_client.pool_manager
+        pools.connection_pool_kw["socket_options"] = SOCKET_OPTIONS
+        pools.pool_classes_by_scheme = {
+            scheme: _tracking(pool_class, track) for scheme, pool_class in pools.pool_classes_by_scheme.items()
+        }
+        return pools
+
+
+def _tracking(pool_class: Any, track: Callable[[socket.socket], None]) -> Any:
+    """A urllib3 connection pool that hands each socket to `track`."""
+    connection_class = pool_class.ConnectionCls
+
+    def connect(connection: Any) -> None:
+        connection_class.connect(connection)
+        track(connection.sock)
+
+    tracked = type(connection_class.__name__, (connection_class,), {"connect": connect})
+    return type(pool_class.__name__, (pool_class,), {"ConnectionCls": tracked})
+
 
 def _refuse_unsafe(path: Path, document: object, allowed: Collection[str]) -> None:
     """Raises KubeconfigError if the current context has an unsafe key outside `allowed`."""
     current = document.get("current-context") if isinstance(document, dict) else None
-    context = next(
-        (entry.get("context") for entry in _entries(document, "contexts") if entry.get("name") == current), None
-    )
+    context = next((context for name, context in _entries(document, "contexts") if name == current), {})
     for section in ("clusters", "users"):
-        name = context.get(section[:-1]) if isinstance(context, dict) else None
-        for described in (
-            entry.get(section[:-1]) for entry in _entries(document, section) if entry.get("name") == name
-        ):
-            for key, reason in UNSAFE.items():
-                if isinstance(described, dict) and described.get(key) and key not in allowed:
-                    way_out = "" if allowed else "; set unsafe_kubeconfig in the configuration to allow it"
-                    raise KubeconfigError(f"{path}: nftsync refuses {key}: {reason}{way_out}")
+        chosen = (entry for name, entry in _entries(document, section) if name == context.get(section[:-1]))
+        for key, entry in product(UNSAFE, chosen):
+            if entry.get(key) and key not in allowed:
+                way_out = "" if allowed else "; set unsafe_kubeconfig in the configuration to allow it"
+                raise KubeconfigError(f"{path}: nftsync refuses {key}: {UNSAFE[key]}{way_out}")
 
 
 def _load(path: Path) -> Any:
@@ -115,12 +146,12 @@ def _load(path: Path) -> Any:
     configuration = client.Configuration()
     try:
         config.load_kube_config(str(path), client_configuration=configuration, persist_config=False)
-    except OSError as fault:
-        raise KubeconfigError(f"{fault.filename or path}: {fault.strerror}") from fault
-    except (config.ConfigException, ValueError) as fault:
-        raise KubeconfigError(f"{path}: {quote(str(fault), 300)}") from fault
-    except (TypeError, KeyError, AttributeError) as fault:  # the client's answer to a wrong shape
-        raise KubeconfigError(f"{path}: this is not a kubeconfig (kind: Config)") from fault
+    except OSError as error:
+        raise KubeconfigError(f"{error.filename or path}: {error.strerror}") from error
+    except (config.ConfigException, ValueError) as error:
+        raise KubeconfigError(f"{path}: {quote(str(error), 300)}") from error
+    except (TypeError, KeyError, AttributeError) as error:  # the client's answer to a wrong shape
+        raise KubeconfigError(f"{path}: this is not a kubeconfig (kind: Config)") from error
     return configuration
 
 
@@ -129,27 +160,27 @@ def _read_yaml(path: Path) -> object:
 
     try:
         return yaml.safe_load(path.read_bytes())
-    except OSError as fault:
-        raise KubeconfigError(f"{path}: {fault.strerror}: put the router's kubeconfig there") from fault
-    except (yaml.YAMLError, ValueError, RecursionError) as fault:
-        mark = getattr(fault, "problem_mark", None)  # its text can quote a token
+    except OSError as error:
+        raise KubeconfigError(f"{path}: {error.strerror}: put the router's kubeconfig there") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)  # its text can quote a token
         raise KubeconfigError(f"{path}: this is not YAML{f' (line {mark.line + 1})' if mark else ''}") from None
 
 
-def _entries(document: object, section: str) -> list[dict[str, Any]]:
+def _entries(document: object, section: str) -> list[tuple[object, dict[str, Any]]]:
+    """The clusters, users or contexts of a kubeconfig: the name and the description of each."""
     entries = document.get(section) if isinstance(document, dict) else None
-    return [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
+    named = [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
+    described = ((entry.get("name"), entry.get(section[:-1])) for entry in named)
+    return [(name, description) for name, description in described if isinstance(description, dict)]
 
 
 def _named_files(document: object, folder: Path) -> Iterator[Path]:
     """Every file that a user or cluster of the kubeconfig names, relative to its folder."""
     keys = {"users": ("tokenFile", "client-certificate", "client-key"), "clusters": ("certificate-authority",)}
     for section, files in keys.items():
-        for entry in _entries(document, section):
-            described = entry.get(section[:-1])
-            for key in files:
-                if isinstance(described, dict) and isinstance(described.get(key), str):
-                    yield folder / described[key]
+        named = (entry.get(key) for _, entry in _entries(document, section) for key in files)
+        yield from (folder / name for name in named if isinstance(name, str))
 
 
 def _stamp(path: Path) -> Stamp:

@@ -16,22 +16,21 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import partial
 from typing import Any, Protocol
 
-from nftsync.cluster.api import Api, MalformedAnswerError, TooLargeError, parse_json
+from nftsync.cluster.api import PAGE, Api, MalformedAnswerError, TooLargeError, list_objects, parse_json
 from nftsync.cluster.backoff import ApiError, Backoff, RestartCause
-from nftsync.cluster.cache import ObjectCache, Relist, nobody
+from nftsync.cluster.cache import ObjectCache, Relist
 from nftsync.objects.kinds import Resource
 from nftsync.objects.names import Malformed, Name, quote
 
 log = logging.getLogger(__name__)
 
-PAGE = 500  # objects, as in kubectl and client-go
 _MANY = 10  # so many objects can go at once without a second look
 _STALE = 10.0  # seconds without a watch after which the known objects can be old
 SMALL_PAGE = 20  # fits for objects of any size: etcd's limit is 1.5 MB
@@ -194,10 +193,8 @@ class Watcher:
         complaint = f"absent: {error.status}"  # the server's own words differ for a list and a watch
         if complaint != self._complaint:
             self._complaint = complaint
-            if error.status == 404:
-                log.info("%s: not installed", self.resource.kind)
-            else:
-                log.warning("%s: %s", self.resource.kind, error)
+            level, message = (logging.INFO, "not installed") if error.status == 404 else (logging.WARNING, str(error))
+            log.log(level, "%s: %s", self.resource.kind, message)
         self._enter(WatchState.ABSENT)
 
     def _enter(self, state: WatchState) -> None:
@@ -248,32 +245,27 @@ class Watcher:
             except TooLargeError:
                 self._page = SMALL_PAGE
                 raise
-        self._tell_of_mass_deletion(relist)
+        self._follow_mass_deletion(relist)
         return version, relist
 
-    def _tell_of_mass_deletion(self, relist: Relist) -> None:
+    def _follow_mass_deletion(self, relist: Relist) -> None:
         """Report the start of a mass deletion, and its outcome after a second list."""
-        what, missing = f"objects of the kind {self.resource.kind}", self._missing
+        missing, objects = len(self._missing), f"objects of the kind {self.resource.kind}"
+        again = len(self._missing - relist.gone)
         self._missing = relist.gone if relist.is_suspect else frozenset()
-        again = len(missing - relist.gone)
         if relist.is_suspect:
-            deletion, message = (
-                MassDeletion.RAISED,
-                f"{len(relist.gone)} of {relist.known} {what} are missing from the list: ",
-            )
-            message += "they stay open until a second list confirms it"
-        elif not missing:
-            return
-        elif 2 * again < len(missing):
-            deletion = MassDeletion.CONFIRMED
-            message = f"a second list also lacks {len(missing) - again} of the {len(missing)} missing {what}"
-        else:
-            deletion, message = (
-                MassDeletion.REFUTED,
-                f"a second list has {again} of the {len(missing)} missing {what} again",
-            )
+            message = f"{len(relist.gone)} of {relist.known} {objects} are missing from the list: "
+            self._report(MassDeletion.RAISED, message + "they stay open until a second list confirms it")
+        elif 2 * again < missing:
+            message = f"a second list also lacks {missing - again} of the {missing} missing {objects}"
+            self._report(MassDeletion.CONFIRMED, message)
+        elif missing:
+            message = f"a second list has {again} of the {missing} missing {objects} again"
+            self._report(MassDeletion.REFUTED, message)
+
+    def _report(self, deletion: MassDeletion, message: str) -> None:
         log.warning("%s", message)
-        self._suspicion = message if relist.is_suspect else ""
+        self._suspicion = message if deletion is MassDeletion.RAISED else ""
         self._observer.mass_deletion(self.resource, deletion, message)
         self._tell(deletion, message)
 
@@ -285,14 +277,13 @@ class Watcher:
     # --- watch --------------------------------------------------------------------------------------------
 
     def _watch(self) -> None:
-        remaining = self._relist_at - self._clock()
-        seconds = max(1, round(min(self._rng.uniform(*self._timing.watch), remaining)))
+        seconds = min(self._rng.uniform(*self._timing.watch), self._relist_at - self._clock())
         query = {
             **dict(self.resource.query),
             "watch": "true",
             "allowWatchBookmarks": "true",
             "resourceVersion": self._version or "",
-            "timeoutSeconds": str(seconds),
+            "timeoutSeconds": str(max(1, round(seconds))),
         }
         with self._api.stream(self.resource.path, query) as lines:
             self._watching_since = self._clock()
@@ -301,7 +292,11 @@ class Watcher:
             if self._recovering:
                 log.info("%s: watching again", self.resource.kind)
                 self._recovering = False
-            self._follow(lines)
+            for line in lines:
+                self._take_event(line)
+                self._observer.contact(self.resource)
+                if self._stop.is_set() or self._clock() >= self._relist_at:  # despite timeoutSeconds
+                    break
         if self._clock() >= self._relist_at:
             self._observer.restarted(self.resource, RestartCause.RELIST_DUE)
         elif self._lasted():
@@ -309,13 +304,6 @@ class Watcher:
             self._observer.restarted(self.resource, RestartCause.ENDED)
         else:
             raise EndedAtOnceError(f"GET {self.resource.path}: the server accepts the watch but ends it at once")
-
-    def _follow(self, lines: Iterator[bytes]) -> None:
-        for line in lines:
-            self._take_event(line)
-            self._observer.contact(self.resource)
-            if self._stop.is_set() or self._clock() >= self._relist_at:  # despite timeoutSeconds
-                return
 
     def _take_event(self, line: bytes) -> None:
         """Take one line of a watch. Raises ApiError if the line ends this watch."""
@@ -328,8 +316,10 @@ class Watcher:
                 self._hand_over(self._cache.delete, subject)
             case {"type": "BOOKMARK", "object": dict(subject)}:
                 pass
-            case {"type": "ERROR", "object": dict(subject)}:
-                raise _error_event(self.resource.path, subject)
+            case {"type": "ERROR", "object": dict(status)}:
+                code, message = status.get("code"), quote(status.get("message"), 300)
+                text = f"GET {self.resource.path}: the server ended the watch: {quote(code)}: {message}"
+                raise ErrorEventError(text, code if type(code) is int else None)
             case {"object": dict()}:
                 raise MalformedAnswerError(f"{what} has the type {quote(event.get('type'))}, which no watch event has")
             case _:
@@ -346,53 +336,6 @@ class Watcher:
             log.warning("nftsync ignores a %s: %s", self.resource.kind, error)
 
 
-def list_objects(
-    api: Api,
-    resource: Resource,
-    put: Callable[[object], None],
-    *,
-    page: int = PAGE,
-    answered: Callable[[], None] = nobody,
-) -> str:
-    """Pass every object of a list to `put`, page by page. Returns the list's resourceVersion.
-
-    A watch continues from this version.
-    page: the number of objects in memory at once.
-    answered: called for each page that arrives, before its objects go to `put`.
-    Raises ApiError, and the exceptions of `put` and `answered`.
-    """
-    query = {**dict(resource.query), "limit": str(page)}
-    version, token = _take_page(api, resource.path, query, put, answered)
-    while token:
-        _, token = _take_page(api, resource.path, {**query, "continue": token}, put, answered)
-    return version  # the first page's: the watch repeats the changes since then
-
-
-def _take_page(
-    api: Api, path: str, query: dict[str, str], put: Callable[[object], None], answered: Callable[[], None]
-) -> tuple[str, str]:
-    """The resourceVersion, and the token for the next page; "" on the last page.
-
-    The page does not stay in memory.
-    """
-    page = api.request("GET", path, query)
-    answered()
-    match page:
-        case {"metadata": {"resourceVersion": str(version), **metadata}} if version and isinstance(
-            page.get("items") or [], list
-        ):
-            for item in page.get("items") or []:
-                put(item)
-            return version, str(metadata.get("continue") or "")
-    raise MalformedAnswerError(f"GET {path}: the answer is not a list of objects with a resourceVersion")
-
-
 def _most(gone: int, known: int) -> bool:
     """True for so many missing objects that a fault of the server is more likely than intent."""
     return gone > _MANY and 2 * gone > known
-
-
-def _error_event(path: str, status: dict[str, Any]) -> ErrorEventError:
-    code, message = status.get("code"), status.get("message")
-    text = f"GET {path}: the server ended the watch: {quote(code)}: {quote(message, 300)}"
-    return ErrorEventError(text, code if type(code) is int else None)

@@ -29,8 +29,7 @@ import prometheus_client  # noqa: F401
 import pyroute2  # noqa: F401
 import tenacity  # noqa: F401
 
-from nftsync.cluster.api import PIECE, Api
-from nftsync.cluster.watch import PAGE
+from nftsync.cluster.api import PAGE, PIECE, Api
 from nftsync.config import load
 from nftsync.daemon.loop import Daemon, Options
 from nftsync.daemon.reconcile import Reconciler

@@ -14,7 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from nftsync.cluster.watch import PAGE
+from nftsync.cluster.api import PAGE
 from tests.bench.measure import nft_resource, service
 
 GZIP_LEVEL = 4  # k8s.io/apiserver, defaultGzipContentEncodingLevel

@@ -29,10 +29,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nftsync.cluster.api import SOCKET_OPTIONS, Api, TooLargeError, split_lines
+from nftsync.cluster.api import Api, TooLargeError, split_lines
 from nftsync.cluster.backoff import ApiError, Backoff, RestartCause
 from nftsync.cluster.cache import ObjectCache
-from nftsync.cluster.kubeconfig import UNSAFE, Kubeconfig, KubeconfigError
+from nftsync.cluster.kubeconfig import SOCKET_OPTIONS, UNSAFE, Kubeconfig, KubeconfigError
 from nftsync.cluster.watch import MassDeletion, Timing, Watcher, WatchState
 from nftsync.objects.kinds import SERVICES, Resource, nfts
 from nftsync.objects.names import Name
