@@ -65,9 +65,9 @@ class Kubeconfig:
     @classmethod
     def read(cls, path: Path, allowed: Collection[str] = ()) -> Kubeconfig:
         """Read a kubeconfig. Raises KubeconfigError. allowed: keys of UNSAFE that it may have."""
-        stamps = {path: _stamp(path)}
+        stamps = {path: stamp(path)}
         document = _read_yaml(path)
-        stamps |= {named: _stamp(named) for named in _named_files(document, path.parent)}
+        stamps |= {named: stamp(named) for named in _named_files(document, path.parent)}
         kubeconfig = cls(_load(path), stamps)
         try:
             urlsplit(kubeconfig.server)
@@ -81,7 +81,7 @@ class Kubeconfig:
 
     def changed(self) -> bool:
         """True if it, or a file that it names, was written or replaced since the reading."""
-        return any(_stamp(path) != stamp for path, stamp in self.stamps.items())
+        return any(stamp(path) != before for path, before in self.stamps.items())
 
     @property
     def server(self) -> str:
@@ -183,7 +183,7 @@ def _named_files(document: object, folder: Path) -> Iterator[Path]:
         yield from (folder / name for name in named if isinstance(name, str))
 
 
-def _stamp(path: Path) -> Stamp:
+def stamp(path: Path) -> Stamp:
     """A value that changes with every write or replacement, also behind a symbolic link.
 
     None if there is no such file.

@@ -16,7 +16,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
-from nftsync.cluster.cache import Inputs, Relist
+from nftsync.cluster.cache import Inputs, Relist, nobody
+from nftsync.cluster.kubeconfig import Stamp, stamp
 from nftsync.cluster.source import JOIN
 from nftsync.cluster.watch import WatchState
 from nftsync.config import InputError
@@ -39,7 +40,7 @@ class ManifestError(InputError):
 
 
 @dataclass(frozen=True, slots=True)
-class _Found:
+class _Manifest:
     """An object of a supported kind, with its file and its number in that file, from 1."""
 
     kind: str
@@ -58,29 +59,29 @@ class Manifests:
     nft: the one Nft resource that counts. It names the namespace in which MetalLB's objects
     count. An object without a namespace counts.
     inputs: the caches, the same for each namespace.
+    wake: called after each reading but the first: a reading can change the rejections alone.
     """
 
-    def __init__(self, paths: Sequence[Path], nft: Name, inputs: Inputs) -> None:
+    def __init__(self, paths: Sequence[Path], nft: Name, inputs: Inputs, wake: Callable[[], None] = nobody) -> None:
         self._paths = paths
         self._nft = nft
         self.inputs = replace(inputs, rejections=lambda: self.rejections)
         self._caches = inputs.by_kind()
-        self._held: dict[Path, list[tuple[str, Name]]] = {}  # of the last readable version
-        self._seen: list[tuple[str, int, int, int]] = []  # the files' signature when they were last read
+        self._read: dict[Path, list[tuple[str, Name]]] = {}  # the objects of each file's last readable version
+        self._seen: list[tuple[Path, Stamp]] = []  # the files' signature when they were last read
         self.rejections: tuple[Rejection, ...] = ()
         self._stop = threading.Event()
-        self._thread: threading.Thread | None = None
-
-    def start(self, wake: Callable[[], None]) -> Self:
-        """Read all files, and follow them in a thread. See read() and follow()."""
-        self.read()
         self._thread = threading.Thread(target=self.follow, args=(self._stop, wake), name="manifests", daemon=True)
+
+    def start(self) -> Self:
+        """Read all files, and follow them in a thread. Raises ManifestError as read() does."""
+        self.read()
         self._thread.start()
         return self
 
     @property
     def alive(self) -> bool:
-        return self._thread is not None and self._thread.is_alive()
+        return self._thread.is_alive()
 
     def watches(self) -> Mapping[str, str]:
         return {"files": WatchState.WATCHING}
@@ -99,8 +100,7 @@ class Manifests:
 
     def stop(self) -> None:
         self._stop.set()
-        if self._thread:
-            self._thread.join(JOIN)
+        self._thread.join(JOIN)
 
     def read(self) -> None:
         """Read all files; afterwards every cache is synced.
@@ -111,96 +111,87 @@ class Manifests:
         self._seen = self._signature()  # before the reading: a later change causes another
         with ExitStack() as stack:
             relists = {kind: stack.enter_context(cache.relist()) for kind, cache in self._caches.items()}
-            held: dict[Path, list[tuple[str, Name]]] = {}
-            found: list[_Found] = []
+            read: dict[Path, list[tuple[str, Name]]] = {}
+            manifests: list[_Manifest] = []
             for path in self._files():
-                held[path] = []
+                read[path] = []
                 try:
-                    found.extend(_objects(path))
-                except (OSError, ValueError) as fault:
-                    reason = fault.strerror if isinstance(fault, OSError) else str(fault)
-                    stays = "; its previous objects stay" if self._held.get(path) else ""
-                    rejections.append(
-                        Rejection(ObjectRef("File", _printable(path)), Reason.UNREADABLE, f"{reason}{stays}")
-                    )
-                    held[path] = self._held.get(path, [])
-                    for kind, name in held[path]:
+                    manifests.extend(_manifests(path))
+                except (OSError, ValueError) as error:
+                    reason = error.strerror if isinstance(error, OSError) else str(error)
+                    stays = "; its previous objects stay" if self._read.get(path) else ""
+                    file = ObjectRef("File", _printable(path))
+                    rejections.append(Rejection(file, Reason.UNREADABLE, f"{reason}{stays}"))
+                    read[path] = self._read.get(path, [])
+                    for kind, name in read[path]:
                         relists[kind].names.add(name)
             # The Nft resource comes first: it names the namespace of MetalLB's objects.
-            for each in sorted(found, key=lambda each: each.kind != "Nft"):
-                counted = self._put(each, relists[each.kind], rejections)
+            for manifest in sorted(manifests, key=lambda manifest: manifest.kind != "Nft"):
+                counted = self._put(manifest, relists[manifest.kind], rejections)
                 if counted is not None:
-                    held[each.path].append((each.kind, counted))
-        self._held = held
+                    read[manifest.path].append((manifest.kind, counted))
+        self._read = read
         self.rejections = tuple(rejections)
 
-    def _put(self, found: _Found, relist: Relist, rejections: list[Rejection]) -> Name | None:
+    def _put(self, manifest: _Manifest, relist: Relist, rejections: list[Rejection]) -> Name | None:
         """Put an object into its cache. None if it does not count."""
-        namespace = self._namespace(found.kind)
-        metadata = found.raw.get("metadata")
+        namespace, only = self._counting(manifest.kind)
+        metadata = manifest.raw.get("metadata")
         if namespace is not None and isinstance(metadata, dict) and metadata.get("namespace") is None:
             metadata["namespace"] = namespace
         try:
-            name, uid = identify(found.raw)
-            if (namespace is not None and name.namespace != namespace) or (found.kind == "Nft" and name != self._nft):
-                return None
-            if found.kind == "ConfigMap" and name.name != CONFIG_MAP:
+            name, uid = identify(manifest.raw)
+            if namespace not in (None, name.namespace) or only not in (None, name.name):
                 return None
             if name in relist.names:
-                message = f"{found.where} holds it again: the first one counts"
-                rejections.append(Rejection(ObjectRef(found.kind, str(name), uid), Reason.DUPLICATE, message))
+                message = f"{manifest.where} holds it again: the first one counts"
+                rejections.append(Rejection(ObjectRef(manifest.kind, str(name), uid), Reason.DUPLICATE, message))
                 return None
-            relist.put(found.raw)
-        except Malformed as fault:
-            rejections.append(Rejection(ObjectRef(found.kind, found.where), Reason.MALFORMED, str(fault)))
+            relist.put(manifest.raw)
+        except Malformed as error:
+            rejections.append(Rejection(ObjectRef(manifest.kind, manifest.where), Reason.MALFORMED, str(error)))
             return None
         return name
 
-    def _namespace(self, kind: str) -> str | None:
-        """The namespace in which objects of a kind count; None for every namespace."""
+    def _counting(self, kind: str) -> tuple[str | None, str | None]:
+        """The namespace and the name of the objects of a kind that count; None for every one."""
         if kind == "Service":
-            return None
+            return None, None
         if kind == "Nft":
-            return self._nft.namespace
+            return self._nft
         specs = (nft.spec for nft in self.inputs.nfts.objects())
-        return next((spec.metallb_namespace for spec in specs if spec is not None), METALLB_NAMESPACE)
+        namespace = next((spec.metallb_namespace for spec in specs if spec is not None), METALLB_NAMESPACE)
+        return namespace, CONFIG_MAP if kind == "ConfigMap" else None
 
     def follow(self, stop: threading.Event, wake: Callable[[], None]) -> None:
-        """Read the files again after each change, until `stop` is set. Run it in its own thread.
-
-        wake: called after each reading, because a reading can change the rejections alone.
-        """
+        """Read the files again after each change, until `stop` is set. Run it in its own thread."""
         while not stop.wait(POLL_INTERVAL):
             if self._signature() != self._seen:
                 try:
                     self.read()
                     wake()
-                except ManifestError as fault:
-                    log.warning("%s; the objects of the last reading stay", fault)
+                except ManifestError as error:
+                    log.warning("%s; the objects of the last reading stay", error)
 
-    def _signature(self) -> list[tuple[str, int, int, int]]:
+    def _signature(self) -> list[tuple[Path, Stamp]]:
         """A value that changes with the files; empty if a path is not readable."""
-        signature = []
         try:
-            for path in self._files():
-                status = path.stat()
-                signature.append((str(path), status.st_mtime_ns, status.st_size, status.st_ino))
-        except (OSError, ManifestError):
+            return [(path, stamp(path)) for path in self._files()]
+        except ManifestError:
             return []
-        return signature
 
     def _files(self) -> Iterator[Path]:
         for path in self._paths:
             try:
                 if path.is_dir():
-                    yield from sorted(each for each in path.rglob("*") if _is_manifest(each, path))
-                    continue
-                path.stat()
-            except FileNotFoundError:
-                raise ManifestError(f"{path}: there is no such file or folder") from None
-            except OSError as fault:
-                raise ManifestError(f"{path}: {fault.strerror}") from fault
-            yield path
+                    yield from sorted(file for file in path.rglob("*") if _is_manifest(file, path))
+                else:
+                    path.stat()
+                    yield path
+            except OSError as error:
+                absent = isinstance(error, FileNotFoundError)
+                reason = "there is no such file or folder" if absent else error.strerror
+                raise ManifestError(f"{path}: {reason}") from error
 
 
 def _is_manifest(path: Path, folder: Path) -> bool:
@@ -227,12 +218,12 @@ def _load(path: Path) -> list[object]:
 
 def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
     """A JSON object. Raises ValueError for a duplicate key, because readers differ about those."""
-    found: dict[str, object] = {}
+    mapping: dict[str, object] = {}
     for key, value in pairs:
-        if key in found:
+        if key in mapping:
             raise ValueError(f"the key {key[:60]!a} stands twice in one object")
-        found[key] = value
-    return found
+        mapping[key] = value
+    return mapping
 
 
 def _flatten(loaded: list[object]) -> Iterator[object]:
@@ -241,44 +232,22 @@ def _flatten(loaded: list[object]) -> Iterator[object]:
     The items of a ServiceList have no kind of their own, so they get it from the List.
     """
     for document in loaded:
-        items, kind = (document.get("items"), document.get("kind")) if isinstance(document, dict) else (None, None)
-        if (
-            not isinstance(document, dict)
-            or not isinstance(items, list)
-            or not isinstance(kind, str)
-            or not kind.endswith("List")
-        ):
-            yield document
-            continue
-        kind = kind.removesuffix("List")
-        for item in items:
-            yield (
-                {"apiVersion": document.get("apiVersion"), "kind": kind, **item}
-                if kind and isinstance(item, dict)
-                else item
-            )
+        match document:
+            case {"items": list(items), "kind": str(kind), **rest} if kind.endswith("List"):
+                shared = {"apiVersion": rest.get("apiVersion"), "kind": kind.removesuffix("List")}
+                yield from ({**shared, **item} if shared["kind"] and isinstance(item, dict) else item for item in items)
+            case _:
+                yield document
 
 
-def _objects(path: Path) -> Iterator[_Found]:
-    """A file's objects. Raises OSError or ValueError."""
+def _manifests(path: Path) -> Iterator[_Manifest]:
+    """A file's objects of supported kinds. Raises OSError or ValueError."""
     for number, raw in enumerate(_flatten(_load(path)), start=1):
-        kind = _kind(raw)
-        if kind is not None:
-            assert isinstance(raw, dict)
-            yield _Found(kind, raw, path, number)
-
-
-def _kind(raw: object) -> str | None:
-    """The kind of an object, or None if nftsync does not use it."""
-    if not isinstance(raw, dict):
-        return None
-    version, kind = raw.get("apiVersion"), raw.get("kind")
-    if not isinstance(version, str) or not isinstance(kind, str):
-        return None
-    if kind not in KINDS:
-        return None
-    group = KINDS[kind].group
-    return kind if (version.startswith(f"{group}/") if group else version == "v1") else None
+        match raw:
+            case {"apiVersion": str(version), "kind": str(kind)} if isinstance(raw, dict) and kind in KINDS:
+                group = KINDS[kind].group
+                if version.startswith(f"{group}/") if group else version == "v1":
+                    yield _Manifest(kind, raw, path, number)
 
 
 def _printable(path: Path) -> str:

@@ -153,7 +153,7 @@ class Daemon:
         remembered = record.memory.named
         if self._options.manifests:
             inputs = Inputs.empty(self._signals.changed, self._clock, remembered)
-            return Manifests(self._options.manifests, self._config.nft, inputs).start(self._signals.changed)
+            return Manifests(self._options.manifests, self._config.nft, inputs, self._signals.changed).start()
         return ClusterSource(self._config, remembered, MetricsObserver(self._metrics), self._signals.changed, self._clock)
 
     def _open_server(self, chosen: Config) -> Server | None:
