@@ -194,7 +194,7 @@ def _bootstrap(options: argparse.Namespace) -> int:
 
 
 def _flush(options: argparse.Namespace) -> int:
-    from nftsync.daemon.flush import flush
+    from nftsync.daemon.boot import flush
     from nftsync.files.lock import LockedError
     from nftsync.kernel.interfaces import LinkError
     from nftsync.kernel.nft import KernelError

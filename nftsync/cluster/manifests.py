@@ -27,7 +27,7 @@ from nftsync.objects.metallb import CONFIG_MAP
 from nftsync.objects.names import Malformed, Name, ObjectRef, Reason, Rejection, identify
 from nftsync.objects.nft import METALLB_NAMESPACE
 from nftsync.objects.status import RouterStatus
-from nftsync.report.notices import Notice
+from nftsync.report.events import Notice
 
 SUFFIXES = (".yaml", ".yml", ".json")
 POLL_INTERVAL = 1.0  # seconds between looks at the files

@@ -1,4 +1,6 @@
-"""`nftsync boot` loads the remembered rules before the network is up, without a cluster.
+"""The commands that change the kernel while no daemon runs: `nftsync boot` and `nftsync flush`.
+
+`nftsync boot` loads the remembered rules before the network is up, without a cluster.
 
 A router without a memory gets the base: its rules let in nothing but ssh. The command is one sync
 of a daemon that hears nothing from a cluster. You can run it again if the first run could not read
@@ -21,11 +23,14 @@ from nftsync.daemon.record import Record, Store
 from nftsync.files.bootmark import BootMark
 from nftsync.files.journal import Journal
 from nftsync.files.lock import LockedError, locked
+from nftsync.kernel.interfaces import Links
 from nftsync.kernel.nft import Kernel, KernelError
 from nftsync.objects.address import Address, Local
-from nftsync.plan.memory import Facts
+from nftsync.plan.memory import BootFacts, Facts
 from nftsync.plan.result import Outcome, SyncResult
 from nftsync.plan.snapshot import Interfaces
+from nftsync.ruleset.tables import Ruleset
+from nftsync.ruleset.text import transaction
 
 _SIOCGIFFLAGS = 0x8913  # netdevice(7)
 _UP = 1
@@ -112,3 +117,20 @@ def _tell(result: SyncResult, facts: Facts) -> None:
         log.warning("this router has no remembered rules: nftsync loaded the base, which lets in nothing but ssh")
     else:
         log.info("the remembered rules are in force: %d pinholes", len(result.pinholes))
+
+
+def flush(chosen: Config) -> None:
+    """Remove our tables and our ingress qdisc from this machine. A second call changes nothing.
+
+    Raises KernelError. Raises LockedError while a daemon runs, since it would put them back.
+    """
+    with locked(chosen.runtime):
+        kernel, mark, network = Kernel(), BootMark(chosen.runtime), Links()
+        ours = mark.facts.ingress if mark.facts else None
+        try:
+            kernel.apply(transaction(kernel.read().ruleset, Ruleset()))
+            if ours is not None and network.ingress_kind(ours) == "ingress":
+                network.remove_ingress(ours)
+        finally:
+            network.close()
+        mark.write(BootFacts())

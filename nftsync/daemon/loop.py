@@ -24,15 +24,12 @@ from nftsync.cluster.cache import Inputs
 from nftsync.cluster.manifests import ManifestError, Manifests
 from nftsync.cluster.source import Clock, ClusterSource, Source
 from nftsync.config import Config, ConfigError
-from nftsync.daemon import answers
+from nftsync.daemon import publish
 from nftsync.daemon.control import ControlError, Questions, Server
-from nftsync.daemon.heap import give_back, settle_in
-from nftsync.daemon.observer import MetricsObserver
-from nftsync.daemon.publish import Publisher
+from nftsync.daemon.process import Signals, Systemd, give_back, process_signals, settle_in
+from nftsync.daemon.publish import MetricsObserver, Publisher
 from nftsync.daemon.reconcile import NOT_FILTERING, Reconciler
 from nftsync.daemon.record import Record, Store
-from nftsync.daemon.signals import Signals, process_signals
-from nftsync.daemon.systemd import Systemd
 from nftsync.exporter.endpoint import Endpoint, EndpointError
 from nftsync.exporter.metrics import KernelCollector, Metrics, ReadError
 from nftsync.files.bootfailure import read_boot_failure
@@ -168,8 +165,8 @@ class Daemon:
         now = self._clock()
         synced = None if self._synced is None else now - self._synced
         failed = str(self._boot_failure or "")
-        asked = answers.Daemon(reconciler, source, self._publisher, self._last, now - self._started, synced, failed)
-        self._questions.answer(lambda question: answers.answer(asked, question))
+        asked = publish.View(reconciler, source, self._publisher, self._last, now - self._started, synced, failed)
+        self._questions.answer(lambda question: publish.answer(asked, question))
 
     def _open_collector(self, chosen: Config, reconciler: Reconciler) -> KernelCollector:
         """Start to count now, so that packets before the first scrape count, too."""

@@ -1,26 +1,42 @@
-"""Publish the result of a sync: metrics, log lines, the Nft's status and Events."""
+"""Tell people about the router.
+
+The result of a sync becomes metrics, log lines, the Nft's status and Events. The last result answers
+`nftsync status`, `explain`, `diff`, `top` and `confirm`.
+"""
 
 from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from datetime import datetime
+from functools import cache
 from itertools import islice
 
 from nftsync import __version__
+from nftsync.cluster.backoff import RestartCause
 from nftsync.cluster.outbox import utc_now
 from nftsync.cluster.source import Source
+from nftsync.cluster.watch import MassDeletion, WatchState
+from nftsync.daemon.control import Answer, Question
+from nftsync.daemon.reconcile import Reconciler
 from nftsync.exporter.metrics import Metrics
-from nftsync.objects.kinds import NFT, SERVICE
+from nftsync.kernel import counters
+from nftsync.kernel.netlink import DumpError
+from nftsync.objects.kinds import NFT, SERVICE, Resource
 from nftsync.objects.names import ObjectRef, Reason, Rejection
 from nftsync.objects.status import Confirmation, RouterStatus
 from nftsync.plan.result import Outcome, SyncResult
+from nftsync.plan.snapshot import Origin
+from nftsync.report import explain
 from nftsync.report.conditions import conditions
 from nftsync.report.events import EventReason, Notice, of_changes, of_confirmation, of_rejections
+from nftsync.ruleset.text import render
 
 RECENT = 20  # pieces of news that `nftsync status` shows
 LINES = 200  # log lines for one sync at most; one more line counts the rest
+_REJECTIONS = 1000  # at most in one answer
 
 log = logging.getLogger(__name__)
 
@@ -159,3 +175,148 @@ def _fields(news: Notice, router: str) -> dict[str, str]:
     namespace, slash, name = about.name.partition("/")
     place = {"namespace": namespace, "name": name} if slash and about.kind != "File" else {"name": about.name}
     return {"kind": about.kind, **place, "topic": news.topic, "router": router}
+
+
+class MetricsObserver:
+    """Counts the events of a source. It implements cluster.source.Observer."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self.requested = metrics.count_api_request
+
+    def watching(self, resource: Resource, state: WatchState) -> None:
+        for each in WatchState:
+            self._metrics.watch_state.labels(resource.kind, each).set(each is state)
+
+    def restarted(self, resource: Resource, cause: RestartCause) -> None:
+        self._metrics.watch_restarts.labels(resource.kind, cause).inc()
+
+    def contact(self, resource: Resource) -> None:
+        self._metrics.last_contact.labels(resource.kind).set_to_current_time()
+
+    def skipped(self, resource: Resource, _message: str) -> None:
+        self._metrics.skipped.labels(resource.kind).inc()
+
+    def mass_deletion(self, _resource: Resource, deletion: MassDeletion, _message: str) -> None:
+        self._metrics.list_doubts.labels(deletion).inc()
+
+    def wrote_status(self, result: str) -> None:
+        self._metrics.status_writes.labels(result).inc()
+
+    def sent_event(self, result: str) -> None:
+        self._metrics.events.labels(result).inc()
+
+
+# --- answers --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """The state from which the daemon answers.
+
+    running: seconds since the start.  synced: seconds since the last sync that succeeded.
+    boot_failure: a sentence, "" for none.
+    """
+
+    reconciler: Reconciler
+    source: Source
+    publisher: Publisher
+    last: SyncResult
+    running: float
+    synced: float | None
+    boot_failure: str = ""
+
+
+def answer(view: View, question: Question) -> Answer:
+    """Answer one question. Raises ValueError with a sentence if the question is not valid."""
+    command = question.get("command")
+    known: Mapping[object, Callable[[View, Question], Answer]] = {
+        "status": _status, "ruleset": _ruleset, "owners": _owners, "explain": _explain, "confirm": _confirm,
+    }  # fmt: skip
+    if not isinstance(command, str) or command not in known:
+        raise ValueError(f"the daemon ({__version__}) does not know this command: restart it after an upgrade")
+    return known[command](view, question)
+
+
+def _status(view: View, _: Question) -> Answer:
+    last, settings, s = view.last, view.last.settings, view.last.snapshot
+    pools = last.guard.pools
+    return {
+        "router": s.config.router_name if s else "",
+        "version": __version__,
+        "running_seconds": round(view.running, 1),
+        "sync": {
+            "result": last.outcome,
+            "message": last.message,
+            "last_success_seconds": None if view.synced is None else round(view.synced, 1),
+            "hash": last.hash,
+        },
+        "boot_failure": view.boot_failure,
+        "watches": dict(view.source.watches()),
+        "public_nic": {
+            "name": settings.public_nic if settings else None,
+            "attached": bool(settings and settings.device),
+            "missing": bool(settings and settings.nic_missing),
+            "rate_shaping": bool(settings and settings.enable_rateshape),
+        },
+        "settings": {"confirmation": last.confirming.state, "message": str(last.confirming)},
+        "pools": {
+            "guarded": last.guard.guarded if last.pools_known else None,
+            "names": [pool.name for pool in pools or ()],
+        },
+        "services": len(last.index.services),
+        "pinholes": len(last.pinholes),
+        "stale": view.publisher.stale(view.source, last),
+        "rejections": [
+            {"object": str(each.object), "reason": each.reason, "message": each.message}
+            for each in islice(last.rejections, _REJECTIONS)
+        ],
+        "rejected": len(last.rejections),
+        "changes": [
+            {"time": time, "about": str(news.about or ""), "topic": news.topic, "message": news.message}
+            for time, news in view.publisher.recent
+        ],
+    }
+
+
+def _ruleset(view: View, _: Question) -> Answer:
+    wanted = view.last.wanted
+    if wanted is None and not view.last.filters:
+        return {"text": ""}  # the kernel holds no tables of ours and needs none
+    if wanted is None:
+        raise ValueError(f"nftsync does not know yet which rules the kernel should hold: {view.last.message}")
+    return {"text": render(wanted)}
+
+
+def _confirm(view: View, _: Question) -> Answer:
+    confirmed = view.reconciler.confirm()
+    return {"confirmed": confirmed, "text": str(view.reconciler.confirming)}
+
+
+def _owners(view: View, _: Question) -> Answer:
+    return {"owners": {key: str(pinhole.service) for key, pinhole in view.last.pinholes.items()}}
+
+
+def _explain(view: View, question: Question) -> Answer:
+    words = question.get("words")
+    if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+        raise ValueError("`explain` takes a list of words")
+    services = {service.name: service for service in view.source.inputs.services.objects()}
+    if view.last.snapshot is None or view.last.snapshot.services is not Origin.LISTED:
+        services = {service.name: service for service in view.last.index.services}
+    found = explain.explain(explain.View(view.last, services, cache(view.reconciler.routed), _drops()), words)
+    return {"text": found.text(), **found.as_json()}
+
+
+def _drops() -> Callable[[str], int | None]:
+    """Packets dropped by each pinhole's rate limit. It reads the counters once, on demand."""
+
+    @cache
+    def dropped() -> Mapping[str, int]:
+        try:
+            counts = counters.read().counts
+        except DumpError:
+            return {}
+        return {key: count.packets for name in ("dropped4", "dropped6") for (key, _), count in counts[name].items()}
+
+    return lambda key: dropped().get(key)

@@ -23,7 +23,7 @@ import yaml
 from nftsync.cluster.outbox import utc_now
 from nftsync.cluster.source import ClusterSource
 from nftsync.config import Config
-from nftsync.daemon.observer import MetricsObserver
+from nftsync.daemon.publish import MetricsObserver
 from nftsync.exporter.metrics import Metrics
 from nftsync.objects.names import ObjectRef
 from nftsync.objects.status import RouterStatus, parse_status

@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import median
 
 from nftsync.config import Config
-from nftsync.daemon.signals import Signals
+from nftsync.daemon.process import Signals
 from nftsync.plan.result import Outcome, SyncResult
 from tests.bench.measure import NIC, Goal, Samples, address_of, in_turns, nft_resource, service, spread, table
 from tests.lab.namespace import Namespace

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from nftsync import config
-from nftsync.daemon.systemd import Systemd
+from nftsync.daemon.process import Systemd
 from tests.lab.lab import Lab
 from tests.labtools import PATIENCE, SERVICE4, Daemon, eventually, needs_root, nft, service
 

@@ -20,7 +20,7 @@ import pytest
 
 from nftsync.cluster.source import ClusterSource
 from nftsync.config import Caps, Config, Filters
-from nftsync.daemon.observer import MetricsObserver
+from nftsync.daemon.publish import MetricsObserver
 from nftsync.exporter.metrics import Metrics
 from nftsync.files import journal as module
 from nftsync.files.journal import Journal

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nftsync.config import AddressPolicy, Filters
-from nftsync.daemon import answers
+from nftsync.daemon import publish as answers
 from nftsync.kernel.netlink import DumpError
 from nftsync.objects.address import Address, Local, parse_range
 from nftsync.objects.metallb import MetalLBConfig, Pool
