@@ -44,12 +44,12 @@ def add_questions(add: Callable[..., argparse.ArgumentParser], manifests: argpar
 
 def _status(options: argparse.Namespace) -> int:
     from nftsync.cli import show
-    from nftsync.daemon.control import ControlError, ask
+    from nftsync.daemon.control import ControlError, call
 
     chosen = config.load(options.config)
     try:
         while True:
-            answer = ask(chosen.runtime, {"command": "status"})
+            answer = call(chosen.runtime, {"command": "status"})
             if options.watch and sys.stdout.isatty():
                 sys.stdout.write("\x1b[H\x1b[2J")
             sys.stdout.write(json.dumps(answer) + "\n" if options.json else show.status(answer))
@@ -62,7 +62,7 @@ def _status(options: argparse.Namespace) -> int:
 
 
 def _explain(options: argparse.Namespace) -> int:
-    from nftsync.daemon.control import ControlError, ask
+    from nftsync.daemon.control import ControlError, call
     from nftsync.report.explain import View, explain
     from nftsync.report.query import parse_query
 
@@ -75,7 +75,7 @@ def _explain(options: argparse.Namespace) -> int:
             found = explain(View(shown, services), words)
             described: dict[str, Any] = {"text": found.text(), **found.as_json()}
         else:
-            described = ask(chosen.runtime, {"command": "explain", "words": words})
+            described = call(chosen.runtime, {"command": "explain", "words": words})
     except ValueError as fault:
         return fail(WRONG, str(fault))
     except ControlError as fault:
@@ -115,10 +115,10 @@ def _preview_here(chosen: Config, paths: Sequence[Path]) -> tuple[SyncResult, di
 
 
 def _confirm(options: argparse.Namespace) -> int:
-    from nftsync.daemon.control import ControlError, ask
+    from nftsync.daemon.control import ControlError, call
 
     try:
-        answer = ask(config.load(options.config).runtime, {"command": "confirm"})
+        answer = call(config.load(options.config).runtime, {"command": "confirm"})
     except ControlError as fault:
         return fail(FAILED, str(fault))
     if not answer["confirmed"]:
@@ -129,7 +129,7 @@ def _confirm(options: argparse.Namespace) -> int:
 
 def _top(options: argparse.Namespace) -> int:
     from nftsync.cli import show
-    from nftsync.daemon.control import ControlError, ask
+    from nftsync.daemon.control import ControlError, call
     from nftsync.kernel import counters
     from nftsync.kernel.netlink import DumpError
 
@@ -138,7 +138,7 @@ def _top(options: argparse.Namespace) -> int:
         return fail(WRONG, f"--seconds {options.seconds}: write a number from 0.1 to 3600")
     try:
         while True:
-            owners = ask(chosen.runtime, {"command": "owners"})["owners"]
+            owners = call(chosen.runtime, {"command": "owners"})["owners"]
             began, before = time.monotonic(), counters.read()
             time.sleep(options.seconds)
             after, seconds = counters.read(), time.monotonic() - began
@@ -155,7 +155,7 @@ def _top(options: argparse.Namespace) -> int:
 def diff(options: argparse.Namespace) -> int:
     """Exit as diff(1) does: 0 no difference, 1 some difference, 2 trouble."""
     from nftsync.cli.diff import differences
-    from nftsync.daemon.control import ControlError, ask
+    from nftsync.daemon.control import ControlError, call
     from nftsync.kernel.netns import LabError
     from nftsync.kernel.nft import KernelError
 
@@ -168,7 +168,7 @@ def diff(options: argparse.Namespace) -> int:
             for rejection in shown.rejections:
                 print(rejection, file=sys.stderr)
         else:
-            wanted = ask(chosen.runtime, {"command": "ruleset"})["text"]
+            wanted = call(chosen.runtime, {"command": "ruleset"})["text"]
         found = differences(wanted)
     except PermissionError:
         return fail(WRONG, "only root can read the kernel's ruleset: run this as root")

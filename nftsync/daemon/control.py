@@ -1,4 +1,4 @@
-"""The control socket: commands ask the daemon through a unix socket that only root can reach.
+"""The control socket: commands call the daemon through a unix socket that only root can reach.
 
 A connection carries one JSON object each way. The daemon's loop answers between two syncs, so an
 answer never mixes the states of two syncs. Source: unix(7).
@@ -6,29 +6,39 @@ answer never mixes the states of two syncs. Source: unix(7).
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
 import queue
 import socket
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
 from pathlib import Path
+from socketserver import BaseRequestHandler, ThreadingMixIn, UnixStreamServer
 from typing import Any
 
 SOCKET = "control.sock"
 PATIENCE = 10.0  # seconds that each side waits for the other one
-_LONGEST_QUESTION = 64 * 1024  # bytes
+_LONGEST_REQUEST = 64 * 1024  # bytes
 _BACKLOG = 128  # connections that wait for accept()
 _AT_ONCE = 32  # conversations
 _WAIT = 2.0  # seconds that a connection waits for a free place among them
-_PAUSE = 0.1  # seconds after a failed accept()
+_PAUSE = 0.1  # seconds until the next try, without a file or a thread for a connection
+_NEVER = 3600.0  # seconds between two looks whether close() was called: it wakes the server up anyway
+_ADVICE: Mapping[type[Exception], str] = {
+    FileNotFoundError: "the daemon does not run: start it with `systemctl start nftsync`",
+    ConnectionRefusedError: "the daemon does not run: start it with `systemctl start nftsync`",
+    PermissionError: "only root can ask the daemon: use sudo",
+    BlockingIOError: "the daemon is busy with other commands: try again",
+}
 
 log = logging.getLogger(__name__)
 
-Question = dict[str, Any]
+Request = dict[str, Any]
 Answer = dict[str, Any]
 
 
@@ -36,17 +46,17 @@ class ControlError(Exception):
     """The command could not ask the daemon. The message tells you the next step."""
 
 
-class Questions:
-    """Hands questions from any thread to the loop's thread. wake: called for each new question."""
+class RequestQueue:
+    """Hands requests from any thread to the loop's thread. wake: called for each new request."""
 
     def __init__(self, wake: Callable[[], None]) -> None:
         self._wake = wake
-        self._waiting: queue.SimpleQueue[tuple[Question, Future[Answer]]] = queue.SimpleQueue()
+        self._waiting: queue.SimpleQueue[tuple[Request, Future[Answer]]] = queue.SimpleQueue()
 
-    def ask(self, question: Question) -> Answer:
+    def call(self, request: Request) -> Answer:
         """Wait for the answer. Raises TimeoutError if the loop does not answer within PATIENCE."""
         future: Future[Answer] = Future()
-        self._waiting.put((question, future))
+        self._waiting.put((request, future))
         self._wake()
         try:
             return future.result(PATIENCE)
@@ -55,103 +65,108 @@ class Questions:
                 raise
             return future.result(PATIENCE)
 
-    def answer(self, answer: Callable[[Question], Answer]) -> None:
-        """Answer all waiting questions."""
-        for question, future in self._pending():
+    def answer(self, answer: Callable[[Request], Answer]) -> None:
+        """Answer all waiting requests."""
+        while not self._waiting.empty():
+            request, future = self._waiting.get()
             if not future.set_running_or_notify_cancel():
                 continue
             try:
-                future.set_result(answer(question))
-            except ValueError as fault:  # the question is not valid
-                future.set_result({"error": str(fault)})
-            except Exception:  # a question must never stop the daemon
+                future.set_result(answer(request))
+            except ValueError as error:  # the request is not valid
+                future.set_result({"error": str(error)})
+            except Exception:  # a request must never stop the daemon
                 log.exception("the daemon could not answer a question; this is a bug, please report this traceback")
                 future.set_result({"error": "the daemon could not answer; this is a bug: its log has the traceback"})
 
-    def _pending(self) -> Iterator[tuple[Question, Future[Answer]]]:
-        with suppress(queue.Empty):
-            while True:
-                yield self._waiting.get_nowait()
 
-
-class Server:
+class Server(ThreadingMixIn, UnixStreamServer):
     """Listens in a folder until close(). Raises ControlError if it can't or another daemon does."""
 
-    def __init__(self, folder: Path, ask: Callable[[Question], Answer]) -> None:
+    daemon_threads = True
+    block_on_close = False
+    request_queue_size = _BACKLOG
+
+    def __init__(self, folder: Path, call: Callable[[Request], Answer]) -> None:
         self._path = folder / SOCKET
-        self._ask = ask
-        self._closed = threading.Event()
+        self._call = call
         self._places = threading.Semaphore(_AT_ONCE)
         try:
-            self._listener = _listener(self._path)
-        except OSError as fault:
-            raise ControlError(f"{self._path}: {fault.strerror or fault}") from fault
-        self._thread = threading.Thread(target=self._serve, name="control", daemon=True)
+            folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+            if _alive(self._path):
+                raise ControlError(f"{self._path}: another nftsync uses this socket: stop it or set another `runtime` folder")
+            self._path.unlink(missing_ok=True)
+            super().__init__(str(self._path), BaseRequestHandler)
+        except OSError as error:
+            raise ControlError(f"{self._path}: {error.strerror or error}") from error
+        self._thread = threading.Thread(target=self.serve_forever, args=(_NEVER,), name="control", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
-        self._closed.set()
         with suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
+            self.socket.shutdown(socket.SHUT_RDWR)  # wakes the server up
+        self.shutdown()
+        self.server_close()
         with suppress(OSError):
             self._path.unlink()
         self._thread.join()
 
-    def _serve(self) -> None:
-        while not self._closed.is_set():
-            try:
-                connection, _ = self._listener.accept()
-            except OSError:  # close() was called, or the process has too many open files for now
-                self._closed.wait(_PAUSE)
-                continue
-            try:
-                threading.Thread(target=self._converse, args=(connection,), daemon=True).start()
-            except RuntimeError:  # the process has too many threads for now
-                connection.close()
-                self._closed.wait(_PAUSE)
+    def server_bind(self) -> None:
+        """Create the socket for our user alone: bind() takes the mode of the descriptor."""
+        os.fchmod(self.fileno(), 0o600)
+        super().server_bind()
 
-    def _converse(self, connection: socket.socket) -> None:
-        with connection, suppress(OSError):
+    def get_request(self) -> tuple[socket.socket, Any]:
+        """Accept a connection. Wait a moment while the process has too many open files."""
+        try:
+            return super().get_request()
+        except OSError:
+            time.sleep(_PAUSE)
+            raise
+
+    def process_request(self, connection: Any, address: Any) -> None:
+        """Start a thread for a connection. Hang up while the process has too many threads."""
+        try:
+            super().process_request(connection, address)
+        except RuntimeError:
+            self.shutdown_request(connection)
+            time.sleep(_PAUSE)
+
+    def finish_request(self, connection: Any, _: Any) -> None:
+        """Answer a connection, in its own thread."""
+        with suppress(OSError):
             connection.settimeout(PATIENCE)
             if not self._places.acquire(timeout=_WAIT):
                 connection.sendall(b'{"error": "the daemon is busy with other commands: try again"}\n')
                 return
             try:
-                self._hear_and_answer(connection)
+                connection.sendall(json.dumps(self._answer(connection)).encode() + b"\n")
             finally:
                 self._places.release()
 
-    def _hear_and_answer(self, connection: socket.socket) -> None:
+    def _answer(self, connection: socket.socket) -> Answer:
         try:
-            question = json.loads(_line(connection, _LONGEST_QUESTION))
-            if not isinstance(question, dict):
+            request = json.loads(_line(connection, _LONGEST_REQUEST))
+            if not isinstance(request, dict):
                 raise ValueError("send a JSON object")
-            answer = self._ask(question)
-        except (ValueError, RecursionError) as fault:
-            answer = {"error": f"the request is not valid: {fault}"}
+            return self._call(request)
+        except (ValueError, RecursionError) as error:
+            return {"error": f"the request is not valid: {error}"}
         except TimeoutError:
-            answer = {"error": "the daemon is busy: try again"}
-        connection.sendall(json.dumps(answer).encode() + b"\n")
+            return {"error": "the daemon is busy: try again"}
 
 
-def ask(folder: Path, question: Question) -> Answer:
+def call(folder: Path, request: Request) -> Answer:
     """Ask the daemon that runs on this machine. Raises ControlError."""
     path = folder / SOCKET
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
             connection.settimeout(2 * PATIENCE)
             connection.connect(str(path))
-            connection.sendall(json.dumps(question).encode() + b"\n")
+            connection.sendall(json.dumps(request).encode() + b"\n")
             answer = json.loads(_line(connection, None))
-    except (FileNotFoundError, ConnectionRefusedError):
-        raise ControlError(f"{path}: the daemon does not run: start it with `systemctl start nftsync`") from None
-    except PermissionError:
-        raise ControlError(f"{path}: only root can ask the daemon: use sudo") from None
-    except BlockingIOError:
-        raise ControlError(f"{path}: the daemon is busy with other commands: try again") from None
-    except (OSError, ValueError) as fault:
-        raise ControlError(f"{path}: {fault}") from fault
+    except (OSError, ValueError) as error:
+        raise ControlError(f"{path}: {_ADVICE.get(type(error), error)}") from error
     if not isinstance(answer, dict) or "error" in answer:
         raise ControlError(str(answer.get("error") if isinstance(answer, dict) else answer))
     return answer
@@ -168,34 +183,11 @@ def _line(connection: socket.socket, longest: int | None) -> bytes:
     return bytes(content)
 
 
-def _listener(path: Path) -> socket.socket:
-    """A listening socket that accepts only our user.
-
-    Raises OSError; ControlError if another daemon answers there.
-    """
-    path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-    if _alive(path):
-        raise ControlError(f"{path}: another nftsync uses this socket: stop it or set another `runtime` folder")
-    path.unlink(missing_ok=True)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        os.fchmod(listener.fileno(), 0o600)  # bind() creates the file with this mode
-        listener.bind(str(path))
-        listener.listen(_BACKLOG)
-    except BaseException:
-        listener.close()
-        raise
-    return listener
-
-
 def _alive(path: Path) -> bool:
-    """True if a process listens. The socket of a killed process refuses. Raises OSError."""
+    """True if a process listens, even if its backlog is full. A dead one's socket refuses. Raises OSError."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.settimeout(1.0)
-        try:
-            connection.connect(str(path))
-        except (FileNotFoundError, ConnectionRefusedError):
-            return False
-        except (BlockingIOError, TimeoutError):  # its backlog is full, so a process listens
-            return True
-        return True
+        code = connection.connect_ex(str(path))
+    if code not in (0, errno.EAGAIN, errno.ENOENT, errno.ECONNREFUSED):
+        raise OSError(code, os.strerror(code))
+    return code in (0, errno.EAGAIN)

@@ -25,7 +25,7 @@ from nftsync.cluster.manifests import ManifestError, Manifests
 from nftsync.cluster.source import Clock, ClusterSource, Source
 from nftsync.config import Config, ConfigError
 from nftsync.daemon import publish
-from nftsync.daemon.control import ControlError, Questions, Server
+from nftsync.daemon.control import ControlError, RequestQueue, Server
 from nftsync.daemon.process import Signals, Systemd, give_back, process_signals, settle_in
 from nftsync.daemon.publish import MetricsObserver, Publisher
 from nftsync.daemon.reconcile import NOT_FILTERING, Reconciler
@@ -93,7 +93,7 @@ class Daemon:
         self._publisher = Publisher(self._metrics)
         self._boot_failure = read_boot_failure(self._config.runtime)
         self._metrics.show_boot_failure(self._boot_failure.loaded if self._boot_failure else "")
-        self._questions = Questions(self._signals.asked)
+        self._requests = RequestQueue(self._signals.asked)
         self._server: Server | None = None
         self._started = clock()
         self._synced: float | None = None  # time of the last sync that succeeded
@@ -155,18 +155,18 @@ class Daemon:
 
     def _open_server(self, chosen: Config) -> Server | None:
         try:
-            return Server(chosen.runtime, self._questions.ask)
+            return Server(chosen.runtime, self._requests.call)
         except ControlError as fault:
             log.warning("nftsync status, explain, diff, top and confirm can't reach this daemon: %s", fault)
             return None
 
     def _answer(self, reconciler: Reconciler, source: Source) -> None:
-        """Answer the questions that came since the last turn."""
+        """Answer the requests that came since the last turn."""
         now = self._clock()
         synced = None if self._synced is None else now - self._synced
         failed = str(self._boot_failure or "")
         asked = publish.View(reconciler, source, self._publisher, self._last, now - self._started, synced, failed)
-        self._questions.answer(lambda question: publish.answer(asked, question))
+        self._requests.answer(lambda request: publish.answer(asked, request))
 
     def _open_collector(self, chosen: Config, reconciler: Reconciler) -> KernelCollector:
         """Start to count now, so that packets before the first scrape count, too."""

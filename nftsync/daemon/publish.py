@@ -19,7 +19,7 @@ from nftsync.cluster.backoff import RestartCause
 from nftsync.cluster.outbox import utc_now
 from nftsync.cluster.source import Source
 from nftsync.cluster.watch import MassDeletion, WatchState
-from nftsync.daemon.control import Answer, Question
+from nftsync.daemon.control import Answer, Request
 from nftsync.daemon.reconcile import Reconciler
 from nftsync.exporter.metrics import Metrics
 from nftsync.kernel import counters
@@ -227,18 +227,18 @@ class View:
     boot_failure: str = ""
 
 
-def answer(view: View, question: Question) -> Answer:
-    """Answer one question. Raises ValueError with a sentence if the question is not valid."""
-    command = question.get("command")
-    known: Mapping[object, Callable[[View, Question], Answer]] = {
+def answer(view: View, request: Request) -> Answer:
+    """Answer one request. Raises ValueError with a sentence if the request is not valid."""
+    command = request.get("command")
+    known: Mapping[object, Callable[[View, Request], Answer]] = {
         "status": _status, "ruleset": _ruleset, "owners": _owners, "explain": _explain, "confirm": _confirm,
     }  # fmt: skip
     if not isinstance(command, str) or command not in known:
         raise ValueError(f"the daemon ({__version__}) does not know this command: restart it after an upgrade")
-    return known[command](view, question)
+    return known[command](view, request)
 
 
-def _status(view: View, _: Question) -> Answer:
+def _status(view: View, _: Request) -> Answer:
     last, settings, s = view.last, view.last.settings, view.last.snapshot
     pools = last.guard.pools
     return {
@@ -279,7 +279,7 @@ def _status(view: View, _: Question) -> Answer:
     }
 
 
-def _ruleset(view: View, _: Question) -> Answer:
+def _ruleset(view: View, _: Request) -> Answer:
     wanted = view.last.wanted
     if wanted is None and not view.last.filters:
         return {"text": ""}  # the kernel holds no tables of ours and needs none
@@ -288,17 +288,17 @@ def _ruleset(view: View, _: Question) -> Answer:
     return {"text": render(wanted)}
 
 
-def _confirm(view: View, _: Question) -> Answer:
+def _confirm(view: View, _: Request) -> Answer:
     confirmed = view.reconciler.confirm()
     return {"confirmed": confirmed, "text": str(view.reconciler.confirming)}
 
 
-def _owners(view: View, _: Question) -> Answer:
+def _owners(view: View, _: Request) -> Answer:
     return {"owners": {key: str(pinhole.service) for key, pinhole in view.last.pinholes.items()}}
 
 
-def _explain(view: View, question: Question) -> Answer:
-    words = question.get("words")
+def _explain(view: View, request: Request) -> Answer:
+    words = request.get("words")
     if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
         raise ValueError("`explain` takes a list of words")
     services = {service.name: service for service in view.source.inputs.services.objects()}

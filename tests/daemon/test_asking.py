@@ -22,7 +22,7 @@ from typing import Any
 
 import pytest
 
-from nftsync.daemon.control import ControlError, ask
+from nftsync.daemon.control import ControlError, call
 from tests.lab.lab import CLIENT, CLUSTER, PUBLIC, Lab, Probe
 from tests.labtools import PATIENCE, PUBLIC_NIC, Daemon, Raw, elements, eventually, needs_root, nft, rules, service
 
@@ -78,10 +78,10 @@ class Asked(Daemon):
         return self.folder / "run"
 
     def status(self) -> dict[str, Any]:
-        return ask(self.runtime, {"command": "status"})
+        return call(self.runtime, {"command": "status"})
 
     def explain(self, *words: str) -> dict[str, Any]:
-        return ask(self.runtime, {"command": "explain", "words": list(words)})
+        return call(self.runtime, {"command": "explain", "words": list(words)})
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +129,7 @@ def test_status_says_for_programs_how_the_router_is_doing(shared: Asked) -> None
     times = [each["time"] for each in found["changes"]]
     assert times == sorted(times)
     assert "Service default/web" in {each["about"] for each in found["changes"]}
-    assert ask(shared.runtime, {"command": "status"})["sync"]["hash"] == found["sync"]["hash"], "nothing has changed"
+    assert call(shared.runtime, {"command": "status"})["sync"]["hash"] == found["sync"]["hash"], "nothing has changed"
 
 
 def test_status_follows_what_happens_and_the_newest_change_stands_last(daemon: Asked) -> None:
@@ -482,7 +482,7 @@ def test_many_who_ask_do_not_hold_up_the_firewall(daemon: Asked) -> None:
             question = questions[number % 3]
             number += 1
             try:
-                answer = ask(daemon.runtime, question)
+                answer = call(daemon.runtime, question)
             except ControlError:
                 answered["busy"] += 1
                 continue

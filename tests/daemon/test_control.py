@@ -18,14 +18,14 @@ from typing import Any
 import pytest
 
 from nftsync.daemon import control
-from nftsync.daemon.control import SOCKET, Answer, ControlError, Question, Questions, Server, ask
+from nftsync.daemon.control import SOCKET, Answer, ControlError, Request, RequestQueue, Server, call
 from tests.lab.lab import Lab
 from tests.labtools import PATIENCE, Daemon, elements, eventually, needs_root, nft, service
 
 NOBODY = 65534
 
 
-def echo(question: Question) -> Answer:
+def echo(question: Request) -> Answer:
     return {"asked": question}
 
 
@@ -67,14 +67,14 @@ def error(heard: bytes) -> str:
 @pytest.mark.usefixtures("server")
 def test_a_question_and_its_answer_are_one_json_object_each_on_one_line(folder: Path) -> None:
     question = {"command": "explain", "words": ["é", "\n", "2001:db8::1"], "deep": [[{}]]}
-    assert ask(folder, question) == {"asked": question}
+    assert call(folder, question) == {"asked": question}
     assert say(folder, b'{"a":', b" 1}\n") == b'{"asked": {"a": 1}}\n'
 
 
 @pytest.mark.usefixtures("server")
 def test_an_answer_may_be_large(folder: Path) -> None:
     text = "x" * 60_000
-    assert ask(folder, {"text": text}) == {"asked": {"text": text}}
+    assert call(folder, {"text": text}) == {"asked": {"text": text}}
 
 
 @pytest.mark.usefixtures("server")
@@ -102,7 +102,7 @@ def test_somebody_else_is_refused_with_a_sentence(tmp_path: Path, folder: Path, 
         try:
             os.setgroups([])
             os.setuid(NOBODY)
-            ask(folder, {})
+            call(folder, {})
             os.write(writing, b"it answered")
         except ControlError as fault:
             os.write(writing, str(fault).encode())
@@ -116,11 +116,11 @@ def test_somebody_else_is_refused_with_a_sentence(tmp_path: Path, folder: Path, 
 
 def test_where_no_daemon_runs_a_sentence_says_so(folder: Path) -> None:
     with pytest.raises(ControlError, match="the daemon does not run: start it with `systemctl start nftsync`"):
-        ask(folder, {})
+        call(folder, {})
     Server(folder, echo).close()
     assert not (folder / SOCKET).exists()
     with pytest.raises(ControlError, match="the daemon does not run"):
-        ask(folder, {})
+        call(folder, {})
 
 
 def test_the_socket_of_a_daemon_that_was_killed_is_taken_over(folder: Path) -> None:
@@ -128,10 +128,10 @@ def test_the_socket_of_a_daemon_that_was_killed_is_taken_over(folder: Path) -> N
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as dead:
         dead.bind(str(folder / SOCKET))
     with pytest.raises(ControlError, match="the daemon does not run"):
-        ask(folder, {})
+        call(folder, {})
     server = Server(folder, echo)
     try:
-        assert ask(folder, {}) == {"asked": {}}
+        assert call(folder, {}) == {"asked": {}}
     finally:
         server.close()
 
@@ -142,7 +142,7 @@ def test_a_second_daemon_is_refused_and_the_first_goes_on_answering(folder: Path
     for _ in range(3):
         with pytest.raises(ControlError, match="another nftsync uses this socket"):
             Server(folder, echo)
-    assert ask(folder, {"n": 1}) == {"asked": {"n": 1}}
+    assert call(folder, {"n": 1}) == {"asked": {"n": 1}}
     assert eventually(lambda: len(os.listdir("/proc/self/fd")) <= files), "nothing stays open"
 
 
@@ -160,7 +160,7 @@ def test_a_daemon_whom_too_many_ask_keeps_its_socket(folder: Path) -> None:
         assert found == errno.EAGAIN
         before = (folder / SOCKET).stat().st_ino
         with pytest.raises(ControlError, match="the daemon is busy with other commands: try again"):
-            ask(folder, {})
+            call(folder, {})
         with pytest.raises(ControlError, match="another nftsync uses this socket"):
             Server(folder, echo)
         assert (folder / SOCKET).stat().st_ino == before
@@ -196,7 +196,7 @@ def test_what_is_no_question_is_answered_with_an_error_and_the_next_one_is_heard
         assert error(say(folder, *pieces)).startswith("the request is not valid: ")
     except (ConnectionResetError, BrokenPipeError):
         assert sum(map(len, pieces)) > 64 * 1024, "only who says too much is hung up on"
-    assert ask(folder, {}) == {"asked": {}}
+    assert call(folder, {}) == {"asked": {}}
 
 
 @pytest.mark.usefixtures("server")
@@ -208,7 +208,7 @@ def test_who_hangs_up_at_once_or_halfway_harms_nobody(folder: Path, said: bytes)
             connection.sendall(said)
     hung_up = "the request is not valid: the other side closed the connection"
     assert eventually(lambda: error(say(folder, said, hang_up=True)) == hung_up), "when those before have been given up"
-    assert ask(folder, {}) == {"asked": {}}
+    assert call(folder, {}) == {"asked": {}}
 
 
 def test_who_says_nothing_is_given_up(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -226,7 +226,7 @@ def test_more_askers_than_there_are_places_hear_that_and_the_others_are_answered
     monkeypatch.setattr(control, "_WAIT", 0.1)
     go_on, begun = threading.Event(), threading.Semaphore(0)
 
-    def slow(question: Question) -> Answer:
+    def slow(question: Request) -> Answer:
         begun.release()
         go_on.wait(PATIENCE)
         return echo(question)
@@ -234,7 +234,7 @@ def test_more_askers_than_there_are_places_hear_that_and_the_others_are_answered
     server = Server(folder, slow)
     try:
         with ThreadPoolExecutor(control._AT_ONCE) as pool:
-            asked = [pool.submit(ask, folder, {"n": number}) for number in range(control._AT_ONCE)]
+            asked = [pool.submit(call, folder, {"n": number}) for number in range(control._AT_ONCE)]
             assert all(begun.acquire(timeout=PATIENCE) for _ in asked)
             assert error(say(folder)) == "the daemon is busy with other commands: try again"
             go_on.set()
@@ -257,8 +257,8 @@ def test_too_many_open_files_do_not_end_it(folder: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(socket.socket, "accept", accept)
     server = Server(folder, echo)
     try:
-        assert eventually(lambda: not faults)
-        assert ask(folder, {}) == {"asked": {}}
+        assert call(folder, {}) == {"asked": {}}
+        assert not faults
     finally:
         server.close()
 
@@ -276,7 +276,7 @@ def test_too_many_threads_do_not_end_it(folder: Path, monkeypatch: pytest.Monkey
         with suppress(ConnectionResetError, BrokenPipeError):  # a hang-up is no silence
             assert say(folder, b"{}\n") == b""
         assert not faults
-        assert ask(folder, {}) == {"asked": {}}
+        assert call(folder, {}) == {"asked": {}}
     finally:
         server.close()
 
@@ -291,7 +291,7 @@ def test_closing_ends_its_thread_and_removes_the_socket(folder: Path) -> None:
 # --- the one thread that answers ----------------------------------------------------------------------
 
 
-def answering(questions: Questions, stop: threading.Event, answer: Any = echo) -> threading.Thread:
+def answering(questions: RequestQueue, stop: threading.Event, answer: Any = echo) -> threading.Thread:
     def loop() -> None:
         while not stop.wait(0.001):
             questions.answer(answer)
@@ -303,12 +303,12 @@ def answering(questions: Questions, stop: threading.Event, answer: Any = echo) -
 
 def test_many_who_ask_at_once_each_get_their_own_answer(folder: Path) -> None:
     stop = threading.Event()
-    questions = Questions(lambda: None)
-    thread, server = answering(questions, stop), Server(folder, questions.ask)
+    questions = RequestQueue(lambda: None)
+    thread, server = answering(questions, stop), Server(folder, questions.call)
     try:
         with ThreadPoolExecutor(20) as pool:
             numbers = range(200)
-            found = list(pool.map(lambda number: ask(folder, {"n": number}), numbers))
+            found = list(pool.map(lambda number: call(folder, {"n": number}), numbers))
         assert found == [{"asked": {"n": number}} for number in numbers]
     finally:
         stop.set()
@@ -318,9 +318,9 @@ def test_many_who_ask_at_once_each_get_their_own_answer(folder: Path) -> None:
 
 def test_a_question_wakes_who_answers() -> None:
     woken = threading.Event()
-    questions = Questions(woken.set)
+    questions = RequestQueue(woken.set)
     with ThreadPoolExecutor(1) as pool:
-        asked = pool.submit(questions.ask, {"n": 1})
+        asked = pool.submit(questions.call, {"n": 1})
         assert woken.wait(PATIENCE)
         questions.answer(echo)
         assert asked.result(PATIENCE) == {"asked": {"n": 1}}
@@ -328,22 +328,22 @@ def test_a_question_wakes_who_answers() -> None:
 
 def test_a_loop_that_does_not_turn_is_busy(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(control, "PATIENCE", 0.2)
-    server = Server(folder, Questions(lambda: None).ask)
+    server = Server(folder, RequestQueue(lambda: None).call)
     try:
         with pytest.raises(ControlError, match="the daemon is busy: try again"):
-            ask(folder, {})
+            call(folder, {})
     finally:
         server.close()
 
 
 def test_what_was_given_up_is_not_done_later_behind_the_back_of_who_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(control, "PATIENCE", 0.1)
-    done: list[Question] = []
-    questions = Questions(lambda: None)
+    done: list[Request] = []
+    questions = RequestQueue(lambda: None)
     with pytest.raises(TimeoutError):
-        questions.ask({"command": "confirm"})
+        questions.call({"command": "confirm"})
 
-    def answer(question: Question) -> Answer:
+    def answer(question: Request) -> Answer:
         done.append(question)
         return echo(question)
 
@@ -353,7 +353,7 @@ def test_what_was_given_up_is_not_done_later_behind_the_back_of_who_asked(monkey
 
     with ThreadPoolExecutor(1) as pool:
         monkeypatch.setattr(control, "PATIENCE", PATIENCE)
-        asked = pool.submit(questions.ask, {"command": "status"})
+        asked = pool.submit(questions.call, {"command": "status"})
         assert eventually(turn)
         assert asked.result(PATIENCE) == {"asked": {"command": "status"}}
     assert done == [{"command": "status"}]
@@ -369,13 +369,13 @@ def test_an_answer_that_has_begun_in_time_is_waited_for(monkeypatch: pytest.Monk
             raise TimeoutError
         return real(future, timeout)
 
-    def answer(question: Question) -> Answer:
+    def answer(question: Request) -> Answer:
         begun.set()
         return echo(question)
 
     monkeypatch.setattr(Future, "result", result)
-    questions, heard = Questions(woken.set), list[Answer]()
-    thread = threading.Thread(target=lambda: heard.append(questions.ask({"n": 1})))
+    questions, heard = RequestQueue(woken.set), list[Answer]()
+    thread = threading.Thread(target=lambda: heard.append(questions.call({"n": 1})))
     thread.start()
     assert woken.wait(PATIENCE)
     questions.answer(answer)
@@ -386,7 +386,7 @@ def test_an_answer_that_has_begun_in_time_is_waited_for(monkeypatch: pytest.Monk
 def test_an_answer_that_fails_is_an_error_for_who_asked_and_for_nobody_else(
     folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def answer(question: Question) -> Answer:
+    def answer(question: Request) -> Answer:
         if question["n"] == 0:
             raise ValueError("what was asked makes no sense")
         if question["n"] == 1:
@@ -394,17 +394,17 @@ def test_an_answer_that_fails_is_an_error_for_who_asked_and_for_nobody_else(
         return echo(question)
 
     stop = threading.Event()
-    questions = Questions(lambda: None)
-    thread, server = answering(questions, stop, answer), Server(folder, questions.ask)
+    questions = RequestQueue(lambda: None)
+    thread, server = answering(questions, stop, answer), Server(folder, questions.call)
     try:
         with caplog.at_level(logging.ERROR):
             with pytest.raises(ControlError, match="makes no sense"):
-                ask(folder, {"n": 0})
+                call(folder, {"n": 0})
             assert not caplog.records
             with pytest.raises(ControlError, match="this is a bug: its log has the traceback"):
-                ask(folder, {"n": 1})
+                call(folder, {"n": 1})
             assert "unhashable" in caplog.text
-        assert ask(folder, {"n": 2}) == {"asked": {"n": 2}}
+        assert call(folder, {"n": 2}) == {"asked": {"n": 2}}
     finally:
         stop.set()
         thread.join()
@@ -427,13 +427,13 @@ def test_an_answer_that_is_none_is_a_sentence(folder: Path, said: bytes) -> None
         thread = threading.Thread(target=serve)
         thread.start()
         with pytest.raises(ControlError):
-            ask(folder, {})
+            call(folder, {})
         thread.join()
 
 
 # --- the daemon itself --------------------------------------------------------------------------------
 
-NONSENSE: tuple[Question, ...] = (
+NONSENSE: tuple[Request, ...] = (
     {}, {"command": []}, {"command": {}}, {"command": None}, {"command": 1}, {"command": "x" * 60_000},
     {"command": "explain"},
     {"command": "explain", "words": [1]}, {"command": "explain", "words": "default/web"},
@@ -452,7 +452,7 @@ def test_no_question_ends_the_daemon_or_its_work(tmp_path: Path) -> None:
         folder = tmp_path / "run"
         for question in NONSENSE:
             with pytest.raises(ControlError) as raised:
-                ask(folder, question)
+                call(folder, question)
             assert str(raised.value).isprintable()
             assert len(str(raised.value)) < 1000
             assert "bug" not in str(raised.value)
@@ -461,5 +461,5 @@ def test_no_question_ends_the_daemon_or_its_work(tmp_path: Path) -> None:
                 error(say(folder, *pieces))
         daemon.put(service("late", "172.30.254.2", ports=[("TCP", 81)]))
         assert eventually(lambda: "172.30.254.2 . tcp . 81" in elements(lab, "services4"))
-        assert ask(folder, {"command": "status"})["sync"]["result"] in ("applied", "unchanged")
+        assert call(folder, {"command": "status"})["sync"]["result"] in ("applied", "unchanged")
         assert "Traceback" not in daemon.log()
