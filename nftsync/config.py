@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from nftsync.objects.address import Address, Network, collapse
-from nftsync.objects.names import Malformed, Name, quote
+from nftsync.objects.names import Malformed, Name, NftsyncError, quote
 from nftsync.objects.nft import parse_nic
 from nftsync.objects.service import Service
 
@@ -30,7 +30,7 @@ _NFT = Name("arbf-operators", "nft")
 T = TypeVar("T")
 
 
-class InputError(Exception):
+class InputError(NftsyncError):
     """The input of a person is not usable; the message names the fault."""
 
 

@@ -22,7 +22,7 @@ from nftsync.cluster.api import Api
 from nftsync.cluster.backoff import ApiError
 from nftsync.cluster.kubeconfig import UNSAFE, Kubeconfig
 from nftsync.objects.kinds import NFT
-from nftsync.objects.names import quote
+from nftsync.objects.names import NftsyncError, quote
 
 INSTALLED = Path("/usr/share/nftsync")  # where the package puts these files
 CHECKOUT = Path(__file__).parents[2] / "packaging" / "kubernetes"
@@ -44,7 +44,7 @@ _PLURALS = {
 }
 
 
-class BootstrapError(Exception):
+class BootstrapError(NftsyncError):
     """The bootstrap failed; the message names the reason."""
 
 

@@ -9,21 +9,18 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from nftsync import __version__, config
+from nftsync import __version__
+from nftsync.cli import questions
 from nftsync.cli.output import FAILED, WRONG, discard_output, fail, open_output
-from nftsync.cli.questions import add_questions, diff
-from nftsync.config import InputError
+from nftsync.config import DEFAULT_PATH, InputError, load
 from nftsync.daemon import logs
 from nftsync.daemon.logs import LogFormat
-from nftsync.objects.names import Malformed
+from nftsync.objects.names import Malformed, NftsyncError
 from nftsync.objects.ratelimit import parse_ratelimit
 from nftsync.ruleset.text import render
 
-_PATHS: dict[str, Any] = {"type": Path, "nargs": "+", "action": "extend", "metavar": "PATH"}
-_STATUS = "Exit status: 0 success, 1 failure, 2 wrong usage."
-_DIFF_STATUS = "Exit status: 0 no difference, 1 some difference, 2 trouble."
-
 Command = Callable[[argparse.Namespace], int]
+Option = tuple[str, dict[str, Any]]  # an argument's name, and argparse's settings for it
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -31,64 +28,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
     open_output()
     options = _parser().parse_args(arguments)
     logs.configure(options.log_level, LogFormat(options.log_format))
-    command: Command = options.command
-    failed = WRONG if command is diff else FAILED  # diff's 1 is an answer
+    failed = WRONG if options.command is questions.diff else FAILED  # diff's 1 is an answer
     try:
-        status = command(options)
+        status: int = options.command(options)
         sys.stdout.flush()
     except BrokenPipeError:  # the reader of our output has closed the pipe
         discard_output()
         return failed
     except KeyboardInterrupt:
         return 130
-    except InputError as fault:
-        return fail(WRONG, str(fault))
-    except OSError as fault:
+    except NftsyncError as error:
+        return fail(WRONG if isinstance(error, InputError) else failed, str(error))
+    except OSError as error:
         discard_output()
-        what = fault.filename or "cannot write the output"
-        return fail(failed, f"{what}: {fault.strerror}")
-    else:
-        return status
+        return fail(failed, f"{error.filename or 'cannot write the output'}: {error.strerror}")
+    return status
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="nftsync", description="nftables firewall of the router in front of a Kubernetes cluster."
-    )
+    description = "nftables firewall of the router in front of a Kubernetes cluster."
+    parser = argparse.ArgumentParser(prog="nftsync", description=description)
     parser.add_argument("--version", action="version", version=f"nftsync {__version__}")
-    shared = argparse.ArgumentParser(add_help=False)
-    shared.add_argument("--config", type=Path, metavar="FILE", help=f"the configuration (default: {config.DEFAULT_PATH})")
-    shared.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info")
-    formats = tuple(LogFormat)
-    shared.add_argument("--log-format", choices=formats, default=LogFormat.AUTO, help="auto: the journal, or else text")
-    manifests = argparse.ArgumentParser(add_help=False)
-    manifests.add_argument("--manifests", **_PATHS, help="YAML files, or folders of them")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-
-    def add(name: str, command: Command, summary: str, *parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
-        status = _DIFF_STATUS if command is diff else _STATUS
-        added = commands.add_parser(name, help=summary, description=summary, epilog=status, parents=[shared, *parents])
+    for name, command, summary, own in _COMMANDS:
+        epilog = _DIFF_STATUS if command is questions.diff else _STATUS
+        added = commands.add_parser(name, help=summary, description=summary, epilog=epilog)
         added.set_defaults(command=command)
-        return added
-
-    run = add("run", _run, "Keep the kernel's ruleset in line with the cluster, or with manifests.", manifests)
-    run.add_argument("--once", action="store_true", help="stop after the first complete sync")
-    loaded = add("boot", _boot, "Load the remembered rules, without a network and without a cluster.")
-    loaded.add_argument("--early", action="store_true", help="load the base only while no interface but lo is up")
-    shown = add("render", _render, "Print the ruleset of manifests. This changes nothing.", manifests)
-    shown.add_argument("--strict", action="store_true", help="exit with 1 if anything was rejected")
-    legal = add("pools", _pools, "Print the legal addresses, and the object behind each.", manifests)
-    legal.add_argument("--json", action="store_true", help="for programs: ranges as first-last, and rejections")
-    limit = add("ratelimit", _ratelimit, "Check the text of a ratelimit annotation.")
-    limit.add_argument("text", metavar="TEXT", nargs="+", help="e.g. '2 mbytes/second burst 512 kbytes'")
-    add_questions(add, manifests)
-    add("check", _check, "Check configuration, kubeconfig, permissions, nft, kernel and NIC.")
-    made = add("bootstrap", _bootstrap, "Set up a cluster for its routers, and print the routers' kubeconfig.")
-    made.add_argument("--kubeconfig", type=Path, metavar="FILE", help="the administrator's (default: kubectl's)")
-    made.add_argument("--server", metavar="URL", help="the API server's address for routers (default: as in that kubeconfig)")
-    made.add_argument("--print", action="store_true", help="print the objects, and contact no server")
-    made.add_argument("--output", type=Path, metavar="FILE", help="write the routers' kubeconfig to FILE, with mode 0600")
-    add("flush", _flush, "Remove nftsync's tables from the kernel. This opens the firewall.")
+        for option, settings in (*_SHARED, *own):
+            added.add_argument(option, **settings)
     return parser
 
 
@@ -97,16 +64,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from nftsync.cluster.backoff import ApiError
-    from nftsync.daemon.loop import Daemon, DaemonError, Options
-    from nftsync.exporter.endpoint import EndpointError
-    from nftsync.files.lock import LockedError
-    from nftsync.kernel.nft import KernelError
+    from nftsync.daemon.loop import Daemon, Options
 
-    try:
-        return Daemon(Options(options.config, tuple(options.manifests or ()), options.once)).run()
-    except (ApiError, DaemonError, EndpointError, KernelError, LockedError) as fault:
-        return fail(FAILED, str(fault))
+    return Daemon(Options(options.config, tuple(options.manifests), options.once)).run()
 
 
 def _boot(options: argparse.Namespace) -> int:
@@ -115,8 +75,8 @@ def _boot(options: argparse.Namespace) -> int:
 
     try:
         boot(options.config, early=options.early)
-    except KernelError as fault:
-        return fail(FAILED, f"cannot load the rules: {fault}")
+    except KernelError as error:
+        return fail(FAILED, f"cannot load the rules: {error}")
     return 0
 
 
@@ -125,38 +85,34 @@ def _render(options: argparse.Namespace) -> int:
 
     if not options.manifests:
         return fail(WRONG, "render needs --manifests PATH…: YAML files, or folders of them")
-    chosen = config.load(options.config)
-    shown = preview(chosen, read(chosen, options.manifests), local_chain(chosen))
-    assert shown.wanted is not None
-    sys.stdout.write(render(shown.wanted))
+    config = load(options.config)
+    result = preview(config, read(config, options.manifests), local_chain(config))
+    assert result.wanted is not None
+    sys.stdout.write(render(result.wanted))
     sys.stdout.flush()
-    for rejection in shown.rejections:
+    for rejection in result.rejections:
         print(rejection, file=sys.stderr)
-    return FAILED if shown.rejections and options.strict else 0
+    return FAILED if result.rejections and options.strict else 0
 
 
 def _ratelimit(options: argparse.Namespace) -> int:
     try:
         print(parse_ratelimit(" ".join(options.text)))
-    except Malformed as fault:
-        return fail(WRONG, str(fault))
+    except Malformed as error:
+        return fail(WRONG, str(error))
     return 0
 
 
 def _pools(options: argparse.Namespace) -> int:
-    from nftsync.cli.pools import legal_in_cluster, legal_in_manifests
-    from nftsync.cluster.backoff import ApiError
+    from nftsync.cli.pools import allowed_in_cluster, allowed_in_manifests
 
-    chosen = config.load(options.config)
-    try:
-        legal = legal_in_manifests(chosen, options.manifests) if options.manifests else legal_in_cluster(chosen)
-    except ApiError as fault:
-        return fail(FAILED, str(fault))
+    config, paths = load(options.config), options.manifests
+    allowed = allowed_in_manifests(config, paths) if paths else allowed_in_cluster(config)
     if options.json:
-        print(legal.json())
+        print(allowed.json())
         return 0
-    print(legal.text(), flush=True)
-    for rejection in legal.rejections:
+    print(allowed.text(), flush=True)
+    for rejection in allowed.rejections:
         print(rejection, file=sys.stderr)
     return 0
 
@@ -164,25 +120,21 @@ def _pools(options: argparse.Namespace) -> int:
 def _check(options: argparse.Namespace) -> int:
     from nftsync.cli.check import Level, findings
 
-    good = True
+    status = 0
     for finding in findings(options.config):
         print(finding)
-        good = good and finding.level is not Level.FAIL
-    return 0 if good else FAILED
+        status = FAILED if finding.level is Level.FAIL else status
+    return status
 
 
 def _bootstrap(options: argparse.Namespace) -> int:
-    from nftsync.cli.bootstrap import BootstrapError, administrators, bootstrap, text
-    from nftsync.cluster.backoff import ApiError
+    from nftsync.cli.bootstrap import administrators, bootstrap, text
 
-    try:
-        if options.print:
-            sys.stdout.write(text())
-            return 0
-        chosen = options.kubeconfig or administrators()
-        made = bootstrap(chosen, lambda line: print(line, file=sys.stderr), options.server)
-    except (ApiError, BootstrapError) as fault:
-        return fail(FAILED, str(fault))
+    if options.print:
+        sys.stdout.write(text())
+        return 0
+    kubeconfig = options.kubeconfig or administrators()
+    made = bootstrap(kubeconfig, lambda line: print(line, file=sys.stderr), options.server)
     if options.output is None:
         sys.stdout.write(made)
         return 0
@@ -195,12 +147,132 @@ def _bootstrap(options: argparse.Namespace) -> int:
 
 def _flush(options: argparse.Namespace) -> int:
     from nftsync.daemon.boot import flush
-    from nftsync.files.lock import LockedError
-    from nftsync.kernel.interfaces import LinkError
-    from nftsync.kernel.nft import KernelError
 
-    try:
-        flush(config.load(options.config))
-    except (KernelError, LinkError, LockedError) as fault:
-        return fail(FAILED, str(fault))
+    flush(load(options.config))
     return 0
+
+
+# --- the words of the command line ---------------------------------------------------------------
+
+
+def _option(name: str, **settings: Any) -> Option:
+    return name, settings
+
+
+def _switch(name: str, meaning: str) -> Option:
+    return _option(name, action="store_true", help=meaning)
+
+
+_STATUS = "Exit status: 0 success, 1 failure, 2 wrong usage."
+_DIFF_STATUS = "Exit status: 0 no difference, 1 some difference, 2 trouble."
+_SHARED = (
+    _option("--config", type=Path, metavar="FILE", help=f"the configuration (default: {DEFAULT_PATH})"),
+    _option("--log-level", choices=("debug", "info", "warning", "error"), default="info"),
+    _option("--log-format", choices=tuple(LogFormat), default=LogFormat.AUTO, help="auto: the journal, or else text"),
+)
+_MANIFESTS = _option(
+    "--manifests",
+    type=Path,
+    nargs="+",
+    action="extend",
+    default=[],
+    metavar="PATH",
+    help="YAML files, or folders of them",
+)
+
+# Each command's name, function, summary, and the options besides the shared ones.
+_COMMANDS: tuple[tuple[str, Command, str, tuple[Option, ...]], ...] = (
+    (
+        "run",
+        _run,
+        "Keep the kernel's ruleset in line with the cluster, or with manifests.",
+        (_MANIFESTS, _switch("--once", "stop after the first complete sync")),
+    ),
+    (
+        "boot",
+        _boot,
+        "Load the remembered rules, without a network and without a cluster.",
+        (_switch("--early", "load the base only while no interface but lo is up"),),
+    ),
+    (
+        "render",
+        _render,
+        "Print the ruleset of manifests. This changes nothing.",
+        (_MANIFESTS, _switch("--strict", "exit with 1 if anything was rejected")),
+    ),
+    (
+        "pools",
+        _pools,
+        "Print the legal addresses, and the object behind each.",
+        (_MANIFESTS, _switch("--json", "for programs: ranges as first-last, and rejections")),
+    ),
+    (
+        "ratelimit",
+        _ratelimit,
+        "Check the text of a ratelimit annotation.",
+        (_option("text", metavar="TEXT", nargs="+", help="e.g. '2 mbytes/second burst 512 kbytes'"),),
+    ),
+    (
+        "status",
+        questions.status,
+        "Show the state of the running daemon.",
+        (_switch("--json", "for programs"), _switch("--watch", "repeat until you press Ctrl-C")),
+    ),
+    (
+        "explain",
+        questions.explain,
+        "Say why a packet passes or not, or show the result for a Service.",
+        (
+            _MANIFESTS,
+            _option("words", metavar="WORD", nargs="*", help="[SOURCE] ADDRESS:PORT[/tcp|udp|sctp], or NAMESPACE/NAME"),
+            _switch("--json", "for programs"),
+        ),
+    ),
+    (
+        "confirm",
+        questions.confirm,
+        "Keep settings of the Nft resource that nftsync would roll back (confirm_seconds).",
+        (),
+    ),
+    (
+        "top",
+        questions.top,
+        "Show the Services with the most traffic, and the packets that their limits drop.",
+        (
+            _switch("--drops", "show the Services with the most dropped packets first"),
+            _option(
+                "--seconds",
+                type=float,
+                default=questions.WATCH,
+                metavar="N",
+                help="time of a measurement (default: %(default)s)",
+            ),
+            _switch("--once", "stop after one measurement"),
+        ),
+    ),
+    (
+        "diff",
+        questions.diff,
+        "Show the difference between the kernel and the wanted ruleset, or that of manifests.",
+        (_MANIFESTS,),
+    ),
+    ("check", _check, "Check configuration, kubeconfig, permissions, nft, kernel and NIC.", ()),
+    (
+        "bootstrap",
+        _bootstrap,
+        "Set up a cluster for its routers, and print the routers' kubeconfig.",
+        (
+            _option("--kubeconfig", type=Path, metavar="FILE", help="the administrator's (default: kubectl's)"),
+            _option(
+                "--server",
+                metavar="URL",
+                help="the API server's address for routers (default: as in that kubeconfig)",
+            ),
+            _switch("--print", "print the objects, and contact no server"),
+            _option(
+                "--output", type=Path, metavar="FILE", help="write the routers' kubeconfig to FILE, with mode 0600"
+            ),
+        ),
+    ),
+    ("flush", _flush, "Remove nftsync's tables from the kernel. This opens the firewall.", ()),
+)

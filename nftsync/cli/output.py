@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import sys
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 
 FAILED, WRONG = 1, 2  # the command failed; the command line or an input is wrong
@@ -28,3 +29,15 @@ def fail(status: int, message: str) -> int:
     """Print a message on stderr. Returns the exit status `status`."""
     print(f"nftsync: {message}", file=sys.stderr)
     return status
+
+
+def table(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Lines with aligned columns; the last column has no width."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
+    for row in rows:
+        yield "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]]).rstrip()
+
+
+def printable(text: str) -> str:
+    """Foreign text without the control characters that a terminal would obey."""
+    return ascii(text)[1:-1]

@@ -56,7 +56,7 @@ class Legal:
             yield ascii(pool.name)[1:-1], pool.source, ", ".join(each.element for each in pool.ranges) or "none (allowed_prefixes)"
 
 
-def legal_in_manifests(chosen: Config, paths: Sequence[Path]) -> Legal:
+def allowed_in_manifests(chosen: Config, paths: Sequence[Path]) -> Legal:
     """The legal addresses of manifests.
 
     Raises ManifestError if there is no file or folder at a path.
@@ -67,7 +67,7 @@ def legal_in_manifests(chosen: Config, paths: Sequence[Path]) -> Legal:
     return _legal(chosen, shown.guard, (*inputs.rejections(), *of_pools))
 
 
-def legal_in_cluster(chosen: Config) -> Legal:
+def allowed_in_cluster(chosen: Config) -> Legal:
     """The legal addresses of the cluster, from one look at the API. Raises ApiError.
 
     Without a valid MetalLB configuration, the last one that this machine's daemon saw counts.

@@ -15,8 +15,9 @@ from nftsync.objects.names import ObjectRef, Reason, Rejection
 from nftsync.plan.plan import ChainInUse, settings_of
 from nftsync.plan.result import Outcome, SyncResult, refused
 from nftsync.plan.snapshot import Interfaces, Known, Origin, Snapshot
-from nftsync.policy.guard import PoolTracker
+from nftsync.policy.guard import MetalLBObjects
 from nftsync.policy.pinholes import PinholeIndex
+from nftsync.report.explain import View
 
 _NO_CHAIN = ChainInUse("")
 _STRICTEST = "there is no such resource: run would apply nothing; this is the strictest ruleset"
@@ -30,19 +31,19 @@ def preview(config: Config, inputs: Inputs, chain: ChainInUse = _NO_CHAIN, local
     inputs: complete lists.
     local: the router's addresses; this function does not look them up.
     """
-    pools = PoolTracker(None)
     nft = next(iter(inputs.nfts.objects()), None)
     spec = nft.spec if nft else None
     if spec is not None:
         spec = replace(spec, public_nic=config.public_nic or spec.public_nic)
-    if config.address_policy.pool_mode is not PoolMode.IGNORED:
-        pools.look(inputs.metallb("").objects(), 0.0)
+    ignored = config.address_policy.pool_mode is PoolMode.IGNORED
+    metallb = MetalLBObjects() if ignored else inputs.metallb("").objects()
+    pools, pool_rejections = metallb.judge(None)
     snapshot = Snapshot(
         config,
         Origin.LISTED,
         Known(spec, Origin.LISTED if nft else Origin.UNKNOWN),
-        Known(pools.known, Origin.LISTED),
-        pools.speakers,
+        Known(pools, Origin.LISTED),
+        metallb.speakers,
         Interfaces(local=local),
     )
     index = PinholeIndex(inputs.services.objects(), config.filters, snapshot.guard, config.caps)
@@ -54,8 +55,21 @@ def preview(config: Config, inputs: Inputs, chain: ChainInUse = _NO_CHAIN, local
         pinholes=index.pinholes,
         index=index,
         nft=nft,
-        rejections=(*inputs.rejections(), *missing, *refused(snapshot, nft, chain, pools.rejections, index)),
+        rejections=(*inputs.rejections(), *missing, *refused(snapshot, nft, chain, pool_rejections, index)),
     )
+
+
+def preview_here(config: Config, paths: Sequence[Path]) -> View:
+    """The result of manifests on this router, with its own addresses, and all their Services."""
+    from nftsync.kernel.interfaces import LinkError, local_now
+
+    inputs = read(config, paths)
+    try:
+        local = local_now()
+    except LinkError:
+        local = None
+    result = preview(config, inputs, local_chain(config), local)
+    return View(result, {service.name: service for service in inputs.services.objects()})
 
 
 def read(config: Config, paths: Sequence[Path]) -> Inputs:

@@ -5,93 +5,115 @@ With --manifests, explain and diff answer without a daemon.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from argparse import Namespace
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from nftsync import config
-from nftsync.cli.output import FAILED, WRONG, fail
-from nftsync.config import Config
-from nftsync.objects.names import Name
+from nftsync.cli.output import FAILED, WRONG, fail, printable, table
+from nftsync.config import load
+from nftsync.daemon.control import call
+from nftsync.kernel import counters
+from nftsync.report import explain as report
+from nftsync.report.query import parse_query
+from nftsync.report.traffic import Reading
 from nftsync.ruleset.text import render
 
-if TYPE_CHECKING:
-    from nftsync.objects.service import Service
-    from nftsync.plan.result import SyncResult
-
 WATCH = 2.0  # seconds between two looks
+_SHOWN = 20  # rejections
 
 
-def add_questions(add: Callable[..., argparse.ArgumentParser], manifests: argparse.ArgumentParser) -> None:
-    """Add the commands that ask the running daemon."""
-    shown = add("status", _status, "Show the state of the running daemon.")
-    shown.add_argument("--json", action="store_true", help="for programs")
-    shown.add_argument("--watch", action="store_true", help="repeat until you press Ctrl-C")
-    why = add("explain", _explain, "Say why a packet passes or not, or show the result for a Service.", manifests)
-    why.add_argument("words", metavar="WORD", nargs="*", help="[SOURCE] ADDRESS:PORT[/tcp|udp|sctp], or NAMESPACE/NAME")
-    why.add_argument("--json", action="store_true", help="for programs")
-    add("confirm", _confirm, "Keep settings of the Nft resource that nftsync would roll back (confirm_seconds).")
-    top = add("top", _top, "Show the Services with the most traffic, and the packets that their limits drop.")
-    top.add_argument("--drops", action="store_true", help="show the Services with the most dropped packets first")
-    top.add_argument("--seconds", type=float, default=WATCH, metavar="N", help="time of a measurement (default: %(default)s)")
-    top.add_argument("--once", action="store_true", help="stop after one measurement")
-    add("diff", diff, "Show the difference between the kernel and the wanted ruleset, or that of manifests.", manifests)
+def status(options: Namespace) -> int:
+    """Show the daemon's state, with --watch again and again."""
+    config = load(options.config)
+    while True:
+        answer = call(config.runtime, {"command": "status"})
+        _show([json.dumps(answer)] if options.json else _status_lines(answer), clear=options.watch)
+        if not options.watch:
+            return 0
+        time.sleep(WATCH)
 
 
-def _status(options: argparse.Namespace) -> int:
-    from nftsync.cli import show
-    from nftsync.daemon.control import ControlError, call
-
-    chosen = config.load(options.config)
-    try:
-        while True:
-            answer = call(chosen.runtime, {"command": "status"})
-            if options.watch and sys.stdout.isatty():
-                sys.stdout.write("\x1b[H\x1b[2J")
-            sys.stdout.write(json.dumps(answer) + "\n" if options.json else show.status(answer))
-            sys.stdout.flush()
-            if not options.watch:
-                return 0
-            time.sleep(WATCH)
-    except ControlError as fault:
-        return fail(FAILED, str(fault))
-
-
-def _explain(options: argparse.Namespace) -> int:
-    from nftsync.daemon.control import ControlError, call
-    from nftsync.report.explain import View, explain
-    from nftsync.report.query import parse_query
-
-    chosen = config.load(options.config)
+def explain(options: Namespace) -> int:
+    """Explain a packet or a Service."""
+    config = load(options.config)
     paths, words = _paths_and_words(options)
     try:
         parse_query(words)
         if paths:
-            shown, services = _preview_here(chosen, paths)
-            found = explain(View(shown, services), words)
-            described: dict[str, Any] = {"text": found.text(), **found.as_json()}
+            from nftsync.cli.preview import preview_here
+
+            explanation = report.explain(preview_here(config, paths), words)
+            answer: dict[str, Any] = {"text": explanation.text(), **explanation.as_json()}
         else:
-            described = call(chosen.runtime, {"command": "explain", "words": words})
-    except ValueError as fault:
-        return fail(WRONG, str(fault))
-    except ControlError as fault:
-        return fail(FAILED, str(fault))
-    text = described.pop("text")
-    print(json.dumps(described) if options.json else text)
+            answer = call(config.runtime, {"command": "explain", "words": words})
+    except ValueError as error:
+        return fail(WRONG, str(error))
+    text = answer.pop("text")
+    print(json.dumps(answer) if options.json else text)
     return 0
 
 
-def _paths_and_words(options: argparse.Namespace) -> tuple[Sequence[Path], Sequence[str]]:
+def confirm(options: Namespace) -> int:
+    """Confirm settings that the daemon would roll back."""
+    answer = call(load(options.config).runtime, {"command": "confirm"})
+    if not answer["confirmed"]:
+        return fail(FAILED, f"no settings wait for a confirmation: {answer['text']}")
+    print(answer["text"])
+    return 0
+
+
+def top(options: Namespace) -> int:
+    """Measure the traffic of the Services, without --once again and again."""
+    config = load(options.config)
+    if not 0.1 <= options.seconds <= 3600:
+        return fail(WRONG, f"--seconds {options.seconds}: write a number from 0.1 to 3600")
+    while True:
+        owners = call(config.runtime, {"command": "owners"})["owners"]
+        began, before = time.monotonic(), counters.read()
+        time.sleep(options.seconds)
+        after, seconds = counters.read(), time.monotonic() - began
+        _show(_top_lines(owners, before, after, seconds, drops_first=options.drops), clear=not options.once)
+        if options.once:
+            return 0
+
+
+def diff(options: Namespace) -> int:
+    """Exit as diff(1) does: 0 no difference, 1 some difference, 2 trouble."""
+    from nftsync.cli.diff import differences
+
+    config = load(options.config)
+    try:
+        if options.manifests:
+            from nftsync.cli.preview import preview_here
+
+            result = preview_here(config, options.manifests).result
+            assert result.wanted is not None
+            wanted = render(result.wanted)
+            for rejection in result.rejections:
+                print(rejection, file=sys.stderr)
+        else:
+            wanted = call(config.runtime, {"command": "ruleset"})["text"]
+        lines = differences(wanted)
+    except PermissionError:
+        return fail(WRONG, "only root can read the kernel's ruleset: run this as root")
+    except OSError as error:
+        return fail(WRONG, str(error))
+    sys.stdout.write(lines)
+    return FAILED if lines else 0
+
+
+def _paths_and_words(options: Namespace) -> tuple[Sequence[Path], Sequence[str]]:
     """Split the words from the paths.
 
     argparse takes every argument after `--manifests` for a path. Without other words, the last one
     or two of these arguments are the words.
     """
-    paths, words = options.manifests or [], options.words
+    paths, words = options.manifests, options.words
     if words:
         return paths, words
     split = len(paths) - 1
@@ -100,79 +122,98 @@ def _paths_and_words(options: argparse.Namespace) -> tuple[Sequence[Path], Seque
     return paths[:split], list(map(str, paths[split:]))
 
 
-def _preview_here(chosen: Config, paths: Sequence[Path]) -> tuple[SyncResult, dict[Name, Service]]:
-    """The result of manifests on this router, with its own addresses, and all their Services."""
-    from nftsync.cli.preview import local_chain, preview, read
-    from nftsync.kernel.interfaces import LinkError, local_now
-
-    inputs = read(chosen, paths)
-    try:
-        local = local_now()
-    except LinkError:
-        local = None
-    shown = preview(chosen, inputs, local_chain(chosen), local)
-    return shown, {service.name: service for service in inputs.services.objects()}
+def _show(lines: Iterator[str] | Sequence[str], *, clear: bool) -> None:
+    """Print lines. clear: on a terminal, they take the place of earlier ones."""
+    if clear and sys.stdout.isatty():
+        sys.stdout.write("\x1b[H\x1b[2J")
+    sys.stdout.writelines(f"{line}\n" for line in lines)
+    sys.stdout.flush()
 
 
-def _confirm(options: argparse.Namespace) -> int:
-    from nftsync.daemon.control import ControlError, call
-
-    try:
-        answer = call(config.load(options.config).runtime, {"command": "confirm"})
-    except ControlError as fault:
-        return fail(FAILED, str(fault))
-    if not answer["confirmed"]:
-        return fail(FAILED, f"no settings wait for a confirmation: {answer['text']}")
-    print(answer["text"])
-    return 0
-
-
-def _top(options: argparse.Namespace) -> int:
-    from nftsync.cli import show
-    from nftsync.daemon.control import ControlError, call
-    from nftsync.kernel import counters
-    from nftsync.kernel.netlink import DumpError
-
-    chosen = config.load(options.config)
-    if not 0.1 <= options.seconds <= 3600:
-        return fail(WRONG, f"--seconds {options.seconds}: write a number from 0.1 to 3600")
-    try:
-        while True:
-            owners = call(chosen.runtime, {"command": "owners"})["owners"]
-            began, before = time.monotonic(), counters.read()
-            time.sleep(options.seconds)
-            after, seconds = counters.read(), time.monotonic() - began
-            if not options.once and sys.stdout.isatty():
-                sys.stdout.write("\x1b[H\x1b[2J")
-            sys.stdout.write(show.top(owners, before, after, seconds, drops_first=options.drops))
-            sys.stdout.flush()
-            if options.once:
-                return 0
-    except (ControlError, DumpError) as fault:
-        return fail(FAILED, str(fault))
+def _status_lines(answer: dict[str, Any]) -> Iterator[str]:
+    """The daemon's answer for people."""
+    sync, success = answer["sync"], answer["sync"]["last_success_seconds"]
+    ago = "" if success is None else f"succeeded {_duration(success)} ago"
+    watches = ", ".join(f"{kind} {state}" for kind, state in sorted(answer["watches"].items()))
+    yield f"router {answer['router']}, nftsync {answer['version']}, running for {_duration(answer['running_seconds'])}"
+    yield ""
+    yield from table([
+        ("sync", ", ".join(filter(None, (sync["result"], ago, sync["message"])))),
+        ("watches", watches or "none yet"),
+        ("public NIC", _nic(answer["public_nic"])),
+        ("settings", answer["settings"]["message"]),
+        ("pools", _pools(answer["pools"])),
+        ("open", f"{answer['pinholes']} pinholes of {answer['services']} Services"),
+        ("refused", f"{answer['rejected']}"),
+    ])  # fmt: skip
+    if answer["boot_failure"]:
+        yield f"boot: {answer['boot_failure']}"
+    for source, why in answer["stale"].items():
+        yield f"stale: {source}: {why}"
+    if answer["rejections"]:
+        rejections = [(row["object"], row["reason"], row["message"]) for row in answer["rejections"][:_SHOWN]]
+        yield ""
+        yield from table([("REFUSED", "REASON", "WHY"), *rejections])
+        if answer["rejected"] > _SHOWN:
+            yield f"… and {answer['rejected'] - _SHOWN} more (--json shows them)"
+    if answer["changes"]:
+        changes = [(change["time"], change["about"], change["message"]) for change in answer["changes"]]
+        yield ""
+        yield from table([("LAST CHANGES", "OF", "WHAT"), *changes])
 
 
-def diff(options: argparse.Namespace) -> int:
-    """Exit as diff(1) does: 0 no difference, 1 some difference, 2 trouble."""
-    from nftsync.cli.diff import differences
-    from nftsync.daemon.control import ControlError, call
-    from nftsync.kernel.netns import LabError
-    from nftsync.kernel.nft import KernelError
+def _pools(pools: dict[str, Any]) -> str:
+    if pools["guarded"] is None:
+        return "not known yet"
+    return (
+        ", ".join(map(printable, pools["names"])) if pools["guarded"] else "unguarded: a Service may have any address"
+    )
 
-    chosen = config.load(options.config)
-    try:
-        if options.manifests:
-            shown, _ = _preview_here(chosen, options.manifests)
-            assert shown.wanted is not None
-            wanted = render(shown.wanted)
-            for rejection in shown.rejections:
-                print(rejection, file=sys.stderr)
-        else:
-            wanted = call(chosen.runtime, {"command": "ruleset"})["text"]
-        found = differences(wanted)
-    except PermissionError:
-        return fail(WRONG, "only root can read the kernel's ruleset: run this as root")
-    except (ControlError, KernelError, LabError, OSError) as fault:
-        return fail(WRONG, str(fault))
-    sys.stdout.write(found)
-    return FAILED if found else 0
+
+def _nic(nic: dict[str, Any]) -> str:
+    if nic["name"] is None:
+        return "not known yet"
+    if nic["missing"]:
+        return f"{nic['name']} is not there: every interface counts as public, and no rate limit is in force"
+    return f"{nic['name']}, " + ("rate limits in force" if nic["attached"] else "without rate limits")
+
+
+def _top_lines(
+    owners: Mapping[str, str], before: Reading, after: Reading, seconds: float, *, drops_first: bool
+) -> Iterator[str]:
+    """Services by their traffic between two readings, as a table.
+
+    owners: pinhole key → Service.  seconds: the time between the readings.
+    drops_first: sort by dropped packets.
+    """
+    passed, packets, dropped = Counter[str](), Counter[str](), Counter[str]()
+    for name, members in after.counts.items():
+        for member, count in members.items():
+            new = count.since(before.counts.get(name, {}).get(member))
+            owner = owners.get(member[0], "nobody any more")
+            if name.startswith("dropped"):
+                dropped[owner] += new.packets
+            else:
+                packets[owner] += new.packets
+                passed[owner] += new.octets
+    first, second = (dropped, passed) if drops_first else (passed, dropped)
+    order = sorted({*passed, *dropped}, key=lambda owner: (first[owner], second[owner], owner), reverse=True)
+    rows = [
+        (
+            f"{passed[owner] / seconds / 1024:.1f}",
+            f"{packets[owner] / seconds:.0f}",
+            f"{dropped[owner] / seconds:.0f}",
+            owner,
+        )
+        for owner in order[:_SHOWN]
+        if passed[owner] or dropped[owner]
+    ]
+    return table([("KBYTES/S", "PACKETS/S", "DROPPED/S", "SERVICE"), *rows])
+
+
+def _duration(seconds: float) -> str:
+    """A duration in a suitable unit, such as "3 h"."""
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"

@@ -15,6 +15,8 @@ from tenacity import RetryCallState, Retrying, retry_if_exception_type
 from tenacity.nap import sleep_using_event
 from tenacity.stop import stop_when_event_set
 
+from nftsync.objects.names import NftsyncError
+
 MAX_DOUBLINGS = 32
 
 
@@ -44,7 +46,7 @@ _CAUSES = {
 }
 
 
-class ApiError(Exception):
+class ApiError(NftsyncError):
     """A request to the Kubernetes API failed.
 
     The message is one line: the request, the cause and the remedy. It never holds a credential.

@@ -21,6 +21,8 @@ from pathlib import Path
 from socketserver import BaseRequestHandler, ThreadingMixIn, UnixStreamServer
 from typing import Any
 
+from nftsync.objects.names import NftsyncError
+
 SOCKET = "control.sock"
 PATIENCE = 10.0  # seconds that each side waits for the other one
 _LONGEST_REQUEST = 64 * 1024  # bytes
@@ -42,7 +44,7 @@ Request = dict[str, Any]
 Answer = dict[str, Any]
 
 
-class ControlError(Exception):
+class ControlError(NftsyncError):
     """The command could not ask the daemon. The message tells you the next step."""
 
 

@@ -43,6 +43,7 @@ from nftsync.kernel.interfaces import Links, Network
 from nftsync.kernel.netlink import DumpError
 from nftsync.kernel.nft import Kernel
 from nftsync.kernel.routes import reachability
+from nftsync.objects.names import NftsyncError
 from nftsync.plan.result import Outcome, SyncResult
 
 SETTLE = 0.05  # seconds: changes that follow a sync within this time become one transaction
@@ -56,7 +57,7 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 
-class DaemonError(Exception):
+class DaemonError(NftsyncError):
     """The daemon must end. A new process can go on."""
 
 

@@ -10,9 +10,10 @@ from socketserver import ThreadingTCPServer
 from prometheus_client.exposition import MetricsHandler
 
 from nftsync.exporter.metrics import Metrics
+from nftsync.objects.names import NftsyncError
 
 
-class EndpointError(Exception):
+class EndpointError(NftsyncError):
     """The endpoint can't listen on its address."""
 
 

@@ -10,13 +10,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from nftsync.files.ownership import give_to_owner
+from nftsync.objects.names import NftsyncError
 
 LOCK = "lock"
 
 log = logging.getLogger(__name__)
 
 
-class LockedError(Exception):
+class LockedError(NftsyncError):
     """Another nftsync is at work. The message tells the reader how to stop it."""
 
 

@@ -20,6 +20,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 from pyroute2.netlink.rtnl import RTMGRP_IPV4_IFADDR, RTMGRP_IPV6_IFADDR, RTMGRP_LINK
 
 from nftsync.objects.address import Address, Local
+from nftsync.objects.names import NftsyncError
 from nftsync.plan.snapshot import Interfaces
 
 INGRESS_KINDS = ("ingress", "clsact")  # either one offers the ingress hook; a NIC can have one of them
@@ -33,7 +34,7 @@ _NO_DIAG = (errno.EPROTONOSUPPORT, errno.EAFNOSUPPORT, errno.ENOENT)
 log = logging.getLogger(__name__)
 
 
-class LinkError(Exception):
+class LinkError(NftsyncError):
     """The kernel refused to describe a network interface or to change it."""
 
 

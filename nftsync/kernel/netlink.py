@@ -13,6 +13,8 @@ import struct
 from collections.abc import Callable, Iterator, Mapping
 from typing import Self, TypeVar
 
+from nftsync.objects.names import NftsyncError
+
 T = TypeVar("T")
 Span = tuple[int, int, int]  # an attribute's type, and the start and end of its value
 Fields = Mapping[int, bytes]  # the values of attributes, by type
@@ -26,7 +28,7 @@ _TYPE = 0x3FFF  # without the flags that an attribute's type carries
 _TIMEOUT = 5.0  # seconds to wait for each part of the kernel's answer
 
 
-class DumpError(Exception):
+class DumpError(NftsyncError):
     """The kernel refused a dump. number: errno(3); EINTR if a change during the dump left gaps."""
 
     def __init__(self, number: int | None) -> None:

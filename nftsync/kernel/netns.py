@@ -9,12 +9,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import ParamSpec, TypeVar
 
+from nftsync.objects.names import NftsyncError
+
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 _CLONE_NEWNET = 0x40000000
 
 
-class LabError(Exception):
+class LabError(NftsyncError):
     """The lab itself, not the firewall in it, does not work."""
 
 

@@ -19,6 +19,7 @@ from nftables import Nftables
 from nftsync.kernel import nf_tables, readback
 from nftsync.kernel.netlink import DumpError, Netlink
 from nftsync.kernel.nf_tables import PROTOCOL
+from nftsync.objects.names import NftsyncError
 from nftsync.plan.plan import Found
 from nftsync.ruleset.tables import NAME, OWNED
 
@@ -26,7 +27,7 @@ T = TypeVar("T")
 _CAP_NET_ADMIN = 12  # linux/capability.h
 
 
-class KernelError(Exception):
+class KernelError(NftsyncError):
     """nft or the kernel refused a transaction; no part of it took effect."""
 
 

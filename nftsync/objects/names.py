@@ -76,6 +76,10 @@ class Rejection:
         return f"{self.object}: {self.reason}: {self.message}"
 
 
+class NftsyncError(Exception):
+    """An expected failure. Its message is one line for people; a command prints it and ends."""
+
+
 class Malformed(ValueError):
     """An object without a valid name, or a part of the wrong shape."""
 
