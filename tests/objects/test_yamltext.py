@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nftsync.objects import yaml as yamltext
-from nftsync.objects.yaml import YamlError, documents
+from nftsync.objects.names import Malformed
+from nftsync.objects.yaml import documents
 from tests.support import count_yaml_events
 
 MEANINGS = {
@@ -103,7 +104,7 @@ def test_a_text_means_this_and_nothing_is_a_number_by_accident(text: str, meanin
 
 @pytest.mark.parametrize(("text", "reason"), REFUSED.items(), ids=[text[:30].encode("unicode_escape").decode() for text in REFUSED])
 def test_what_expands_constructs_or_misleads_is_refused_with_the_line(text: str, reason: str) -> None:
-    with pytest.raises(YamlError) as refused:
+    with pytest.raises(Malformed) as refused:
         documents(text)
     assert reason in str(refused.value)
     assert str(refused.value).isprintable()
@@ -132,7 +133,7 @@ def test_a_bomb_is_refused_and_costs_nothing(bomb: str, monkeypatch: pytest.Monk
     text, read = bombs()[bomb], count_yaml_events(monkeypatch)
     tracemalloc.start()
     try:
-        with pytest.raises(YamlError):
+        with pytest.raises(Malformed):
             documents(text)
         assert tracemalloc.get_traced_memory()[1] < 16 * 1024 * 1024
     finally:
@@ -142,7 +143,7 @@ def test_a_bomb_is_refused_and_costs_nothing(bomb: str, monkeypatch: pytest.Monk
 
 def test_a_text_that_is_too_large_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(yamltext, "MAX_BYTES", 3 * 1024 * 1024)
-    with pytest.raises(YamlError, match="^it is larger than 3 MiB$"):
+    with pytest.raises(Malformed, match="^it is larger than 3 MiB$"):
         documents("#" * (3 * 1024 * 1024 + 1))
 
 
@@ -161,7 +162,7 @@ pieces = st.sampled_from(
 def test_no_text_ends_in_anything_but_plain_values_or_an_error(text: str) -> None:
     try:
         found = documents(text)
-    except YamlError as refused:
+    except Malformed as refused:
         message = str(refused)
         assert message.isprintable()
     else:
