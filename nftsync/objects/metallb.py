@@ -96,9 +96,12 @@ class Advertisement:
     rejections: tuple[Rejection, ...] = ()
 
     def covers(self, pool: AddressPool) -> bool:
-        everything = not self.pools and not self.selectors
         labels = dict(pool.labels)
-        return everything or pool.name.name in self.pools or any(selector.matches(labels) for selector in self.selectors)
+        return (
+            (not self.pools and not self.selectors)
+            or pool.name.name in self.pools
+            or any(selector.matches(labels) for selector in self.selectors)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +125,10 @@ class ConfigMap:
 
 
 def configuration(
-    pools: Iterable[AddressPool], advertisements: Iterable[Advertisement], peers: Iterable[Peer], legacy: Iterable[ConfigMap]
+    pools: Iterable[AddressPool],
+    advertisements: Iterable[Advertisement],
+    peers: Iterable[Peer],
+    legacy: Iterable[ConfigMap],
 ) -> tuple[MetalLBConfig | None, tuple[Rejection, ...]]:
     """The configuration, and the rejections that make it invalid.
 
@@ -130,17 +136,22 @@ def configuration(
     MetalLB does not read the ConfigMap in a cluster with an IPAddressPool.
     """
     ordered, advertisements, peers = sorted(pools, key=lambda pool: pool.name), list(advertisements), list(peers)
-    if not ordered:
-        for config_map in legacy:
-            return config_map.configuration, config_map.rejections
-    read: tuple[AddressPool | Advertisement | Peer, ...] = (*ordered, *advertisements, *peers)
-    rejections = [rejection for each in read for rejection in each.rejections]
+    config_map = next(iter(legacy), None)
+    if config_map and not ordered:
+        return config_map.configuration, config_map.rejections
     parsed = tuple(
-        Pool(pool.name.name, f"{_POOL_KIND} {pool.name}", pool.ranges, any(each.covers(pool) for each in advertisements))
+        Pool(
+            pool.name.name,
+            f"{_POOL_KIND} {pool.name}",
+            pool.ranges,
+            advertised=any(advertisement.covers(pool) for advertisement in advertisements),
+        )
         for pool in ordered
     )
+    objects: tuple[AddressPool | Advertisement | Peer, ...] = (*ordered, *advertisements, *peers)
+    rejections = [rejection for each in objects for rejection in each.rejections]
     refs = {pool.name.name: ObjectRef(_POOL_KIND, str(pool.name), pool.uid) for pool in ordered}
-    rejections.extend(Rejection(refs[pool.name], Reason.INVALID_POOLS, message) for pool, message in overlaps(parsed))
+    rejections += [Rejection(refs[pool.name], Reason.INVALID_POOLS, message) for pool, message in overlaps(parsed)]
     if rejections or not ordered:
         return None, tuple(rejections)
     return MetalLBConfig(parsed, frozenset(peer.address for peer in peers if peer.address is not None)), ()
@@ -148,14 +159,13 @@ def configuration(
 
 def overlaps(pools: Iterable[Pool]) -> Iterator[tuple[Pool, str]]:
     """Ranges that overlap another one, of the same or another pool, each with a sentence."""
-    ranges = [(each, pool) for pool in pools for each in pool.ranges]
-    ranges.sort(key=lambda entry: (entry[0].version, int(entry[0].first), -int(entry[0].last)))
+    ranges = [(part, pool) for pool in pools for part in pool.ranges]
     widest: tuple[Range, Pool] | None = None
-    for each, pool in ranges:
-        if widest is not None and each.overlaps(widest[0]):
-            yield pool, f"{each} overlaps {widest[0]} of the pool {quote(widest[1].name)}"
-        if widest is None or each.version != widest[0].version or int(each.last) > int(widest[0].last):
-            widest = each, pool
+    for part, pool in sorted(ranges, key=lambda entry: (*entry[0].position(), -int(entry[0].last))):
+        if widest is not None and part.overlaps(widest[0]):
+            yield pool, f"{part} overlaps {widest[0]} of the pool {quote(widest[1].name)}"
+        if widest is None or (part.version, int(part.last)) > (widest[0].version, int(widest[0].last)):
+            widest = part, pool
 
 
 # --- objects ------------------------------------------------------------------------------------------
@@ -174,8 +184,8 @@ def parse_pool(raw: object, _before: AddressPool | None) -> AddressPool:
         _selectors(allocation.get("serviceSelectors"), "spec.serviceAllocation.serviceSelectors")
         ranges = parse_addresses(spec.get("addresses"), "spec.addresses")
         return AddressPool(name, uid, tuple(sorted(_labels(labels, "metadata.labels"))), ranges)
-    except ValueError as fault:
-        return AddressPool(name, uid, rejections=_invalid(_POOL_KIND, name, uid, fault))
+    except ValueError as error:
+        return AddressPool(name, uid, rejections=_invalid(_POOL_KIND, name, uid, error))
 
 
 def parse_advertisement(raw: object, _before: Advertisement | None) -> Advertisement:
@@ -186,9 +196,11 @@ def parse_advertisement(raw: object, _before: Advertisement | None) -> Advertise
         _texts(spec.get("peers"), "spec.peers")
         _selectors(spec.get("nodeSelectors"), "spec.nodeSelectors")
         pools = _texts(spec.get("ipAddressPools"), "spec.ipAddressPools")
-        return Advertisement(name, uid, pools, _selectors(spec.get("ipAddressPoolSelectors"), "spec.ipAddressPoolSelectors"))
-    except ValueError as fault:
-        return Advertisement(name, uid, rejections=_invalid("BGPAdvertisement", name, uid, fault))
+        return Advertisement(
+            name, uid, pools, _selectors(spec.get("ipAddressPoolSelectors"), "spec.ipAddressPoolSelectors")
+        )
+    except ValueError as error:
+        return Advertisement(name, uid, rejections=_invalid("BGPAdvertisement", name, uid, error))
 
 
 def parse_peer(raw: object, _before: Peer | None) -> Peer:
@@ -197,12 +209,12 @@ def parse_peer(raw: object, _before: Peer | None) -> Peer:
     try:
         address = mapping(mapping(raw, "the object").get("spec"), "spec").get("peerAddress")
         return Peer(name, uid, None if address in (None, "") else parse_peer_address(address, "spec.peerAddress"))
-    except ValueError as fault:
-        return Peer(name, uid, rejections=_invalid("BGPPeer", name, uid, fault))
+    except ValueError as error:
+        return Peer(name, uid, rejections=_invalid("BGPPeer", name, uid, error))
 
 
-def _invalid(kind: str, name: Name, uid: str, fault: ValueError) -> tuple[Rejection, ...]:
-    return (Rejection(ObjectRef(kind, str(name), uid), Reason.INVALID_POOLS, str(fault)),)
+def _invalid(kind: str, name: Name, uid: str, error: ValueError) -> tuple[Rejection, ...]:
+    return (Rejection(ObjectRef(kind, str(name), uid), Reason.INVALID_POOLS, str(error)),)
 
 
 def parse_addresses(value: object, what: str) -> tuple[Range, ...]:
@@ -223,22 +235,23 @@ def parse_peer_address(value: object, what: str) -> Address:
 
 def _texts(value: object, what: str) -> frozenset[str]:
     """A list of texts, none of them twice."""
-    texts = sequence(value, what)
-    found: set[str] = set()
-    for text in texts:
+    texts: set[str] = set()
+    for text in sequence(value, what):
         if not isinstance(text, str):
             raise Malformed(f"{what} holds {quote(text)}, which is not a text")
-        if text in found:
+        if text in texts:
             raise Malformed(f"{what} holds {quote(text)} twice")
-        found.add(text)
-    return frozenset(found)
+        texts.add(text)
+    return frozenset(texts)
 
 
 def _selectors(value: object, what: str) -> tuple[Selector, ...]:
     selectors: list[Selector] = []
     for entry in sequence(value, what):
         raw = mapping(entry, f"an entry of {what}")
-        expressions = [_expression(each, what) for each in sequence(raw.get("matchExpressions"), f"{what}: matchExpressions")]
+        expressions = [
+            _expression(each, what) for each in sequence(raw.get("matchExpressions"), f"{what}: matchExpressions")
+        ]
         if len(set(expressions)) < len(expressions):
             raise Malformed(f"{what} holds an expression twice")
         labels = _labels(mapping(raw.get("matchLabels"), f"{what}: matchLabels"), what)

@@ -7,9 +7,18 @@ peers. Of the other keys (communities, BFD profiles, timers) it checks only the 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from typing import Any
 
-from nftsync.objects.metallb import CONFIG_MAP, ConfigMap, MetalLBConfig, Pool, overlaps, parse_addresses, parse_peer_address
+from nftsync.objects.metallb import (
+    CONFIG_MAP,
+    ConfigMap,
+    MetalLBConfig,
+    Pool,
+    overlaps,
+    parse_addresses,
+    parse_peer_address,
+)
 from nftsync.objects.names import Malformed, ObjectRef, Reason, Rejection, identify, mapping, quote, sequence
 from nftsync.objects.yaml import Plain, documents
 
@@ -17,30 +26,35 @@ MAX_CHARACTERS = 1 << 20  # etcd keeps no larger object
 
 # The shape of the text: each key and its type. A list stands for any number of its one entry, and
 # `...` stands for any key.
-_SELECTOR = {
-    "match-labels": {...: str},
-    "match-expressions": [{"key": str, "operator": str, "values": [str]}],
-}
-_PEER = {
-    "my-asn": int, "peer-asn": int, "peer-address": str, "source-address": str, "peer-port": int, "hold-time": str,
-    "keepalive-time": str, "router-id": str, "node-selectors": [_SELECTOR], "password": str, "bfd-profile": str,
-    "ebgp-multihop": bool,
+_SHAPE = {
+    "address-pools": [{
+        "name": str, "protocol": str, "addresses": [str], "avoid-buggy-ips": bool, "auto-assign": bool,
+        "bgp-advertisements": [
+            {"aggregation-length": int, "aggregation-length-v6": int, "localpref": int, "communities": [str]}
+        ],
+    }],
+    "peers": [{
+        "my-asn": int, "peer-asn": int, "peer-address": str, "source-address": str, "peer-port": int, "hold-time": str,
+        "keepalive-time": str, "router-id": str, "password": str, "bfd-profile": str, "ebgp-multihop": bool,
+        "node-selectors": [{
+            "match-labels": {...: str}, "match-expressions": [{"key": str, "operator": str, "values": [str]}],
+        }],
+    }],
+    "bgp-communities": {...: str},
+    "bfd-profiles": [{
+        "name": str, "receive-interval": int, "transmit-interval": int, "detect-multiplier": int,
+        "echo-interval": int, "echo-mode": bool, "passive-mode": bool, "minimum-ttl": int,
+    }],
 }  # fmt: skip
-_ADVERTISEMENT = {"aggregation-length": int, "aggregation-length-v6": int, "localpref": int, "communities": [str]}
-_POOL = {
-    "protocol": str, "name": str, "addresses": [str], "avoid-buggy-ips": bool, "auto-assign": bool,
-    "bgp-advertisements": [_ADVERTISEMENT],
-}  # fmt: skip
-_BFD_PROFILE = {
-    "name": str, "receive-interval": int, "transmit-interval": int, "detect-multiplier": int, "echo-interval": int,
-    "echo-mode": bool, "passive-mode": bool, "minimum-ttl": int,
-}  # fmt: skip
-_SHAPE = {"peers": [_PEER], "bgp-communities": {...: str}, "address-pools": [_POOL], "bfd-profiles": [_BFD_PROFILE]}
-_NAMES = {str: "a text", int: "a whole number", bool: "true or false"}
-# Texts without quotes that MetalLB's YAML 1.1 reader takes for these types.
-_PLAIN = {
-    int: re.compile(r"[-+]?(?:0|[1-9][0-9_]*|0x[0-9A-Fa-f_]+|0b[01_]+|0o?[0-7_]+)"),
-    bool: re.compile(r"y|Y|n|N|[Yy]es|YES|[Nn]o|NO|[Oo]n|ON|[Oo]ff|OFF|[Tt]rue|TRUE|[Ff]alse|FALSE"),
+
+# Each type's name, and the texts without quotes that MetalLB's YAML 1.1 reader takes for it.
+_SCALARS = {
+    str: ("a text", None),
+    int: ("a whole number", re.compile(r"[-+]?(?:0|[1-9][0-9_]*|0x[0-9A-Fa-f_]+|0b[01_]+|0o?[0-7_]+)")),
+    bool: (
+        "true or false",
+        re.compile(r"y|Y|n|N|[Yy]es|YES|[Nn]o|NO|[Oo]n|ON|[Oo]ff|OFF|[Tt]rue|TRUE|[Ff]alse|FALSE"),
+    ),
 }
 
 
@@ -52,9 +66,9 @@ def parse_config_map(raw: object, _before: ConfigMap | None) -> ConfigMap | None
     try:
         text = mapping(mapping(raw, "the object").get("data"), "data").get(CONFIG_MAP)
         return ConfigMap(name, uid, parse_configuration(text, f"ConfigMap {name}"))
-    except ValueError as fault:
-        refused = Rejection(ObjectRef("ConfigMap", str(name), uid), Reason.INVALID_POOLS, f"{CONFIG_MAP}: {fault}")
-        return ConfigMap(name, uid, rejections=(refused,))
+    except ValueError as error:
+        rejection = Rejection(ObjectRef("ConfigMap", str(name), uid), Reason.INVALID_POOLS, f"{CONFIG_MAP}: {error}")
+        return ConfigMap(name, uid, rejections=(rejection,))
 
 
 def parse_configuration(text: object, source: str) -> MetalLBConfig:
@@ -63,17 +77,18 @@ def parse_configuration(text: object, source: str) -> MetalLBConfig:
         raise Malformed("there is no text under this key")
     if len(text) > MAX_CHARACTERS:
         raise Malformed("the text is larger than 1 MiB")
-    found = documents(text, plain=True)
-    if len(found) > 1:
+    document, *others = documents(text, plain=True) or [None]
+    if others:
         raise Malformed("there is more than one YAML document")
-    document = found[0] if found else None
     _check(document, _SHAPE, "the text")
     config = mapping(document, "the text")
     pools = tuple(_pools(sequence(config.get("address-pools"), "address-pools"), source))
     for _, message in overlaps(pools):
         raise Malformed(message)
     peers = (mapping(peer, "a peer") for peer in sequence(config.get("peers"), "peers"))
-    return MetalLBConfig(pools, frozenset(parse_peer_address(peer.get("peer-address"), "peer-address") for peer in peers))
+    return MetalLBConfig(
+        pools, frozenset(parse_peer_address(peer.get("peer-address"), "peer-address") for peer in peers)
+    )
 
 
 def _pools(entries: list[object], source: str) -> Iterator[Pool]:
@@ -94,23 +109,20 @@ def _pools(entries: list[object], source: str) -> Iterator[Pool]:
         yield Pool(str(name), source, ranges, protocol == "bgp")
 
 
-def _check(value: object, shape: object, what: str) -> None:
+def _check(value: object, shape: Any, what: str) -> None:
     """Raise Malformed if a value has another shape.
 
     null has every shape. A text may be in quotes or not.
     """
-    if value is None:
-        return
     if isinstance(shape, list):
         for entry in sequence(value, what):
             _check(entry, shape[0], f"an entry of {what}")
-    elif isinstance(shape, Mapping):
-        for key, each in mapping(value, what).items():
+    elif isinstance(shape, dict):
+        for key, part in mapping(value, what).items():
             if key not in shape and ... not in shape:
                 raise Malformed(f"{what} has a key {quote(key)}, which MetalLB does not know")
-            _check(each, shape.get(key, shape.get(...)), key)
-    elif shape is not str or not isinstance(value, str):
-        assert isinstance(shape, type)
-        if isinstance(value, Plain) and _PLAIN[shape].fullmatch(value):
-            return
-        raise Malformed(f"{quote(what)} is not {_NAMES[shape]} but {quote(value)}")
+            _check(part, shape.get(key, shape.get(...)), key)
+    elif value is not None:
+        name, plain = _SCALARS[shape]
+        if not isinstance(value, Plain if plain else str) or (plain and not plain.fullmatch(value)):
+            raise Malformed(f"{quote(what)} is not {name} but {quote(value)}")
