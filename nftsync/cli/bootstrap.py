@@ -21,8 +21,7 @@ import yaml
 from nftsync.cluster.api import Api
 from nftsync.cluster.backoff import ApiError
 from nftsync.cluster.kubeconfig import UNSAFE, Kubeconfig
-from nftsync.objects.kinds import NFT
-from nftsync.objects.names import NftsyncError, quote
+from nftsync.objects.names import NFT, NftsyncError, quote
 
 INSTALLED = Path("/usr/share/nftsync")  # where the package puts these files
 CHECKOUT = Path(__file__).parents[2] / "packaging" / "kubernetes"

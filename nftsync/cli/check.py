@@ -17,9 +17,7 @@ from nftsync.cluster.backoff import ApiError
 from nftsync.cluster.kubeconfig import allowed
 from nftsync.config import Config, ConfigError, PoolMode
 from nftsync.kernel.interfaces import LinkError, Links
-from nftsync.objects.kinds import ADVERTISEMENT, KINDS, LEGACY, MEND, NFT, PEER, POOL
-from nftsync.objects.metallb import CONFIG_MAP
-from nftsync.objects.names import Malformed, quote
+from nftsync.objects.names import ADVERTISEMENT, CONFIG_MAP, KINDS, LEGACY, MEND, NFT, PEER, POOL, Malformed, quote
 from nftsync.objects.nft import METALLB_NAMESPACE, NftSpec
 from nftsync.policy.guard import Guard
 from nftsync.ruleset.localchain import LocalChainError, parse_local_chain

@@ -16,9 +16,8 @@ from nftsync.cluster.kubeconfig import allowed
 from nftsync.config import Config, PoolMode
 from nftsync.files.journal import Journal
 from nftsync.objects.address import AddressSet, Range
-from nftsync.objects.kinds import metallb, nfts
 from nftsync.objects.metallb import MetalLBConfig, Pool
-from nftsync.objects.names import Malformed, ObjectRef, Reason, Rejection
+from nftsync.objects.names import Malformed, ObjectRef, Reason, Rejection, metallb, nfts
 from nftsync.objects.nft import METALLB_NAMESPACE, Nft, parse_nft
 from nftsync.policy.guard import Guard
 

@@ -21,8 +21,7 @@ from urllib.parse import urlencode
 from nftsync import __version__
 from nftsync.cluster.backoff import ApiError, RestartCause
 from nftsync.cluster.kubeconfig import Kubeconfig
-from nftsync.objects.kinds import Resource
-from nftsync.objects.names import quote
+from nftsync.objects.names import Resource, quote
 
 PAGE = 500  # objects, as in kubectl and client-go
 JSON = "application/json"

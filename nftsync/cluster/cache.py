@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Generic, Protocol, TypeVar
 
-from nftsync.objects.kinds import KINDS
 from nftsync.objects.metallb import (
     AddressPool,
     Advertisement,
@@ -26,7 +25,7 @@ from nftsync.objects.metallb import (
     parse_peer,
     parse_pool,
 )
-from nftsync.objects.names import Name, Rejection, identify
+from nftsync.objects.names import KINDS, Name, Rejection, identify
 from nftsync.objects.nft import Nft, parse_nft
 from nftsync.objects.service import Service, parse_service
 from nftsync.policy.guard import MetalLBObjects

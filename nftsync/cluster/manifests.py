@@ -22,9 +22,7 @@ from nftsync.cluster.source import JOIN
 from nftsync.cluster.watch import WatchState
 from nftsync.config import InputError
 from nftsync.objects import yaml as yamltext
-from nftsync.objects.kinds import KINDS
-from nftsync.objects.metallb import CONFIG_MAP
-from nftsync.objects.names import Malformed, Name, ObjectRef, Reason, Rejection, identify
+from nftsync.objects.names import CONFIG_MAP, KINDS, Malformed, Name, ObjectRef, Reason, Rejection, identify
 from nftsync.objects.nft import METALLB_NAMESPACE
 from nftsync.objects.status import RouterStatus
 from nftsync.report.events import Notice

@@ -18,8 +18,7 @@ from typing import Protocol
 
 from nftsync.cluster.api import Api
 from nftsync.cluster.backoff import ApiError, Backoff
-from nftsync.objects.kinds import MEND, NFT
-from nftsync.objects.names import Name
+from nftsync.objects.names import MEND, NFT, Name
 from nftsync.objects.nft import Nft
 from nftsync.objects.status import Figures, NftStatus, RouterStatus
 from nftsync.report.conditions import describe, stamped, stopped, summary

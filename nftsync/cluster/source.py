@@ -16,8 +16,7 @@ from nftsync.cluster.cache import Inputs, MetalLBCaches, ObjectCache
 from nftsync.cluster.kubeconfig import allowed
 from nftsync.cluster.watch import MassDeletion, Watcher
 from nftsync.config import Config
-from nftsync.objects.kinds import SERVICES, Resource, metallb, nfts
-from nftsync.objects.names import Name
+from nftsync.objects.names import SERVICES, Name, Resource, metallb, nfts
 from nftsync.objects.nft import Nft, parse_nft
 from nftsync.objects.service import Service, parse_service
 from nftsync.objects.status import RouterStatus

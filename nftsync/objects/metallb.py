@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from nftsync.objects.address import Address, Range, parse_range, plain_address, unmapped
 from nftsync.objects.names import Malformed, Name, ObjectRef, Reason, Rejection, identify, mapping, quote, sequence
 
-CONFIG_MAP = "config"  # its name, and the key in it
 _POOL_KIND = "IPAddressPool"
 
 Labels = Mapping[str, str]

@@ -10,16 +10,18 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from nftsync.objects.metallb import (
+from nftsync.objects.metallb import ConfigMap, MetalLBConfig, Pool, overlaps, parse_addresses, parse_peer_address
+from nftsync.objects.names import (
     CONFIG_MAP,
-    ConfigMap,
-    MetalLBConfig,
-    Pool,
-    overlaps,
-    parse_addresses,
-    parse_peer_address,
+    Malformed,
+    ObjectRef,
+    Reason,
+    Rejection,
+    identify,
+    mapping,
+    quote,
+    sequence,
 )
-from nftsync.objects.names import Malformed, ObjectRef, Reason, Rejection, identify, mapping, quote, sequence
 from nftsync.objects.yaml import Plain, documents
 
 MAX_CHARACTERS = 1 << 20  # etcd keeps no larger object

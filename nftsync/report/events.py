@@ -17,8 +17,7 @@ from functools import lru_cache
 from itertools import count
 from operator import itemgetter
 
-from nftsync.objects.kinds import KINDS, NFT
-from nftsync.objects.names import ObjectRef, Reason, Rejection, some
+from nftsync.objects.names import KINDS, NFT, ObjectRef, Reason, Rejection, some
 from nftsync.objects.status import Confirmation
 from nftsync.plan.result import Change
 from nftsync.policy.pinholes import Pinhole

@@ -34,7 +34,7 @@ from nftsync.config import load
 from nftsync.daemon.loop import Daemon, Options
 from nftsync.daemon.reconcile import Reconciler
 from nftsync.kernel.nft import Kernel
-from nftsync.objects.kinds import SERVICES
+from nftsync.objects.names import SERVICES
 from nftsync.plan.result import SyncResult
 
 _CONTINUE = re.compile(rb'"continue":"([^"]+)"')
