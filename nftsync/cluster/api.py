@@ -27,6 +27,8 @@ PAGE = 500  # objects, as in kubectl and client-go
 JSON = "application/json"
 AGENT = f"nftsync/{__version__}"
 PIECE = 65536  # bytes read at once
+LONGEST_LINE = 8 << 20  # bytes
+CONNECT_TIMEOUT = 5.0  # seconds
 LONGEST_COMPLAINT = 65536  # bytes to read of an error's body
 
 _ADVICE = {
@@ -53,28 +55,24 @@ class Api:
 
     allowed: the keys of kubeconfig.UNSAFE that the kubeconfig may have.
     count: called with the verb and the status of each answer; None stands for no answer.
-    connect_timeout, read_timeout: seconds.
-    longest_answer, longest_line: bytes, after decompression.
+    read_timeout: seconds.
+    longest_answer: bytes, after decompression.
     """
 
-    def __init__(  # noqa: PLR0913  # tests set the limits
+    def __init__(  # tests set the limits
         self,
         kubeconfig: Path,
         *,
         allowed: Collection[str] = (),
         count: Callable[[str, int | None], None] = lambda _verb, _status: None,
-        connect_timeout: float = 5.0,
         read_timeout: float = 20.0,
         longest_answer: int = 64 << 20,
-        longest_line: int = 8 << 20,
     ) -> None:
         self._kubeconfig = kubeconfig
         self._allowed = allowed
         self._count = count
-        self._connect_timeout = connect_timeout
         self._read_timeout = read_timeout
         self._longest_answer = longest_answer
-        self._longest_line = longest_line
         self._session_lock = threading.Lock()
         self._session: tuple[Kubeconfig, Any] | None = None  # with its urllib3.PoolManager
         self._socket_lock = threading.Lock()
@@ -137,7 +135,7 @@ class Api:
         with self._exchange("GET", path, query, {"Accept-Encoding": "identity"}, None) as response:
             # Without chunks, a read blocks until its buffer is full: read byte by byte.
             pieces = response.stream(PIECE if response.chunked else 1, decode_content=False)
-            yield split_lines(_until_timeout(pieces), self._longest_line, f"GET {path}")
+            yield split_lines(_until_timeout(pieces), LONGEST_LINE, f"GET {path}")
 
     @contextmanager
     def _exchange(
@@ -156,7 +154,7 @@ class Api:
                 kubeconfig.configuration.host + path + ("?" + urlencode(query) if query else ""),
                 headers={"Accept": JSON, "User-Agent": AGENT, **kubeconfig.identification(), **headers},
                 body=None if body is None else json.dumps(body).encode(),
-                timeout=Timeout(connect=self._connect_timeout, read=self._read_timeout),
+                timeout=Timeout(connect=CONNECT_TIMEOUT, read=self._read_timeout),
                 retries=False,
                 redirect=False,
                 preload_content=False,

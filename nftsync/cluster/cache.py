@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -99,8 +99,8 @@ class ObjectCache(Generic[T]):
         """
         name, uid = identify(raw)
         with self._lock:
-            held = self._objects.get(name)
-            if held is not None and held.uid == uid:
+            known = self._objects.get(name)
+            if known is not None and known.uid == uid:
                 self._drop(name)
         self._tell()
 
@@ -147,14 +147,11 @@ class ObjectCache(Generic[T]):
         news = not self.synced.is_set() or readable != self.readable
         self.readable = readable
         self.synced.set()
-        if news:
-            self._wake()
-        else:
-            self._tell()
+        self._tell(anyway=news)
 
-    def _tell(self) -> None:
+    def _tell(self, *, anyway: bool = False) -> None:
         """Wake the loop if there is something to drain."""
-        if self._dirty:
+        if anyway or self._dirty:
             self._wake()
 
     def _store(self, name: Name, raw: object) -> None:
@@ -179,6 +176,7 @@ class ObjectCache(Generic[T]):
         self._dirty.add(name)
 
 
+@dataclass
 class Relist:
     """A list that arrives page by page.
 
@@ -187,18 +185,17 @@ class Relist:
     is_suspect: at the end, True if a second list must confirm this one.
     """
 
-    def __init__(self, store: Callable[[Name, object], None], known: int) -> None:
-        self._store = store
-        self.known = known
-        self.names: set[Name] = set()
-        self.gone: AbstractSet[Name] = frozenset()
-        self.is_suspect = False
+    store: Callable[[Name, object], None]
+    known: int
+    names: set[Name] = field(default_factory=set)
+    gone: AbstractSet[Name] = frozenset()
+    is_suspect: bool = False
 
     def put(self, raw: object) -> None:
         """Take one object of the list. Raises Malformed if its name is not readable."""
         name, _ = identify(raw)
         self.names.add(name)
-        self._store(name, raw)
+        self.store(name, raw)
 
 
 # --- the caches that a sync reads ---------------------------------------------------------------------
@@ -240,7 +237,7 @@ class MetalLBCaches:
         The unit is monotonic seconds.
         """
         changes = (cache.drain() for cache in self.caches)
-        return [each.since for each in changes if each.objects]
+        return [change.since for change in changes if change.objects]
 
     def objects(self) -> MetalLBObjects:
         """All present objects."""
@@ -281,12 +278,7 @@ class Inputs:
         services = ObjectCache[Service](parse_service, wake, clock, remembered=remembered)
         return cls(services, ObjectCache[Nft](parse_nft, wake, clock), lambda _: metallb)
 
-    def by_kind(self, namespace: str = "") -> dict[str, ObjectCache[Any]]:
-        """The caches by the kind of their objects. namespace: MetalLB's namespace."""
-        caches: tuple[ObjectCache[Any], ...] = (self.services, self.nfts, *self.metallb(namespace).caches)
+    def by_kind(self) -> dict[str, ObjectCache[Any]]:
+        """The caches by the kind of their objects, if every namespace has the same ones."""
+        caches: tuple[ObjectCache[Any], ...] = (self.services, self.nfts, *self.metallb("").caches)
         return dict(zip(KINDS, caches, strict=True))
-
-    @property
-    def synced(self) -> bool:
-        """True after a complete list of Services and one of Nft resources."""
-        return self.services.synced.is_set() and self.nfts.synced.is_set()

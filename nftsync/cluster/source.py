@@ -65,28 +65,6 @@ class Observer(watch.Observer, outbox.Observer, Protocol):
         """
 
 
-class _Watches:
-    """Watchers of one Api, each in its own thread."""
-
-    def __init__(
-        self, api: Api, watched: Iterable[tuple[Resource, ObjectCache[Any]]], make: Callable[..., Watcher]
-    ) -> None:
-        self._api = api
-        self._stop = threading.Event()
-        self.watchers = [make(api, resource, cache, self._stop) for resource, cache in watched]
-        self.threads = [
-            threading.Thread(target=watcher.run, name=f"watch-{watcher.resource.kind}", daemon=True)
-            for watcher in self.watchers
-        ]
-        for thread in self.threads:
-            thread.start()
-
-    def stop(self) -> None:
-        """Let the threads end; requests under way end at once."""
-        self._stop.set()
-        self._api.close()
-
-
 class ClusterSource:
     """Lists and watches a Kubernetes API. Raises KubeconfigError if the kubeconfig is not usable.
 
@@ -112,13 +90,16 @@ class ClusterSource:
         self._metallb_namespace = ""  # none is watched yet
         self._empty_metallb = partial(MetalLBCaches.empty, wake, clock)
         self._metallb = self._empty_metallb()
-        self._watcher = partial(Watcher, observer=observer, tell=self._tell_of_mass_deletion, clock=clock)
+        self._observer = observer
+        self._clock = clock
         watched = ((SERVICES, services), (nfts(config.nft.namespace, config.nft.name), resources))
-        self._watches = [_Watches(api, watched, self._watcher)]
+        self._watchers = self._watch(api, watched)  # MetalLB's follow these two
         self._reports = self._api(read_timeout=_REPORT_TIMEOUT)
         self._reporter = outbox.Reporter(
             self._reports, config.nft, config.router_name, self._nft, observer, clock=clock
         )
+        self.tell = self._reporter.tell
+        self.report = self._reporter.status
         self._reporting = threading.Thread(target=self._reporter.run, name="report", daemon=True)
         self._reporting.start()
 
@@ -128,33 +109,37 @@ class ClusterSource:
         The first call begins to watch this namespace, and ends the watches of another one.
         """
         if namespace != self._metallb_namespace:
-            for watches in self._watches[1:]:
-                watches.stop()
+            for watcher in self._watchers[2:]:
+                watcher.stop()
             self._metallb_namespace, self._metallb = namespace, self._empty_metallb()
             watched = zip(metallb(namespace), self._metallb.caches, strict=True)
-            self._watches[1:] = [_Watches(self._api(), watched, self._watcher)]
+            self._watchers[2:] = self._watch(self._api(), watched)
         return self._metallb
+
+    def _watch(self, api: Api, watched: Iterable[tuple[Resource, ObjectCache[Any]]]) -> list[Watcher]:
+        """Begin to watch. The watchers stop together."""
+        stop, tell = threading.Event(), self._tell_of_mass_deletion
+        watchers = [
+            Watcher(api, resource, cache, stop, self._observer, tell=tell, clock=self._clock)
+            for resource, cache in watched
+        ]
+        for watcher in watchers:
+            watcher.thread.start()
+        return watchers
 
     def _nft(self) -> Nft | None:
         return next(iter(self.inputs.nfts.objects()), None)
 
     @property
-    def _threads(self) -> list[threading.Thread]:
-        return [self._reporting, *(thread for watches in self._watches for thread in watches.threads)]
-
-    @property
     def alive(self) -> bool:
-        return all(thread.is_alive() for thread in self._threads)
+        return self._reporting.is_alive() and all(watcher.thread.is_alive() for watcher in self._watchers)
 
     def watches(self) -> Mapping[str, str]:
-        return {watcher.resource.kind: watcher.state for watches in self._watches for watcher in watches.watchers}
+        return {watcher.resource.kind: watcher.state for watcher in self._watchers}
 
     def stale(self) -> Mapping[str, str]:
-        reasons = {watcher.resource.kind: watcher.stale for watches in self._watches for watcher in watches.watchers}
+        reasons = {watcher.resource.kind: watcher.stale for watcher in self._watchers}
         return {kind: reason for kind, reason in reasons.items() if reason}
-
-    def tell(self, news: Sequence[Notice]) -> None:
-        self._reporter.tell(news)
 
     def _tell_of_mass_deletion(self, deletion: MassDeletion, message: str) -> None:
         self.inputs.nfts.synced.wait(_INTRODUCTION)
@@ -163,17 +148,14 @@ class ClusterSource:
             warning = deletion is not MassDeletion.REFUTED
             self._reporter.tell([Notice(nft.ref, EventReason.LIST_DOUBTED, message, warning)])
 
-    def report(self, status: RouterStatus) -> None:
-        self._reporter.status(status)
-
     def farewell(self) -> None:
         self._reporter.farewell()
         self._reporting.join(JOIN)
 
     def stop(self) -> None:
-        for watches in self._watches:
-            watches.stop()
+        for watcher in self._watchers:
+            watcher.stop()
         self._reporter.stop()
         self._reports.close()
-        for thread in self._threads:
+        for thread in (self._reporting, *(watcher.thread for watcher in self._watchers)):
             thread.join(JOIN)

@@ -137,9 +137,15 @@ class Watcher:
         self._missing: AbstractSet[Name] = frozenset()  # from the last list, while that is suspect
         self._suspicion = ""  # why that list is suspect
         self.state = WatchState.LISTING
+        self.thread = threading.Thread(target=self.run, name=f"watch-{resource.kind}", daemon=True)
+
+    def stop(self) -> None:
+        """Let run() end, and those of the other watchers with the same `stop` and Api."""
+        self._stop.set()
+        self._api.close()
 
     def run(self) -> None:
-        """List and watch until `stop` is set. Run it in its own thread."""
+        """List and watch until `stop` is set. It runs in `thread`, which you start."""
         retrying = self._timing.backoff.retrying(self._stop, self._rng)
         while not self._stop.is_set():
             retrying(self._turn)
@@ -170,6 +176,8 @@ class Watcher:
                 return
             if error.is_expired or isinstance(error, ErrorEventError | MalformedAnswerError):
                 self._version = None
+            if isinstance(error, TooLargeError):
+                self._page = SMALL_PAGE
             if error.status == 401:
                 self._api.reload()
             if self.resource.optional and error.status in (403, 404):
@@ -240,11 +248,7 @@ class Watcher:
 
         with self._cache.relist(is_suspect=is_suspect) as relist:
             put = partial(self._hand_over, relist.put)
-            try:
-                version = list_objects(self._api, self.resource, put, page=self._page, answered=self._answered)
-            except TooLargeError:
-                self._page = SMALL_PAGE
-                raise
+            version = list_objects(self._api, self.resource, put, page=self._page, answered=self._answered)
         self._follow_mass_deletion(relist)
         return version, relist
 
