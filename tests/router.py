@@ -18,8 +18,8 @@ from nftsync.config import Config
 from nftsync.daemon.publish import Publisher
 from nftsync.daemon.reconcile import Reconciler
 from nftsync.daemon.record import Record, Store
-from nftsync.files.bootmark import BootMark
 from nftsync.files.journal import Journal
+from nftsync.files.runtime import BootMark
 from nftsync.kernel.interfaces import Links, Network
 from nftsync.kernel.nft import Kernel
 from nftsync.objects.address import Address, AddressSet

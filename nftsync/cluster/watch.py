@@ -26,7 +26,6 @@ from typing import Any, Protocol
 from nftsync.cluster.api import PAGE, Api, MalformedAnswerError, TooLargeError, list_objects, parse_json
 from nftsync.cluster.backoff import ApiError, Backoff, RestartCause
 from nftsync.cluster.cache import ObjectCache, Relist
-from nftsync.cluster.watchstate import MassDeletion, Observer, RestartCause, WatchState
 from nftsync.objects.names import Malformed, Name, Resource, quote
 
 log = logging.getLogger(__name__)

@@ -20,9 +20,8 @@ from nftsync.cluster.cache import Inputs
 from nftsync.config import Config, ConfigError
 from nftsync.daemon.reconcile import Reconciler
 from nftsync.daemon.record import Record, Store
-from nftsync.files.bootmark import BootMark
 from nftsync.files.journal import Journal
-from nftsync.files.lock import LockedError, locked
+from nftsync.files.runtime import BootMark, LockedError, locked
 from nftsync.kernel.interfaces import Links
 from nftsync.kernel.nft import Kernel, KernelError
 from nftsync.objects.address import Address, Local

@@ -32,10 +32,8 @@ from nftsync.daemon.reconcile import NOT_FILTERING, Reconciler
 from nftsync.daemon.record import Record, Store
 from nftsync.exporter.endpoint import Endpoint, EndpointError
 from nftsync.exporter.metrics import KernelCollector, Metrics, ReadError
-from nftsync.files.bootfailure import read_boot_failure
-from nftsync.files.bootmark import BootMark
 from nftsync.files.journal import Journal
-from nftsync.files.lock import locked
+from nftsync.files.runtime import BootMark, locked, read_boot_failure
 from nftsync.kernel import commits, counters
 from nftsync.kernel import interfaces as links
 from nftsync.kernel.commits import ForeignChanges

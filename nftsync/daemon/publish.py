@@ -24,7 +24,6 @@ from nftsync.daemon.reconcile import Reconciler
 from nftsync.exporter.metrics import Metrics
 from nftsync.kernel import counters
 from nftsync.kernel.netlink import DumpError
-from nftsync.objects.kinds import SERVICE
 from nftsync.objects.names import NFT, SERVICE, ObjectRef, Reason, Rejection, Resource
 from nftsync.objects.status import Confirmation, RouterStatus
 from nftsync.plan.result import Outcome, SyncResult

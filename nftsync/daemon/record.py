@@ -9,8 +9,8 @@ from datetime import UTC, datetime
 from hashlib import blake2b
 
 from nftsync.config import PoolMode
-from nftsync.files.bootmark import BootMark
 from nftsync.files.journal import Journal
+from nftsync.files.runtime import BootMark
 from nftsync.objects.names import Name
 from nftsync.objects.service import Service
 from nftsync.plan.memory import BootFacts, Facts

@@ -12,7 +12,6 @@ import stat
 from pathlib import Path
 
 from nftsync import __version__
-from nftsync.files.ownership import give_to_owner
 
 _BY = " by version "
 
@@ -38,6 +37,17 @@ def replace_text(path: Path, text: str) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def give_to_owner(descriptor: int, folder: Path) -> None:
+    """Give a new file to the owner of its folder, so that the daemon can use it. Raises OSError.
+
+    Root writes into a folder of the daemon's user: `nftsync flush` or `nftsync boot` by hand.
+    Use it only for a file that this process created: an older one may be a link to anywhere.
+    """
+    if os.geteuid() == 0:
+        owner = folder.stat()
+        os.fchown(descriptor, owner.st_uid, owner.st_gid)
 
 
 def read_sealed(path: Path, form: int) -> str:

@@ -34,7 +34,6 @@ from nftsync.cluster.backoff import ApiError, Backoff, RestartCause
 from nftsync.cluster.cache import ObjectCache
 from nftsync.cluster.kubeconfig import SOCKET_OPTIONS, UNSAFE, Kubeconfig, KubeconfigError
 from nftsync.cluster.watch import MassDeletion, Timing, Watcher, WatchState
-from nftsync.cluster.watchstate import MassDeletion, RestartCause, WatchState
 from nftsync.objects.names import SERVICES, Name, Resource, nfts
 from nftsync.objects.nft import Nft, parse_nft
 from nftsync.objects.service import Service, parse_service

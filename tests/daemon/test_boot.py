@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from nftsync.files.bootmark import BootMark
+from nftsync.files.runtime import BootMark
 from nftsync.objects.names import Name
 from nftsync.objects.nft import NftSpec
 from nftsync.plan.memory import Memory

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from nftsync.files.bootfailure import read_boot_failure
+from nftsync.files.runtime import read_boot_failure
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from nftsync.files.bootmark import BootMark
+from nftsync.files.runtime import BootMark
 from nftsync.files.sealed import replace_sealed
 from nftsync.plan.memory import BootFacts
 from tests.labtools import needs_root
@@ -128,7 +128,7 @@ WRITER = """
 import sys
 from itertools import count
 from pathlib import Path
-from nftsync.files.bootmark import BootMark
+from nftsync.files.runtime import BootMark
 from nftsync.plan.memory import BootFacts
 mark = BootMark(Path(sys.argv[1]))
 for number in count():

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from nftsync.files.lock import LockedError, locked
+from nftsync.files.runtime import LockedError, locked
 from tests.lab.lab import Lab
 from tests.labtools import SERVICE4, Daemon, needs_root, nft, rules, service, tables
 
