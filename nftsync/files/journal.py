@@ -34,7 +34,7 @@ GRACE = 0.01  # seconds that a change of the kernel waits for its record
 PATIENCE = 5.0  # seconds that the end of the process waits for the disk
 SLACK = 1 << 20  # bytes: compact a journal that has doubled and grown by more than this
 
-_HEAD = "# nftsync memory 1\n"
+_HEAD = "# nftsync memory 1"
 
 log = logging.getLogger(__name__)
 
@@ -115,20 +115,20 @@ class Journal:
     def _records(self) -> Iterator[str]:
         """The content of each record up to the torn end. Raises OSError; ValueError with a sentence."""
         head, *lines = read_text(self._path, errors="replace").split("\n")
-        if f"{head.partition(' by ')[0]}\n" != _HEAD or not lines:
+        if head.partition(" by ")[0] != _HEAD or not lines:
             raise ValueError("it is not a journal of this version")
-        self._size, cut_short = len(head) + 1, lines.pop() != ""  # a record ends with its line
+        self._size, end = len(head) + 1, lines.pop()
         for line in lines:
             number, record = _opened(line)
             if number is None:
                 self._torn = True
-            elif self._torn or number != self._number + 1:
+                continue
+            if self._torn or number != self._number + 1:
                 raise ValueError(f"it is damaged before record {number}")
-            else:
-                self._number = number
-                self._size += len(line) + 1
-                yield record
-        self._torn = self._torn or cut_short
+            self._number = number
+            self._size += len(line) + 1
+            yield record
+        self._torn = self._torn or end != ""  # a record ends with its line
 
     # --- writing ------------------------------------------------------------------------------------------
 
@@ -151,8 +151,9 @@ class Journal:
     @property
     def wants_all(self) -> bool:
         """True if the file needs replacing: it is missing, damaged, or has grown too much."""
-        under_way = self._writing or self._pending.whole
-        return not under_way and (self._whole or self._size > 2 * self._compact_size + SLACK)
+        if self._writing or self._pending.whole:
+            return False
+        return self._whole or self._size > 2 * self._compact_size + SLACK
 
     def finish(self) -> None:
         """Wait up to PATIENCE until the disk has everything."""
@@ -179,33 +180,35 @@ class Journal:
         synced = float("-inf")
         while True:
             with self._lock:
-                while not (self._pending or self._ending or (self._unsynced and self._clock() >= synced + SYNC)):
-                    self._lock.wait(synced + SYNC - self._clock() if self._unsynced else None)
+                due = synced + SYNC - self._clock() if self._unsynced else None
+                self._lock.wait_for(lambda: self._pending or self._ending, due)
                 if self._ending and not (self._pending or self._unsynced):
                     return
                 batch, self._pending = self._pending, _Batch()
                 self._writing, ending = bool(batch), self._ending
             try:
                 self._write(batch)
-                self._tell(None)
-                if self._unsynced and (ending or self._clock() >= synced + SYNC):
-                    synced = self._clock()
-                    self._sync(wait=ending)
             except OSError as error:
                 with self._lock:
-                    if self._writing:  # the batch is not written
-                        batch.add(self._pending)
-                        self._pending = batch
+                    batch.add(self._pending)
+                    self._pending = batch
                 self._tell(error)
                 if ending:
                     return
                 with self._lock:
                     self._lock.wait_for(lambda: self._ending, RETRY)
+            else:
+                self._tell(None)
+                if self._unsynced and (ending or self._clock() >= synced + SYNC):
+                    synced = self._clock()
+                    self._sync(wait=ending)
 
     def _tell(self, error: OSError | None) -> None:
         """Wake the waiting thread: the disk has answered."""
         if error is not None and not self._told:
-            log.warning("%s: %s; after a restart or a reboot, nftsync would use older pinholes", self._path, error.strerror)
+            log.warning(
+                "%s: %s; after a restart or a reboot, nftsync would use older pinholes", self._path, error.strerror
+            )
         with self._lock:
             self._writing = self._late = False
             self._told, self.kept = error is not None, error is None
@@ -219,24 +222,19 @@ class Journal:
             self._append(batch)
 
     def _sync(self, *, wait: bool) -> None:
-        """Let a thread of its own wait for the disk: a record must not wait for the ones before it."""
-        if self._syncer is not None and self._syncer.is_alive():
-            if not wait:
-                return
-            self._syncer.join(PATIENCE)
-        self._unsynced = False
-        self._syncer = threading.Thread(target=self._fsync, name="journal-sync", daemon=True)
-        self._syncer.start()
+        """Wait for the disk, or let a thread of its own wait: a record must not wait for the ones before it."""
         if wait:
-            self._syncer.join(PATIENCE)
+            self._unsynced = False
+            self._fsync()
+        elif self._syncer is None or not self._syncer.is_alive():
+            self._unsynced = False
+            self._syncer = threading.Thread(target=self._fsync, name="journal-sync", daemon=True)
+            self._syncer.start()
 
     def _fsync(self) -> None:
         try:
-            descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+            with self._path.open("rb") as file:
+                os.fsync(file.fileno())
         except OSError as error:
             log.warning("%s: %s; after a reboot, nftsync would use older pinholes", self._path, error.strerror)
             with self._lock:
@@ -249,7 +247,7 @@ class Journal:
         except OSError as error:
             self._whole = error.errno in (errno.ENOENT, errno.ELOOP)  # somebody removed it or replaced it by a link
             raise
-        try:
+        with os.fdopen(descriptor, "ab", buffering=0):
             if self._torn:
                 os.ftruncate(descriptor, self._size)
             elif os.fstat(descriptor).st_size != self._size:
@@ -264,13 +262,11 @@ class Journal:
                 os.ftruncate(descriptor, self._size)
                 raise
             self._torn = False
-        finally:
-            os.close(descriptor)
         self._number += content.count(b"\n")
         self._size, self._unsynced = self._size + len(content), True
 
     def _replace(self, batch: _Batch) -> None:
-        content = f"{_HEAD.rstrip()} by version {__version__}\n" + "".join(_sealed(batch.lines(), 0))
+        content = f"{_HEAD} by version {__version__}\n" + "".join(_sealed(batch.lines(), 0))
         replace_text(self._path, content)
         forget_version_1(self._path.parent)
         self._number = content.count("\n") - 1

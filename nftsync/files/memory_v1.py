@@ -22,9 +22,7 @@ from nftsync.objects.service import Port, Protocol, Service
 from nftsync.plan.memory import Facts, Memory, parse_pools
 
 _STATE, _SERVICES, _RULESET = ("state.json", 2), ("services", 1), ("ruleset.nft", 1)  # files and their formats
-_SET = re.compile(r"\tset (\S+) \{\n.*?\n\t\}\n", re.DOTALL)
-_ELEMENTS = re.compile(r"elements = \{ (.*?) \}", re.DOTALL)
-_Found = tuple[dict[tuple[str, Port], set[Network] | None], dict[tuple[str, Port], RateLimit]]
+_SETS = re.compile(r"\tset (services|sources|limited)\S+ \{\n(?:\t\t.*\n)*?\s*elements = \{ ([^}]*) \}")
 
 log = logging.getLogger(__name__)
 
@@ -51,19 +49,20 @@ def forget_version_1(folder: Path) -> None:
         try:
             (folder / name).unlink(missing_ok=True)
         except OSError as error:
-            log.warning("%s can't be removed: %s. nftsync does not need it any more: delete it", folder / name, error.strerror)
+            log.warning(
+                "%s can't be removed: %s. nftsync does not need it any more: delete it", folder / name, error.strerror
+            )
 
 
 def _take_state(memory: Memory, text: str) -> None:
-    found = json.loads(text)
-    spec, rolled_back = (None if found.get(name) is None else parse_spec(found[name]) for name in ("spec", "rolled_back"))
-    pools = found.get("metallb")
+    state = json.loads(text)
+    spec, rolled_back, pools = (state.get(name) for name in ("spec", "rolled_back", "metallb"))
     memory.facts = Facts(
-        spec=spec,
-        rolled_back=rolled_back,
+        spec=None if spec is None else parse_spec(spec),
+        rolled_back=None if rolled_back is None else parse_spec(rolled_back),
         pools=None if pools is None else parse_pools(pools),
         pools_listed=spec is not None,
-        local_chain=str(found.get("local_chain", "")),
+        local_chain=str(state.get("local_chain", "")),
     )
 
 
@@ -78,38 +77,30 @@ def _take_services(memory: Memory, text: str) -> None:
 
 
 def _take_ruleset(memory: Memory, text: str) -> None:
-    """Each address and its open ports, as a Service without a namespace: the owner is unknown."""
-    sources, limits = _pinholes(text)
-    alike: dict[tuple[str, tuple[Network, ...] | None, RateLimit | None], list[Port]] = {}
-    for (address, port), ranges in sources.items():
-        networks = None if ranges is None else tuple(sorted(ranges, key=str))
-        alike.setdefault((address, networks, limits.get((address, port))), []).append(port)
-    for number, ((address, networks, limit), ports) in enumerate(alike.items()):
-        name = Name("", f"{address}-{number}")
-        memory.services[name] = Service(name, "", "", None, (ip_address(address),), tuple(ports), networks, limit, rejections=())
-
-
-def _pinholes(text: str) -> _Found:
-    """By address and port: the allowed source ranges, None for all sources; and the limits."""
+    """Each address and open port, as a Service without a namespace: the owner is unknown."""
     sources: dict[tuple[str, Port], set[Network] | None] = {}
     limits: dict[tuple[str, Port], RateLimit] = {}
-    for block in _SET.finditer(text):
-        name = block[1]
-        for element in _elements(block[0]):
-            if name.startswith(("pools", "dropped")):
-                continue
-            key, _, statement = element.partition(" limit rate over ")
-            address, protocol, number, *source = key.split(" . ")
-            place = address, Port(Protocol(protocol), int(number))
-            if name.startswith("services"):
-                sources[place] = None
-            elif name.startswith("sources"):
-                sources[place] = (sources.get(place) or set()) | {ip_network(source[0])}
-            else:
-                limits[place] = parse_ratelimit(statement)
-    return sources, limits
+    for kind, element, limit in _elements(text):
+        address, protocol, number, *source = element.split(" . ")
+        pinhole = address, Port(Protocol(protocol), int(number))
+        if kind == "limited":
+            limits[pinhole] = parse_ratelimit(limit)
+        elif kind == "sources":
+            sources[pinhole] = (sources.get(pinhole) or set()) | {ip_network(source[0])}
+        else:
+            sources[pinhole] = None  # open to all
+    for place, (pinhole, ranges) in enumerate(sources.items()):
+        address, port = pinhole
+        name = Name("", f"{address}-{place}")
+        networks = None if ranges is None else tuple(sorted(ranges, key=str))
+        memory.services[name] = Service(
+            name, "", "", None, (ip_address(address),), (port,), networks, limits.get(pinhole), rejections=()
+        )
 
 
-def _elements(block: str) -> Iterator[str]:
-    for listed in _ELEMENTS.findall(block):
-        yield from (" ".join(each.split()) for each in listed.split(","))
+def _elements(text: str) -> Iterator[tuple[str, str, str]]:
+    """Of each element that opens or limits something: the kind of its set, its key, and its limit."""
+    for kind, elements in _SETS.findall(text):
+        for element in elements.split(","):
+            key, _, rate = " ".join(element.split()).partition(" limit rate over ")
+            yield kind, key, rate
