@@ -24,7 +24,7 @@ from nftsync.kernel.interfaces import Links, Network
 from nftsync.kernel.nft import Kernel
 from nftsync.objects.address import Address, AddressSet
 from nftsync.objects.names import Name, Reason, Rejection, identify
-from nftsync.objects.status import Confirmation
+from nftsync.objects.nft import Confirmation
 from nftsync.plan.result import Outcome, SyncResult
 from nftsync.policy.pinholes import Pinhole
 from nftsync.ruleset.tables import Settings

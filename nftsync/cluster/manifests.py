@@ -23,8 +23,7 @@ from nftsync.cluster.watch import WatchState
 from nftsync.config import InputError
 from nftsync.objects import yaml as yamltext
 from nftsync.objects.names import CONFIG_MAP, KINDS, Malformed, Name, ObjectRef, Reason, Rejection, identify
-from nftsync.objects.nft import METALLB_NAMESPACE
-from nftsync.objects.status import RouterStatus
+from nftsync.objects.nft import METALLB_NAMESPACE, RouterStatus
 from nftsync.report.events import Notice
 
 SUFFIXES = (".yaml", ".yml", ".json")

@@ -19,8 +19,7 @@ from typing import Protocol
 from nftsync.cluster.api import Api
 from nftsync.cluster.backoff import ApiError, Backoff
 from nftsync.objects.names import MEND, NFT, Name
-from nftsync.objects.nft import Nft
-from nftsync.objects.status import Figures, NftStatus, RouterStatus
+from nftsync.objects.nft import Figures, Nft, NftStatus, RouterStatus
 from nftsync.report.conditions import describe, stamped, stopped, summary
 from nftsync.report.events import EventQueue, Notice, Request
 

@@ -17,9 +17,8 @@ from nftsync.cluster.kubeconfig import allowed
 from nftsync.cluster.watch import MassDeletion, Watcher
 from nftsync.config import Config
 from nftsync.objects.names import SERVICES, Name, Resource, metallb, nfts
-from nftsync.objects.nft import Nft, parse_nft
+from nftsync.objects.nft import Nft, RouterStatus, parse_nft
 from nftsync.objects.service import Service, parse_service
-from nftsync.objects.status import RouterStatus
 from nftsync.report.events import EventReason, Notice
 
 Clock = Callable[[], float]

@@ -25,7 +25,7 @@ from nftsync.exporter.metrics import Metrics
 from nftsync.kernel import counters
 from nftsync.kernel.netlink import DumpError
 from nftsync.objects.names import NFT, SERVICE, ObjectRef, Reason, Rejection, Resource
-from nftsync.objects.status import Confirmation, RouterStatus
+from nftsync.objects.nft import Confirmation, RouterStatus
 from nftsync.plan.result import Outcome, SyncResult
 from nftsync.plan.snapshot import Origin
 from nftsync.report import explain

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from nftsync.objects.nft import NftSpec
-from nftsync.objects.status import Confirmation
+from nftsync.objects.nft import Confirmation, NftSpec
 
 
 def cut_off(before: NftSpec, after: NftSpec) -> str:

@@ -18,7 +18,7 @@ from itertools import count
 from operator import itemgetter
 
 from nftsync.objects.names import KINDS, NFT, ObjectRef, Reason, Rejection, some
-from nftsync.objects.status import Confirmation
+from nftsync.objects.nft import Confirmation
 from nftsync.plan.result import Change
 from nftsync.policy.pinholes import Pinhole
 

@@ -26,7 +26,7 @@ from nftsync.config import Config
 from nftsync.daemon.publish import MetricsObserver
 from nftsync.exporter.metrics import Metrics
 from nftsync.objects.names import ObjectRef
-from nftsync.objects.status import RouterStatus, parse_status
+from nftsync.objects.nft import RouterStatus, parse_status
 from nftsync.report.events import EventQueue, EventReason, Notice, Request
 from tests.apiserver.client import refusal_of
 from tests.apiserver.harness import MANIFESTS, NAMESPACE, NFTS, ApiServer, eventually

@@ -18,8 +18,7 @@ import pytest
 from nftsync.cluster.backoff import ApiError
 from nftsync.cluster.outbox import DENIED, DISAGREE, LONGEST, QUIET, SETTLE, TICK, Reporter
 from nftsync.objects.names import Name, ObjectRef
-from nftsync.objects.nft import Nft, parse_nft
-from nftsync.objects.status import Condition, RouterStatus
+from nftsync.objects.nft import Condition, Nft, RouterStatus, parse_nft
 from nftsync.report.events import EventReason, Notice
 from tests.labtools import PATIENCE
 from tests.report.views import standing

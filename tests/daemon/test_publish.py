@@ -15,7 +15,7 @@ from nftsync.config import AddressPolicy, PoolMode
 from nftsync.daemon.publish import LINES, RECENT, Publisher
 from nftsync.daemon.reconcile import NOT_FILTERING
 from nftsync.exporter.metrics import Metrics
-from nftsync.objects.status import Condition, RouterStatus
+from nftsync.objects.nft import Condition, RouterStatus
 from nftsync.plan.result import Outcome, SyncResult
 from nftsync.report.events import EventReason, Notice
 from tests.lab.namespace import Namespace

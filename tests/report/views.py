@@ -10,8 +10,8 @@ from nftsync.config import AddressPolicy, Config, Filters
 from nftsync.objects.address import Local, parse_range
 from nftsync.objects.metallb import MetalLBConfig, Pool
 from nftsync.objects.names import Name, ObjectRef, Reason, Rejection
+from nftsync.objects.nft import Condition
 from nftsync.objects.service import Service
-from nftsync.objects.status import Condition
 from nftsync.plan.result import Outcome, SyncResult
 from nftsync.plan.snapshot import Interfaces, Known, Origin, Snapshot
 from nftsync.policy.confirm import Confirming
