@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, collapse_addresses, ip_address, ip_network
 from typing import NamedTuple
 
-from nftsync.objects.names import quote
+from nftsync.objects.names import Malformed, quote
 
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
@@ -17,19 +17,18 @@ Network = IPv4Network | IPv6Network
 _BROADCAST = IPv4Address("255.255.255.255")
 _LONGEST = 128  # characters; two IPv6 addresses and a dash need 79
 _LEADING_ZEROS = re.compile(r"(?<![0-9/])0{1,8}(?=[0-9])")  # of an octet, which can have 9 digits
+_BARE = re.compile(r"[0-9.]{7,15}|[0-9A-Fa-f:.]{2,45}")  # probably an address
 _CIDR = re.compile(r"[0-9A-Fa-f.:]{2,45}/[0-9]{1,3}")
 
 
 def parse_address(text: object) -> Address:
     """An IPv4 or IPv6 address that a Service can have, in its usual notation.
 
-    Raises ValueError with a sentence.
+    Raises Malformed with a sentence.
     """
-    address = plain_address(text)
-    if address is None:
-        raise ValueError(f"{quote(text)} is not an IP address")
+    address = read_address(text, f"{quote(text)} is not an IP address")
     if unmapped(address) is not address:
-        raise ValueError(f"{quote(text)} is an IPv4 address in IPv6 notation: write {unmapped(address)}")
+        raise Malformed(f"{quote(text)} is an IPv4 address in IPv6 notation: write {unmapped(address)}")
     if (
         address.is_unspecified
         or address.is_loopback
@@ -37,16 +36,16 @@ def parse_address(text: object) -> Address:
         or address.is_link_local
         or address == _BROADCAST
     ):
-        raise ValueError(f"{quote(text)} can never be a Service's address")
+        raise Malformed(f"{quote(text)} can never be a Service's address")
     return address
 
 
-def plain_address(text: object) -> Address | None:
-    """The address in a text. None if it is no address, or if it has a zone, which could hold anything."""
+def read_address(text: object, complaint: str) -> Address:
+    """The address in a text without a zone, which could hold anything. Raises Malformed."""
     try:
-        return ip_address(text) if isinstance(text, str) and "%" not in text else None
+        return ip_address(text if isinstance(text, str) and "%" not in text else "")
     except ValueError:
-        return None
+        raise Malformed(complaint) from None
 
 
 def unmapped(address: Address) -> Address:
@@ -57,29 +56,28 @@ def unmapped(address: Address) -> Address:
 def parse_source_range(text: object) -> Network:
     """A CIDR. As in kube-proxy, it may have blanks around it, host bits and decimal leading zeros.
 
-    Raises ValueError with a sentence.
+    Raises Malformed with a sentence.
     Source: Go's net.ParseCIDR before 1.17 (k8s.io/utils/net.ParseCIDRSloppy).
     """
     if not isinstance(text, str) or len(text) > _LONGEST:
-        raise ValueError(f"{quote(text)} is not a CIDR")
+        raise Malformed(f"{quote(text)} is not a CIDR")
     cidr = text.strip(" \t\r\n")
     if "/" not in cidr:
-        raise ValueError(f"{quote(text)} has no prefix length: write e.g. 192.0.2.1/32")
-    network = _network(cidr if ":" in cidr else _LEADING_ZEROS.sub("", cidr))
-    if network is None:
-        raise ValueError(f"{quote(text)} is not a CIDR such as 192.0.2.0/24")
+        raise Malformed(f"{quote(text)} has no prefix length: write e.g. 192.0.2.1/32")
+    plain = cidr if ":" in cidr else _LEADING_ZEROS.sub("", cidr)
+    network = _read_network(plain, f"{quote(text)} is not a CIDR such as 192.0.2.0/24")
     mapped = unmapped(network.network_address)
     if mapped.version != network.version and network.prefixlen >= 96:
-        raise ValueError(f"{quote(text)} is an IPv4 range in IPv6 notation: write {mapped}/{network.prefixlen - 96}")
+        raise Malformed(f"{quote(text)} is an IPv4 range in IPv6 notation: write {mapped}/{network.prefixlen - 96}")
     return network
 
 
-def _network(text: str) -> Network | None:
-    """The network in a CIDR, without its host bits; None if it is no CIDR."""
+def _read_network(text: str, complaint: str) -> Network:
+    """The network in a CIDR, without its host bits. Raises Malformed."""
     try:
-        return ip_network(text, strict=False) if _CIDR.fullmatch(text) else None
+        return ip_network(text if _CIDR.fullmatch(text) else "", strict=False)
     except ValueError:
-        return None
+        raise Malformed(complaint) from None
 
 
 def collapse(networks: list[Network]) -> tuple[Network, ...]:
@@ -133,40 +131,29 @@ class Range(NamedTuple):
 
 
 def parse_range(text: object) -> Range:
-    """A CIDR or "first-last", as in MetalLB's address pools. Raises ValueError with a sentence.
+    """A CIDR or "first-last", as in MetalLB's address pools. Raises Malformed with a sentence.
 
     As in MetalLB, this masks a CIDR's host bits, accepts blanks around the dash, and refuses a bare
     address. Source: MetalLB's config.ParseCIDR, Go's net.ParseCIDR and net.ParseIP.
     """
     if not isinstance(text, str) or len(text) > _LONGEST:
-        raise ValueError(f"{quote(text)} is neither a CIDR nor a range of addresses")
+        raise Malformed(f"{quote(text)} is neither a CIDR nor a range of addresses")
     if "-" in text:
-        first, last = (_end(end.strip(), text) for end in text.split("-", 1))
+        ends = (end.strip() for end in text.split("-", 1))
+        first, last = (
+            read_address(end, f"{quote(end)} in the range {quote(text)} is not an IP address") for end in ends
+        )
     else:
-        first, last = _ends(text)
+        hint = f": for one address write {text}/{128 if ':' in text else 32}" if _BARE.fullmatch(text) else ""
+        complaint = f"{quote(text)} is neither a CIDR nor a range of addresses{hint}"
+        first, last = Range.of(_read_network(text, complaint))
     if unmapped(first) is not first:
-        raise ValueError(f"{quote(text)} is IPv4 in IPv6 notation: write it in IPv4 notation")
+        raise Malformed(f"{quote(text)} is IPv4 in IPv6 notation: write it in IPv4 notation")
     if first.version != last.version:
-        raise ValueError(f"the range {quote(text)} begins in one address family and ends in another")
+        raise Malformed(f"the range {quote(text)} begins in one address family and ends in another")
     if int(first) > int(last):
-        raise ValueError(f"the range {quote(text)} begins after its end")
+        raise Malformed(f"the range {quote(text)} begins after its end")
     return Range(first, last)
-
-
-def _end(end: str, text: str) -> Address:
-    address = plain_address(end)
-    if address is None:
-        raise ValueError(f"{quote(end)} in the range {quote(text)} is not an IP address")
-    return address
-
-
-def _ends(cidr: str) -> Range:
-    network = _network(cidr)
-    if network is None:
-        bare = re.fullmatch(r"[0-9.]{7,15}|[0-9A-Fa-f:.]{2,45}", cidr)
-        hint = f": for one address write {cidr}/{128 if ':' in cidr else 32}" if bare else ""
-        raise ValueError(f"{quote(cidr)} is neither a CIDR nor a range of addresses{hint}")
-    return Range.of(network)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,12 +11,21 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from nftsync.objects.address import Address, Range, parse_range, plain_address, unmapped
-from nftsync.objects.names import Malformed, Name, ObjectRef, Reason, Rejection, identify, mapping, quote, sequence
-
-_POOL_KIND = "IPAddressPool"
-
-Labels = Mapping[str, str]
+from nftsync.objects.address import Address, Range, parse_range, read_address, unmapped
+from nftsync.objects.names import (
+    ADVERTISEMENT,
+    PEER,
+    POOL,
+    Malformed,
+    Name,
+    ObjectRef,
+    Reason,
+    Rejection,
+    identify,
+    mapping,
+    quote,
+    sequence,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +55,7 @@ class MetalLBConfig:
     @property
     def of_pool_objects(self) -> bool:
         """Whether it comes from IPAddressPools, at least one, and not from the ConfigMap."""
-        return any(pool.source.startswith(_POOL_KIND) for pool in self.pools)
+        return any(pool.source.startswith(POOL.name) for pool in self.pools)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +65,7 @@ class Selector:
     labels: tuple[tuple[str, str], ...]
     expressions: tuple[tuple[str, str, frozenset[str]], ...]
 
-    def matches(self, labels: Labels) -> bool:
+    def matches(self, labels: Mapping[str, str]) -> bool:
         return all(labels.get(key) == value for key, value in self.labels) and all(
             _OPERATORS[operator](labels.get(key), values) for key, operator, values in self.expressions
         )
@@ -141,7 +150,7 @@ def configuration(
     parsed = tuple(
         Pool(
             pool.name.name,
-            f"{_POOL_KIND} {pool.name}",
+            f"{POOL.name} {pool.name}",
             pool.ranges,
             advertised=any(advertisement.covers(pool) for advertisement in advertisements),
         )
@@ -149,7 +158,7 @@ def configuration(
     )
     objects: tuple[AddressPool | Advertisement | Peer, ...] = (*ordered, *advertisements, *peers)
     rejections = [rejection for each in objects for rejection in each.rejections]
-    refs = {pool.name.name: ObjectRef(_POOL_KIND, str(pool.name), pool.uid) for pool in ordered}
+    refs = {pool.name.name: ObjectRef(POOL.name, str(pool.name), pool.uid) for pool in ordered}
     rejections += [Rejection(refs[pool.name], Reason.INVALID_POOLS, message) for pool, message in overlaps(parsed)]
     if rejections or not ordered:
         return None, tuple(rejections)
@@ -183,8 +192,8 @@ def parse_pool(raw: object, _before: AddressPool | None) -> AddressPool:
         _selectors(allocation.get("serviceSelectors"), "spec.serviceAllocation.serviceSelectors")
         ranges = parse_addresses(spec.get("addresses"), "spec.addresses")
         return AddressPool(name, uid, tuple(sorted(_labels(labels, "metadata.labels"))), ranges)
-    except ValueError as error:
-        return AddressPool(name, uid, rejections=_invalid(_POOL_KIND, name, uid, error))
+    except Malformed as error:
+        return AddressPool(name, uid, rejections=_invalid(POOL.name, name, uid, error))
 
 
 def parse_advertisement(raw: object, _before: Advertisement | None) -> Advertisement:
@@ -198,8 +207,8 @@ def parse_advertisement(raw: object, _before: Advertisement | None) -> Advertise
         return Advertisement(
             name, uid, pools, _selectors(spec.get("ipAddressPoolSelectors"), "spec.ipAddressPoolSelectors")
         )
-    except ValueError as error:
-        return Advertisement(name, uid, rejections=_invalid("BGPAdvertisement", name, uid, error))
+    except Malformed as error:
+        return Advertisement(name, uid, rejections=_invalid(ADVERTISEMENT.name, name, uid, error))
 
 
 def parse_peer(raw: object, _before: Peer | None) -> Peer:
@@ -208,16 +217,16 @@ def parse_peer(raw: object, _before: Peer | None) -> Peer:
     try:
         address = mapping(mapping(raw, "the object").get("spec"), "spec").get("peerAddress")
         return Peer(name, uid, None if address in (None, "") else parse_peer_address(address, "spec.peerAddress"))
-    except ValueError as error:
-        return Peer(name, uid, rejections=_invalid("BGPPeer", name, uid, error))
+    except Malformed as error:
+        return Peer(name, uid, rejections=_invalid(PEER.name, name, uid, error))
 
 
-def _invalid(kind: str, name: Name, uid: str, error: ValueError) -> tuple[Rejection, ...]:
+def _invalid(kind: str, name: Name, uid: str, error: Malformed) -> tuple[Rejection, ...]:
     return (Rejection(ObjectRef(kind, str(name), uid), Reason.INVALID_POOLS, str(error)),)
 
 
 def parse_addresses(value: object, what: str) -> tuple[Range, ...]:
-    """A pool's list of addresses. Raises ValueError, also for an empty list."""
+    """A pool's list of addresses. Raises Malformed, also for an empty list."""
     entries = sequence(value, what)
     if not entries:
         raise Malformed(f"{what} is empty: a pool needs a CIDR or a range of addresses")
@@ -225,11 +234,8 @@ def parse_addresses(value: object, what: str) -> tuple[Range, ...]:
 
 
 def parse_peer_address(value: object, what: str) -> Address:
-    """The address of a BGP speaker. Raises ValueError."""
-    address = plain_address(value)
-    if address is None:
-        raise Malformed(f"{what} {quote(value)} is not an IP address")
-    return unmapped(address)
+    """The address of a BGP speaker. Raises Malformed."""
+    return unmapped(read_address(value, f"{what} {quote(value)} is not an IP address"))
 
 
 def _texts(value: object, what: str) -> frozenset[str]:

@@ -68,13 +68,13 @@ def parse_config_map(raw: object, _before: ConfigMap | None) -> ConfigMap | None
     try:
         text = mapping(mapping(raw, "the object").get("data"), "data").get(CONFIG_MAP)
         return ConfigMap(name, uid, parse_configuration(text, f"ConfigMap {name}"))
-    except ValueError as error:
+    except Malformed as error:
         rejection = Rejection(ObjectRef("ConfigMap", str(name), uid), Reason.INVALID_POOLS, f"{CONFIG_MAP}: {error}")
         return ConfigMap(name, uid, rejections=(rejection,))
 
 
 def parse_configuration(text: object, source: str) -> MetalLBConfig:
-    """The configuration in a text. Raises ValueError with a sentence."""
+    """The configuration in a text. Raises Malformed with a sentence."""
     if not isinstance(text, str):
         raise Malformed("there is no text under this key")
     if len(text) > MAX_CHARACTERS:

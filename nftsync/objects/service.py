@@ -113,7 +113,7 @@ def _addresses(service: Mapping[str, object], refusals: list[Refusal]) -> Iterat
         try:
             if text not in (None, ""):  # a host name opens nothing
                 yield parse_address(text)
-        except ValueError as error:
+        except Malformed as error:
             refusals.append((Reason.INVALID_ADDRESS, f"status.loadBalancer.ingress: {error}"))
 
 
@@ -129,7 +129,10 @@ def _ports(spec: Mapping[str, object], refusals: list[Refusal]) -> Iterator[Port
             )
         elif not isinstance(protocol, str) or protocol not in Protocol.__members__:
             refusals.append(
-                (Reason.INVALID_PROTOCOL, f"spec.ports: protocol {quote(protocol)} of port {number} is not TCP, UDP or SCTP")
+                (
+                    Reason.INVALID_PROTOCOL,
+                    f"spec.ports: protocol {quote(protocol)} of port {number} is not TCP, UDP or SCTP",
+                )
             )
         else:
             yield Port(Protocol[protocol], number)
@@ -152,7 +155,7 @@ def _sources(
     for text in ranges:
         try:
             networks.append(parse_source_range(text))
-        except ValueError as error:
+        except Malformed as error:
             refusals.append((Reason.INVALID_SOURCE_RANGE, f"source range {error}; it opens nothing"))
     return collapse(networks)
 
