@@ -17,7 +17,7 @@ from nftsync.config import Config, PoolMode
 from nftsync.files.journal import Journal
 from nftsync.objects.address import AddressSet, Range
 from nftsync.objects.metallb import MetalLBConfig, Pool
-from nftsync.objects.names import Malformed, ObjectRef, Reason, Rejection, metallb, nfts
+from nftsync.objects.names import NFT, Malformed, ObjectRef, Reason, Rejection, metallb
 from nftsync.objects.nft import METALLB_NAMESPACE, Nft, parse_nft
 from nftsync.policy.guard import Guard
 
@@ -99,7 +99,7 @@ def _cut(ranges: tuple[Range, ...], legal: AddressSet) -> tuple[Range, ...]:
 def nft_of_cluster(api: Api, chosen: Config) -> Nft | None:
     """The Nft resource that counts, None if there is none. Raises ApiError and Malformed."""
     found: list[object] = []
-    list_objects(api, nfts(chosen.nft.namespace, chosen.nft.name), found.append)
+    list_objects(api, NFT.watched(chosen.nft.namespace, chosen.nft.name), found.append)
     return parse_nft(found[0], None) if found else None
 
 

@@ -16,7 +16,7 @@ from nftsync.cluster.cache import Inputs, MetalLBCaches, ObjectCache
 from nftsync.cluster.kubeconfig import allowed
 from nftsync.cluster.watch import MassDeletion, Watcher
 from nftsync.config import Config
-from nftsync.objects.names import SERVICES, Name, Resource, metallb, nfts
+from nftsync.objects.names import NFT, SERVICES, Name, Resource, metallb
 from nftsync.objects.nft import Nft, RouterStatus, parse_nft
 from nftsync.objects.service import Service, parse_service
 from nftsync.report.events import EventReason, Notice
@@ -91,7 +91,7 @@ class ClusterSource:
         self._metallb = self._empty_metallb()
         self._observer = observer
         self._clock = clock
-        watched = ((SERVICES, services), (nfts(config.nft.namespace, config.nft.name), resources))
+        watched = ((SERVICES, services), (NFT.watched(config.nft.namespace, config.nft.name), resources))
         self._watchers = self._watch(api, watched)  # MetalLB's follow these two
         self._reports = self._api(read_timeout=_REPORT_TIMEOUT)
         self._reporter = outbox.Reporter(

@@ -197,11 +197,6 @@ KINDS = {kind.name: kind for kind in (SERVICE, NFT, POOL, ADVERTISEMENT, PEER, L
 SERVICES = SERVICE.watched()
 
 
-def nfts(namespace: str, name: str) -> Resource:
-    """The one Nft resource of this name."""
-    return NFT.watched(namespace, name)
-
-
 def metallb(namespace: str) -> tuple[Resource, Resource, Resource, Resource]:
     """MetalLB's pools, advertisements and peers, and the ConfigMap of MetalLB up to 0.12."""
     return (

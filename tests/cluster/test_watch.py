@@ -34,7 +34,7 @@ from nftsync.cluster.backoff import ApiError, Backoff, RestartCause
 from nftsync.cluster.cache import ObjectCache
 from nftsync.cluster.kubeconfig import SOCKET_OPTIONS, UNSAFE, Kubeconfig, KubeconfigError
 from nftsync.cluster.watch import MassDeletion, Timing, Watcher, WatchState
-from nftsync.objects.names import SERVICES, Name, Resource, nfts
+from nftsync.objects.names import NFT, SERVICES, Name, Resource
 from nftsync.objects.nft import Nft, parse_nft
 from nftsync.objects.service import Service, parse_service
 from tests import faultyserver as faulty
@@ -328,7 +328,7 @@ def test_lists_are_compressed_and_watches_are_not(lab: Lab) -> None:
 
 
 def test_an_nft_resource_is_asked_for_by_name_and_its_status_wakes_nobody() -> None:
-    resource = nfts("arbf-operators", "nft")
+    resource = NFT.watched("arbf-operators", "nft")
     raw: Object = {
         "metadata": {"namespace": "arbf-operators", "name": "nft", "uid": "u", "generation": 1},
         "spec": {"public_nic": "eth0"},
