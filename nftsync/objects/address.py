@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, collapse_addresses, ip_address, ip_network
 from typing import NamedTuple
 
-from nftsync.objects.names import Malformed, quote
+from nftsync.objects.names import Malformed, quote, require
 
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
@@ -62,8 +62,7 @@ def parse_source_range(text: object) -> Network:
     if not isinstance(text, str) or len(text) > _LONGEST:
         raise Malformed(f"{quote(text)} is not a CIDR")
     cidr = text.strip(" \t\r\n")
-    if "/" not in cidr:
-        raise Malformed(f"{quote(text)} has no prefix length: write e.g. 192.0.2.1/32")
+    require("/" in cidr, f"{quote(text)} has no prefix length: write e.g. 192.0.2.1/32")
     plain = cidr if ":" in cidr else _LEADING_ZEROS.sub("", cidr)
     network = _read_network(plain, f"{quote(text)} is not a CIDR such as 192.0.2.0/24")
     mapped = unmapped(network.network_address)
@@ -147,12 +146,12 @@ def parse_range(text: object) -> Range:
         hint = f": for one address write {text}/{128 if ':' in text else 32}" if _BARE.fullmatch(text) else ""
         complaint = f"{quote(text)} is neither a CIDR nor a range of addresses{hint}"
         first, last = Range.of(_read_network(text, complaint))
-    if unmapped(first) is not first:
-        raise Malformed(f"{quote(text)} is IPv4 in IPv6 notation: write it in IPv4 notation")
-    if first.version != last.version:
-        raise Malformed(f"the range {quote(text)} begins in one address family and ends in another")
-    if int(first) > int(last):
-        raise Malformed(f"the range {quote(text)} begins after its end")
+    require(unmapped(first) is first, f"{quote(text)} is IPv4 in IPv6 notation: write it in IPv4 notation")
+    require(
+        first.version == last.version,
+        f"the range {quote(text)} begins in one address family and ends in another",
+    )
+    require(int(first) <= int(last), f"the range {quote(text)} begins after its end")
     return Range(first, last)
 
 

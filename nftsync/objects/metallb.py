@@ -24,6 +24,7 @@ from nftsync.objects.names import (
     identify,
     mapping,
     quote,
+    require,
     sequence,
 )
 
@@ -228,8 +229,7 @@ def _invalid(kind: str, name: Name, uid: str, error: Malformed) -> tuple[Rejecti
 def parse_addresses(value: object, what: str) -> tuple[Range, ...]:
     """A pool's list of addresses. Raises Malformed, also for an empty list."""
     entries = sequence(value, what)
-    if not entries:
-        raise Malformed(f"{what} is empty: a pool needs a CIDR or a range of addresses")
+    require(bool(entries), f"{what} is empty: a pool needs a CIDR or a range of addresses")
     return tuple(sorted((parse_range(entry) for entry in entries), key=Range.position))
 
 
@@ -244,8 +244,7 @@ def _texts(value: object, what: str) -> frozenset[str]:
     for text in sequence(value, what):
         if not isinstance(text, str):
             raise Malformed(f"{what} holds {quote(text)}, which is not a text")
-        if text in texts:
-            raise Malformed(f"{what} holds {quote(text)} twice")
+        require(text not in texts, f"{what} holds {quote(text)} twice")
         texts.add(text)
     return frozenset(texts)
 
@@ -257,12 +256,10 @@ def _selectors(value: object, what: str) -> tuple[Selector, ...]:
         expressions = [
             _expression(each, what) for each in sequence(raw.get("matchExpressions"), f"{what}: matchExpressions")
         ]
-        if len(set(expressions)) < len(expressions):
-            raise Malformed(f"{what} holds an expression twice")
+        require(len(set(expressions)) == len(expressions), f"{what} holds an expression twice")
         labels = _labels(mapping(raw.get("matchLabels"), f"{what}: matchLabels"), what)
         selector = Selector(tuple(sorted(labels)), tuple(expressions))
-        if selector in selectors:
-            raise Malformed(f"{what} holds a selector twice")
+        require(selector not in selectors, f"{what} holds a selector twice")
         selectors.append(selector)
     return tuple(selectors)
 
@@ -275,8 +272,10 @@ def _expression(value: object, what: str) -> tuple[str, str, frozenset[str]]:
         raise Malformed(f"{what}: {quote(key)} is not a label's key")
     if not isinstance(operator, str) or operator not in _OPERATORS:
         raise Malformed(f"{what}: the operator {quote(operator)} is not In, NotIn, Exists or DoesNotExist")
-    if bool(values) != (operator in ("In", "NotIn")):
-        raise Malformed(f"{what}: In and NotIn need values, Exists and DoesNotExist have none")
+    require(
+        bool(values) == (operator in ("In", "NotIn")),
+        f"{what}: In and NotIn need values, Exists and DoesNotExist have none",
+    )
     return key, operator, values
 
 

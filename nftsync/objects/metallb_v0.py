@@ -20,6 +20,7 @@ from nftsync.objects.names import (
     identify,
     mapping,
     quote,
+    require,
     sequence,
 )
 from nftsync.objects.yaml import Plain, documents
@@ -77,11 +78,9 @@ def parse_configuration(text: object, source: str) -> MetalLBConfig:
     """The configuration in a text. Raises Malformed with a sentence."""
     if not isinstance(text, str):
         raise Malformed("there is no text under this key")
-    if len(text) > MAX_CHARACTERS:
-        raise Malformed("the text is larger than 1 MiB")
+    require(len(text) <= MAX_CHARACTERS, "the text is larger than 1 MiB")
     document, *others = documents(text, plain=True) or [None]
-    if others:
-        raise Malformed("there is more than one YAML document")
+    require(not others, "there is more than one YAML document")
     _check(document, _SHAPE, "the text")
     config = mapping(document, "the text")
     pools = tuple(_pools(sequence(config.get("address-pools"), "address-pools"), source))
@@ -98,16 +97,16 @@ def _pools(entries: list[object], source: str) -> Iterator[Pool]:
     for entry in entries:
         pool = mapping(entry, "an address pool")
         name, protocol = pool.get("name") or "", pool.get("protocol")
-        if not name:
-            raise Malformed("an address pool has no name")
-        if name in names:
-            raise Malformed(f"the pool {quote(name)} is defined twice")
+        require(bool(name), "an address pool has no name")
+        require(name not in names, f"the pool {quote(name)} is defined twice")
         names.add(name)
         ranges = parse_addresses(pool.get("addresses"), f"addresses of the pool {quote(name)}")
-        if protocol not in ("bgp", "layer2"):
-            raise Malformed(f"the protocol {quote(protocol)} of the pool {quote(name)} is neither bgp nor layer2")
-        if protocol == "layer2" and sequence(pool.get("bgp-advertisements"), "bgp-advertisements"):
-            raise Malformed(f"the layer2 pool {quote(name)} can't have bgp-advertisements")
+        require(
+            protocol in ("bgp", "layer2"),
+            f"the protocol {quote(protocol)} of the pool {quote(name)} is neither bgp nor layer2",
+        )
+        advertisements = sequence(pool.get("bgp-advertisements"), "bgp-advertisements")
+        require(protocol == "bgp" or not advertisements, f"the layer2 pool {quote(name)} can't have bgp-advertisements")
         yield Pool(str(name), source, ranges, protocol == "bgp")
 
 
@@ -121,8 +120,8 @@ def _check(value: object, shape: Any, what: str) -> None:
             _check(entry, shape[0], f"an entry of {what}")
     elif isinstance(shape, dict):
         for key, part in mapping(value, what).items():
-            if key not in shape and ... not in shape:
-                raise Malformed(f"{what} has a key {quote(key)}, which MetalLB does not know")
+            known = key in shape or ... in shape
+            require(known, f"{what} has a key {quote(key)}, which MetalLB does not know")
             _check(part, shape.get(key, shape.get(...)), key)
     elif value is not None:
         name, plain = _SCALARS[shape]

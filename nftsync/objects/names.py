@@ -127,6 +127,12 @@ def kubernetes_name(value: object, what: str) -> str:
     return value
 
 
+def require(holds: bool, complaint: str) -> None:  # noqa: FBT001
+    """Raise Malformed with a complaint unless a condition holds."""
+    if not holds:
+        raise Malformed(complaint)
+
+
 def mapping(value: object, what: str) -> Mapping[str, object]:
     """`value` if it is an object; {} if it is absent. Raises Malformed."""
     return {} if value is None else _expect(dict, "an object", value, what)

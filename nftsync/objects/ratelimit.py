@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 
-from nftsync.objects.names import Malformed
+from nftsync.objects.names import Malformed, require
 
 BYTE_UNITS = {"bytes": 1, "kbytes": 1024, "mbytes": 1024 * 1024}
 TIME_UNITS = {"second": 1, "minute": 60, "hour": 3600, "day": 86400, "week": 604800}
@@ -77,14 +77,12 @@ def parse_ratelimit(text: str) -> RateLimit:
     names the fault and, for another grammar, a valid form.
     """
     quoted = ascii(text[:MAX_LENGTH])
-    if len(text) > MAX_LENGTH:
-        raise Malformed(f"{quoted}… is longer than {MAX_LENGTH} characters; {EXAMPLES}")
+    require(len(text) <= MAX_LENGTH, f"{quoted}… is longer than {MAX_LENGTH} characters; {EXAMPLES}")
     match = _LIMIT.fullmatch(text)
     if match is None:
         raise Malformed(f"{quoted} {_what_is_wrong(text)}; {EXAMPLES}")
     unit, per = match["unit"], match["time"]
-    if per not in TIME_UNITS:
-        raise Malformed(f"{quoted}: the time unit '{per}' is not one of {', '.join(TIME_UNITS)}; {EXAMPLES}")
+    require(per in TIME_UNITS, f"{quoted}: the time unit '{per}' is not one of {', '.join(TIME_UNITS)}; {EXAMPLES}")
     if unit is not None and unit not in BYTE_UNITS:
         units = ", ".join(BYTE_UNITS)
         raise Malformed(f"{quoted}: the unit '{unit}' is not one of {units} (packets have none); {EXAMPLES}")
@@ -103,8 +101,7 @@ def _burst(match: re.Match[str], quoted: str) -> int:
         kind, words = ("packet", "'packets'") if packets else ("byte", ", ".join(units))
         raise Malformed(f"{quoted}: the burst of a {kind} rate is counted in {words}, not '{unit}'; {EXAMPLES}")
     value = _integer(burst, quoted) * units[unit]
-    if packets and value == 0:
-        raise Malformed(f"{quoted}: a burst of 0 packets would let nothing pass; the smallest is 1")
+    require(value > 0 or not packets, f"{quoted}: a burst of 0 packets would let nothing pass; the smallest is 1")
     return value
 
 
@@ -114,31 +111,33 @@ def _check_bounds(limit: RateLimit, quoted: str) -> None:
     Source: nft_limit.c.
     """
     nanoseconds = TIME_UNITS[limit.per] * _NSEC
-    if limit.rate == 0:
-        raise Malformed(f"{quoted}: a rate of 0 is no limit; the smallest is 1")
-    if limit.burst >= _U32:
-        unit = "packets" if limit.packets else "bytes"
-        raise Malformed(f"{quoted}: the burst is too large; it must stay below {_U32} {unit}")
-    if limit.packets and limit.rate > nanoseconds:
-        raise Malformed(f"{quoted}: the rate is too large; the kernel counts at most one packet a nanosecond")
+    require(limit.rate > 0, f"{quoted}: a rate of 0 is no limit; the smallest is 1")
+    unit = "packets" if limit.packets else "bytes"
+    require(limit.burst < _U32, f"{quoted}: the burst is too large; it must stay below {_U32} {unit}")
     if limit.packets:
+        require(
+            limit.rate <= nanoseconds,
+            f"{quoted}: the rate is too large; the kernel counts at most one packet a nanosecond",
+        )
         largest = (_U64 - 1) // (nanoseconds // limit.rate)
-        if limit.burst > largest:
-            raise Malformed(
-                f"{quoted}: the burst is too large for this rate; the kernel takes at most {largest} packets"
-            )
-    elif nanoseconds * (limit.rate + max(limit.burst, 1)) >= _U64:
+        require(
+            limit.burst <= largest,
+            f"{quoted}: the burst is too large for this rate; the kernel takes at most {largest} packets",
+        )
+    else:
         largest = (_U64 - 1) // nanoseconds
-        raise Malformed(f"{quoted}: rate and burst together are too large; at most {largest} bytes/{limit.per}")
+        require(
+            limit.rate + max(limit.burst, 1) <= largest,
+            f"{quoted}: rate and burst together are too large; at most {largest} bytes/{limit.per}",
+        )
 
 
 def _integer(digits: str, quoted: str) -> int:
-    if len(digits) > 1 and digits.startswith("0"):
-        raise Malformed(
-            f"{quoted}: '{digits[:20]}' has a leading zero, which nft reads as octal; write it without the zero"
-        )
-    if len(digits) > 20:  # 2**64 has 20 digits
-        raise Malformed(f"{quoted}: the number '{digits[:20]}…' is too large")
+    require(
+        digits[0] != "0" or digits == "0",
+        f"{quoted}: '{digits[:20]}' has a leading zero, which nft reads as octal; write it without the zero",
+    )
+    require(len(digits) <= 20, f"{quoted}: the number '{digits[:20]}…' is too large")  # 2**64 has 20 digits
     return int(digits)
 
 
