@@ -120,9 +120,7 @@ class Api:
                 if len(content) > self._longest_answer:
                     raise TooLargeError(f"{method} {path}: the answer is larger than {self._longest_answer} bytes")
             response.release_conn()
-        if not content:
-            return None
-        return parse_json(content, f"{method} {path}: the answer")
+        return parse_json(content, f"{method} {path}: the answer") if content else None
 
     @contextmanager
     def stream(self, path: str, query: Mapping[str, str]) -> Iterator[Iterator[bytes]]:
@@ -135,7 +133,7 @@ class Api:
         with self._exchange("GET", path, query, {"Accept-Encoding": "identity"}, None) as response:
             # Without chunks, a read blocks until its buffer is full: read byte by byte.
             pieces = response.stream(PIECE if response.chunked else 1, decode_content=False)
-            yield split_lines(_until_timeout(pieces), LONGEST_LINE, f"GET {path}")
+            yield split_lines(pieces, LONGEST_LINE, f"GET {path}")
 
     @contextmanager
     def _exchange(
@@ -247,28 +245,22 @@ def parse_json(content: bytes | bytearray, what: str) -> Any:
 
 
 def split_lines(pieces: Iterable[bytes], longest: int, what: str) -> Iterator[bytes]:
-    """The non-empty lines, without their line ends.
+    """The non-empty lines, without their line ends, until the pieces end or a time-out.
 
     It splits bytes, because a character can arrive in two pieces.
     Raises TooLargeError for a line of more than `longest` bytes.
     """
-    rest = bytearray()
-    for piece in pieces:
-        rest += piece
-        if b"\n" in piece:
-            *lines, rest = rest.split(b"\n")
-            for line in lines:
-                if line:
-                    yield bytes(line)
-        if len(rest) > longest:
-            raise TooLargeError(f"{what}: a line is longer than {longest} bytes")
-
-
-def _until_timeout(pieces: Iterator[bytes]) -> Iterator[bytes]:
     from urllib3.exceptions import ReadTimeoutError
 
+    rest = bytearray()
     with suppress(ReadTimeoutError):
-        yield from pieces
+        for piece in pieces:
+            rest += piece
+            if b"\n" in piece:
+                *lines, rest = rest.split(b"\n")
+                yield from map(bytes, filter(None, lines))
+            if len(rest) > longest:
+                raise TooLargeError(f"{what}: a line is longer than {longest} bytes")
 
 
 def _refusal(what: str, response: Any) -> ApiError:

@@ -275,8 +275,11 @@ class Inputs:
     ) -> Inputs:
         """Empty caches before any list. See ObjectCache for the arguments."""
         metallb = MetalLBCaches.empty(wake, clock)
-        services = ObjectCache[Service](parse_service, wake, clock, remembered=remembered)
-        return cls(services, ObjectCache[Nft](parse_nft, wake, clock), lambda _: metallb)
+        return cls(
+            ObjectCache(parse_service, wake, clock, remembered=remembered),
+            ObjectCache(parse_nft, wake, clock),
+            lambda _: metallb,
+        )
 
     def by_kind(self) -> dict[str, ObjectCache[Any]]:
         """The caches by the kind of their objects, if every namespace has the same ones."""

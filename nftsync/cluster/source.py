@@ -117,9 +117,9 @@ class ClusterSource:
 
     def _watch(self, api: Api, watched: Iterable[tuple[Resource, ObjectCache[Any]]]) -> list[Watcher]:
         """Begin to watch. The watchers stop together."""
-        stop, tell = threading.Event(), self._tell_of_mass_deletion
+        stop = threading.Event()
         watchers = [
-            Watcher(api, resource, cache, stop, self._observer, tell=tell, clock=self._clock)
+            Watcher(api, resource, cache, stop, self._observer, tell=self._tell_of_mass_deletion, clock=self._clock)
             for resource, cache in watched
         ]
         for watcher in watchers:
