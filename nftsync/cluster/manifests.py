@@ -92,10 +92,7 @@ class Manifests:
     def report(self, status: RouterStatus) -> None:
         """Files have no status."""
 
-    def farewell(self) -> None:
-        """Files have no status."""
-
-    def stop(self) -> None:
+    def stop(self, *, farewell: bool = False) -> None:  # noqa: ARG002  # files have no status
         self._stop.set()
         self._thread.join(JOIN)
 

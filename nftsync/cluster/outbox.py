@@ -191,12 +191,9 @@ class Reporter:
         if self._farewell:
             self._send_status(self._status.last)
 
-    def farewell(self) -> None:
-        """Let run() report the end of this daemon in the status, and then end."""
-        self._farewell = True
-        self.stop()
-
-    def stop(self) -> None:
+    def stop(self, *, farewell: bool = False) -> None:
+        """Let run() end. farewell: it first reports the end of this daemon in the status."""
+        self._farewell = farewell
         self._stop.set()
         self._wake.set()
 

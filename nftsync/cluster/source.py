@@ -36,10 +36,8 @@ class Source(Protocol):
     def alive(self) -> bool:
         """True while every thread runs. A thread that crashed left its traceback on stderr."""
 
-    def farewell(self) -> None:
-        """Report the end of this daemon, and wait a moment for it. Call it before stop()."""
-
-    def stop(self) -> None: ...
+    def stop(self, *, farewell: bool = False) -> None:
+        """End all threads. farewell: first report the end of this daemon, and wait a moment for it."""
 
     def watches(self) -> Mapping[str, str]:
         """Kind → state of its watch."""
@@ -147,14 +145,12 @@ class ClusterSource:
             warning = deletion is not MassDeletion.REFUTED
             self._reporter.tell([Notice(nft.ref, EventReason.LIST_DOUBTED, message, warning)])
 
-    def farewell(self) -> None:
-        self._reporter.farewell()
-        self._reporting.join(JOIN)
-
-    def stop(self) -> None:
+    def stop(self, *, farewell: bool = False) -> None:
+        self._reporter.stop(farewell=farewell)
+        if farewell:
+            self._reporting.join(JOIN)
         for watcher in self._watchers:
             watcher.stop()
-        self._reporter.stop()
         self._reports.close()
         for thread in (self._reporting, *(watcher.thread for watcher in self._watchers)):
             thread.join(JOIN)

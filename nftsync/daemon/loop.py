@@ -129,9 +129,7 @@ class Daemon:
             source = self._loop(reconciler, source)
         finally:
             self._systemd.stopping()
-            if not self._options.once:
-                source.farewell()
-            source.stop()
+            source.stop(farewell=not self._options.once)
             network.close()
             if self._endpoint:
                 self._endpoint.close()
@@ -270,9 +268,8 @@ class Daemon:
             log.error("the configuration was not reloaded, the running one stays in force: %s", fault)
             return source
         if opened is not source:
-            if not self._speaks_the_same(before):
-                source.farewell()  # from now on it reports to another Nft or under another name
-            source.stop()
+            # The new one can report to another Nft or under another name.
+            source.stop(farewell=not self._speaks_the_same(before))
         reconciler.configure(self._config, opened.inputs)
         state, runtime = self._config.state, self._config.runtime
         moved = Journal(state) if state != before.state else None, BootMark(runtime) if runtime != before.runtime else None

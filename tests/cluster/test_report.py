@@ -212,7 +212,7 @@ class World:
         """This router's daemon is stopped: what its thread does last, done here."""
         reporter = self.reporters.pop(router)
         del self._due[router]
-        reporter.farewell()
+        reporter.stop(farewell=True)
         reporter.run()
 
     def run(self, seconds: float) -> None:

@@ -56,10 +56,7 @@ class Hearer:
     def report(self, status: RouterStatus) -> None:
         self.statuses.append(status)
 
-    def farewell(self) -> None:
-        """Nobody is there to hear it."""
-
-    def stop(self) -> None:
+    def stop(self, *, farewell: bool = False) -> None:
         """It has no threads."""
 
 
