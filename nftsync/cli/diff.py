@@ -36,7 +36,7 @@ def differences(wanted: str) -> str:
     try:
         here = _listed()
         for number, device in enumerate(sorted(set(_DEVICE.findall(wanted)))):
-            namespace.ip(f"link add {device} type veth peer name other{number}")
+            namespace.add_nics(device, f"other{number}")
         there = namespace.call(_loaded, wanted)
     finally:
         namespace.close()

@@ -18,7 +18,7 @@ _BY = " by version "
 
 def replace_sealed(path: Path, text: str, form: int) -> None:
     """Replace a file, sealed. form: its format's version. Raises OSError; then the old file stays."""
-    replace_text(path, seal(text, form))
+    replace_text(path, f"{_head(text, form)}{_BY}{__version__}\n{text}")
 
 
 def replace_text(path: Path, text: str) -> None:
@@ -75,10 +75,6 @@ def read_text(path: Path, errors: str = "strict") -> str:
         return file.read()
 
 
-def seal(text: str, form: int) -> str:
-    """The text after a line with its format and checksum."""
-    return f"{_head(text, form)}{_BY}{__version__}\n{text}"
-
-
 def _head(text: str, form: int) -> str:
+    """The start of a sealed file: its format and checksum."""
     return f"# nftsync {form} sha256:{hashlib.sha256(text.encode()).hexdigest()}"

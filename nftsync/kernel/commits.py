@@ -14,8 +14,19 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from nftsync.kernel.netlink import DumpError, fields, messages, split
-from nftsync.kernel.nf_tables import FAMILIES, GET_GENERATION, HEADER, NEW_GENERATION, OURS, PROTOCOL, text
+from nftsync.kernel.netlink import (
+    FAMILIES,
+    GET_GENERATION,
+    HEADER,
+    NEW_GENERATION,
+    OURS,
+    PROTOCOL,
+    DumpError,
+    fields,
+    messages,
+    split,
+    text,
+)
 
 _GROUP = 7  # NFNLGRP_NFTABLES
 _SOL_NETLINK, _ADD_MEMBERSHIP, _SO_RCVBUFFORCE = 270, 1, 33

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from nftsync.kernel.netlink import Netlink, fields
-from nftsync.kernel.nf_tables import (
+from nftsync.kernel.netlink import (
     GET_RULES,
     HEADER,
     LOOKUP_SET,
@@ -17,10 +16,12 @@ from nftsync.kernel.nf_tables import (
     PROTOCOLS,
     RULE_CHAIN,
     RULE_EXPRESSIONS,
+    Netlink,
     address,
     dump,
     elements,
     expressions,
+    fields,
     name,
     text,
 )

@@ -1,13 +1,15 @@
-"""Network namespaces without names, and commands that run in them."""
+"""Network namespaces without names."""
 
 from __future__ import annotations
 
 import ctypes
 import os
-import subprocess
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import ParamSpec, TypeVar
+
+from pyroute2 import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError
 
 from nftsync.objects.names import NftsyncError
 
@@ -45,24 +47,13 @@ class Namespace:
         with self.entered():
             return function(*args, **kwargs)
 
-    def run(
-        self, argv: Sequence[str], text: str = "", *, check: bool = True, timeout: float = 60.0
-    ) -> subprocess.CompletedProcess[str]:
-        """Run a command to its end, `text` as its input. Raises LabError if it fails (unless check=False) or hangs."""
+    def add_nics(self, name: str, peer: str) -> None:
+        """Add the two ends of a veth(4) cable. Raises LabError."""
         try:
-            with self.entered():
-                done = subprocess.run(argv, input=text, check=False, capture_output=True, text=True, timeout=timeout)  # noqa: S603 - the caller's own
-        except (OSError, subprocess.TimeoutExpired) as fault:
-            raise LabError(f"cannot run {argv[0]}: {fault}") from fault
-        if check and done.returncode:
-            raise LabError(f"{' '.join(argv)} exited {done.returncode}: {done.stderr.strip() or done.stdout.strip()}")
-        return done
-
-    def ip(self, *commands: str) -> None:
-        """Run commands of ip(8), e.g. "link set lo up". Raises LabError at the first that fails."""
-        done = self.run(["ip", "-batch", "-"], "\n".join(commands), check=False)
-        if done.returncode:
-            raise LabError(f"ip: {done.stderr.strip()} in: {'; '.join(commands)}")
+            with self.entered(), IPRoute() as netlink:
+                netlink.link("add", ifname=name, kind="veth", peer={"ifname": peer})
+        except (NetlinkError, OSError) as error:
+            raise LabError(f"cannot add the interface {name}: {error}") from error
 
 
 @contextmanager

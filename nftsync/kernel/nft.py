@@ -6,25 +6,23 @@ A context is not thread-safe: one thread owns a Kernel.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import struct
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import TypeVar
 
 from nftables import Nftables
 
-from nftsync.kernel import nf_tables, readback
-from nftsync.kernel.netlink import DumpError, Netlink
-from nftsync.kernel.nf_tables import PROTOCOL
+from nftsync.kernel import netlink, readback
+from nftsync.kernel.netlink import PROTOCOL, DumpError, Netlink
 from nftsync.objects.names import NftsyncError
 from nftsync.plan.plan import Found
 from nftsync.ruleset.tables import NAME, OWNED
 
 T = TypeVar("T")
-_CAP_NET_ADMIN = 12  # linux/capability.h
 
 
 class KernelError(NftsyncError):
@@ -35,12 +33,15 @@ class Kernel:
     """The tables `inet nftsync` and `netdev nftsync` of this network namespace. Raises KernelError without CAP_NET_ADMIN."""
 
     def __init__(self) -> None:
-        if not _capable():  # libnftables would complain on stderr at every command
-            raise KernelError("nftables can't be read or changed without CAP_NET_ADMIN: run this as root")
+        self._netlink = Netlink(PROTOCOL)
+        try:
+            netlink.generation(self._netlink)
+        except DumpError as error:
+            if error.number == errno.EPERM:  # libnftables would complain on stderr at every command
+                raise KernelError("nftables can't be read or changed without CAP_NET_ADMIN: run this as root") from None
         self._commands = Nftables()
         self._rehearsal = Nftables()
         self._rehearsal.set_dry_run(True)
-        self._netlink = Netlink(PROTOCOL)
 
     @cached_property
     def flags(self) -> frozenset[str]:
@@ -49,7 +50,9 @@ class Kernel:
         They need nft 1.1 and Linux 6.9; otherwise this is empty.
         """
         probe = f"inet {NAME}-probe"
-        code, _, _ = self._commands.cmd(f"add table {probe} {{ flags {','.join(sorted(OWNED))}; }}\ndelete table {probe}\n")
+        code, _, _ = self._commands.cmd(
+            f"add table {probe} {{ flags {','.join(sorted(OWNED))}; }}\ndelete table {probe}\n"
+        )
         return OWNED if code == 0 else frozenset()
 
     def apply(self, text: str) -> None:
@@ -87,22 +90,21 @@ class Kernel:
 
     def generation(self) -> int:
         """The number of transactions in this network namespace, by any program. Raises KernelError."""
-        return self._read(nf_tables.generation)
+        return self._read(netlink.generation)
 
     def _read(self, read: Callable[[Netlink], T]) -> T:
         try:
             return read(self._netlink)
-        except DumpError as fault:
-            raise KernelError(str(fault)) from fault
-        except (ValueError, LookupError, struct.error) as fault:  # for example, elements that do not fit their set's type
-            raise KernelError(f"our tables hold something that nft does not make, and can't be read: {fault!r}") from fault
-
-
-def _capable() -> bool:
-    """True if this process has CAP_NET_ADMIN. Source: capabilities(7), proc(5)."""
-    status = Path("/proc/thread-self/status").read_text(encoding="ascii", errors="replace")
-    effective = re.search(r"^CapEff:\s*([0-9a-f]+)$", status, re.MULTILINE)
-    return effective is not None and bool(int(effective[1], 16) >> _CAP_NET_ADMIN & 1)
+        except DumpError as error:
+            raise KernelError(str(error)) from error
+        except (
+            ValueError,
+            LookupError,
+            struct.error,
+        ) as error:  # for example, elements that do not fit their set's type
+            raise KernelError(
+                f"our tables hold something that nft does not make, and can't be read: {error!r}"
+            ) from error
 
 
 def _run(context: Nftables, text: str) -> None:
@@ -120,4 +122,4 @@ def sentence(error: str) -> str:
 
 def _printable(said: str) -> str:
     """Escape unprintable characters: nft quotes its input, such as the local chain."""
-    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in said)
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in said)

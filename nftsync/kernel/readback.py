@@ -13,9 +13,20 @@ from hashlib import blake2b
 from ipaddress import ip_address
 from operator import itemgetter
 
-from nftsync.kernel import nf_tables
-from nftsync.kernel.netlink import Fields, Netlink, fields
-from nftsync.kernel.nf_tables import FAMILIES, HEADER, Element, dump, elements, expression, expressions, text
+from nftsync.kernel import netlink
+from nftsync.kernel.netlink import (
+    FAMILIES,
+    HEADER,
+    Element,
+    Fields,
+    Netlink,
+    dump,
+    elements,
+    expression,
+    expressions,
+    fields,
+    text,
+)
 from nftsync.objects.address import Range
 from nftsync.objects.ratelimit import TIME_UNITS, RateLimit
 from nftsync.plan.plan import Found
@@ -40,7 +51,7 @@ _SET_OTHERWISE = {11, 12, 18}  # timeout, garbage collection, several statements
 _DESCRIBED_SIZE = 1
 _NOTED_MERGE, _NOTED_COMMENT = 2, 7
 _ANONYMOUS, _INTERVAL, _MAP, _OBJECT, _CONCAT, _STATEMENT = 0x1, 0x4, 0x8, 0x40, 0x80, 0x100  # a set's flags
-_DECIDING = (nf_tables.KEY, nf_tables.KEY_END, nf_tables.VALUE, nf_tables.FLAGS)  # of an element
+_DECIDING = (netlink.KEY, netlink.KEY_END, netlink.VALUE, netlink.FLAGS)  # of an element
 _CATCHALL = "*"  # the element that stands for all others
 _LIMIT_RATE, _LIMIT_UNIT, _LIMIT_BURST, _LIMIT_TYPE, _LIMIT_FLAGS = 1, 2, 3, 4, 5
 _COUNTING = (b"counter", b"last")  # expressions that hold only counts
@@ -83,8 +94,8 @@ def read_tables(kernel: Netlink) -> Found:
     tables = {}
     digest = blake2b(digest_size=16)
     for family in FAMILIES:
-        for described in dump(kernel, nf_tables.GET_TABLES, family):
-            sets = _listed(kernel, nf_tables.GET_SETS, family)
+        for described in dump(kernel, netlink.GET_TABLES, family):
+            sets = _listed(kernel, netlink.GET_SETS, family)
             tables[family] = table = _table(kernel, family, fields(described, HEADER), sets)
             known = f"{family} {table.sets} {table.chains} {table.foreign_objects} {'dormant' in table.flags}"
             for part in (known.encode(), *_rules(kernel, family, sets)):
@@ -104,18 +115,18 @@ def _table(kernel: Netlink, family: str, described: Fields, declared: Iterable[F
     foreign_objects = [
         ("map", name) for name, flags, _ in named_sets if flags & (_MAP | _OBJECT) and not flags & _ANONYMOUS
     ]
-    for name, each in _named(_listed(kernel, nf_tables.GET_OBJECTS, family), _NAME):
+    for name, each in _named(_listed(kernel, netlink.GET_OBJECTS, family), _NAME):
         if kind := _OBJECTS.get(_number(each, _OBJECT_TYPE)):
             foreign_objects.append((kind, name))
     foreign_objects.extend(
-        ("flowtable", name) for name, _ in _named(_listed(kernel, nf_tables.GET_FLOWTABLES, family), _NAME)
+        ("flowtable", name) for name, _ in _named(_listed(kernel, netlink.GET_FLOWTABLES, family), _NAME)
     )
     bits = _number(described, _TABLE_FLAGS)
     return Table(
         {name: _set(flags, each) for name, flags, each in named_sets if not flags & (_ANONYMOUS | _MAP | _OBJECT)},
         {
             name: Chain(_UNKNOWN, _hook(family, chain))
-            for name, chain in _named(_listed(kernel, nf_tables.GET_CHAINS, family), _CHAIN_NAME)
+            for name, chain in _named(_listed(kernel, netlink.GET_CHAINS, family), _CHAIN_NAME)
             if not _number(chain, _CHAIN_FLAGS) & _BINDING
         },
         tuple(sorted(foreign_objects, key=lambda stranger: (_STRANGERS.index(stranger[0]), stranger[1]))),
@@ -177,9 +188,9 @@ def _rules(kernel: Netlink, family: str, declared: Iterable[Fields]) -> Iterator
         if _number(described, _SET_FLAGS) & _ANONYMOUS
     }
     chains: dict[bytes, list[bytes]] = {}
-    for rule in _listed(kernel, nf_tables.GET_RULES, family):
-        chains.setdefault(rule[nf_tables.RULE_CHAIN], []).extend(
-            _deciding(rule.get(nf_tables.RULE_EXPRESSIONS, b""), anonymous)
+    for rule in _listed(kernel, netlink.GET_RULES, family):
+        chains.setdefault(rule[netlink.RULE_CHAIN], []).extend(
+            _deciding(rule.get(netlink.RULE_EXPRESSIONS, b""), anonymous)
         )
     for chain, parts in sorted(chains.items()):
         yield chain
@@ -188,7 +199,7 @@ def _rules(kernel: Netlink, family: str, declared: Iterable[Fields]) -> Iterator
 
 def _content(kernel: Netlink, family: str, name: str) -> bytes:
     """The content of an anonymous set: its name is only a number that the kernel chose."""
-    members = (fields(content, start, end) for content, (_, start, end) in nf_tables.places(kernel, family, name))
+    members = (fields(content, start, end) for content, (_, start, end) in netlink.places(kernel, family, name))
     return b"\0".join(sorted(b"".join(member.get(kind, b"") + b"\0" for kind in _DECIDING) for member in members))
 
 
@@ -233,11 +244,11 @@ def _member(member: Element, layout: list[tuple[str, slice]]) -> tuple[str, str]
 def _field(name: str, first: bytes, last: bytes) -> str:
     """One field of a concatenation: an address, a prefix, a range, a protocol's name or number, a port."""
     if name in ("ipv4_addr", "ipv6_addr"):
-        return nf_tables.address(first) if first == last else Range(ip_address(first), ip_address(last)).element
+        return netlink.address(first) if first == last else Range(ip_address(first), ip_address(last)).element
     low, high = int.from_bytes(first), int.from_bytes(last)
     if low != high:
         return f"{low}-{high}"
-    return nf_tables.PROTOCOLS.get(low, str(low)) if name == "inet_proto" else str(low)
+    return netlink.PROTOCOLS.get(low, str(low)) if name == "inet_proto" else str(low)
 
 
 def _ranges(members: Iterable[Element]) -> Iterator[str]:

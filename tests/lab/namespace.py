@@ -45,6 +45,25 @@ class Namespace(netns.Namespace):
         """Open a socket in the namespace; any thread can use it, from anywhere."""
         return self.call(Socket, family, kind, protocol)
 
+    def run(
+        self, argv: Sequence[str], text: str = "", *, check: bool = True, timeout: float = 60.0
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command to its end, `text` as its input. Raises LabError if it fails (unless check=False) or hangs."""
+        try:
+            with self.entered():
+                done = subprocess.run(argv, input=text, check=False, capture_output=True, text=True, timeout=timeout)
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise LabError(f"cannot run {argv[0]}: {error}") from error
+        if check and done.returncode:
+            raise LabError(f"{' '.join(argv)} exited {done.returncode}: {done.stderr.strip() or done.stdout.strip()}")
+        return done
+
+    def ip(self, *commands: str) -> None:
+        """Run commands of ip(8), e.g. "link set lo up". Raises LabError at the first that fails."""
+        done = self.run(["ip", "-batch", "-"], "\n".join(commands), check=False)
+        if done.returncode:
+            raise LabError(f"ip: {done.stderr.strip()} in: {'; '.join(commands)}")
+
     def popen(self, argv: Sequence[str], **options: Any) -> subprocess.Popen[str]:
         """Start a command; it is killed at the latest when the thread that called this ends, however it ends."""
         with self.entered():
