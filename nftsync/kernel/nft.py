@@ -30,7 +30,10 @@ class KernelError(NftsyncError):
 
 
 class Kernel:
-    """The tables `inet nftsync` and `netdev nftsync` of this network namespace. Raises KernelError without CAP_NET_ADMIN."""
+    """The tables `inet nftsync` and `netdev nftsync` of this network namespace.
+
+    Raises KernelError without CAP_NET_ADMIN.
+    """
 
     def __init__(self) -> None:
         self._netlink = Netlink(PROTOCOL)

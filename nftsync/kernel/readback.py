@@ -58,7 +58,8 @@ _COUNTING = (b"counter", b"last")  # expressions that hold only counts
 _QUOTA_CONSUMED = 4
 _OBJECT_TYPE = 3
 _OBJECTS = {
-    1: "counter", 2: "quota", 3: "ct helper", 4: "limit", 7: "ct timeout", 8: "secmark", 9: "ct expectation", 10: "synproxy",
+    1: "counter", 2: "quota", 3: "ct helper", 4: "limit", 7: "ct timeout", 8: "secmark", 9: "ct expectation",
+    10: "synproxy",
 }  # fmt: skip
 # Foreign objects in a table, in the order to delete them: maps refer to the objects after them.
 _STRANGERS = (
@@ -81,12 +82,12 @@ _TYPE_BITS = 6  # of each field, in the number of a set's type
 
 def read(kernel: Netlink) -> Found:
     """Tables, elements and rules. The result omits missing tables. Raises DumpError."""
-    found = read_tables(kernel)
+    tables = read_tables(kernel)
     elements_of = {
         family: {name: _members(kernel, family, name, declared) for name, declared in table.sets.items()}
-        for family, table in found.ruleset.tables.items()
+        for family, table in tables.ruleset.tables.items()
     }
-    return replace(found, ruleset=replace(found.ruleset, elements=elements_of))
+    return replace(tables, ruleset=replace(tables.ruleset, elements=elements_of))
 
 
 def read_tables(kernel: Netlink) -> Found:
@@ -111,25 +112,22 @@ def _listed(kernel: Netlink, kind: int, family: str) -> list[Fields]:
 
 
 def _table(kernel: Netlink, family: str, described: Fields, declared: Iterable[Fields]) -> Table:
-    named_sets = [(name, _number(described, _SET_FLAGS), described) for name, described in _named(declared, _NAME)]
+    sets = [(name, _number(entry, _SET_FLAGS), entry) for name, entry in _named(declared, _NAME)]
+    objects, flowtables = _listed(kernel, netlink.GET_OBJECTS, family), _listed(kernel, netlink.GET_FLOWTABLES, family)
     foreign_objects = [
-        ("map", name) for name, flags, _ in named_sets if flags & (_MAP | _OBJECT) and not flags & _ANONYMOUS
+        *(("map", name) for name, flags, _ in sets if flags & (_MAP | _OBJECT) and not flags & _ANONYMOUS),
+        *((_OBJECTS.get(_number(entry, _OBJECT_TYPE), ""), name) for name, entry in _named(objects, _NAME)),
+        *(("flowtable", name) for name, _ in _named(flowtables, _NAME)),
     ]
-    for name, each in _named(_listed(kernel, netlink.GET_OBJECTS, family), _NAME):
-        if kind := _OBJECTS.get(_number(each, _OBJECT_TYPE)):
-            foreign_objects.append((kind, name))
-    foreign_objects.extend(
-        ("flowtable", name) for name, _ in _named(_listed(kernel, netlink.GET_FLOWTABLES, family), _NAME)
-    )
     bits = _number(described, _TABLE_FLAGS)
     return Table(
-        {name: _set(flags, each) for name, flags, each in named_sets if not flags & (_ANONYMOUS | _MAP | _OBJECT)},
+        {name: _set(flags, entry) for name, flags, entry in sets if not flags & (_ANONYMOUS | _MAP | _OBJECT)},
         {
             name: Chain(_UNKNOWN, _hook(family, chain))
             for name, chain in _named(_listed(kernel, netlink.GET_CHAINS, family), _CHAIN_NAME)
             if not _number(chain, _CHAIN_FLAGS) & _BINDING
         },
-        tuple(sorted(foreign_objects, key=lambda stranger: (_STRANGERS.index(stranger[0]), stranger[1]))),
+        tuple((kind, name) for kind in _STRANGERS for other, name in sorted(foreign_objects) if other == kind),
         frozenset(name for bit, name in _FLAGS.items() if bits & bit),
     )
 
@@ -280,5 +278,5 @@ def _statement(called: bytes, data: bytes) -> str:
     return statement if _number(limit, _LIMIT_FLAGS) & 1 else statement.replace(" over", "")
 
 
-def _number(found: Fields, kind: int) -> int:
-    return int.from_bytes(found.get(kind, b""))
+def _number(values: Fields, kind: int) -> int:
+    return int.from_bytes(values.get(kind, b""))
