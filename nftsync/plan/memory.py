@@ -116,7 +116,7 @@ def facts_record(facts: Facts) -> str:
     specs = {"spec": facts.spec, "rolled_back": facts.rolled_back}
     described = {
         **{name: None if spec is None else describe_spec(spec) for name, spec in specs.items()},
-        "pools": None if facts.pools is None else describe_pools(facts.pools),
+        "pools": None if facts.pools is None else _describe_pools(facts.pools),
         "pools_listed": facts.pools_listed,
         "local_chain": facts.local_chain,
         "config": facts.config,
@@ -185,7 +185,7 @@ def _local(addresses: list[object], networks: list[object]) -> Local:
     return Local(frozenset(map(_address, addresses)), frozenset(map(_network, networks)))
 
 
-def describe_pools(known: MetalLBConfig) -> dict[str, object]:
+def _describe_pools(known: MetalLBConfig) -> dict[str, object]:
     pools = [
         {"name": pool.name, "source": pool.source, "ranges": list(map(str, pool.ranges)), "advertised": pool.advertised}
         for pool in known.pools
@@ -194,9 +194,14 @@ def describe_pools(known: MetalLBConfig) -> dict[str, object]:
 
 
 def parse_pools(raw: dict[str, Any]) -> MetalLBConfig:
-    """The inverse of describe_pools(). Raises ValueError, TypeError or KeyError."""
+    """The inverse of _describe_pools(). Raises ValueError, TypeError or KeyError."""
     pools = tuple(
-        Pool(_text(pool["name"]), _text(pool["source"]), tuple(map(parse_range, pool["ranges"])), pool["advertised"] is True)
+        Pool(
+            _text(pool["name"]),
+            _text(pool["source"]),
+            tuple(map(parse_range, pool["ranges"])),
+            pool["advertised"] is True,
+        )
         for pool in raw["pools"]
     )
     return MetalLBConfig(pools, frozenset(parse_peer_address(peer, "peers") for peer in raw["peers"]))
@@ -223,7 +228,9 @@ def _sorted(values: frozenset[Any]) -> list[str]:
 
 def _name(namespace: object, name: object) -> Name:
     """A Service's name. Without a namespace: an address that version 1 knew without its Service."""
-    if not (NAME if namespace else _ADDRESS).fullmatch(_text(name)) or (namespace and not NAME.fullmatch(_text(namespace))):
+    if not (NAME if namespace else _ADDRESS).fullmatch(_text(name)) or (
+        namespace and not NAME.fullmatch(_text(namespace))
+    ):
         raise ValueError(f"{namespace!a}/{name!a} is no name")
     return Name(_text(namespace), _text(name))
 

@@ -15,6 +15,7 @@ from nftsync.ruleset.tables import (
     INET,
     LOCAL_CHAIN,
     NETDEV,
+    SETS,
     Elements,
     Ruleset,
     Settings,
@@ -22,7 +23,6 @@ from nftsync.ruleset.tables import (
     flags_for,
     pinhole_key,
     ruleset,
-    tables,
 )
 from nftsync.ruleset.text import render, transaction
 
@@ -55,10 +55,8 @@ class Left:
     digest: str = ""
 
     @classmethod
-    def by_another_process(cls, facts: BootFacts | None) -> Left:
-        if facts is None or not facts.rules:
-            return cls()
-        rules, digest = facts.rules.split(" ")
+    def by_another_process(cls, facts: BootFacts) -> Left:
+        rules, _, digest = facts.rules.partition(" ")
         return cls(rules, digest=digest)
 
 
@@ -124,16 +122,13 @@ def choose_local_chain(chain: LocalChain, refused: Mapping[str, str], *, standin
     """
     if chain.body is not None and chain.body not in refused:
         return ChainInUse(chain.body, last_good=chain.body)
-    error = chain.error or refused.get(chain.body or "", "")
-    if chain.last_good not in refused:
-        return ChainInUse(chain.last_good, error, "the last good chain stays", chain.last_good)
-    named = by_name(chain.last_good)
-    if named not in refused:
-        instead = "the last good chain is in force, its interfaces by name"
-        return ChainInUse(named, error, instead, chain.last_good)
-    if standing:
-        return ChainInUse(None, error, "the chain in the kernel stays", chain.last_good)
-    return ChainInUse("", error, "no local chain is in force", chain.last_good)
+    candidates: tuple[tuple[str | None, str], ...] = (
+        (chain.last_good, "the last good chain stays"),
+        (by_name(chain.last_good), "the last good chain is in force, its interfaces by name"),
+        (None, "the chain in the kernel stays") if standing else ("", "no local chain is in force"),
+    )
+    body, instead = next(candidate for candidate in candidates if candidate[0] not in refused)
+    return ChainInUse(body, chain.error or refused.get(chain.body or "", ""), instead, chain.last_good)
 
 
 def settings_of(s: Snapshot, standing: Mapping[str, Table], chain: ChainInUse) -> Settings:
@@ -156,21 +151,14 @@ def wanted_ruleset(s: Snapshot, pinholes: Collection[Pinhole], settings: Setting
     if not s.undecided:
         return decided
     keys = {hole.key for hole in pinholes}
-    merged = {family: dict(sets) for family, sets in decided.elements.items()}
-    for family, sets in s.undecided.items():
-        declared = decided.tables[family].sets if family in decided.tables else {}
-        for name, members in sets.items():
-            if name not in declared:
-                continue
-            if name.startswith("pools"):
-                # Replaces the other ranges, because the ranges of a set must not overlap.
-                if s.pools.origin is Origin.UNKNOWN:
-                    merged.setdefault(family, {})[name] = dict(members)
-                continue
-            kept = {element: said for element, said in members.items() if pinhole_key(element) not in keys}
-            if kept:
-                merged.setdefault(family, {})[name] = {**merged.get(family, {}).get(name, {}), **kept}
-    return Ruleset(decided.tables, merged)
+    undecided = undecided_of(s.undecided, keys, pools=s.pools.origin is Origin.UNKNOWN)
+    elements = {family: dict(sets) for family, sets in decided.elements.items()}
+    for family, table in decided.tables.items():
+        for name in table.sets.keys() & undecided.get(family, {}).keys():
+            # Undecided pools replace the other ranges, because the ranges of a set must not overlap.
+            present = {} if name.startswith("pools") else elements[family].get(name, {})
+            elements[family][name] = {**present, **undecided[family][name]}
+    return Ruleset(decided.tables, elements)
 
 
 def elements_of_ours(found: Ruleset) -> Mapping[str, Elements]:
@@ -178,12 +166,11 @@ def elements_of_ours(found: Ruleset) -> Mapping[str, Elements]:
 
     Elements of other sets mean something else: another version of nftsync, or others, made the sets.
     """
-    ours = tables(Settings(enable_rateshape=True))
     return {
         family: {
             name: members
             for name, members in sets.items()
-            if family in ours and found.tables[family].sets.get(name) == ours[family].sets.get(name)
+            if found.tables[family].sets.get(name) == SETS[family].get(name)
         }
         for family, sets in found.elements.items()
     }
@@ -200,10 +187,8 @@ def undecided_of(
     undecided = {family: dict(sets) for family, sets in earlier.items()}
     for family, sets in elements.items():
         for name, members in sets.items():
-            if name.startswith("pools"):
-                kept = dict(members) if pools else {}
-            else:
-                kept = {element: said for element, said in members.items() if pinhole_key(element) not in known}
+            undecidable = pools or not name.startswith("pools")
+            kept = {key: said for key, said in members.items() if undecidable and pinhole_key(key) not in known}
             if kept:
                 undecided.setdefault(family, {})[name] = kept
     return undecided
@@ -212,8 +197,7 @@ def undecided_of(
 def _can_stay(found: Ruleset) -> bool:
     """Whether the kernel's local chain can stay: the plan replaces no set of its rules."""
     table = found.tables.get(INET, Table())
-    same_sets = table.sets == tables(Settings())[INET].sets
-    return table.filters and same_sets and not table.foreign_objects and LOCAL_CHAIN in table.chains
+    return table.filters and table.sets == SETS[INET] and not table.foreign_objects and LOCAL_CHAIN in table.chains
 
 
 def _with_chain_of(wanted: Ruleset, current: Ruleset) -> Ruleset:

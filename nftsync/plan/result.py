@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from hashlib import blake2b
@@ -36,21 +37,19 @@ class Change:
 
 def changes_between(before: Mapping[str, Pinhole], after: Mapping[str, Pinhole]) -> tuple[Change, ...]:
     """The changes from `before` to `after`, ordered by Service name. Both map keys to pinholes."""
-    services: dict[ObjectRef, tuple[list[Pinhole], list[Pinhole], list[Pinhole]]] = {}
-    relimited = set()
-    for key in sorted(before.keys() | after.keys()):
-        old, new = before.get(key), after.get(key)
-        if old == new:
-            continue
-        pinhole = new or old
-        assert pinhole is not None
-        opened, closed, altered = services.setdefault(pinhole.ref, ([], [], []))
-        (opened if old is None else closed if new is None else altered).append(pinhole)
-        if old is not None and new is not None and old.limit != new.limit:
-            relimited.add(pinhole.ref)
+    pairs = defaultdict[ObjectRef, list[tuple[Pinhole | None, Pinhole | None]]](list)
+    for key in sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key)):
+        pinhole = after.get(key) or before[key]
+        pairs[pinhole.ref].append((before.get(key), after.get(key)))
     return tuple(
-        Change(ref, tuple(opened), tuple(closed), tuple(altered), ref in relimited)
-        for ref, (opened, closed, altered) in sorted(services.items(), key=lambda item: item[0].name)
+        Change(
+            service,
+            opened=tuple(new for old, new in changed if new and not old),
+            closed=tuple(old for old, new in changed if old and not new),
+            altered=tuple(new for old, new in changed if old and new),
+            limit_changed=any(old and new and old.limit != new.limit for old, new in changed),
+        )
+        for service, changed in sorted(pairs.items(), key=lambda item: item[0].name)
     )
 
 
@@ -59,17 +58,17 @@ def fingerprint(pinholes: Iterable[Pinhole]) -> int:
 
     The fingerprints of disjoint parts add up to the fingerprint of the whole.
     """
-    return sum(
-        int.from_bytes(blake2b(f"{each.key} {each.sources} {each.limit}".encode(), digest_size=16).digest()) for each in pinholes
-    )
+    texts = (f"{pinhole.key} {pinhole.sources} {pinhole.limit}" for pinhole in pinholes)
+    return sum(int.from_bytes(blake2b(text.encode(), digest_size=16).digest()) for text in texts)
 
 
-def summary(changes: Iterable[Change]) -> str:
+def summary(changes: Collection[Change]) -> str:
     """One line with the numbers of opened, closed and changed pinholes."""
-    counts = {"opened": 0, "closed": 0, "changed": 0}
-    for change in changes:
-        for verb, pinholes in (("opened", change.opened), ("closed", change.closed), ("changed", change.altered)):
-            counts[verb] += len(pinholes)
+    counts = {
+        "opened": sum(len(change.opened) for change in changes),
+        "closed": sum(len(change.closed) for change in changes),
+        "changed": sum(len(change.altered) for change in changes),
+    }
     return "pinholes: " + (", ".join(f"{count} {verb}" for verb, count in counts.items() if count) or "none changed")
 
 
@@ -107,9 +106,13 @@ def refused(
         yield from nft.rejections
     elif s.spec.listed:
         stays = "the last good settings stay" if s.spec.value else "nftsync applies nothing until you create one"
-        yield Rejection(ObjectRef("Nft", str(config.nft)), Reason.MISSING_SETTINGS, f"there is no such resource; {stays}")
+        yield Rejection(
+            ObjectRef("Nft", str(config.nft)), Reason.MISSING_SETTINGS, f"there is no such resource; {stays}"
+        )
     if chain.error:
-        yield Rejection(ObjectRef("File", str(config.local_chain)), Reason.INVALID_LOCAL_CHAIN, f"{chain.error}; {chain.instead}")
+        yield Rejection(
+            ObjectRef("File", str(config.local_chain)), Reason.INVALID_LOCAL_CHAIN, f"{chain.error}; {chain.instead}"
+        )
     if config.address_policy.pool_mode is not PoolMode.IGNORED:
         yield from pools
     for rejection in index.rejections():

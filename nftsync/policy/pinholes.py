@@ -8,7 +8,7 @@ admitted Service stays admitted.
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from types import MappingProxyType
@@ -135,7 +135,7 @@ class PinholeIndex:
         if service is not None:
             self._services[name] = service
         for key, pinhole in claimed.items():
-            affected |= self._claim(key, pinhole)
+            affected.update(self._claim(key, pinhole))
         self._note_rejections(name, claimed)
         for other in affected - {name}:
             self._note_rejections(other, pinholes_of(self._services[other], self._guard))
@@ -144,16 +144,16 @@ class PinholeIndex:
     # The claimants of a key are in order of seniority; the first one owns it.
     # Only the next two methods change the owner.
 
-    def _claim(self, key: str, pinhole: Pinhole) -> set[Name]:
+    def _claim(self, key: str, pinhole: Pinhole) -> Sequence[Name]:
         claimants = self._claims.get(key)
         if claimants is None:  # as nearly always
             self._claims[key] = [pinhole.service]
             self.pinholes[key] = pinhole
-            return set()
+            return ()
         insort(claimants, pinhole.service, key=lambda name: seniority(self._services[name]))
         if claimants[0] == pinhole.service:
             self.pinholes[key] = pinhole
-        return set(claimants[:2])
+        return claimants[:2]
 
     def _withdraw(self, keys: Iterable[str], name: Name) -> set[Name]:
         inherited: dict[Name, list[str]] = {}

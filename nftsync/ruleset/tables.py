@@ -7,7 +7,8 @@ grammar, and the operator's verbatim local chain enter it from outside.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from nftsync.objects.address import AddressSet, Network
@@ -28,15 +29,8 @@ INPUT = "input"
 FORWARD = "forward"
 RATELIMIT = "ratelimit"
 
-_KEY = {4: "ipv4_addr . inet_proto . inet_service", 6: "ipv6_addr . inet_proto . inet_service"}
-_ADDRESS = {4: "ipv4_addr", 6: "ipv6_addr"}
-_MATCH = {4: "ip daddr . meta l4proto . th dport", 6: "ip6 daddr . meta l4proto . th dport"}
-_SOURCE = {4: "ip saddr", 6: "ip6 saddr"}
-_DESTINATION = {4: "ip daddr", 6: "ip6 daddr"}
+_IP = {4: "ip", 6: "ip6"}  # the matches of each IP version
 _CLOSED = "meta l4proto { tcp, udp, sctp } ct direction original"
-# The kind of limit in a set's declaration. Each element has a limit of its own.
-_BYTES = "limit rate over 1 bytes/second burst 1 bytes"
-_PACKETS = "limit rate over 1/second burst 1 packets"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,14 +41,35 @@ class Set:
     flags: str = ""
     statement: str = ""
 
-    @property
-    def kind(self) -> str:
-        """The first word of the statement: "counter", "limit" or ""."""
-        return self.statement.partition(" ")[0]
-
     def __str__(self) -> str:
         flags = f"flags {self.flags}; " if self.flags else ""
         return f"type {self.type}; {flags}{self.statement}{';' if self.statement else ''}".rstrip()
+
+
+_ENDPOINT = {4: "ipv4_addr . inet_proto . inet_service", 6: "ipv6_addr . inet_proto . inet_service"}
+# The kind of limit in a set's declaration. Each element has a limit of its own.
+_LIMITS = {"": "limit rate over 1 bytes/second burst 1 bytes", "-packets": "limit rate over 1/second burst 1 packets"}
+
+# The sets of each table, the same with any settings.
+SETS: Mapping[str, Mapping[str, Set]] = {
+    INET: {
+        name: declared
+        for version, endpoint in _ENDPOINT.items()
+        for name, declared in (
+            (f"services{version}", Set(endpoint, statement="counter")),
+            (f"sources{version}", Set(f"{endpoint} . ipv{version}_addr", flags="interval", statement="counter")),
+            (f"pools{version}", Set(f"ipv{version}_addr", flags="interval")),
+        )
+    },
+    NETDEV: {
+        f"limited{version}{suffix}": Set(endpoint, statement=limit)
+        for version, endpoint in _ENDPOINT.items()
+        for suffix, limit in _LIMITS.items()
+    }
+    # A second look-up counts packets over a limit, because a limit hides a counter on the same
+    # element in a listing.
+    | {f"dropped{version}": Set(endpoint, statement="counter") for version, endpoint in _ENDPOINT.items()},
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +98,9 @@ class Table:
     def filters(self) -> bool:
         """Whether the table filters: it has all our base chains, and is not dormant."""
         hooks = [chain.hook for chain in self.chains.values()]
-        return "dormant" not in self.flags and all(any(f"hook {name} " in hook for hook in hooks) for name in (INPUT, FORWARD))
+        return "dormant" not in self.flags and all(
+            any(f"hook {name} " in hook for hook in hooks) for name in (INPUT, FORWARD)
+        )
 
 
 Elements = dict[str, dict[str, str]]  # set name → element key → the element's own statement ("" for none)
@@ -172,19 +189,10 @@ class Settings:
 
 def tables(settings: Settings) -> Mapping[str, Table]:
     """The tables without elements. `netdev nftsync` exists only with enable_rateshape."""
-    shown = {INET: _filter_table(settings)}
+    wanted = {INET: Table(SETS[INET], _filter_chains(settings), flags=settings.flags)}
     if settings.enable_rateshape:
-        shown[NETDEV] = _shaper_table(settings)
-    return shown
-
-
-def _filter_table(settings: Settings) -> Table:
-    sets = {}
-    for version in (4, 6):
-        sets[f"services{version}"] = Set(_KEY[version], statement="counter")
-        sets[f"sources{version}"] = Set(f"{_KEY[version]} . {_ADDRESS[version]}", flags="interval", statement="counter")
-        sets[f"pools{version}"] = Set(_ADDRESS[version], flags="interval")
-    return Table(sets, _filter_chains(settings), flags=settings.flags)
+        wanted[NETDEV] = Table(SETS[NETDEV], _limit_chains(settings), flags=settings.flags)
+    return wanted
 
 
 def _filter_chains(settings: Settings) -> dict[str, Chain]:
@@ -196,29 +204,39 @@ def _filter_chains(settings: Settings) -> dict[str, Chain]:
     verdict = "drop" if settings.enable_dropall else "accept"
     return {
         LOCAL_CHAIN: Chain(settings.local_chain),
-        OPERATOR_CR: Chain(_lines(
-            *(f"{public}{peers}tcp dport 179 accept" for peers in _bgp_peers(settings) if settings.enable_bgp),
-            f"{public}tcp dport 22 accept" if settings.enable_ssh else "",
-        )),
-        OPERATOR_SVC: Chain(_lines(
-            *(
-                f"{_MATCH[version]}{source} @{name}{version} accept"
-                for version in (4, 6)
-                for name, source in (("services", ""), ("sources", f" . {_SOURCE[version]}"))
-            ),
-            # Drops established connections, too, so closing a pinhole cuts them off. It drops only
-            # connections that began outside: replies to the cluster and to other hosts with an
-            # address of a pool pass. ICMP passes, because path MTU discovery needs its errors.
-            *(f"{_CLOSED} {_DESTINATION[version]} @pools{version} counter drop" for version in (4, 6) if settings.enable_dropall),
-        )),
-        GLOBAL: Chain(_lines(
-            'iifname "lo" accept',
-            f"{inside}ct state new accept" if settings.public else "",
-            "ct state established,related accept",
-            "ct state invalid drop",
-            "meta l4proto icmp accept",
-            "meta l4proto ipv6-icmp accept",
-        )),
+        OPERATOR_CR: Chain(
+            _lines(
+                *(f"{public}{peers}tcp dport 179 accept" for peers in _bgp_peers(settings) if settings.enable_bgp),
+                f"{public}tcp dport 22 accept" if settings.enable_ssh else "",
+            )
+        ),
+        OPERATOR_SVC: Chain(
+            _lines(
+                *(
+                    f"{ip} daddr . meta l4proto . th dport{source} @{name}{version} accept"
+                    for version, ip in _IP.items()
+                    for name, source in (("services", ""), ("sources", f" . {ip} saddr"))
+                ),
+                # Drops established connections, too, so closing a pinhole cuts them off. It drops only
+                # connections that began outside: replies to the cluster and to other hosts with an
+                # address of a pool pass. ICMP passes, because path MTU discovery needs its errors.
+                *(
+                    f"{_CLOSED} {ip} daddr @pools{version} counter drop"
+                    for version, ip in _IP.items()
+                    if settings.enable_dropall
+                ),
+            )
+        ),
+        GLOBAL: Chain(
+            _lines(
+                'iifname "lo" accept',
+                f"{inside}ct state new accept" if settings.public else "",
+                "ct state established,related accept",
+                "ct state invalid drop",
+                "meta l4proto icmp accept",
+                "meta l4proto ipv6-icmp accept",
+            )
+        ),
         # The last rule decides before the policy does. If that rule is missing, the policy drops.
         INPUT: Chain(
             _lines(f"jump {LOCAL_CHAIN}", f"jump {OPERATOR_CR}", f"jump {GLOBAL}", verdict),
@@ -237,41 +255,36 @@ def _filter_chains(settings: Settings) -> dict[str, Chain]:
     }
 
 
-def _bgp_peers(settings: Settings) -> Iterator[str]:
+def _bgp_peers(settings: Settings) -> list[str]:
     """The matches of permitted BGP peers: one for each family, or one that matches everybody."""
-    if not settings.bgp_peers:
-        yield ""
-    for version in (4, 6):
-        prefixes = sorted(network for network in settings.bgp_peers if network.version == version)
-        if prefixes:
-            yield f"{_SOURCE[version]} {{ {', '.join(map(str, prefixes))} }} "
+    peers = {ip: [peer for peer in settings.bgp_peers if peer.version == version] for version, ip in _IP.items()}
+    matches = [f"{ip} saddr {{ {', '.join(map(str, sorted(some)))} }} " for ip, some in peers.items() if some]
+    return matches or [""]
 
 
-def _shaper_table(settings: Settings) -> Table:
-    limits = [(version, suffix, kind) for version in (4, 6) for suffix, kind in (("", _BYTES), ("-packets", _PACKETS))]
-    sets = {f"limited{version}{suffix}": Set(_KEY[version], statement=kind) for version, suffix, kind in limits}
-    # A second look-up counts packets over a limit, because a limit hides a counter on the same
-    # element in a listing.
-    sets |= {f"dropped{version}": Set(_KEY[version], statement="counter") for version in (4, 6)}
+def _limit_chains(settings: Settings) -> dict[str, Chain]:
+    endpoints = {version: f"{ip} daddr . meta l4proto . th dport" for version, ip in _IP.items()}
     over = (
-        f"{_MATCH[version]} @limited{version}{suffix} {_MATCH[version]} @dropped{version} drop" for version, suffix, _ in limits
+        f"{endpoint} @limited{version}{suffix} {endpoint} @dropped{version} drop"
+        for version, endpoint in endpoints.items()
+        for suffix in _LIMITS
     )
     chains = {OPERATOR_TC: Chain(_lines(*over))}
     if settings.device:
         hook = f'type filter hook ingress device "{settings.device}" priority 0; policy accept;'
         chains[RATELIMIT] = Chain(_lines(f"jump {OPERATOR_TC}"), hook=hook)
-    return Table(sets, chains, flags=settings.flags)
+    return chains
 
 
-def flags_for(standing: Mapping[str, Table], flags: frozenset[str]) -> frozenset[str]:
+def flags_for(current: Mapping[str, Table], flags: frozenset[str]) -> frozenset[str]:
     """The flags of the wanted tables.
 
     The kernel cannot add flags to a table or take them away, and nftsync does not replace a table
     only for its flags. So present tables keep theirs.
     """
-    if not standing:
+    if not current:
         return flags
-    kept = frozenset.intersection(*(table.flags for table in standing.values())) - {"dormant"}
+    kept = frozenset.intersection(*(table.flags for table in current.values())) - {"dormant"}
     return flags or kept if "persist" in kept else frozenset()
 
 
@@ -282,36 +295,31 @@ def _lines(*rules: str) -> str:
 def ruleset(pinholes: Iterable[Pinhole], settings: Settings) -> Ruleset:
     """The whole ruleset: the tables and their elements."""
     found = elements(pinholes, settings)
-    for each in settings.cluster.ranges:
-        found[INET].setdefault(f"pools{each.version}", {})[each.element] = ""
+    for pool in settings.cluster.ranges:
+        found[INET].setdefault(f"pools{pool.version}", {})[pool.element] = ""
     return Ruleset(tables(settings), found)
 
 
 def elements(pinholes: Iterable[Pinhole], settings: Settings) -> dict[str, Elements]:
     """The set elements of pinholes, by family and set."""
-    found: dict[str, Elements] = {INET: {}, NETDEV: {}}
-    for family, name, key, statement in _elements(pinholes, settings):
-        found[family].setdefault(name, {})[key] = statement
-    return found
-
-
-def _elements(pinholes: Iterable[Pinhole], settings: Settings) -> Iterator[tuple[str, str, str, str]]:
+    filters: Elements = defaultdict(dict)
+    limits: Elements = defaultdict(dict)
     for hole in pinholes:
         if hole.sources is None:
-            yield INET, f"services{hole.version}", hole.key, ""
-        else:
-            for network in hole.sources:
-                yield INET, f"sources{hole.version}", f"{hole.key} . {_source_text(network)}", ""
+            filters[f"services{hole.version}"][hole.key] = ""
+        for network in hole.sources or ():
+            filters[f"sources{hole.version}"][f"{hole.key} . {_source_text(network)}"] = ""
         if settings.enable_rateshape and hole.limit is not None and hole.sources != ():
             suffix = "-packets" if hole.limit.packets else ""
-            yield NETDEV, f"limited{hole.version}{suffix}", hole.key, hole.limit.statement
-            yield NETDEV, f"dropped{hole.version}", hole.key, ""
+            limits[f"limited{hole.version}{suffix}"][hole.key] = hole.limit.statement
+            limits[f"dropped{hole.version}"][hole.key] = ""
+    return {INET: filters, NETDEV: limits}
 
 
-def open_keys(shown: Ruleset) -> set[str]:
+def open_keys(found: Ruleset) -> set[str]:
     """The keys of a ruleset's open pinholes."""
-    sets = shown.elements.get(INET, {})
-    names = [f"{stem}{version}" for stem in ("services", "sources") for version in (4, 6)]
+    sets = found.elements.get(INET, {})
+    names = (name for name in SETS[INET] if not name.startswith("pools"))
     return {pinhole_key(element) for name in names for element in sets.get(name, ())}
 
 

@@ -8,8 +8,8 @@ one by one. So counters and buckets survive each change that does not concern th
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 from nftsync.ruleset.tables import NAME, Chain, Elements, Ruleset, Table
 
@@ -45,13 +45,12 @@ def chain_block(name: str, chain: Chain) -> str:
     return f"\tchain {name} {{\n{hook}{chain.rules}\t}}\n"
 
 
-@dataclass(frozen=True, slots=True)
-class Command:
+class Command(NamedTuple):
     """A command of a transaction. elements: those that it adds to a set or deletes, if it does so."""
 
     family: str
     head: str
-    elements: tuple[str, ...] = ()
+    elements: Sequence[str] = ()
 
     def __str__(self) -> str:
         return f"{self.head} {{ {', '.join(self.elements)} }}" if self.elements else self.head
@@ -120,10 +119,10 @@ def _elements(family: str, current: Table, before: Elements, wanted: Table, afte
     for name, declared in wanted.sets.items():
         present = before.get(name, {}) if current.sets.get(name) == declared else {}
         needed = after.get(name, {})
-        gone = sorted(key for key, statement in present.items() if needed.get(key) != statement)
-        come = sorted(f"{key} {said}".rstrip() for key, said in needed.items() if present.get(key) != said)
+        gone = [key for key, statement in present.items() if needed.get(key) != statement]
+        come = [f"{key} {statement}".rstrip() for key, statement in needed.items() if present.get(key) != statement]
         if gone:
-            yield Command(family, f"delete element {family} {NAME} {name}", tuple(gone))
+            yield Command(family, f"delete element {family} {NAME} {name}", sorted(gone))
         if come:
-            adds.append(Command(family, f"add element {family} {NAME} {name}", tuple(come)))
+            adds.append(Command(family, f"add element {family} {NAME} {name}", sorted(come)))
     yield from adds
