@@ -187,7 +187,7 @@ class Reconciler:
 
         They stay open until every list is complete.
         """
-        self._filtered |= found.ruleset.tables.get(INET, Table()).filters
+        self._filtered |= found.ruleset.tables.get(INET, Table()).is_enforcing
         s, memory = self._snapshot, self.record.memory
         if s.complete or (s.first_since_boot and memory.facts.spec):
             return
@@ -203,7 +203,7 @@ class Reconciler:
         Without settings, a sync loads nothing but the base: at boot, or if somebody removed our
         filter or changed the base.
         """
-        s, filters = self._snapshot, found.ruleset.tables.get(INET, Table()).filters
+        s, filters = self._snapshot, found.ruleset.tables.get(INET, Table()).is_enforcing
         stands = "" if filters else f"{NOT_FILTERING}: "
         if s.spec.value is None:
             shut = self._base or self._filtered  # at boot, or somebody removed our filter
@@ -326,7 +326,7 @@ class Reconciler:
         """True if the kernel's tables differ from the accepted ones, or if our filter is gone."""
         applied, s, current = self.record.applied, self._planned, planned.current
         if applied.tables is None or applied.settings is None or s is None:
-            return self._filtered and not current.tables.get(INET, Table()).filters
+            return self._filtered and not current.tables.get(INET, Table()).is_enforcing
         if applied.settings.limits_refused:
             return False
         believed = wanted_ruleset(s, applied.pinholes.values(), applied.settings)

@@ -197,7 +197,7 @@ def undecided_of(
 def _can_stay(found: Ruleset) -> bool:
     """Whether the kernel's local chain can stay: the plan replaces no set of its rules."""
     table = found.tables.get(INET, Table())
-    return table.filters and table.sets == SETS[INET] and not table.foreign_objects and LOCAL_CHAIN in table.chains
+    return table.is_enforcing and table.sets == SETS[INET] and not table.foreign_objects and LOCAL_CHAIN in table.chains
 
 
 def _with_chain_of(wanted: Ruleset, current: Ruleset) -> Ruleset:

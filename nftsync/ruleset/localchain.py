@@ -35,16 +35,17 @@ def parse_local_chain(text: str) -> str:
     if "\0" in text:
         raise LocalChainError("it holds a NUL character")
     blocks = list(_blocks(text))
-    outside = [_blank(part).strip() for part in _between(text, blocks)]
     if len(blocks) > 1:
         raise LocalChainError("it holds more than one block")
-    if blocks and not _HEAD.fullmatch(outside[0]):
-        raise LocalChainError(f"it must be 'chain {LOCAL_CHAIN} {{ … }}' and nothing else, not {outside[0][:40]!a}")
-    if outside[-1] and (outside[-1] != ";" or not blocks):
-        raise LocalChainError(f"there is something outside of chain {LOCAL_CHAIN}: {outside[-1][:40]!a}")
+    start, end = blocks[0] if blocks else (1, -1)  # without a block all of the text is behind it
+    head, rest = (_blank(part).strip() for part in (text[: start - 1], text[end + 1 :]))
+    if blocks and not _HEAD.fullmatch(head):
+        raise LocalChainError(f"it must be 'chain {LOCAL_CHAIN} {{ … }}' and nothing else, not {head[:40]!a}")
+    if rest and (rest != ";" or not blocks):
+        raise LocalChainError(f"there is something outside of chain {LOCAL_CHAIN}: {rest[:40]!a}")
     if not blocks:
         return ""
-    body = text[slice(*blocks[0])]
+    body = text[start:end]
     if _BASE_CHAIN.search(_blank(body)):
         raise LocalChainError(f"{LOCAL_CHAIN} is not a base chain: remove its hook and its policy")
     body = body.lstrip(" \t").removeprefix("\n").rstrip(" \t")
@@ -77,15 +78,6 @@ def _blocks(text: str) -> Iterator[tuple[int, int]]:
                 yield start, token.start()
     if depth:
         raise LocalChainError("the last '}' is missing")
-
-
-def _between(text: str, blocks: list[tuple[int, int]]) -> Iterator[str]:
-    """The texts before, between and after the blocks."""
-    end = 0
-    for start, stop in blocks:
-        yield text[end : start - 1]
-        end = stop + 1
-    yield text[end:]
 
 
 def _blank(text: str) -> str:

@@ -95,7 +95,7 @@ class Table:
     flags: frozenset[str] = frozenset()
 
     @property
-    def filters(self) -> bool:
+    def is_enforcing(self) -> bool:
         """Whether the table filters: it has all our base chains, and is not dormant."""
         hooks = [chain.hook for chain in self.chains.values()]
         return "dormant" not in self.flags and all(
