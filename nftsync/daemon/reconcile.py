@@ -20,9 +20,20 @@ from nftsync.kernel.nft import Kernel, KernelError
 from nftsync.objects.address import Address
 from nftsync.objects.names import Name, Rejection
 from nftsync.objects.service import Service
-from nftsync.plan.blame import learn, lines_of
 from nftsync.plan.memory import BootFacts
-from nftsync.plan.plan import ChainInUse, Found, Left, Plan, elements_of_ours, plan, tables_digest, undecided_of, wanted_ruleset
+from nftsync.plan.plan import (
+    ChainInUse,
+    Found,
+    Left,
+    Plan,
+    elements_of_ours,
+    learn,
+    lines_of,
+    plan,
+    tables_digest,
+    undecided_of,
+    wanted_ruleset,
+)
 from nftsync.plan.result import Outcome, SyncResult, changes_between, refused, summary
 from nftsync.plan.snapshot import Known, Origin, Snapshot
 from nftsync.policy.confirm import Confirming
