@@ -18,8 +18,7 @@ from nftsync.objects.names import Name
 from nftsync.objects.nft import Nft, NftSpec
 from nftsync.objects.service import Service
 from nftsync.plan.memory import Facts
-from nftsync.plan.snapshot import Interfaces, Known, LocalChain, Origin, Snapshot
-from nftsync.policy.confirm import Confirming
+from nftsync.plan.snapshot import Confirming, Interfaces, Known, LocalChain, Origin, Snapshot
 from nftsync.policy.guard import PoolTracker
 
 

@@ -35,8 +35,7 @@ from nftsync.plan.plan import (
     wanted_ruleset,
 )
 from nftsync.plan.result import Outcome, SyncResult, changes_between, refused, summary
-from nftsync.plan.snapshot import Known, Origin, Snapshot
-from nftsync.policy.confirm import Confirming
+from nftsync.plan.snapshot import Confirming, Known, Origin, Snapshot
 from nftsync.policy.pinholes import Pinhole, PinholeIndex, pinholes_of
 from nftsync.ruleset.tables import INET, Ruleset, Table, elements, open_keys
 from nftsync.ruleset.text import transaction
