@@ -97,14 +97,12 @@ def of_changes(changes: Iterable[Change]) -> Iterator[Notice]:
 def of_rejections(before: Iterable[Rejection], after: Iterable[Rejection]) -> Iterator[Notice]:
     """One notice for each new or withdrawn rejection."""
     old, new = ({_same(rejection): rejection for rejection in rejections} for rejections in (before, after))
-    for key, rejection in new.items():
-        if key not in old:
-            reason = _REFUSALS.get(rejection.reason, EventReason.REJECTED)
-            yield Notice(rejection.object, reason, f"rejected: {rejection.reason}: {rejection.message}", warning=True)
-    for key, rejection in old.items():
-        if key not in new:
-            message = f"no longer rejected: {rejection.reason}: {rejection.message}"
-            yield Notice(rejection.object, EventReason.ACCEPTED, message)
+    for rejection in (new[key] for key in new if key not in old):
+        reason = _REFUSALS.get(rejection.reason, EventReason.REJECTED)
+        yield Notice(rejection.object, reason, f"rejected: {rejection.reason}: {rejection.message}", warning=True)
+    for rejection in (old[key] for key in old if key not in new):
+        message = f"no longer rejected: {rejection.reason}: {rejection.message}"
+        yield Notice(rejection.object, EventReason.ACCEPTED, message)
 
 
 def _same(rejection: Rejection) -> tuple[ObjectRef, Reason, str]:

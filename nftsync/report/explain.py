@@ -130,8 +130,8 @@ def explain_service(view: View, name: Name) -> Explanation:
     if settings is None:
         return _waiting(view.result)
     if service is None:
-        unknown = f"there is no Service {name} of type LoadBalancer, and no other opens anything"
-        return Explanation(Verdict.DROPPED, ExplainReason.NOT_A_SERVICE, (unknown,))
+        lines = (f"there is no Service {name} of type LoadBalancer, and no other opens anything",)
+        return Explanation(Verdict.DROPPED, ExplainReason.NOT_A_SERVICE, lines)
     pairs = [PacketQuery(None, address, *port) for address in service.addresses for port in service.ports]
     if not pairs:
         reason, line = _why_closed(view, service, None)
@@ -177,8 +177,8 @@ def _to_router(settings: Settings, query: PacketQuery) -> Explanation:
     answer = Explanation(_verdict(settings, ranges, query), ExplainReason.ROUTER_PORT, lines)
     if answer.verdict is Verdict.DROPPED:
         return _not_accepted(settings, INPUT, query, answer)
-    source = _SOURCE[query.destination.version] if peers else ""
-    return replace(answer, rule=_rule(settings, OPERATOR_CR, f"tcp dport {query.port} ", source))
+    words = [f"tcp dport {query.port} ", _SOURCE[query.destination.version] if peers else ""]
+    return replace(answer, rule=_rule(settings, OPERATOR_CR, *words))
 
 
 def _through_router(view: View, settings: Settings, query: PacketQuery, asker: Service | None = None) -> Explanation:
