@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nftsync.files.sealed import give_to_owner, read_sealed, replace_sealed
+from nftsync.objects.names import NftsyncError
 from nftsync.plan.memory import BootFacts, boot_facts_record, parse_boot_facts
 
 FILE = "since-boot"
@@ -103,7 +104,7 @@ def _carefully(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
 
 
-class LockedError(Exception):
+class LockedError(NftsyncError):
     """Another nftsync is at work. The message tells the reader how to stop it."""
 
 

@@ -16,9 +16,8 @@ from collections.abc import Callable, Iterator, Mapping
 from ipaddress import ip_address
 from typing import NamedTuple, Self, TypeVar
 
-from nftsync.ruleset.tables import INET, NAME, NETDEV
-
 from nftsync.objects.names import NftsyncError
+from nftsync.ruleset.tables import INET, NAME, NETDEV
 
 T = TypeVar("T")
 Span = tuple[int, int, int]  # an attribute's type, and the start and end of its value
