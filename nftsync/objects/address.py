@@ -84,9 +84,10 @@ def collapse(networks: list[Network]) -> tuple[Network, ...]:
 
     nft refuses overlaps, and does not merge networks of a concatenated set itself.
     """
-    v4 = collapse_addresses(network for network in networks if isinstance(network, IPv4Network))
-    v6 = collapse_addresses(network for network in networks if isinstance(network, IPv6Network))
-    return (*v4, *v6)
+    return (
+        *collapse_addresses(network for network in networks if isinstance(network, IPv4Network)),
+        *collapse_addresses(network for network in networks if isinstance(network, IPv6Network)),
+    )
 
 
 class Range(NamedTuple):

@@ -83,9 +83,10 @@ def parse_ratelimit(text: str) -> RateLimit:
         raise Malformed(f"{quoted} {_what_is_wrong(text)}; {EXAMPLES}")
     unit, per = match["unit"], match["time"]
     require(per in TIME_UNITS, f"{quoted}: the time unit '{per}' is not one of {', '.join(TIME_UNITS)}; {EXAMPLES}")
-    if unit is not None and unit not in BYTE_UNITS:
-        units = ", ".join(BYTE_UNITS)
-        raise Malformed(f"{quoted}: the unit '{unit}' is not one of {units} (packets have none); {EXAMPLES}")
+    require(
+        unit is None or unit in BYTE_UNITS,
+        f"{quoted}: the unit '{unit}' is not one of {', '.join(BYTE_UNITS)} (packets have none); {EXAMPLES}",
+    )
     rate = _integer(match["rate"], quoted) * BYTE_UNITS[unit or "bytes"]
     limit = RateLimit(rate, per, _burst(match, quoted), packets=unit is None)
     _check_bounds(limit, quoted)
@@ -97,9 +98,8 @@ def _burst(match: re.Match[str], quoted: str) -> int:
     if burst is None:
         return _DEFAULT_PACKET_BURST if packets else 0
     units = {"packets": 1} if packets else BYTE_UNITS
-    if unit not in units:
-        kind, words = ("packet", "'packets'") if packets else ("byte", ", ".join(units))
-        raise Malformed(f"{quoted}: the burst of a {kind} rate is counted in {words}, not '{unit}'; {EXAMPLES}")
+    counted = "packet rate is counted in 'packets'" if packets else f"byte rate is counted in {', '.join(units)}"
+    require(unit in units, f"{quoted}: the burst of a {counted}, not '{unit}'; {EXAMPLES}")
     value = _integer(burst, quoted) * units[unit]
     require(value > 0 or not packets, f"{quoted}: a burst of 0 packets would let nothing pass; the smallest is 1")
     return value

@@ -78,32 +78,26 @@ def parse_service(raw: object, before: Service | None) -> Service | None:
         spec = mapping(service.get("spec"), "spec")
         if spec.get("type") != "LoadBalancer":
             return None  # even if its status lists addresses
-        return _parse_service(service, spec, before.limit if before else None, name, uid)
+        metadata = mapping(service.get("metadata"), "metadata")
+        annotations = mapping(metadata.get("annotations"), "metadata.annotations")
+        created, load_balancer_class = metadata.get("creationTimestamp"), spec.get("loadBalancerClass")
+        refusals: list[Refusal] = []
+        return Service(
+            name=name,
+            uid=uid,
+            created=created if isinstance(created, str) and _TIMESTAMP.fullmatch(created) else "",
+            load_balancer_class=load_balancer_class if isinstance(load_balancer_class, str) else "",
+            addresses=tuple(dict.fromkeys(_addresses(service, refusals))),
+            ports=tuple(dict.fromkeys(_ports(spec, refusals))),
+            sources=_sources(spec, annotations, refusals),
+            limit=_limit(annotations, before.limit if before else None, refusals),
+            rejections=tuple(Rejection(ObjectRef("Service", str(name), uid), *refusal) for refusal in refusals),
+        )
     except Malformed as error:
         stays = "its previous version stays" if before else "it opens nothing"
         closed = Service(name, uid, "", "", (), (), (), None, ())
         rejection = Rejection(closed.ref, Reason.MALFORMED, f"{error}; {stays}")
         return replace(before or closed, rejections=(rejection,))
-
-
-def _parse_service(
-    service: Mapping[str, object], spec: Mapping[str, object], limited: RateLimit | None, name: Name, uid: str
-) -> Service:
-    metadata = mapping(service.get("metadata"), "metadata")
-    annotations = mapping(metadata.get("annotations"), "metadata.annotations")
-    created, load_balancer_class = metadata.get("creationTimestamp"), spec.get("loadBalancerClass")
-    refusals: list[Refusal] = []
-    return Service(
-        name=name,
-        uid=uid,
-        created=created if isinstance(created, str) and _TIMESTAMP.fullmatch(created) else "",
-        load_balancer_class=load_balancer_class if isinstance(load_balancer_class, str) else "",
-        addresses=tuple(dict.fromkeys(_addresses(service, refusals))),
-        ports=tuple(dict.fromkeys(_ports(spec, refusals))),
-        sources=_sources(spec, annotations, refusals),
-        limit=_limit(annotations, limited, refusals),
-        rejections=tuple(Rejection(ObjectRef("Service", str(name), uid), *refusal) for refusal in refusals),
-    )
 
 
 def _addresses(service: Mapping[str, object], refusals: list[Refusal]) -> Iterator[Address]:
