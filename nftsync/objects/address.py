@@ -169,11 +169,11 @@ class AddressSet:
     def of(cls, ranges: Iterable[Range]) -> AddressSet:
         """The union."""
         merged: list[Range] = []
-        for each in sorted(ranges, key=Range.position):
-            if merged and merged[-1].version == each.version and int(each.first) <= int(merged[-1].last) + 1:
-                merged[-1] = Range(merged[-1].first, max(merged[-1].last, each.last, key=int))
+        for part in sorted(ranges, key=Range.position):
+            if merged and merged[-1].version == part.version and int(part.first) <= int(merged[-1].last) + 1:
+                merged[-1] = Range(merged[-1].first, max(merged[-1].last, part.last, key=int))
             else:
-                merged.append(each)
+                merged.append(part)
         return cls(tuple(merged))
 
     def __contains__(self, address: object) -> bool:
@@ -191,24 +191,24 @@ class AddressSet:
         return self - (self - other)
 
     def __sub__(self, other: AddressSet) -> AddressSet:
-        return AddressSet(tuple(part for each in self.ranges for part in _without(each, other.overlapping(each))))
+        return AddressSet(tuple(part for whole in self.ranges for part in _without(whole, other.overlapping(whole))))
 
     def overlapping(self, part: Range) -> tuple[Range, ...]:
         """The ranges that share an address with `part`. Bisects: a set can have thousands."""
-        start = bisect_left(self.ranges, part.position(), key=lambda each: (each.version, int(each.last)))
+        start = bisect_left(self.ranges, part.position(), key=lambda known: (known.version, int(known.last)))
         end = bisect_right(self.ranges, (part.version, int(part.last)), key=Range.position)
         return self.ranges[start:end]
 
 
-def _without(each: Range, holes: Iterable[Range]) -> Iterator[Range]:
+def _without(rest: Range, holes: Iterable[Range]) -> Iterator[Range]:
     """The range without the holes. holes: sorted; each overlaps the range."""
     for hole in holes:
-        if int(each.first) < int(hole.first):
-            yield Range(each.first, hole.first - 1)
-        if int(each.last) <= int(hole.last):
+        if int(rest.first) < int(hole.first):
+            yield Range(rest.first, hole.first - 1)
+        if int(rest.last) <= int(hole.last):
             return
-        each = Range(hole.last + 1, each.last)  # the rest of it
-    yield each
+        rest = Range(hole.last + 1, rest.last)
+    yield rest
 
 
 @dataclass(frozen=True, slots=True)

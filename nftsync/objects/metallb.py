@@ -148,7 +148,7 @@ def configuration(
     config_map = next(iter(legacy), None)
     if config_map and not ordered:
         return config_map.configuration, config_map.rejections
-    parsed = tuple(
+    configured = tuple(
         Pool(
             pool.name.name,
             f"{POOL.name} {pool.name}",
@@ -158,12 +158,12 @@ def configuration(
         for pool in ordered
     )
     objects: tuple[AddressPool | Advertisement | Peer, ...] = (*ordered, *advertisements, *peers)
-    rejections = [rejection for each in objects for rejection in each.rejections]
+    rejections = [rejection for parsed in objects for rejection in parsed.rejections]
     refs = {pool.name.name: ObjectRef(POOL.name, str(pool.name), pool.uid) for pool in ordered}
-    rejections += [Rejection(refs[pool.name], Reason.INVALID_POOLS, message) for pool, message in overlaps(parsed)]
+    rejections += [Rejection(refs[pool.name], Reason.INVALID_POOLS, message) for pool, message in overlaps(configured)]
     if rejections or not ordered:
         return None, tuple(rejections)
-    return MetalLBConfig(parsed, frozenset(peer.address for peer in peers if peer.address is not None)), ()
+    return MetalLBConfig(configured, frozenset(peer.address for peer in peers if peer.address is not None)), ()
 
 
 def overlaps(pools: Iterable[Pool]) -> Iterator[tuple[Pool, str]]:
@@ -253,9 +253,8 @@ def _selectors(value: object, what: str) -> tuple[Selector, ...]:
     selectors: list[Selector] = []
     for entry in sequence(value, what):
         raw = mapping(entry, f"an entry of {what}")
-        expressions = [
-            _expression(each, what) for each in sequence(raw.get("matchExpressions"), f"{what}: matchExpressions")
-        ]
+        listed = sequence(raw.get("matchExpressions"), f"{what}: matchExpressions")
+        expressions = [_expression(expression, what) for expression in listed]
         require(len(set(expressions)) == len(expressions), f"{what} holds an expression twice")
         labels = _labels(mapping(raw.get("matchLabels"), f"{what}: matchLabels"), what)
         selector = Selector(tuple(sorted(labels)), tuple(expressions))
