@@ -110,7 +110,7 @@ class Range(NamedTuple):
 
     @property
     def element(self) -> str:
-        """The range as nft writes it in a set: an address, a prefix if possible, else first-last."""
+        """The range as nft writes it in a set: an address, else a prefix, else first-last."""
         if self.first == self.last:
             return str(self.first)
         size = int(self.last) - int(self.first) + 1

@@ -177,7 +177,7 @@ def overlaps(pools: Iterable[Pool]) -> Iterator[tuple[Pool, str]]:
             widest = part, pool
 
 
-# --- objects ------------------------------------------------------------------------------------------
+# --- objects --------------------------------------------------------------------------------------
 
 
 def parse_pool(raw: object, _before: AddressPool | None) -> AddressPool:

@@ -22,7 +22,7 @@ MEND = "run nftsync bootstrap with an administrator's kubeconfig"
 
 
 class Reason(StrEnum):
-    """Why an object, or a part of one, was refused. The list is fixed: metrics and Events use it."""
+    """Why an object, or a part of one, was refused. Metrics and Events use this fixed list."""
 
     MALFORMED = "malformed"
     UNREADABLE = "unreadable"

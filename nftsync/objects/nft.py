@@ -142,7 +142,7 @@ class Nft:
 
 
 def parse_nft(raw: object, before: Nft | None) -> Nft:
-    """The Nft resource from its API object. `before` keeps its last good spec if this one is refused.
+    """The Nft resource from its API object. If its spec is refused, that of `before` stays.
 
     Raises Malformed if the name is not valid.
     """
@@ -191,7 +191,7 @@ def parse_nic(value: object) -> str:
 
 
 def _switch(spec: Mapping[str, object], field: str) -> bool:
-    """A boolean, true if absent. Like the old operator, this accepts words such as "yes" or "off"."""
+    """A boolean, true if absent. As in the old operator, words such as "yes" or "off" are valid."""
     value = spec.get(field)
     if value is None:
         return True
