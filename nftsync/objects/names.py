@@ -12,8 +12,8 @@ from enum import StrEnum
 from typing import NamedTuple, TypeVar
 
 NAME = re.compile(r"[a-z0-9](?:[a-z0-9.-]{0,251}[a-z0-9])?")  # RFC 1123 subdomain, as the API server checks it
-T = TypeVar("T")
 _UID = re.compile(r"[A-Za-z0-9-]{1,64}")
+_T = TypeVar("_T")
 
 CONFIG_MAP = "config"  # the name of MetalLB's ConfigMap, and the key in it
 
@@ -143,7 +143,7 @@ def sequence(value: object, what: str) -> list[object]:
     return [] if value is None else _expect(list, "a list", value, what)
 
 
-def _expect(kind: type[T], kind_name: str, value: object, what: str) -> T:
+def _expect(kind: type[_T], kind_name: str, value: object, what: str) -> _T:
     if not isinstance(value, kind):
         raise Malformed(f"{what} is not {kind_name} but {quote(value)}")
     return value
