@@ -235,7 +235,7 @@ def _take_page(
 
 
 def parse_json(content: bytes | bytearray, what: str) -> Any:
-    """The value of a JSON text. Raises MalformedAnswerError, with `what` as the name of the text."""
+    """The value of a JSON text. Raises MalformedAnswerError.  what: a name for the text."""
     try:
         return json.loads(content)
     except (ValueError, RecursionError):

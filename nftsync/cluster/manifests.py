@@ -121,31 +121,29 @@ class Manifests:
                         relists[kind].names.add(name)
             # The Nft resource comes first: it names the namespace of MetalLB's objects.
             for manifest in sorted(manifests, key=lambda manifest: manifest.kind != "Nft"):
-                counted = self._put(manifest, relists[manifest.kind], rejections)
-                if counted is not None:
-                    read[manifest.path].append((manifest.kind, counted))
+                self._put(manifest, relists[manifest.kind], read[manifest.path], rejections)
         self._read = read
         self.rejections = tuple(rejections)
 
-    def _put(self, manifest: _Manifest, relist: Relist, rejections: list[Rejection]) -> Name | None:
-        """Put an object into its cache. None if it does not count."""
+    def _put(
+        self, manifest: _Manifest, relist: Relist, read: list[tuple[str, Name]], rejections: list[Rejection]
+    ) -> None:
+        """Put an object into its cache and into the list of its file, if it counts."""
         namespace, only = self._counting(manifest.kind)
         metadata = manifest.raw.get("metadata")
         if namespace is not None and isinstance(metadata, dict) and metadata.get("namespace") is None:
             metadata["namespace"] = namespace
         try:
             name, uid = identify(manifest.raw)
-            if namespace not in (None, name.namespace) or only not in (None, name.name):
-                return None
-            if name in relist.names:
+            counts = namespace in (None, name.namespace) and only in (None, name.name)
+            if counts and name in relist.names:
                 message = f"{manifest.where} holds it again: the first one counts"
                 rejections.append(Rejection(ObjectRef(manifest.kind, str(name), uid), Reason.DUPLICATE, message))
-                return None
-            relist.put(manifest.raw)
+            elif counts:
+                relist.put(manifest.raw)
+                read.append((manifest.kind, name))
         except Malformed as error:
             rejections.append(Rejection(ObjectRef(manifest.kind, manifest.where), Reason.MALFORMED, str(error)))
-            return None
-        return name
 
     def _counting(self, kind: str) -> tuple[str | None, str | None]:
         """The namespace and the name of the objects of a kind that count; None for every one."""

@@ -98,7 +98,7 @@ class StatusWriter:
         return Request("PATCH", path, body, "application/apply-patch+yaml")
 
     def last(self, now: float, wanted: RouterStatus, seen: NftStatus) -> Request | float:
-        """The request that reports the end of this daemon; infinity if it never reported anything."""
+        """The request that reports the end of this daemon; infinity if it never reported."""
         if self._written is None and all(router.name != self._router for router in seen.routers):
             return float("inf")
         self._not_before = now
@@ -122,7 +122,7 @@ class StatusWriter:
 
 @dataclass(slots=True)
 class _Sender:
-    """Requests of one sort, for the wait after failures in a row, and for a log without repetitions.
+    """Requests of one sort. It counts failures in a row and keeps repetitions out of the log.
 
     failing: for the log.  advice: by HTTP status.  logged: the status of each error in the log.
     """

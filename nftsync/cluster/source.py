@@ -37,7 +37,10 @@ class Source(Protocol):
         """True while every thread runs. A thread that crashed left its traceback on stderr."""
 
     def stop(self, *, farewell: bool = False) -> None:
-        """End all threads. farewell: first report the end of this daemon, and wait a moment for it."""
+        """End all threads.
+
+        farewell: first report the end of this daemon, and wait a moment for it.
+        """
 
     def watches(self) -> Mapping[str, str]:
         """Kind → state of its watch."""
