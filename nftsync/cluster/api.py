@@ -79,9 +79,19 @@ class Api:
         self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
         self._closed = False
 
-    def connect(self) -> None:
-        """Read the kubeconfig now instead of with the first request. Raises KubeconfigError."""
-        self._current_session()
+    def connect(self) -> tuple[Kubeconfig, Any]:
+        """The kubeconfig and its urllib3.PoolManager, read again after a change.
+
+        Each request does this, too. Raises KubeconfigError.
+        """
+        if self._closed:
+            raise ApiError("shutting down")
+        with self._session_lock:
+            if self._session is None or self._session[0].changed():
+                self._session = None
+                kubeconfig = Kubeconfig.read(self._kubeconfig, self._allowed)
+                self._session = kubeconfig, kubeconfig.pools(self._track)
+            return self._session
 
     def reload(self) -> None:
         """Read the kubeconfig again with the next request: the server rejects these credentials."""
@@ -143,7 +153,7 @@ class Api:
         from urllib3 import Timeout
         from urllib3.exceptions import HTTPError
 
-        kubeconfig, pools = self._current_session()
+        kubeconfig, pools = self.connect()
         what, verb = f"{method} {kubeconfig.server}{path}", "WATCH" if "watch" in query else method
         response = None
         try:
@@ -168,16 +178,6 @@ class Api:
         finally:
             if response is not None:
                 response.close()
-
-    def _current_session(self) -> tuple[Kubeconfig, Any]:
-        if self._closed:
-            raise ApiError("shutting down")
-        with self._session_lock:
-            if self._session is None or self._session[0].changed():
-                self._session = None
-                kubeconfig = Kubeconfig.read(self._kubeconfig, self._allowed)
-                self._session = kubeconfig, kubeconfig.pools(self._track)
-            return self._session
 
     def _track(self, connected: socket.socket) -> None:
         """Remember a socket so that close() can end the threads that block in it."""

@@ -236,8 +236,7 @@ class MetalLBCaches:
 
         The unit is monotonic seconds.
         """
-        changes = (cache.drain() for cache in self.caches)
-        return [change.since for change in changes if change.objects]
+        return [changes.since for changes in map(ObjectCache.drain, self.caches) if changes.objects]
 
     def objects(self) -> MetalLBObjects:
         """All present objects."""
