@@ -64,7 +64,7 @@ class Manifests:
         self._nft = nft
         self.inputs = replace(inputs, rejections=lambda: self.rejections)
         self._caches = inputs.by_kind()
-        self._read: dict[Path, list[tuple[str, Name]]] = {}  # the objects of each file's last readable version
+        self._names: dict[Path, list[tuple[str, Name]]] = {}  # by file, in its last readable version
         self._seen: list[tuple[Path, Stamp]] = []  # the files' signature when they were last read
         self.rejections: tuple[Rejection, ...] = ()
         self._stop = threading.Event()
@@ -105,30 +105,30 @@ class Manifests:
         self._seen = self._signature()  # before the reading: a later change causes another
         with ExitStack() as stack:
             relists = {kind: stack.enter_context(cache.relist()) for kind, cache in self._caches.items()}
-            read: dict[Path, list[tuple[str, Name]]] = {}
+            names: dict[Path, list[tuple[str, Name]]] = {}
             manifests: list[_Manifest] = []
             for path in self._files():
-                read[path] = []
+                names[path] = []
                 try:
                     manifests.extend(_manifests(path))
                 except (OSError, ValueError) as error:
                     reason = error.strerror if isinstance(error, OSError) else str(error)
-                    stays = "; its previous objects stay" if self._read.get(path) else ""
+                    stays = "; its previous objects stay" if self._names.get(path) else ""
                     file = ObjectRef("File", _printable(path))
                     rejections.append(Rejection(file, Reason.UNREADABLE, f"{reason}{stays}"))
-                    read[path] = self._read.get(path, [])
-                    for kind, name in read[path]:
+                    names[path] = self._names.get(path, [])
+                    for kind, name in names[path]:
                         relists[kind].names.add(name)
             # The Nft resource comes first: it names the namespace of MetalLB's objects.
             for manifest in sorted(manifests, key=lambda manifest: manifest.kind != "Nft"):
-                self._put(manifest, relists[manifest.kind], read[manifest.path], rejections)
-        self._read = read
+                self._put(manifest, relists[manifest.kind], names[manifest.path], rejections)
+        self._names = names
         self.rejections = tuple(rejections)
 
     def _put(
-        self, manifest: _Manifest, relist: Relist, read: list[tuple[str, Name]], rejections: list[Rejection]
+        self, manifest: _Manifest, relist: Relist, names: list[tuple[str, Name]], rejections: list[Rejection]
     ) -> None:
-        """Put an object into its cache and into the list of its file, if it counts."""
+        """Put an object into its cache, and its name into those of its file, if it counts."""
         namespace, only = self._counting(manifest.kind)
         metadata = manifest.raw.get("metadata")
         if namespace is not None and isinstance(metadata, dict) and metadata.get("namespace") is None:
@@ -141,7 +141,7 @@ class Manifests:
                 rejections.append(Rejection(ObjectRef(manifest.kind, str(name), uid), Reason.DUPLICATE, message))
             elif counts:
                 relist.put(manifest.raw)
-                read.append((manifest.kind, name))
+                names.append((manifest.kind, name))
         except Malformed as error:
             rejections.append(Rejection(ObjectRef(manifest.kind, manifest.where), Reason.MALFORMED, str(error)))
 
