@@ -22,8 +22,8 @@ from nftsync.kernel.netlink import (
     OURS,
     PROTOCOL,
     DumpError,
+    Netlink,
     fields,
-    messages,
     split,
     text,
 )
@@ -56,7 +56,8 @@ class Commit:
 def identity() -> int | None:
     """The id of this thread in the kernel's messages about commits; None if the kernel gives none."""
     try:
-        (answer,) = messages(PROTOCOL, GET_GENERATION, bytes(HEADER), dump=False)
+        with Netlink(PROTOCOL) as kernel:
+            (answer,) = kernel.messages(GET_GENERATION, bytes(HEADER), dump=False)
     except DumpError:
         return None
     commit = _commit(answer)

@@ -117,12 +117,6 @@ class Netlink:
             raise DumpError(error.errno) from error
 
 
-def messages(protocol: int, kind: int, body: bytes, *, dump: bool = True) -> Iterator[bytes]:
-    """One request on a socket of its own, in this thread's network namespace: see Netlink."""
-    with Netlink(protocol) as kernel:
-        yield from kernel.messages(kind, body, dump=dump)
-
-
 def split(received: bytes) -> Iterator[tuple[int, int, int, bytes]]:
     """Type, flags, sequence number and content of each received message."""
     start = 0

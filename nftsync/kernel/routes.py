@@ -9,7 +9,7 @@ import socket
 import struct
 from collections.abc import Mapping
 
-from nftsync.kernel.netlink import complete, fields, messages
+from nftsync.kernel.netlink import Netlink, complete, fields
 from nftsync.objects.address import AddressSet
 from nftsync.policy.pinholes import Pinhole
 from nftsync.report.traffic import Reachability, Routes, judge
@@ -39,13 +39,14 @@ def read(most: int = MOST) -> Routes | None:
 
     None if there are more than `most`. Raises DumpError.
     """
-    return complete(lambda: _read(most))
+    with Netlink(socket.NETLINK_ROUTE) as kernel:
+        return complete(lambda: _read(kernel, most))
 
 
-def _read(most: int) -> Routes | None:
+def _read(kernel: Netlink, most: int) -> Routes | None:
     routes, seen = Routes(), 0
     for family, version in ((socket.AF_INET, 4), (socket.AF_INET6, 6)):
-        for content in messages(socket.NETLINK_ROUTE, _GET_ROUTES, _ROUTE.pack(family, *[0] * 8)):
+        for content in kernel.messages(_GET_ROUTES, _ROUTE.pack(family, *[0] * 8)):
             _, length, _, _, table, _, _, kind, flags = _ROUTE.unpack_from(content)
             route = fields(content, _ROUTE.size)
             table = _U32.unpack(route[_TABLE])[0] if _TABLE in route else table

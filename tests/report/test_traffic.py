@@ -425,7 +425,7 @@ def test_a_dump_that_is_always_interrupted_is_one_error(monkeypatch: pytest.Monk
 def test_what_the_kernel_refuses_is_one_error(netns: Netns) -> None:
     asked = b"\1\0\0\0" + netlink.attribute(1, b"nowhere\0") + netlink.attribute(2, b"x\0")  # NFT_MSG_GETSETELEM
     with pytest.raises(DumpError) as refused:
-        netns.run(list, netlink.messages(12, 10 << 8 | 13, asked))
+        list(netns.run(netlink.Netlink, 12).messages(10 << 8 | 13, asked))
     assert refused.value.number == errno.ENOENT
 
 
