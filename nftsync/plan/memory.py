@@ -113,9 +113,9 @@ def service_record(name: Name, service: Service | None) -> str:
 
 
 def facts_record(facts: Facts) -> str:
-    specs = {"spec": facts.spec, "rolled_back": facts.rolled_back}
     described = {
-        **{name: None if spec is None else describe_spec(spec) for name, spec in specs.items()},
+        "spec": None if facts.spec is None else describe_spec(facts.spec),
+        "rolled_back": None if facts.rolled_back is None else describe_spec(facts.rolled_back),
         "pools": None if facts.pools is None else _describe_pools(facts.pools),
         "pools_listed": facts.pools_listed,
         "local_chain": facts.local_chain,
@@ -152,7 +152,6 @@ def _supersede(memory: Memory, name: Name) -> None:
 
 
 def _service(raw: dict[str, Any]) -> Service:
-    sources, limit = raw["sources"], raw["limit"]
     return Service(
         name=_name(*raw["name"]),
         uid=_text(raw["uid"]),
@@ -160,17 +159,16 @@ def _service(raw: dict[str, Any]) -> Service:
         load_balancer_class=None if raw["class"] is None else _text(raw["class"]),
         addresses=tuple(map(_address, raw["addresses"])),
         ports=tuple(Port(Protocol(protocol), _port(number)) for protocol, number in raw["ports"]),
-        sources=None if sources is None else tuple(map(_network, sources)),
-        limit=None if limit == "" else parse_ratelimit(_text(limit)),
+        sources=None if raw["sources"] is None else tuple(map(_network, raw["sources"])),
+        limit=None if raw["limit"] == "" else parse_ratelimit(_text(raw["limit"])),
         rejections=(),
     )
 
 
 def _facts(raw: dict[str, Any]) -> Facts:
-    spec, rolled_back = (None if raw[name] is None else parse_spec(raw[name]) for name in ("spec", "rolled_back"))
     return Facts(
-        spec=spec,
-        rolled_back=rolled_back,
+        spec=None if raw["spec"] is None else parse_spec(raw["spec"]),
+        rolled_back=None if raw["rolled_back"] is None else parse_spec(raw["rolled_back"]),
         pools=None if raw["pools"] is None else parse_pools(raw["pools"]),
         pools_listed=raw["pools_listed"] is True,
         local_chain=_text(raw["local_chain"]),

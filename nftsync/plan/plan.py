@@ -106,8 +106,8 @@ def plan(s: Snapshot, pinholes: Collection[Pinhole], found: Found, left: Left) -
     left: the tables that nftsync left in the kernel; empty if others may have changed them.
     """
     trusted = bool(left.rules) and left.rules == found.rules
-    standing = not s.first_since_boot and _can_stay(found.ruleset)
-    chain = choose_local_chain(s.local_chain, s.verdicts.local_chains, standing=standing)
+    can_stay = not s.first_since_boot and _can_stay(found.ruleset)
+    chain = choose_local_chain(s.local_chain, s.verdicts.local_chains, can_stay=can_stay)
     settings = settings_of(s, found.ruleset.tables, chain)
     wanted, current = wanted_ruleset(s, pinholes, settings), found.ruleset
     if trusted and left.tables is not None:
@@ -122,26 +122,26 @@ def plan(s: Snapshot, pinholes: Collection[Pinhole], found: Found, left: Left) -
     return Plan(settings, chain, current, wanted, transaction(current, wanted))
 
 
-def choose_local_chain(chain: LocalChain, refused: Mapping[str, str], *, standing: bool) -> ChainInUse:
+def choose_local_chain(chain: LocalChain, refused: Mapping[str, str], *, can_stay: bool) -> ChainInUse:
     """The first local chain that the kernel has not refused.
 
     The order: the file's chain; the last known good chain; the same with interface names in place
     of indexes; the chain in the kernel.
-    standing: whether the kernel has a local chain of ours that can stay.
+    can_stay: whether the kernel has a local chain of ours that can stay.
     """
     if chain.body is not None and chain.body not in refused:
         return ChainInUse(chain.body, last_good=chain.body)
     candidates: tuple[tuple[str | None, str], ...] = (
         (chain.last_good, "the last good chain stays"),
         (by_name(chain.last_good), "the last good chain is in force, its interfaces by name"),
-        (None, "the chain in the kernel stays") if standing else ("", "no local chain is in force"),
+        (None, "the chain in the kernel stays") if can_stay else ("", "no local chain is in force"),
     )
     body, instead = next(candidate for candidate in candidates if candidate[0] not in refused)
     return ChainInUse(body, chain.error or refused.get(chain.body or "", ""), instead, chain.last_good)
 
 
-def settings_of(s: Snapshot, standing: Mapping[str, Table], chain: ChainInUse) -> Settings:
-    """The settings of the wanted tables. standing: the tables in the kernel."""
+def settings_of(s: Snapshot, current: Mapping[str, Table], chain: ChainInUse) -> Settings:
+    """The settings of the wanted tables. current: the tables in the kernel."""
     spec = s.spec.value
     return Settings.of(
         spec,
@@ -150,7 +150,7 @@ def settings_of(s: Snapshot, standing: Mapping[str, Table], chain: ChainInUse) -
         local_chain=chain.last_good if chain.body is None else chain.body,
         bgp_peers=s.config.bgp_peers,
         cluster=s.cluster,
-        flags=flags_for(standing, s.flags if s.config.own_tables else frozenset()),
+        flags=flags_for(current, s.flags if s.config.own_tables else frozenset()),
     )
 
 
@@ -217,11 +217,11 @@ def _with_chain_of(wanted: Ruleset, current: Ruleset) -> Ruleset:
 
 def _with_limits_of(wanted: Ruleset, current: Ruleset) -> Ruleset:
     """Keep the present limits, because the kernel refuses the wanted ones."""
-    tables = {family: table for family, table in wanted.tables.items() if family != NETDEV}
-    elements = {family: sets for family, sets in wanted.elements.items() if family != NETDEV}
-    if NETDEV in current.tables:
-        tables[NETDEV], elements[NETDEV] = current.tables[NETDEV], current.elements.get(NETDEV, {})
-    return Ruleset(tables, elements)
+    sources = {INET: wanted, NETDEV: current} if NETDEV in current.tables else {INET: wanted}
+    return Ruleset(
+        {family: source.tables[family] for family, source in sources.items()},
+        {family: source.elements.get(family, {}) for family, source in sources.items()},
+    )
 
 
 def ours_as(found: Ruleset, known: Mapping[str, Table]) -> Ruleset:

@@ -276,4 +276,4 @@ class Snapshot:
 
         They include former addresses: these belonged to the cluster before they left the pools.
         """
-        return self.guard.cluster | AddressSet.of(Range(each, each) for each in self.former)
+        return self.guard.cluster | AddressSet.of(Range(address, address) for address in self.former)

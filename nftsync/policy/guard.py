@@ -169,6 +169,7 @@ def _contents(configuration: MetalLBConfig) -> set[object]:
     return {*pools, *configuration.peers}
 
 
+@dataclass(slots=True)
 class PoolTracker:
     """Remembers the last good configuration.
 
@@ -178,13 +179,12 @@ class PoolTracker:
     rejections: of the present configuration; a new tuple after each look.
     """
 
-    def __init__(self, known: MetalLBConfig | None) -> None:
-        self.known = known
-        self.rejections: tuple[Rejection, ...] = ()
-        self.speakers: frozenset[Address] = frozenset()
-        self.deadline = float("inf")
-        self._missing_since: float | None = None
-        self._looked: MetalLBObjects | None = None
+    known: MetalLBConfig | None
+    speakers: frozenset[Address] = frozenset()
+    deadline: float = float("inf")
+    rejections: tuple[Rejection, ...] = ()
+    _missing_since: float | None = None
+    _looked: MetalLBObjects | None = None
 
     def look(self, objects: MetalLBObjects, now: float) -> None:
         """Take MetalLB's complete lists. now: the clock's seconds.

@@ -165,9 +165,9 @@ class PinholeIndex:
                 del self._claims[key], self.pinholes[key]
             elif owned:
                 inherited.setdefault(claimants[0], []).append(key)
-        for heir, held in inherited.items():
+        for heir, gained in inherited.items():
             claimed = pinholes_of(self._services[heir], self._guard)
-            self.pinholes.update((key, claimed[key]) for key in held)
+            self.pinholes.update((key, claimed[key]) for key in gained)
         return set(inherited)
 
     def _note_rejections(self, name: Name, claimed: Iterable[str]) -> None:

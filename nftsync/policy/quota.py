@@ -54,11 +54,11 @@ class Admission:
     """
 
     def __init__(
-        self, caps: Caps, services: Iterable[Service], held: Mapping[Name, Service], quarantined: Mapping[Name, str]
+        self, caps: Caps, services: Iterable[Service], admitted: Mapping[Name, Service], quarantined: Mapping[Name, str]
     ) -> None:
         """From scratch.
 
-        held: the versions of the Services that are admitted already.
+        admitted: the versions of the Services that are admitted already.
         quarantined: Services with a newest version that the kernel refuses, and why. These wait even
         if there is room.
         """
@@ -72,7 +72,7 @@ class Admission:
         self.quarantined = quarantined
         asking = []
         for service in services:
-            version = held.get(service.name)
+            version = admitted.get(service.name)
             if version is not None and version.uid != service.uid:
                 version = None  # another Service of the same name counts as new
             if service.name in quarantined:
@@ -150,10 +150,10 @@ class Admission:
         former: the room under the total cap before. A Service of another namespace can fit now only
         if it was too large for that room.
         """
-        rooms = {each: self._each - self._used_by[each] for each in self._queues}
-        spaces = {each for each, room in rooms.items() if room > (0 if each == namespace else max(former, 0))}
+        rooms = {space: self._each - self._used_by[space] for space in self._queues}
+        spaces = {space for space, room in rooms.items() if room > (0 if space == namespace else max(former, 0))}
         admitted: dict[Name, Version] = {}
-        for _, _, name in merge(*(self._queues[each] for each in spaces)):
+        for _, _, name in merge(*(self._queues[space] for space in spaces)):
             if not spaces or self._used >= self._total:
                 break
             if name.namespace in spaces and self._fits(self.waiting[name]):

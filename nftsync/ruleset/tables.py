@@ -307,8 +307,9 @@ def elements(pinholes: Iterable[Pinhole], settings: Settings) -> dict[str, Eleme
     for hole in pinholes:
         if hole.sources is None:
             filters[f"services{hole.version}"][hole.key] = ""
-        for network in hole.sources or ():
-            filters[f"sources{hole.version}"][f"{hole.key} . {_source_text(network)}"] = ""
+        for network in hole.sources or ():  # nft writes one address without a prefix length
+            source = network.network_address if network.prefixlen == network.max_prefixlen else network
+            filters[f"sources{hole.version}"][f"{hole.key} . {source}"] = ""
         if settings.enable_rateshape and hole.limit is not None and hole.sources != ():
             suffix = "-packets" if hole.limit.packets else ""
             limits[f"limited{hole.version}{suffix}"][hole.key] = hole.limit.statement
@@ -326,8 +327,3 @@ def open_keys(found: Ruleset) -> set[str]:
 def pinhole_key(element: str) -> str:
     """The key of the pinhole to which an element of another set than "pools" belongs."""
     return " ".join(element.split(" ", 5)[:5])
-
-
-def _source_text(network: Network) -> str:
-    """A range in nft's notation: one address has no prefix length."""
-    return str(network.network_address if network.prefixlen == network.max_prefixlen else network)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from nftsync.ruleset.tables import NAME, Chain, Elements, Ruleset, Table
 
 
-def render(shown: Ruleset, name: str = NAME) -> str:
+def render(ruleset: Ruleset, name: str = NAME) -> str:
     """A whole ruleset as text that every version of `nft -f` loads.
 
     Elements are sorted, so equal input gives equal text. The text has no flags:
@@ -22,12 +22,12 @@ def render(shown: Ruleset, name: str = NAME) -> str:
     name: of the tables. Another name than NAME lets you rehearse rules beside the present ones.
     """
     blocks = []
-    for family, table in shown.tables.items():
+    for family, table in ruleset.tables.items():
         lines = [f"table {family} {name} {{"]
         for set_name, declared in table.sets.items():
             lines.append(f"\tset {set_name} {{")
             lines.extend(f"\t\t{part.strip()}" for part in str(declared).rstrip(";").split(";"))
-            members = shown.elements.get(family, {}).get(set_name, {})
+            members = ruleset.elements.get(family, {}).get(set_name, {})
             if members:
                 listed = ",\n\t\t\t     ".join(
                     f"{key} {statement}".rstrip() for key, statement in sorted(members.items())
@@ -98,12 +98,10 @@ def _table(table: str, before: Table, after: Table) -> Iterator[str]:
     for name in before.chains:
         if name in refilled or name in removed:
             yield f"flush chain {table} {name}"
-    for kind, name in before.foreign_objects:  # before chains: a map can refer to a chain
+    # Foreign objects come before chains, because a map can refer to a chain.
+    ours = [*(("chain", name) for name in removed), *(("set", name) for name in replaced)]
+    for kind, name in (*before.foreign_objects, *ours):
         yield f"delete {kind} {table} {name}"
-    for name in removed:
-        yield f"delete chain {table} {name}"
-    for name in replaced:
-        yield f"delete set {table} {name}"
     for name, declared in after.sets.items():
         if before.sets.get(name) != declared:
             yield f"add set {table} {name} {{ {declared} }}"
