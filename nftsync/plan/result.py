@@ -36,7 +36,7 @@ class Change:
 
 def changes_between(before: Mapping[str, Pinhole], after: Mapping[str, Pinhole]) -> tuple[Change, ...]:
     """The changes from `before` to `after`, ordered by Service name. Both map keys to pinholes."""
-    pairs = defaultdict[ObjectRef, list[tuple[Pinhole | None, Pinhole | None]]](list)
+    pairs: dict[ObjectRef, list[tuple[Pinhole | None, Pinhole | None]]] = defaultdict(list)
     for key in sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key)):
         pinhole = after.get(key) or before[key]
         pairs[pinhole.ref].append((before.get(key), after.get(key)))

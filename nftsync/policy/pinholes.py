@@ -137,7 +137,8 @@ class PinholeIndex:
         for key, pinhole in claimed.items():
             affected.update(self._claim(key, pinhole))
         self._note_rejections(name, claimed)
-        for other in affected - {name}:
+        affected.discard(name)
+        for other in affected:
             self._note_rejections(other, pinholes_of(self._services[other], self._guard))
         return withdrawn.keys() | claimed.keys()
 
