@@ -13,12 +13,13 @@ import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from functools import partial
 from ipaddress import IPv6Network, ip_address, ip_network
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from nftsync.objects.address import Address, Network, collapse
-from nftsync.objects.names import Malformed, Name, NftsyncError, quote
+from nftsync.objects.names import NAME, Malformed, Name, NftsyncError, quote
 from nftsync.objects.nft import parse_nic
 from nftsync.objects.service import Service
 
@@ -27,7 +28,8 @@ KUBECONFIG = Path("/etc/nftsync/kubeconfig")
 
 _NFT = Name("arbf-operators", "nft")
 
-T = TypeVar("T")
+Parser = Callable[[Any], Any]  # raises ValueError
+Keys = Mapping[str, "Parser | Keys"]
 
 
 class InputError(NftsyncError):
@@ -89,10 +91,6 @@ class AddressPolicy:
     reserved: frozenset[Address] = frozenset()
 
 
-_ALL = Filters()
-_ADDRESS_POLICY = AddressPolicy()
-
-
 @dataclass(frozen=True, slots=True)
 class Config:
     """The local configuration of one router. resync_interval, confirm_seconds: seconds."""
@@ -111,8 +109,8 @@ class Config:
     metrics: tuple[str, int] | None = ("127.0.0.1", 9469)  # address and port; None: no endpoint
     metrics_services: int = 1000  # number of Services with series of their own
     own_tables: bool = True  # nobody else can change the tables, if nft and the kernel support it
-    filters: Filters = _ALL
-    address_policy: AddressPolicy = _ADDRESS_POLICY
+    filters: Filters = field(default_factory=Filters)
+    address_policy: AddressPolicy = field(default_factory=AddressPolicy)
     bgp_peers: tuple[Network, ...] = ()  # may speak BGP on the public side; empty for everybody
     text: str = field(default="", compare=False, repr=False)  # of the file
 
@@ -122,142 +120,94 @@ def load(path: Path | None) -> Config:
 
     Raises ConfigError.
     """
-    chosen = path or DEFAULT_PATH
+    file = path or DEFAULT_PATH
     try:
-        text = chosen.read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8")
     except FileNotFoundError:
         if path is None:
             return _with_credential(Config())
-        raise ConfigError(f"{chosen}: there is no such file") from None
-    except OSError as fault:
-        raise ConfigError(f"{chosen}: {fault.strerror}") from fault
-    except ValueError as fault:  # UnicodeDecodeError names the byte
-        raise ConfigError(f"{chosen}: {fault}") from fault
-    return _with_credential(parse(text, str(chosen)))
+        raise ConfigError(f"{file}: there is no such file") from None
+    except OSError as error:
+        raise ConfigError(f"{file}: {error.strerror}") from error
+    except ValueError as error:  # UnicodeDecodeError names the byte
+        raise ConfigError(f"{file}: {error}") from error
+    return _with_credential(parse(text, str(file)))
 
 
 def parse(text: str, name: str) -> Config:
     """The configuration in a file's text. name: of the file, for messages. Raises ConfigError."""
     try:
         document = tomllib.loads(text)
-    except ValueError as fault:  # tomllib.TOMLDecodeError names line and column
-        raise ConfigError(f"{name}: {fault}") from fault
+    except ValueError as error:  # tomllib.TOMLDecodeError names line and column
+        raise ConfigError(f"{name}: {error}") from error
     except RecursionError:
         raise ConfigError(f"{name}: it is nested too deep") from None
-    return replace(_config(_Section(name, "", document)), text=text)
+    return replace(_config(_values(f"{name}: ", document, _KEYS)), text=text)
 
 
-def _with_credential(chosen: Config) -> Config:
+def _with_credential(config: Config) -> Config:
     """Use root's kubeconfig if systemd hands it to the unit, because the unit's user cannot read it.
 
     Source: systemd.exec(5), LoadCredential=.
     """
     handed = Path(os.environ.get("CREDENTIALS_DIRECTORY", "/nonexistent"), "kubeconfig")
-    return replace(chosen, kubeconfig=handed) if chosen.kubeconfig == KUBECONFIG and handed.exists() else chosen
+    return replace(config, kubeconfig=handed) if config.kubeconfig == KUBECONFIG and handed.exists() else config
 
 
-class _Section:
-    """A table of the file. take() removes each key that it reads; end() refuses the others."""
+def _values(prefix: str, table: Mapping[str, Any], keys: Keys) -> dict[str, Any]:
+    """The parsed values of a table of the file. Raises ConfigError.
 
-    def __init__(self, file: str, path: str, values: Mapping[str, Any]) -> None:
-        self._file = file
-        self._path = path
-        self._values = dict(values)
-        self._known: list[str] = []
-
-    def take(self, key: str, parse: Callable[[Any], T], default: T) -> T:
-        self._known.append(key)
-        if key not in self._values:
-            return default
-        value = self._values.pop(key)
+    prefix: the file and the table's path, for messages.
+    """
+    values: dict[str, Any] = {}
+    for key, value in table.items():
+        where, expected = f"{prefix}{ascii(key)[1:-1]}", keys.get(key, keys.get(_EVERY))
         try:
-            return parse(value)
-        except (ValueError, TypeError) as fault:
-            raise ConfigError(f"{self._where(key)} = {quote(value)}: {fault}") from fault
-
-    def section(self, key: str) -> _Section:
-        values: dict[str, Any] = self.take(key, _table, {})
-        return _Section(self._file, f"{self._path}{key}.", values)
-
-    def names(self) -> list[str]:
-        """The keys that nobody has taken yet."""
-        return list(self._values)
-
-    def end(self) -> None:
-        for key, value in self._values.items():
-            known = ", ".join(sorted(self._known))
-            raise ConfigError(f"{self._where(key)} = {quote(value)}: there is no such key; known keys: {known}")
-
-    def _where(self, key: str) -> str:
-        return f"{self._file}: {ascii(self._path + key)[1:-1]}"
+            if expected is None:
+                raise ValueError(f"there is no such key; known keys: {', '.join(sorted(keys))}")
+            if callable(expected):
+                values[key] = expected(value)
+            elif isinstance(value, dict):
+                values[key] = _values(f"{where}.", value, expected)
+            else:
+                raise ValueError("this is not a table")
+        except (ValueError, TypeError) as error:
+            raise ConfigError(f"{where} = {quote(value)}: {error}") from error
+    return values
 
 
-def _config(top: _Section) -> Config:
+def _config(top: dict[str, Any]) -> Config:
+    """The configuration of a file's values. Keys that the file does not have keep their defaults."""
     default = Config()
-    nft, paths, metrics, filters, caps = (top.section(key) for key in ("nft", "paths", "metrics", "filters", "caps"))
-    router_name = top.take("router_name", _text, "") or default.router_name
-    bgp_peers = top.take("bgp_peers", _prefixes, list[Network]())
-    config = Config(
-        kubeconfig=top.take("kubeconfig", _path, default.kubeconfig),
-        unsafe_kubeconfig=top.take("unsafe_kubeconfig", _flag, default.unsafe_kubeconfig),
+    nft, paths, caps, filters, overrides = (
+        top.pop(section, {}) for section in ("nft", "paths", "caps", "filters", "overrides")
+    )
+    metrics = {"address": default.metrics, "services": default.metrics_services, **top.pop("metrics", {})}
+    router_name = top.pop("router_name", "") or default.router_name
+    bgp_peers = top.pop("bgp_peers", [])
+    address_policy = AddressPolicy(
+        top.pop("pools", PoolMode.AUTO),
+        top.pop("advertised_pools_only", False),
+        collapse(top.pop("allowed_prefixes", [])),
+        frozenset(network.network_address for network in bgp_peers if network.num_addresses == 1),
+    )
+    return replace(
+        default,
+        **top,
+        **paths,
         router_name=router_name,
-        resync_interval=top.take("resync_interval", _seconds, default.resync_interval),
-        confirm_seconds=top.take("confirm_seconds", _seconds_or_none, default.confirm_seconds),
-        nft=Name(
-            nft.take("namespace", _kubernetes_name, default.nft.namespace),
-            nft.take("name", _kubernetes_name, default.nft.name),
-        ),
-        public_nic=_override(top.section("overrides"), router_name),
-        local_chain=paths.take("local_chain", _path, default.local_chain),
-        state=paths.take("state", _path, default.state),
-        runtime=paths.take("runtime", _path, default.runtime),
-        metrics=metrics.take("address", _endpoint, default.metrics),
-        metrics_services=metrics.take("services", _count, default.metrics_services),
-        caps=Caps(
-            caps.take("pinholes", _cap, default.caps.pinholes),
-            caps.take("pinholes_per_namespace", _cap, default.caps.pinholes_per_namespace),
-        ),
-        own_tables=top.take("own_tables", _flag, default.own_tables),
-        filters=Filters(
-            filters.take("namespaces", _names, frozenset()),
-            filters.take("exclude_namespaces", _names, frozenset()),
-            filters.take("load_balancer_classes", _texts, frozenset()),
-        ),
-        address_policy=AddressPolicy(
-            top.take("pools", _pool_mode, PoolMode.AUTO),
-            top.take("advertised_pools_only", _flag, False),
-            collapse(top.take("allowed_prefixes", _prefixes, list[Network]())),
-            frozenset(network.network_address for network in bgp_peers if network.num_addresses == 1),
-        ),
+        nft=_NFT._replace(**nft),
+        public_nic=overrides.get(router_name, {}).get("public_nic"),
+        metrics=metrics["address"],
+        metrics_services=metrics["services"],
+        caps=Caps(**caps),
+        filters=Filters(**{key: frozenset(names) for key, names in filters.items()}),
+        address_policy=address_policy,
         bgp_peers=collapse(bgp_peers),
     )
-    for section in (nft, paths, metrics, caps, filters, top):
-        section.end()
-    return config
 
 
-def _override(overrides: _Section, router_name: str) -> str | None:
-    """[overrides.<router name>]: one file can serve several routers.
-
-    This checks all of them and returns this router's part.
-    """
-    chosen = None
-    for router in overrides.names():
-        section = overrides.section(router)
-        public_nic: str | None = section.take("public_nic", _nic, None)
-        section.end()
-        if router == router_name:
-            chosen = public_nic
-    return chosen
-
-
-# --- values: each raises ValueError with the valid form ------------------------------------------------
-
-
-def _table(value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise ValueError("this is not a table")
-    return value
+# --- values: each function raises ValueError with the valid form ---------------------------------
 
 
 def _text(value: Any) -> str:
@@ -272,46 +222,28 @@ def _path(value: Any) -> Path:
     return Path(value)
 
 
-def _seconds(value: Any) -> float:
-    if type(value) not in (int, float) or not 1 <= value <= 86400:
-        raise ValueError("this is not a number of seconds from 1 to 86400")
+def _seconds(value: Any, *, or_none: bool = False) -> float:
+    if type(value) not in (int, float) or not (1 <= value <= 86400 or (or_none and value == 0)):
+        raise ValueError(f"this is {'neither 0 nor' if or_none else 'not'} a number of seconds from 1 to 86400")
     return float(value)
 
 
-def _seconds_or_none(value: Any) -> float:
-    if type(value) not in (int, float) or not (value == 0 or 1 <= value <= 86400):
-        raise ValueError("this is neither 0 nor a number of seconds from 1 to 86400")
-    return float(value)
-
-
-def _count(value: Any) -> int:
-    if type(value) is not int or not 0 <= value <= 100_000:
-        raise ValueError("this is not a whole number from 0 to 100000")
-    return value
-
-
-def _cap(value: Any) -> int:
-    if type(value) is not int or not 0 <= value <= 10_000_000:
-        raise ValueError("this is not a whole number from 0 to 10000000")
+def _whole(value: Any, most: int) -> int:
+    if type(value) is not int or not 0 <= value <= most:
+        raise ValueError(f"this is not a whole number from 0 to {most}")
     return value
 
 
 def _kubernetes_name(value: Any) -> str:
-    if not re.fullmatch(r"[a-z0-9](?:[a-z0-9.-]{0,251}[a-z0-9])?", _text(value)):
+    if not NAME.fullmatch(_text(value)):
         raise ValueError("this is not a Kubernetes name")
     return str(value)
 
 
-def _texts(value: Any) -> frozenset[str]:
+def _list(value: Any, parse: Parser, what: str) -> list[Any]:
     if not isinstance(value, list):
-        raise ValueError("this is not a list of texts")
-    return frozenset(_text(each) for each in value)
-
-
-def _names(value: Any) -> frozenset[str]:
-    if not isinstance(value, list):
-        raise ValueError("this is not a list of names")
-    return frozenset(_kubernetes_name(each) for each in value)
+        raise ValueError(f"this is not a list of {what}")
+    return list(map(parse, value))
 
 
 def _flag(value: Any) -> bool:
@@ -327,30 +259,26 @@ def _pool_mode(value: Any) -> PoolMode:
         raise ValueError(f"this is not one of {', '.join(PoolMode)}") from None
 
 
-def _prefixes(value: Any) -> list[Network]:
-    if not isinstance(value, list):
-        raise ValueError("this is not a list of prefixes")
-    return [_prefix(each) for each in value]
-
-
 def _prefix(value: Any) -> Network:
     text = _text(value)
     try:
         if "%" in text or not re.fullmatch(r"[^/]+(?:/[0-9]{1,3})?", text):
             raise ValueError
         network = ip_network(text)
+        if isinstance(network, IPv6Network) and network.network_address.ipv4_mapped is not None:
+            raise ValueError
     except ValueError:
-        network = None
-    if network is None or (isinstance(network, IPv6Network) and network.network_address.ipv4_mapped is not None):
-        raise ValueError(f"{quote(text)} is not a prefix without host bits such as 192.0.2.0/24 or 2001:db8::/32")
+        raise ValueError(
+            f"{quote(text)} is not a prefix without host bits such as 192.0.2.0/24 or 2001:db8::/32"
+        ) from None
     return network
 
 
 def _nic(value: Any) -> str | None:
     try:
         return parse_nic(value)
-    except Malformed as fault:
-        raise ValueError("this is not the name of a network interface that can be public") from fault
+    except Malformed as error:
+        raise ValueError("this is not the name of a network interface that can be public") from error
 
 
 def _endpoint(value: Any) -> tuple[str, int] | None:
@@ -362,3 +290,34 @@ def _endpoint(value: Any) -> tuple[str, int] | None:
     if not match or not 0 <= int(match[3]) <= 65535:
         raise ValueError('this is not an address and port such as "127.0.0.1:9469" or "[::1]:9469"')
     return str(ip_address(match[1] or match[2])), int(match[3])
+
+
+_EVERY = "*"  # stands for each key of a table
+_cap = partial(_whole, most=10_000_000)
+_names = partial(_list, parse=_kubernetes_name, what="names")
+_prefixes = partial(_list, parse=_prefix, what="prefixes")
+
+# Every key of the file with the parser of its value; a table with its own keys.
+_KEYS: Keys = {
+    "kubeconfig": _path,
+    "unsafe_kubeconfig": _flag,
+    "router_name": _text,
+    "resync_interval": _seconds,
+    "confirm_seconds": partial(_seconds, or_none=True),
+    "own_tables": _flag,
+    "pools": _pool_mode,
+    "advertised_pools_only": _flag,
+    "allowed_prefixes": _prefixes,
+    "bgp_peers": _prefixes,
+    "nft": {"namespace": _kubernetes_name, "name": _kubernetes_name},
+    "paths": {"local_chain": _path, "state": _path, "runtime": _path},
+    "metrics": {"address": _endpoint, "services": partial(_whole, most=100_000)},
+    "caps": {"pinholes": _cap, "pinholes_per_namespace": _cap},
+    "filters": {
+        "namespaces": _names,
+        "exclude_namespaces": _names,
+        "load_balancer_classes": partial(_list, parse=_text, what="texts"),
+    },
+    # By router name: one file can serve several routers.
+    "overrides": {_EVERY: {"public_nic": _nic}},
+}
