@@ -8,15 +8,15 @@ Source: Kubernetes, "Server-Side Apply"; "Manually create an API token for a Ser
 from __future__ import annotations
 
 import base64
-import binascii
 import os
-import time
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
+from tenacity import RetryError, Retrying, retry_if_exception, retry_if_not_result, stop_after_delay, wait_fixed
 
 from nftsync.cluster.api import Api
 from nftsync.cluster.backoff import ApiError
@@ -49,7 +49,7 @@ class BootstrapError(NftsyncError):
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """One object that a cluster needs."""
+    """One object that a cluster needs. str() is its kind and name."""
 
     raw: Mapping[str, Any]
 
@@ -58,34 +58,23 @@ class Manifest:
         return str(self.raw["kind"])
 
     @property
-    def collection(self) -> str:
-        """The API's path of all objects of its kind in its namespace."""
-        version, namespace = self.raw["apiVersion"], self.raw["metadata"].get("namespace")
-        root = "/api/v1" if version == "v1" else f"/apis/{version}"
-        return f"{root}{f'/namespaces/{namespace}' if namespace else ''}/{_PLURALS[self.kind]}"
-
-    @property
     def path(self) -> str:
-        return f"{self.collection}/{self.raw['metadata']['name']}"
+        """Its path in the API."""
+        version, metadata = self.raw["apiVersion"], self.raw["metadata"]
+        root = "/api/v1" if version == "v1" else f"/apis/{version}"
+        within = f"/namespaces/{metadata['namespace']}" if "namespace" in metadata else ""
+        return f"{root}{within}/{_PLURALS[self.kind]}/{metadata['name']}"
 
     def __str__(self) -> str:
-        namespace = self.raw["metadata"].get("namespace")
-        return f"{self.kind} {f'{namespace}/' if namespace else ''}{self.raw['metadata']['name']}"
+        metadata = self.raw["metadata"]
+        return f"{self.kind} {'/'.join(metadata[key] for key in ('namespace', 'name') if key in metadata)}"
 
 
 def text() -> str:
-    """All objects as YAML, for `kubectl apply -f -`. Raises BootstrapError."""
-    folder = _folder()
-    try:
-        return "---\n".join((folder / name).read_text(encoding="utf-8") for name in FILES)
-    except OSError as fault:
-        raise BootstrapError(f"{fault.filename}: {fault.strerror}") from fault
-
-
-def _folder() -> Path:
+    """All objects as YAML, for `kubectl apply -f -`. Raises BootstrapError and OSError."""
     for folder in (CHECKOUT, INSTALLED):
         if all((folder / name).is_file() for name in FILES):
-            return folder
+            return "---\n".join((folder / name).read_text(encoding="utf-8") for name in FILES)
     raise BootstrapError(f"the objects for a cluster are not installed: there is no {', '.join(FILES)} in {INSTALLED}")
 
 
@@ -100,44 +89,47 @@ def bootstrap(kubeconfig: Path, told: Callable[[str], None], server: str | None 
 
     kubeconfig: the administrator's.  told: called with a line about each object.
     server: the API server's address for routers; None for that of the administrator's kubeconfig.
-    Raises BootstrapError and ApiError.
+    Raises BootstrapError, ApiError and OSError.
     """
     if not kubeconfig.exists():
-        raise BootstrapError(f"{kubeconfig}: there is no such file: name an administrator's kubeconfig with --kubeconfig FILE")
+        missing = "there is no such file: name an administrator's kubeconfig with --kubeconfig FILE"
+        raise BootstrapError(f"{kubeconfig}: {missing}")
     manifests = [Manifest(raw) for raw in yaml.safe_load_all(text()) if raw]
     allowed = UNSAFE.keys() - {"insecure-skip-tls-verify"}
-    api = Api(kubeconfig, allowed=allowed)
-    try:
-        api.connect()
+    with closing(Api(kubeconfig, allowed=allowed)) as api:
         for manifest in manifests:
             told(f"{manifest}: {_apply(api, manifest)}")
-        [secret] = (each for each in manifests if each.kind == "Secret")
+        [secret] = (manifest for manifest in manifests if manifest.kind == "Secret")
         token = _token(api, secret)
-    finally:
-        api.close()
     return _kubeconfig(Kubeconfig.read(kubeconfig, allowed), server, token, secret.raw["metadata"]["namespace"])
 
 
 def _apply(api: Api, manifest: Manifest) -> str:
     """Apply one object. Returns the result as a phrase. Raises ApiError and BootstrapError."""
-    before = _found(api, manifest)
-    if manifest.kind == "Nft" and before is not None:
-        return "exists, unchanged"
-    if before is not None and manifest.kind == "Secret" and before.get("type") != manifest.raw["type"]:
-        raise BootstrapError(f"{manifest} exists and is not a ServiceAccount's token: delete or rename it")
-    if before is not None and _covers(before, manifest.raw):
-        return "exists, correct"
-    query = {"fieldManager": _MANAGER}
+    present = _present(api, manifest)
+    if present is not None:
+        if manifest.kind == "Nft":
+            return "exists, unchanged"
+        if manifest.kind == "Secret" and present.get("type") != manifest.raw["type"]:
+            raise BootstrapError(f"{manifest} exists and is not a ServiceAccount's token: delete or rename it")
+        if _covers(present, manifest.raw):
+            return "exists, correct"
+    query, media_type = {"fieldManager": _MANAGER}, "application/apply-patch+yaml"
     try:
-        _patiently(lambda: api.request("PATCH", manifest.path, query, manifest.raw, "application/apply-patch+yaml"))
-    except ApiError as fault:
-        if fault.status == 409:
-            raise BootstrapError(f"{manifest} exists with other settings, which nftsync does not overwrite: {fault}") from fault
-        raise
-    if before is None:
-        example = f": an example with public_nic {manifest.raw['spec']['public_nic']}" if manifest.kind == "Nft" else ""
-        return f"created{example}"
-    return "changed"
+        # A new kind is absent until the server serves it.
+        _patiently(retry_if_exception(_is_absent))(api.request, "PATCH", manifest.path, query, manifest.raw, media_type)
+    except ApiError as error:
+        if error.status != 409:
+            raise
+        reason = f"exists with other settings, which nftsync does not overwrite: {error}"
+        raise BootstrapError(f"{manifest} {reason}") from error
+    if present is not None:
+        return "changed"
+    return (
+        f"created: an example with public_nic {manifest.raw['spec']['public_nic']}"
+        if manifest.kind == "Nft"
+        else "created"
+    )
 
 
 def _covers(found: object, wanted: object) -> bool:
@@ -147,63 +139,56 @@ def _covers(found: object, wanted: object) -> bool:
     """
     if isinstance(wanted, Mapping):
         return isinstance(found, Mapping) and all(
-            _covers(found[key], each) if key in found else not each  # it leaves out false values
-            for key, each in wanted.items()
+            _covers(found[key], value) if key in found else not value  # it leaves out false values
+            for key, value in wanted.items()
         )
     if isinstance(wanted, list):
         return isinstance(found, list) and len(found) == len(wanted) and all(map(_covers, found, wanted))
     return found == wanted
 
 
-def _found(api: Api, manifest: Manifest) -> Any:
+def _present(api: Api, manifest: Manifest) -> Any:
     try:
         return api.request("GET", manifest.path)
-    except ApiError as fault:
-        if fault.status == 404:
+    except ApiError as error:
+        if _is_absent(error):
             return None
         raise
 
 
-def _patiently(ask: Callable[[], Any]) -> Any:
-    """Try again on 404, up to PATIENCE: a new kind answers 404 until the server serves it."""
-    ends = time.monotonic() + PATIENCE
-    while True:
-        try:
-            return ask()
-        except ApiError as fault:
-            if fault.status != 404 or time.monotonic() > ends:
-                raise
-        time.sleep(0.2)
+def _is_absent(error: BaseException) -> bool:
+    return isinstance(error, ApiError) and error.status == 404
+
+
+def _patiently(retry: Any) -> Retrying:
+    """Calls a function again while tenacity's condition `retry` holds, up to PATIENCE."""
+    return Retrying(retry=retry, stop=stop_after_delay(PATIENCE), wait=wait_fixed(0.2), reraise=True)
 
 
 def _token(api: Api, secret: Manifest) -> str:
     """The token that the cluster fills in. Raises ApiError and BootstrapError."""
-    ends = time.monotonic() + PATIENCE
-    while time.monotonic() < ends:
-        found = api.request("GET", secret.path)
-        encoded = (found.get("data") or {}).get("token")
-        if encoded:
-            try:
-                return base64.b64decode(encoded, validate=True).decode("ascii")
-            except (binascii.Error, ValueError):
-                raise BootstrapError(f"{secret} holds an invalid token: delete the Secret and run this again") from None
-        time.sleep(0.2)
-    raise BootstrapError(
-        f"the cluster filled in no token in {secret} within {PATIENCE:.0f} s: "
-        "check that its kube-controller-manager runs, and run this again"
-    )
+
+    def encoded() -> Any:
+        return (api.request("GET", secret.path).get("data") or {}).get("token")
+
+    try:
+        return base64.b64decode(_patiently(retry_if_not_result(bool))(encoded), validate=True).decode("ascii")
+    except RetryError:
+        raise BootstrapError(
+            f"the cluster filled in no token in {secret} within {PATIENCE:.0f} s: "
+            "check that its kube-controller-manager runs, and run this again"
+        ) from None
+    except ValueError:
+        raise BootstrapError(f"{secret} holds an invalid token: delete the Secret and run this again") from None
 
 
 def _kubeconfig(administrator: Kubeconfig, server: str | None, token: str, namespace: str) -> str:
     cluster = {"server": server or administrator.server}
-    authority = administrator.configuration.ssl_ca_cert
-    if authority:
-        try:
-            cluster["certificate-authority-data"] = base64.b64encode(Path(authority).read_bytes()).decode()
-        except OSError as fault:
-            raise BootstrapError(f"{quote(authority)}: {fault.strerror}") from fault
+    if authority := administrator.configuration.ssl_ca_cert:
+        cluster["certificate-authority-data"] = base64.b64encode(Path(authority).read_bytes()).decode()
     if not cluster["server"].startswith("https://"):
-        raise BootstrapError(f"{quote(cluster['server'])} is not an https:// address: routers could not verify the server")
+        problem = "is not an https:// address: routers could not verify the server"
+        raise BootstrapError(f"{quote(cluster['server'])} {problem}")
     document = {
         "apiVersion": "v1",
         "kind": "Config",
