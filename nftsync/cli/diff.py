@@ -9,18 +9,21 @@ from __future__ import annotations
 import difflib
 import os
 import re
+from contextlib import closing
 
 from nftables import Nftables
 
 from nftsync.kernel.netns import Namespace
-from nftsync.kernel.nft import KernelError, sentence
+from nftsync.kernel.nft import Kernel, KernelError, sentence
 from nftsync.ruleset.tables import INET, NAME, NETDEV
 
 _ELEMENTS = re.compile(r"^(\s*)elements = \{(.*?)\}", re.MULTILINE | re.DOTALL)
 _KEPT = re.compile(r"^(table .* \{)(?: # progname .*)?\n(?:\tflags (?:owner|persist|owner,persist)\n\n)?", re.MULTILINE)
 _NIC = r'(?:"[^"]*"|[0-9]+)'
 # The lines with the public NIC's index, which differs between machines.
-_INDEX = re.compile(rf" iif != {_NIC}(?= ct state new accept$)|^\s*iifname != {_NIC} iif {_NIC} jump \S+\n", re.MULTILINE)
+_INDEX = re.compile(
+    rf" iif != {_NIC}(?= ct state new accept$)|^\s*iifname != {_NIC} iif {_NIC} jump \S+\n", re.MULTILINE
+)
 _DEVICE = re.compile(r'^\s*type filter hook ingress device "([^"]+)"', re.MULTILINE)
 
 
@@ -32,23 +35,17 @@ def differences(wanted: str) -> str:
     """
     if os.geteuid() != 0:
         raise PermissionError
-    namespace = Namespace()
-    try:
-        here = _listed()
+    here = _listed()
+    with closing(Namespace()) as namespace:
         for number, device in enumerate(sorted(set(_DEVICE.findall(wanted)))):
             namespace.add_nics(device, f"other{number}")
         there = namespace.call(_loaded, wanted)
-    finally:
-        namespace.close()
     lines = difflib.unified_diff(here.splitlines(), there.splitlines(), "kernel", "wanted", lineterm="", n=2)
     return "".join(f"{line}\n" for line in lines)
 
 
 def _loaded(text: str) -> str:
-    commands = Nftables()
-    code, _, error = commands.cmd(text)
-    if code:
-        raise KernelError(sentence(error))
+    Kernel().apply(text)
     return _listed()
 
 
@@ -56,23 +53,23 @@ def _listed() -> str:
     """Our tables without counters, sorted, with one element in a line."""
     commands = Nftables()
     commands.set_stateless_output(True)
-    shown = []
+    listed = ""
     for family in (INET, NETDEV):
         code, output, error = commands.cmd(f"list table {family} {NAME}")
         if code and "No such file" not in error:
             raise KernelError(sentence(error))
         kept = _KEPT.sub(r"\1\n", str(output))  # a table's owner is no difference
-        shown.append(_ELEMENTS.sub(_sorted, _INDEX.sub("", kept)))
-    return "".join(sorted_blocks(each) for each in shown)
+        listed += _sorted_blocks(_ELEMENTS.sub(_sorted, _INDEX.sub("", kept)))
+    return listed
 
 
-def _sorted(found: re.Match[str]) -> str:
-    indent = found[1]
-    elements = sorted(" ".join(element.split()) for element in found[2].split(",") if element.strip())
+def _sorted(match: re.Match[str]) -> str:
+    indent = match[1]
+    elements = sorted(" ".join(element.split()) for element in match[2].split(",") if element.strip())
     return f"{indent}elements = {{\n" + "".join(f"{indent}\t{element},\n" for element in elements) + f"{indent}}}"
 
 
-def sorted_blocks(table: str) -> str:
+def _sorted_blocks(table: str) -> str:
     """A table with its sets and chains sorted by name; the kernel lists them by age."""
     head, *blocks = re.split(r"^\t(?=\w+ [\w-]+ \{$)", table, flags=re.MULTILINE)
     if not blocks:
