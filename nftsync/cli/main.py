@@ -104,7 +104,7 @@ def _ratelimit(options: argparse.Namespace) -> int:
 
 
 def _pools(options: argparse.Namespace) -> int:
-    from nftsync.cli.pools import allowed_in_cluster, allowed_in_manifests
+    from nftsync.cli.preview import allowed_in_cluster, allowed_in_manifests
 
     config, paths = load(options.config), options.manifests
     allowed = allowed_in_manifests(config, paths) if paths else allowed_in_cluster(config)

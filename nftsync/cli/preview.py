@@ -1,21 +1,30 @@
-"""The ruleset of manifests, without a kernel and without a cluster."""
+"""What nftsync would do, without a kernel: the ruleset of manifests, and the legal addresses."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from dataclasses import replace
+from contextlib import closing
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from nftsync.cluster.cache import Inputs
+from nftsync.cli.output import printable, table
+from nftsync.cluster.api import Api, list_objects
+from nftsync.cluster.backoff import ApiError
+from nftsync.cluster.cache import Inputs, MetalLBCaches
+from nftsync.cluster.kubeconfig import allowed
 from nftsync.cluster.manifests import Manifests
 from nftsync.config import Config, PoolMode
+from nftsync.files.journal import Journal
 from nftsync.files.localchainfile import read_local_chain
-from nftsync.objects.address import Local
-from nftsync.objects.names import ObjectRef, Reason, Rejection
+from nftsync.objects.address import AddressSet, Local
+from nftsync.objects.metallb import MetalLBConfig, Pool
+from nftsync.objects.names import NFT, Malformed, ObjectRef, Reason, Rejection, metallb
+from nftsync.objects.nft import METALLB_NAMESPACE, Nft, parse_nft
 from nftsync.plan.plan import ChainInUse, settings_of
 from nftsync.plan.result import Outcome, SyncResult, refused
 from nftsync.plan.snapshot import Interfaces, Known, Origin, Snapshot
-from nftsync.policy.guard import MetalLBObjects
+from nftsync.policy.guard import Guard, MetalLBObjects
 from nftsync.policy.pinholes import PinholeIndex
 from nftsync.report.explain import View
 
@@ -36,14 +45,14 @@ def preview(config: Config, inputs: Inputs, chain: ChainInUse = _NO_CHAIN, local
     if spec is not None:
         spec = replace(spec, public_nic=config.public_nic or spec.public_nic)
     ignored = config.address_policy.pool_mode is PoolMode.IGNORED
-    metallb = MetalLBObjects() if ignored else inputs.metallb("").objects()
-    pools, pool_rejections = metallb.judge(None)
+    objects = MetalLBObjects() if ignored else inputs.metallb("").objects()
+    pools, pool_rejections = objects.judge(None)
     snapshot = Snapshot(
         config,
         Origin.LISTED,
         Known(spec, Origin.LISTED if nft else Origin.UNKNOWN),
         Known(pools, Origin.LISTED),
-        metallb.speakers,
+        objects.speakers,
         Interfaces(local=local),
     )
     index = PinholeIndex(inputs.services.objects(), config.filters, snapshot.guard, config.caps)
@@ -83,3 +92,124 @@ def local_chain(config: Config) -> ChainInUse:
     """This router's local chain. An invalid one is empty and becomes a rejection."""
     body, error = read_local_chain(config.local_chain)
     return ChainInUse(body or "", error, "the chain is empty")
+
+
+# --- the legal addresses -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class AllowedAddresses:
+    """The pools that count, each with its legal addresses only, and the rejected ones.
+
+    pools: None if every address is legal.
+    """
+
+    pool_mode: PoolMode
+    pools: tuple[Pool, ...] | None
+    rejections: tuple[Rejection, ...]
+
+    @classmethod
+    def of(cls, config: Config, guard: Guard, rejections: tuple[Rejection, ...]) -> AllowedAddresses:
+        pools, legal = guard.pools, guard.legal
+        if legal is None:
+            return cls(config.address_policy.pool_mode, None, rejections)
+        if pools is None:
+            pools = (Pool("allowed_prefixes", "the local configuration", legal.ranges, advertised=False),)
+        # Ranges stay separate, so that their author recognises them.
+        pools = tuple(
+            replace(pool, ranges=tuple(part for whole in pool.ranges for part in (AddressSet((whole,)) & legal).ranges))
+            for pool in pools
+        )
+        return cls(config.address_policy.pool_mode, pools, rejections)
+
+    def json(self) -> str:
+        described = {
+            "pools": [
+                {"name": pool.name, "source": pool.source, "ranges": list(map(str, pool.ranges))}
+                for pool in self.pools or ()
+            ],
+            "rejections": [
+                {"object": str(rejection.object), "reason": rejection.reason, "message": rejection.message}
+                for rejection in self.rejections
+            ],
+        }
+        return json.dumps(described, indent=2)
+
+    def text(self) -> str:
+        if self.pools is None:
+            return f'every address is legal: nftsync uses no pool (pools = "{self.pool_mode}")'
+        if not self.pools:
+            return "no address is legal: there is no pool"
+        rows = [
+            (
+                printable(pool.name),
+                pool.source,
+                ", ".join(part.element for part in pool.ranges) or "none (allowed_prefixes)",
+            )
+            for pool in self.pools
+        ]
+        return "\n".join(table([("POOL", "SOURCE", "ADDRESSES"), *rows]))
+
+
+def allowed_in_manifests(config: Config, paths: Sequence[Path]) -> AllowedAddresses:
+    """The legal addresses of manifests.
+
+    Raises ManifestError if there is no file or folder at a path.
+    """
+    inputs = read(config, paths)
+    result = preview(config, inputs)
+    of_pools = (rejection for rejection in result.rejections if rejection.reason is Reason.INVALID_POOLS)
+    return AllowedAddresses.of(config, result.guard, (*inputs.rejections(), *of_pools))
+
+
+def allowed_in_cluster(config: Config) -> AllowedAddresses:
+    """The legal addresses of the cluster, from one look at the API. Raises ApiError.
+
+    Without a valid MetalLB configuration, the last one that this machine's daemon saw counts.
+    """
+    known: MetalLBConfig | None = None
+    rejections: tuple[Rejection, ...] = ()
+    with closing(Api(config.kubeconfig, allowed=allowed(unsafe=config.unsafe_kubeconfig))) as api:
+        api.connect()
+        if config.address_policy.pool_mode is not PoolMode.IGNORED:
+            known, rejections = known_of_cluster(api, config, _namespace(api, config))
+    return AllowedAddresses.of(config, Guard.of(config.address_policy, known), rejections)
+
+
+def nft_of_cluster(api: Api, config: Config) -> Nft | None:
+    """The Nft resource that counts, None if there is none. Raises ApiError and Malformed."""
+    found: list[object] = []
+    list_objects(api, NFT.watched(config.nft.namespace, config.nft.name), found.append)
+    return parse_nft(found[0], None) if found else None
+
+
+def _namespace(api: Api, config: Config) -> str:
+    """The namespace that the Nft resource names."""
+    try:
+        nft = nft_of_cluster(api, config)
+    except Malformed:
+        nft = None
+    return nft.spec.metallb_namespace if nft and nft.spec else METALLB_NAMESPACE
+
+
+def known_of_cluster(api: Api, config: Config, namespace: str) -> tuple[MetalLBConfig | None, tuple[Rejection, ...]]:
+    """MetalLB's present configuration, and its rejections. Raises ApiError.
+
+    Without a valid one, the last one that this machine's daemon saw.
+    """
+    caches, unread = MetalLBCaches.empty(), []
+    for resource, cache in zip(metallb(namespace), caches.caches, strict=True):
+        kind = ObjectRef(resource.kind, namespace)
+        try:
+            with cache.relist() as relist:
+                list_objects(api, resource, relist.put)
+        except ApiError as error:
+            if error.status == 403:
+                unread.append(Rejection(kind, Reason.UNREADABLE, str(error)))
+            elif error.status != 404:
+                raise
+        except Malformed as error:
+            unread.append(Rejection(kind, Reason.MALFORMED, str(error)))
+    seen = Journal(config.state).load().facts.pools
+    present, rejections = caches.objects().judge(seen)
+    return present or seen, (*unread, *rejections)

@@ -28,7 +28,6 @@ _SHOWN = 20  # rejections
 
 
 def status(options: Namespace) -> int:
-    """Show the daemon's state, with --watch again and again."""
     config = load(options.config)
     while True:
         answer = call(config.runtime, {"command": "status"})
@@ -39,7 +38,6 @@ def status(options: Namespace) -> int:
 
 
 def explain(options: Namespace) -> int:
-    """Explain a packet or a Service."""
     config = load(options.config)
     paths, words = _paths_and_words(options)
     try:
@@ -59,7 +57,6 @@ def explain(options: Namespace) -> int:
 
 
 def confirm(options: Namespace) -> int:
-    """Confirm settings that the daemon would roll back."""
     answer = call(load(options.config).runtime, {"command": "confirm"})
     if not answer["confirmed"]:
         return fail(FAILED, f"no settings wait for a confirmation: {answer['text']}")
@@ -68,7 +65,6 @@ def confirm(options: Namespace) -> int:
 
 
 def top(options: Namespace) -> int:
-    """Measure the traffic of the Services, without --once again and again."""
     config = load(options.config)
     if not 0.1 <= options.seconds <= 3600:
         return fail(WRONG, f"--seconds {options.seconds}: write a number from 0.1 to 3600")
@@ -213,7 +209,6 @@ def _top_lines(
 
 def _duration(seconds: float) -> str:
     """A duration in a suitable unit, such as "3 h"."""
-    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{seconds:.0f} s"
+    units = ((86400, "d"), (3600, "h"), (60, "min"))
+    size, unit = next(((size, unit) for size, unit in units if seconds >= 2 * size), (1, "s"))
+    return f"{seconds / size:.0f} {unit}"
