@@ -109,7 +109,7 @@ class Config:
     metrics: tuple[str, int] | None = ("127.0.0.1", 9469)  # address and port; None: no endpoint
     metrics_services: int = 1000  # number of Services with series of their own
     own_tables: bool = True  # nobody else can change the tables, if nft and the kernel support it
-    filters: Filters = field(default_factory=Filters)
+    service_filter: Filters = field(default_factory=Filters)
     address_policy: AddressPolicy = field(default_factory=AddressPolicy)
     bgp_peers: tuple[Network, ...] = ()  # may speak BGP on the public side; empty for everybody
     text: str = field(default="", compare=False, repr=False)  # of the file
@@ -201,7 +201,7 @@ def _config(top: dict[str, Any]) -> Config:
         metrics=metrics["address"],
         metrics_services=metrics["services"],
         caps=Caps(**caps),
-        filters=Filters(**{key: frozenset(names) for key, names in filters.items()}),
+        service_filter=Filters(**{key: frozenset(names) for key, names in filters.items()}),
         address_policy=address_policy,
         bgp_peers=collapse(bgp_peers),
     )

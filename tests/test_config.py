@@ -58,10 +58,10 @@ KEYS: dict[str, tuple[str, Any]] = {
     "metrics.services = 0": ("metrics_services", 0),
     "caps.pinholes = 7": ("caps", Caps(pinholes=7)),
     "caps.pinholes_per_namespace = 0": ("caps", Caps(pinholes_per_namespace=0)),
-    'filters.namespaces = ["a", "b"]': ("filters", Filters(namespaces=frozenset({"a", "b"}))),
-    'filters.exclude_namespaces = ["a"]': ("filters", Filters(exclude_namespaces=frozenset({"a"}))),
+    'filters.namespaces = ["a", "b"]': ("service_filter", Filters(namespaces=frozenset({"a", "b"}))),
+    'filters.exclude_namespaces = ["a"]': ("service_filter", Filters(exclude_namespaces=frozenset({"a"}))),
     'filters.load_balancer_classes = ["", "example.com/lb"]': (
-        "filters", Filters(load_balancer_classes=frozenset({"", "example.com/lb"})),
+        "service_filter", Filters(load_balancer_classes=frozenset({"", "example.com/lb"})),
     ),
     (
         'router_name = "edge1"\noverrides.edge1.public_nic = "enp2s0"\n'

@@ -55,7 +55,7 @@ def preview(config: Config, inputs: Inputs, chain: ChainInUse = _NO_CHAIN, local
         objects.speakers,
         Interfaces(local=local),
     )
-    index = PinholeIndex(inputs.services.objects(), config.filters, snapshot.guard, config.caps)
+    index = PinholeIndex(inputs.services.objects(), config.service_filter, snapshot.guard, config.caps)
     missing = () if nft else (Rejection(ObjectRef("Nft", str(config.nft)), Reason.MISSING_SETTINGS, _STRICTEST),)
     return SyncResult(
         Outcome.UNCHANGED,

@@ -77,7 +77,7 @@ class Reconciler:
         )
         self._planned: Snapshot | None = None  # the last snapshot that the kernel has accepted
         self._filtered = False  # whether our tables have ever filtered packets
-        self.index = PinholeIndex((), config.filters, caps=config.caps)
+        self.index = PinholeIndex((), config.service_filter, caps=config.caps)
         self._chain = ChainInUse("")  # of the last plan
         self._confirmed = False  # since the last sync
         self._rejections: tuple[Rejection, ...] = ()
@@ -233,14 +233,14 @@ class Reconciler:
         s = self._snapshot
         remembered = s.verdicts.taken(self.record.memory.services)
         services = self._inputs.services.objects() if s.services is Origin.LISTED else remembered.values()
-        return PinholeIndex(services, s.config.filters, s.guard, s.config.caps, remembered, s.verdicts.services)
+        return PinholeIndex(services, s.config.service_filter, s.guard, s.config.caps, remembered, s.verdicts.services)
 
     def _before(self, found: Found) -> Mapping[str, Pinhole]:
         """The open pinholes. After a start: the remembered and wanted ones that the kernel has."""
         if self.record.applied.settings is not None:
             return self.record.applied.pinholes
         keys, s = open_keys(found.ruleset), self._snapshot
-        remembered = PinholeIndex(self.record.memory.services.values(), s.config.filters, s.guard).pinholes
+        remembered = PinholeIndex(self.record.memory.services.values(), s.config.service_filter, s.guard).pinholes
         return {key: hole for key, hole in {**self.index.pinholes, **remembered}.items() if key in keys}
 
     def _note_former(self, found: Found) -> None:

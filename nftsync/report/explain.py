@@ -208,7 +208,7 @@ def _through_router(view: View, settings: Settings, query: PacketQuery, asker: S
 def _without_pinhole(view: View, query: PacketQuery, services: Iterable[Service]) -> Explanation:
     """Explain why no pinhole matches. services: candidates; admitted ones come first in the answer."""
     holders = [service for service in services if query.destination in service.addresses]
-    holders.sort(key=lambda service: (not view.result.config.filters.admit(service), service.name))
+    holders.sort(key=lambda service: (not view.result.config.service_filter.admit(service), service.name))
     asking = [service for service in holders if Port(query.protocol, query.port) in service.ports]
     if not holders:
         refusal = view.result.guard.refusal(query.destination) or ()
@@ -257,7 +257,7 @@ def _limited(view: View, settings: Settings, hole: Pinhole | None, answer: Expla
 
 def _why_closed(view: View, service: Service, query: PacketQuery | None) -> tuple[ExplainReason, str]:
     """The first reason why a Service lacks a pinhole. query: None if it asks for none at all."""
-    index, filters = view.result.index, view.result.config.filters
+    index, filters = view.result.index, view.result.config.service_filter
     in_namespaces = replace(filters, load_balancer_classes=frozenset()).admit(service)
     classes = some(map(quote, sorted(filters.load_balancer_classes)), _NAMED)
     checks: list[tuple[object, str, str]] = [

@@ -35,10 +35,10 @@ def result_of(  # noqa: PLR0913  # all that decides
 
     pools: MetalLB's.  quarantined: why the kernel refuses some of the Services.
     """
-    config = Config(filters=filters or Filters(), address_policy=address_policy or AddressPolicy())
+    config = Config(service_filter=filters or Filters(), address_policy=address_policy or AddressPolicy())
     listed, interfaces = Origin.LISTED, Interfaces(local=local or Local())
     snapshot = Snapshot(config, listed, Known(None, listed), Known(pools, listed), interfaces=interfaces)
-    index = PinholeIndex(services, config.filters, snapshot.guard, quarantined=quarantined)
+    index = PinholeIndex(services, config.service_filter, snapshot.guard, quarantined=quarantined)
     return SyncResult(Outcome.APPLIED, snapshot=snapshot, settings=settings, pinholes=index.pinholes, index=index)
 
 
