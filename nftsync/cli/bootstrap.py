@@ -92,8 +92,9 @@ def bootstrap(kubeconfig: Path, told: Callable[[str], None], server: str | None 
     Raises BootstrapError, ApiError and OSError.
     """
     if not kubeconfig.exists():
-        missing = "there is no such file: name an administrator's kubeconfig with --kubeconfig FILE"
-        raise BootstrapError(f"{kubeconfig}: {missing}")
+        raise BootstrapError(
+            f"{kubeconfig}: there is no such file: name an administrator's kubeconfig with --kubeconfig FILE"
+        )
     manifests = [Manifest(raw) for raw in yaml.safe_load_all(text()) if raw]
     allowed = UNSAFE.keys() - {"insecure-skip-tls-verify"}
     with closing(Api(kubeconfig, allowed=allowed)) as api:
@@ -121,8 +122,9 @@ def _apply(api: Api, manifest: Manifest) -> str:
     except ApiError as error:
         if error.status != 409:
             raise
-        reason = f"exists with other settings, which nftsync does not overwrite: {error}"
-        raise BootstrapError(f"{manifest} {reason}") from error
+        raise BootstrapError(
+            f"{manifest} exists with other settings, which nftsync does not overwrite: {error}"
+        ) from error
     if present is not None:
         return "changed"
     return (
@@ -187,8 +189,9 @@ def _kubeconfig(administrator: Kubeconfig, server: str | None, token: str, names
     if authority := administrator.configuration.ssl_ca_cert:
         cluster["certificate-authority-data"] = base64.b64encode(Path(authority).read_bytes()).decode()
     if not cluster["server"].startswith("https://"):
-        problem = "is not an https:// address: routers could not verify the server"
-        raise BootstrapError(f"{quote(cluster['server'])} {problem}")
+        raise BootstrapError(
+            f"{quote(cluster['server'])} is not an https:// address: routers could not verify the server"
+        )
     document = {
         "apiVersion": "v1",
         "kind": "Config",

@@ -110,8 +110,7 @@ def _nft() -> Finding:
         version = _command("nft", "--version").stdout.strip()
         loaded = _command("unshare", "--net", "nft", "-f", "-", text=render(Ruleset(tables(settings))))
     except OSError as error:
-        message = f"{error.filename}: {error.strerror}; install the packages nftables and util-linux"
-        return Finding("nft", FAIL, message)
+        return Finding("nft", FAIL, f"{error.filename}: {error.strerror}; install the packages nftables and util-linux")
     if loaded.returncode:
         reason = (loaded.stderr.strip() or "no reason given").splitlines()[0]
         return Finding("nft", FAIL, f"{version}: {reason}; run this as root, with kernel 5.10 or newer")
@@ -187,8 +186,7 @@ def _pools(api: Api, config: Config, spec: NftSpec | None) -> Iterator[Finding]:
     """Test whether MetalLB's pools limit the legal addresses."""
     subject, pool_mode = "MetalLB's pools", config.address_policy.pool_mode
     if pool_mode is PoolMode.IGNORED:
-        message = f'addresses are unguarded: pools = "{pool_mode}"; a Service may have any address'
-        yield Finding(subject, WARN, message)
+        yield Finding(subject, WARN, f'addresses are unguarded: pools = "{pool_mode}"; a Service may have any address')
         return
     namespace = spec.metallb_namespace if spec else METALLB_NAMESPACE
     for attributes in _METALLB:
@@ -201,8 +199,11 @@ def _pools(api: Api, config: Config, spec: NftSpec | None) -> Iterator[Finding]:
         yield Finding(subject, WARN, str(rejection))
     guard = Guard.of(config.address_policy, known)
     if guard.pools is None:
-        what = f"addresses are unguarded: {namespace} has no MetalLB configuration"
-        yield Finding(subject, WARN, f'{what}; pools = "required" would open nothing')
+        yield Finding(
+            subject,
+            WARN,
+            f'addresses are unguarded: {namespace} has no MetalLB configuration; pools = "required" would open nothing',
+        )
     elif not guard.pools:
         yield Finding(subject, WARN, f"no address is legal: no pool in {namespace} counts")
     else:
@@ -220,6 +221,9 @@ def _nic(name: str | None) -> Finding:
     except LinkError as error:
         return Finding(subject, FAIL, str(error))
     if index is None:
-        message = f"this machine has no interface {name}: correct public_nic in the Nft resource, or override it"
-        return Finding(subject, FAIL, message)
+        return Finding(
+            subject,
+            FAIL,
+            f"this machine has no interface {name}: correct public_nic in the Nft resource, or override it",
+        )
     return Finding(subject, OK, name)

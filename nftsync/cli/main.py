@@ -46,8 +46,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    description = "nftables firewall of the router in front of a Kubernetes cluster."
-    parser = argparse.ArgumentParser(prog="nftsync", description=description)
+    parser = argparse.ArgumentParser(
+        prog="nftsync", description="nftables firewall of the router in front of a Kubernetes cluster."
+    )
     parser.add_argument("--version", action="version", version=f"nftsync {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, command, summary, own in _COMMANDS:
@@ -130,12 +131,9 @@ def _check(options: argparse.Namespace) -> int:
 def _bootstrap(options: argparse.Namespace) -> int:
     from nftsync.cli.bootstrap import administrators, bootstrap, text
 
-    if options.print:
-        sys.stdout.write(text())
-        return 0
     kubeconfig = options.kubeconfig or administrators()
-    made = bootstrap(kubeconfig, lambda line: print(line, file=sys.stderr), options.server)
-    if options.output is None:
+    made = text() if options.print else bootstrap(kubeconfig, lambda line: print(line, file=sys.stderr), options.server)
+    if options.print or options.output is None:
         sys.stdout.write(made)
         return 0
     descriptor = os.open(options.output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)

@@ -123,17 +123,19 @@ class AllowedAddresses:
         return cls(config.address_policy.pool_mode, pools, rejections)
 
     def json(self) -> str:
-        described = {
-            "pools": [
-                {"name": pool.name, "source": pool.source, "ranges": list(map(str, pool.ranges))}
-                for pool in self.pools or ()
-            ],
-            "rejections": [
-                {"object": str(rejection.object), "reason": rejection.reason, "message": rejection.message}
-                for rejection in self.rejections
-            ],
-        }
-        return json.dumps(described, indent=2)
+        return json.dumps(
+            {
+                "pools": [
+                    {"name": pool.name, "source": pool.source, "ranges": list(map(str, pool.ranges))}
+                    for pool in self.pools or ()
+                ],
+                "rejections": [
+                    {"object": str(rejection.object), "reason": rejection.reason, "message": rejection.message}
+                    for rejection in self.rejections
+                ],
+            },
+            indent=2,
+        )
 
     def text(self) -> str:
         if self.pools is None:
@@ -167,12 +169,10 @@ def allowed_in_cluster(config: Config) -> AllowedAddresses:
 
     Without a valid MetalLB configuration, the last one that this machine's daemon saw counts.
     """
-    known: MetalLBConfig | None = None
-    rejections: tuple[Rejection, ...] = ()
     with closing(Api(config.kubeconfig, allowed=allowed(unsafe=config.unsafe_kubeconfig))) as api:
         api.connect()
-        if config.address_policy.pool_mode is not PoolMode.IGNORED:
-            known, rejections = known_of_cluster(api, config, _namespace(api, config))
+        reads_pools = config.address_policy.pool_mode is not PoolMode.IGNORED
+        known, rejections = known_of_cluster(api, config, _namespace(api, config)) if reads_pools else (None, ())
     return AllowedAddresses.of(config, Guard.of(config.address_policy, known), rejections)
 
 

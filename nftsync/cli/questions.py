@@ -130,6 +130,11 @@ def _status_lines(answer: dict[str, Any]) -> Iterator[str]:
     """The daemon's answer for people."""
     sync, success = answer["sync"], answer["sync"]["last_success_seconds"]
     ago = "" if success is None else f"succeeded {_duration(success)} ago"
+    pools = {
+        None: "not known yet",
+        True: ", ".join(map(printable, answer["pools"]["names"])),
+        False: "unguarded: a Service may have any address",
+    }
     watches = ", ".join(f"{kind} {state}" for kind, state in sorted(answer["watches"].items()))
     yield f"router {answer['router']}, nftsync {answer['version']}, running for {_duration(answer['running_seconds'])}"
     yield ""
@@ -138,7 +143,7 @@ def _status_lines(answer: dict[str, Any]) -> Iterator[str]:
         ("watches", watches or "none yet"),
         ("public NIC", _nic(answer["public_nic"])),
         ("settings", answer["settings"]["message"]),
-        ("pools", _pools(answer["pools"])),
+        ("pools", pools[answer["pools"]["guarded"]]),
         ("open", f"{answer['pinholes']} pinholes of {answer['services']} Services"),
         ("refused", f"{answer['rejected']}"),
     ])  # fmt: skip
@@ -156,14 +161,6 @@ def _status_lines(answer: dict[str, Any]) -> Iterator[str]:
         changes = [(change["time"], change["about"], change["message"]) for change in answer["changes"]]
         yield ""
         yield from table([("LAST CHANGES", "OF", "WHAT"), *changes])
-
-
-def _pools(pools: dict[str, Any]) -> str:
-    if pools["guarded"] is None:
-        return "not known yet"
-    return (
-        ", ".join(map(printable, pools["names"])) if pools["guarded"] else "unguarded: a Service may have any address"
-    )
 
 
 def _nic(nic: dict[str, Any]) -> str:
