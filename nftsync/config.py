@@ -28,8 +28,7 @@ KUBECONFIG = Path("/etc/nftsync/kubeconfig")
 
 _NFT = Name("arbf-operators", "nft")
 
-Parser = Callable[[Any], Any]  # raises ValueError
-Keys = Mapping[str, "Parser | Keys"]
+Keys = Mapping[str, "Callable[[Any], Any] | Keys"]  # a parser raises ValueError
 
 
 class InputError(NftsyncError):
@@ -161,7 +160,8 @@ def _values(prefix: str, table: Mapping[str, Any], keys: Keys) -> dict[str, Any]
     """
     values: dict[str, Any] = {}
     for key, value in table.items():
-        where, expected = f"{prefix}{ascii(key)[1:-1]}", keys.get(key, keys.get(_EVERY))
+        where = f"{prefix}{ascii(key)[1:-1]}"
+        expected = keys.get(key, keys.get(_EVERY))
         try:
             if expected is None:
                 raise ValueError(f"there is no such key; known keys: {', '.join(sorted(keys))}")
@@ -240,7 +240,7 @@ def _kubernetes_name(value: Any) -> str:
     return str(value)
 
 
-def _list(value: Any, parse: Parser, what: str) -> list[Any]:
+def _list(value: Any, parse: Callable[[Any], Any], what: str) -> list[Any]:
     if not isinstance(value, list):
         raise ValueError(f"this is not a list of {what}")
     return list(map(parse, value))

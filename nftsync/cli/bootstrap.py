@@ -115,10 +115,10 @@ def _apply(api: Api, manifest: Manifest) -> str:
             raise BootstrapError(f"{manifest} exists and is not a ServiceAccount's token: delete or rename it")
         if _covers(present, manifest.raw):
             return "exists, correct"
-    query, media_type = {"fieldManager": _MANAGER}, "application/apply-patch+yaml"
+    query = {"fieldManager": _MANAGER}
+    patiently = _patiently(retry_if_exception(_is_absent))  # a new kind is absent until the server serves it
     try:
-        # A new kind is absent until the server serves it.
-        _patiently(retry_if_exception(_is_absent))(api.request, "PATCH", manifest.path, query, manifest.raw, media_type)
+        patiently(api.request, "PATCH", manifest.path, query, manifest.raw, "application/apply-patch+yaml")
     except ApiError as error:
         if error.status != 409:
             raise

@@ -184,7 +184,8 @@ def _resource(api: Api, config: Config) -> tuple[NftSpec | None, Finding]:
 
 def _pools(api: Api, config: Config, spec: NftSpec | None) -> Iterator[Finding]:
     """Test whether MetalLB's pools limit the legal addresses."""
-    subject, pool_mode = "MetalLB's pools", config.address_policy.pool_mode
+    subject = "MetalLB's pools"
+    pool_mode = config.address_policy.pool_mode
     if pool_mode is PoolMode.IGNORED:
         yield Finding(subject, WARN, f'addresses are unguarded: pools = "{pool_mode}"; a Service may have any address')
         return
@@ -192,8 +193,10 @@ def _pools(api: Api, config: Config, spec: NftSpec | None) -> Iterator[Finding]:
     for attributes in _METALLB:
         if missing := _missing(api, {**attributes, "namespace": namespace}):
             what = f"may not {' or '.join(missing)} {attributes['resource']} in {namespace}"
-            own = f"give it the Role there that it has in {METALLB_NAMESPACE}"
-            yield Finding("RBAC", WARN, f"{what}: {MEND if namespace == METALLB_NAMESPACE else own}")
+            mend = (
+                MEND if namespace == METALLB_NAMESPACE else f"give it the Role there that it has in {METALLB_NAMESPACE}"
+            )
+            yield Finding("RBAC", WARN, f"{what}: {mend}")
     known, rejections = known_of_cluster(api, config, namespace)
     for rejection in rejections:
         yield Finding(subject, WARN, str(rejection))

@@ -107,8 +107,8 @@ def _ratelimit(options: argparse.Namespace) -> int:
 def _pools(options: argparse.Namespace) -> int:
     from nftsync.cli.preview import allowed_in_cluster, allowed_in_manifests
 
-    config, paths = load(options.config), options.manifests
-    allowed = allowed_in_manifests(config, paths) if paths else allowed_in_cluster(config)
+    config = load(options.config)
+    allowed = allowed_in_manifests(config, options.manifests) if options.manifests else allowed_in_cluster(config)
     if options.json:
         print(allowed.json())
         return 0

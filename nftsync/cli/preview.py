@@ -110,15 +110,14 @@ class AllowedAddresses:
 
     @classmethod
     def of(cls, config: Config, guard: Guard, rejections: tuple[Rejection, ...]) -> AllowedAddresses:
-        pools, legal = guard.pools, guard.legal
+        legal = guard.legal
         if legal is None:
             return cls(config.address_policy.pool_mode, None, rejections)
-        if pools is None:
-            pools = (Pool("allowed_prefixes", "the local configuration", legal.ranges, advertised=False),)
+        own = Pool("allowed_prefixes", "the local configuration", legal.ranges, advertised=False)
         # Ranges stay separate, so that their author recognises them.
         pools = tuple(
             replace(pool, ranges=tuple(part for whole in pool.ranges for part in (AddressSet((whole,)) & legal).ranges))
-            for pool in pools
+            for pool in ((own,) if guard.pools is None else guard.pools)
         )
         return cls(config.address_policy.pool_mode, pools, rejections)
 
