@@ -15,9 +15,10 @@ from typing import Any, Self
 from nftsync.cluster.cache import Inputs, ObjectCache
 from nftsync.cluster.source import Source
 from nftsync.config import Config
+from nftsync.daemon.observe import Observer
 from nftsync.daemon.publish import Publisher
 from nftsync.daemon.reconcile import Reconciler
-from nftsync.daemon.record import Record, Store
+from nftsync.daemon.record import Record
 from nftsync.files.journal import Journal
 from nftsync.files.runtime import BootMark
 from nftsync.kernel.interfaces import Links, Network
@@ -70,7 +71,7 @@ class Router:
 
     def close(self) -> None:
         """End the process. Its rules stay in the kernel."""
-        self._reconciler.record.finish()
+        self._record.finish()
         self._links.close()
 
     @property
@@ -130,16 +131,14 @@ class Router:
         self._begin(listed=listed)
 
     def _begin(self, *, listed: bool) -> None:
-        self._record = Record(self._store())
+        self._record = Record(self.config.state, self.config.runtime)
         self._connect(listed=listed)
         self.kernel: Kernel = self.place.call(Kernel)
         facts = self._record.memory.facts
         network = Network(self._links, facts.local, facts.peers)
-        self._reconciler: Reconciler = Reconciler(self.config, self._inputs, self.kernel, network, self._record)
+        self._observer = Observer(self.config, self._inputs, network, facts)
+        self._reconciler: Reconciler = Reconciler(self._observer, self.kernel, self._record)
         self._result = SyncResult(Outcome.WAITING)
-
-    def _store(self) -> Store:
-        return Store(Journal(self.config.state), BootMark(self.config.runtime))
 
     def forget(self) -> None:
         """Delete the journal before the next process begins."""
@@ -149,12 +148,11 @@ class Router:
 
     def reload(self, *, listed: bool = True, **changes: Any) -> None:
         """Reload a changed configuration. listed: False for another API server, which is silent."""
-        before, self.config = self.config, replace(self.config, **changes)
+        self.config = replace(self.config, **changes)
         if not (listed and self._listed):
             self._connect(listed=listed)
-        self._reconciler.configure(self.config, self._inputs)
-        if self.config.state != before.state:
-            self._record.move(Journal(self.config.state), None)
+        self._observer.configure(self.config, self._inputs)
+        self._record.move(self.config.state, self.config.runtime)
 
     def sync(self, *, resync: bool = False, changed_by: str = "") -> SyncResult:
         """Sync as the daemon does: look at local chain and NICs first.
@@ -210,16 +208,16 @@ class Router:
 
     def confirmation(self) -> tuple[Confirmation, str]:
         """The state of settings that need a confirmation, and the sentence about it."""
-        confirming = self._reconciler.confirming
+        confirming = self._observer.confirming
         return confirming.state, str(confirming)
 
     def next_deadline(self) -> float:
         """Seconds until the next sync even if no input changes; infinite for never."""
-        return max(0.0, self._reconciler.deadline - time.monotonic())
+        return max(0.0, self._observer.deadline - time.monotonic())
 
     def local_chain_changed(self) -> bool:
         """True if the local chain's file has changed since the last sync."""
-        return self._reconciler.local_chain_changed()
+        return self._observer.local_chain_changed()
 
     # --- the state folder ---------------------------------------------------------------------------------
 

@@ -18,11 +18,10 @@ from pathlib import Path
 from nftsync import config
 from nftsync.cluster.cache import Inputs
 from nftsync.config import Config, ConfigError
+from nftsync.daemon.observe import Observer
 from nftsync.daemon.reconcile import Reconciler
-from nftsync.daemon.record import Record, Store
-from nftsync.files.journal import Journal
+from nftsync.daemon.record import Record
 from nftsync.files.runtime import BootMark, LockedError, locked
-from nftsync.kernel.interfaces import Links
 from nftsync.kernel.nft import Kernel, KernelError
 from nftsync.objects.address import Address, Local
 from nftsync.plan.memory import BootFacts, Facts
@@ -69,11 +68,11 @@ def boot(path: Path | None, *, early: bool) -> None:
         chosen, valid = Config(), False
     try:
         with locked(chosen.runtime):
-            record = Record(Store(Journal(chosen.state), BootMark(chosen.runtime)), memory_is_right=early)
-            if not valid:
-                chosen = _remembered(record.memory.facts)
-            network, base = _NoNetwork(record.memory.facts), not early or not _network_is_up()
-            result = Reconciler(chosen, Inputs.empty(), Kernel(), network, record, base=base).sync()
+            record = Record(chosen.state, chosen.runtime, memory_is_right=early)
+            facts = record.memory.facts
+            observer = Observer(chosen if valid else _remembered(facts), Inputs.empty(), _NoNetwork(facts), facts)
+            base = not early or not _network_is_up()
+            result = Reconciler(observer, Kernel(), record, base=base).sync()
             record.finish()
             _tell(result, record.memory.facts)
     except LockedError:
@@ -123,6 +122,8 @@ def flush(chosen: Config) -> None:
 
     Raises KernelError. Raises LockedError while a daemon runs, since it would put them back.
     """
+    from nftsync.kernel.interfaces import Links  # pyroute2 is slow to import, and `nftsync boot` does not need it
+
     with locked(chosen.runtime):
         kernel, mark, network = Kernel(), BootMark(chosen.runtime), Links()
         ours = mark.facts.ingress if mark.facts else None

@@ -96,7 +96,9 @@ class Server(ThreadingMixIn, UnixStreamServer):
         try:
             folder.mkdir(mode=0o755, parents=True, exist_ok=True)
             if _alive(self._path):
-                raise ControlError(f"{self._path}: another nftsync uses this socket: stop it or set another `runtime` folder")
+                raise ControlError(
+                    f"{self._path}: another nftsync uses this socket: stop it or set another `runtime` folder"
+                )
             self._path.unlink(missing_ok=True)
             super().__init__(str(self._path), BaseRequestHandler)
         except OSError as error:

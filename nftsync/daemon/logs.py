@@ -23,12 +23,12 @@ class LogFormat(StrEnum):
     JSON = "json"
 
 
-def configure(level: str, chosen: LogFormat) -> None:
+def configure(level: str, log_format: LogFormat) -> None:
     """Send all records of this process to stderr, or to the journal behind it."""
     handler: logging.Handler = logging.StreamHandler(sys.stderr)
-    if chosen is LogFormat.JSON:
+    if log_format is LogFormat.JSON:
         handler.setFormatter(JsonFormatter())
-    elif chosen is LogFormat.AUTO and _stderr_is_the_journal():
+    elif log_format is LogFormat.AUTO and _stderr_is_the_journal():
         handler = _journal_handler()
     else:
         handler.setFormatter(TextFormatter())
@@ -36,8 +36,8 @@ def configure(level: str, chosen: LogFormat) -> None:
 
 
 def fields_of(record: logging.LogRecord) -> Mapping[str, str]:
-    found = getattr(record, "fields", None)
-    return found if isinstance(found, dict) else {}
+    fields = getattr(record, "fields", None)
+    return fields if isinstance(fields, dict) else {}
 
 
 class TextFormatter(logging.Formatter):
@@ -55,7 +55,7 @@ class TextFormatter(logging.Formatter):
 
 
 def _printable(text: str) -> str:
-    return text if text.isprintable() else "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
+    return text if text.isprintable() else "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
 class JsonFormatter(logging.Formatter):

@@ -5,8 +5,9 @@ For each kind, the complete list counts. Until there is one, the remembered obje
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Protocol
 
 from nftsync.cluster.cache import Inputs, MetalLBCaches
@@ -20,6 +21,8 @@ from nftsync.objects.service import Service
 from nftsync.plan.memory import Facts
 from nftsync.plan.snapshot import Confirming, Interfaces, Known, LocalChain, Origin, Snapshot
 from nftsync.policy.guard import PoolTracker
+
+Changed = Mapping[Name, Service | None]  # None: the Service is gone
 
 
 class Network(Protocol):
@@ -39,31 +42,29 @@ class Network(Protocol):
         """Whether a route to it leads elsewhere than through the public NIC; None if not known."""
 
 
-@dataclass(frozen=True, slots=True)
-class News:
-    """The changes of the inputs since the last observation.
-
-    services: changed ones by name, only while the list of Services is complete.
-    since: time at which the earliest change arrived, in the clock's seconds; None for no change.
-    """
-
-    services: Mapping[Name, Service | None] = field(default_factory=dict)
-    since: float | None = None
-
-
 class Observer:
     """Takes changes from the inputs and keeps the last state of each. One thread owns an Observer.
 
-    nft: the last version of the resource, None if there is none.  clock: monotonic seconds.
+    nft: the last version of the resource, None if there is none.
+    confirming: the state of the settings in the resource: in force, waiting or rolled back.
+    clock: monotonic seconds.
     """
 
-    def __init__(self, config: Config, inputs: Inputs, network: Network, facts: Facts, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        config: Config,
+        inputs: Inputs,
+        network: Network,
+        facts: Facts,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         """facts: the remembered ones."""
-        self._config, self._inputs, self._network, self._clock = config, inputs, network, clock
+        self.config, self.inputs, self.network, self._clock = config, inputs, network, clock
         self.nft: Nft | None = None
         # of the last good resource, even if it is gone
         self._asked: NftSpec | None = facts.rolled_back or facts.spec
         self.confirming = Confirming.remembered(facts.spec, facts.rolled_back)
+        self._confirmed = False  # since the last look
         self.pools = PoolTracker(facts.pools)
         # the caches of the last look, and whether each was readable
         self._metallb: tuple[MetalLBCaches, tuple[bool, ...]] | None = None
@@ -73,44 +74,50 @@ class Observer:
         self._stamp: object = object()  # of the local chain's file
 
     def configure(self, config: Config, inputs: Inputs) -> None:
-        """Take another configuration and inputs."""
-        if inputs is not self._inputs:
+        """Take another configuration and inputs; the next observe() looks at everything again."""
+        if inputs is not self.inputs:
             self.nft, self._metallb = None, None  # settings stay until the new inputs bring some
-        self._config, self._inputs, self._stamp = config, inputs, object()
+        self.config, self.inputs, self._interfaces = config, inputs, None
+
+    def confirm(self) -> bool:
+        """Confirm the settings that wait for it. Returns False if none wait."""
+        before, self.confirming = self.confirming, self.confirming.confirmed()
+        self._confirmed = self.confirming is not before
+        return self._confirmed
 
     @property
     def deadline(self) -> float:
-        """The time at which the snapshot changes by itself, in clock seconds; inf for never."""
-        return min(self.pools.deadline, self.confirming.deadline)
+        """The time of the next sync even if no input changes, in clock seconds; inf for never."""
+        return float("-inf") if self._confirmed else min(self.pools.deadline, self.confirming.deadline)
 
     def local_chain_changed(self) -> bool:
-        """True if the local chain's file has changed since observe() read it."""
-        return stamp(self._config.local_chain) != self._stamp
+        """True if the local chain's file has changed since the last look."""
+        return stamp(self.config.local_chain) != self._stamp
 
-    def observe(self, facts: Facts, before: Snapshot, *, look: bool) -> tuple[Snapshot, News]:
-        """The inputs of this moment, and the changed Services.
+    def observe(self, facts: Facts, before: Snapshot, *, look: bool) -> tuple[Snapshot, Changed, float | None]:
+        """The inputs of this moment; the Services that changed; when the earliest change arrived.
 
-        The Snapshot is `before` itself if nothing but Services changed.
-        facts: the remembered ones.  look: whether to look at the network again, too.
+        The Snapshot is `before` itself if nothing but Services changed. Services count as changed
+        only while their list is complete. The time is None without a change.
+        facts: the remembered ones.  look: whether to look at this machine again, too.
         """
+        self._confirmed = False
         known = Origin.REMEMBERED if facts.spec else Origin.UNKNOWN
-        services = self._inputs.services
-        listed = services.synced.is_set()  # asked before take(): the next call takes later changes
+        listed = self.inputs.services.synced.is_set()  # asked before drain(): the next call takes later changes
         spec, sinces = self._take_settings(known)
         pools, pools_sinces = self._take_pools(spec.value, facts)
-        changes = services.drain() if listed else None
+        changes = self.inputs.services.drain() if listed else None
         sinces += pools_sinces
         if changes and changes.objects:
             sinces.append(changes.since)
-        nic = spec.value.public_nic if spec.value else self._config.public_nic
+        nic = spec.value.public_nic if spec.value else self.config.public_nic
         if look or self._interfaces is None or nic != self._nic:
-            self._nic, self._interfaces = nic, self._network.look(nic)
-        if self.local_chain_changed():
-            self._stamp = stamp(self._config.local_chain)
-            self._chain = LocalChain(*read_local_chain(self._config.local_chain))
+            self._nic, self._interfaces = nic, self.network.look(nic)
+            self._stamp = stamp(self.config.local_chain)
+            self._chain = LocalChain(*read_local_chain(self.config.local_chain))
         snapshot = replace(
             before,
-            config=self._config,
+            config=self.config,
             services=Origin.LISTED if listed else known,
             spec=spec,
             pools=pools,
@@ -118,29 +125,29 @@ class Observer:
             interfaces=self._interfaces,
             local_chain=replace(self._chain, last_good=facts.local_chain),
         )
-        news = News(changes.objects if changes else {}, min(sinces, default=None))
-        return before if snapshot == before else snapshot, news
+        services = changes.objects if changes else {}
+        return before if snapshot == before else snapshot, services, min(sinces, default=None)
 
     def _take_settings(self, known: Origin) -> tuple[Known[NftSpec | None], list[float]]:
         sinces = []
-        listed = self._inputs.nfts.synced.is_set()
+        listed = self.inputs.nfts.synced.is_set()
         if listed:
-            changes = self._inputs.nfts.drain()
+            changes = self.inputs.nfts.drain()
             if changes.objects:
-                self.nft = changes.objects.get(self._config.nft)
+                self.nft = changes.objects.get(self.config.nft)
                 sinces.append(changes.since)
             if self.nft is not None and self.nft.spec is not None:
                 self._asked = self.nft.spec
         if self._asked is not None:
-            asked = replace(self._asked, public_nic=self._config.public_nic or self._asked.public_nic)
-            self.confirming = self.confirming.take(asked, self._config.confirm_seconds, self._clock())
+            asked = replace(self._asked, public_nic=self.config.public_nic or self._asked.public_nic)
+            self.confirming = self.confirming.take(asked, self.config.confirm_seconds, self._clock())
         return Known(self.confirming.in_force, Origin.LISTED if listed else known), sinces
 
     def _take_pools(self, spec: NftSpec | None, facts: Facts) -> tuple[Known[MetalLBConfig | None], list[float]]:
-        if self._config.address_policy.pool_mode is PoolMode.IGNORED:
+        if self.config.address_policy.pool_mode is PoolMode.IGNORED:
             self.pools.relist()
             return Known(None, Origin.LISTED), []
-        metallb = self._inputs.metallb(spec.metallb_namespace) if spec else None
+        metallb = self.inputs.metallb(spec.metallb_namespace) if spec else None
         if metallb is None or not metallb.synced:
             self.pools.relist()
             known = Origin.REMEMBERED if facts.pools_listed else Origin.UNKNOWN

@@ -12,7 +12,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 _LIBC = ctypes.CDLL(None)
@@ -20,48 +20,9 @@ _LIBC = ctypes.CDLL(None)
 log = logging.getLogger(__name__)
 
 
-class Signals:
-    """Flags that wake the loop, set from any thread. A hundred changes become one wake-up."""
-
-    def __init__(self) -> None:
-        self._wake = threading.Event()
-        self.stop = threading.Event()
-        self.inputs = threading.Event()
-        self.links = threading.Event()
-        self.reload = threading.Event()
-
-    def asked(self) -> None:
-        """Wake the loop without a sync: a command waits for an answer."""
-        self._wake.set()
-
-    def changed(self) -> None:
-        self.inputs.set()
-        self._wake.set()
-
-    def links_changed(self) -> None:
-        self.links.set()
-        self._wake.set()
-
-    def wait(self, timeout: float) -> None:
-        """Wait for a wake-up, at most `timeout` seconds."""
-        self._wake.wait(max(timeout, 0.0))
-        self._wake.clear()
-
-    def take(self, flag: threading.Event) -> bool:
-        """Whether the flag was set since the last call. Clears it."""
-        taken = flag.is_set()
-        flag.clear()
-        return taken
-
-    def receive(self, number: int) -> None:
-        """A process signal: TERM and INT stop, HUP reloads."""
-        (self.reload if number == signal.SIGHUP else self.stop).set()
-        self._wake.set()
-
-
 @contextmanager
-def process_signals(signals: Signals) -> Iterator[None]:
-    """Turn process signals into messages.
+def process_signals(receive: Callable[[int], None], stop: threading.Event) -> Iterator[None]:
+    """Call `receive` for each signal that stops or reloads the daemon, until it sets `stop`.
 
     A thread waits for them, since a handler could interrupt the owner of a lock that it needs.
     The thread waits without a time-out: signal.sigtimedwait() reports signals that nobody sent if
@@ -71,15 +32,15 @@ def process_signals(signals: Signals) -> Iterator[None]:
     before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
 
     def listen() -> None:
-        while not signals.stop.is_set():
-            signals.receive(signal.sigwait(numbers))
+        while not stop.is_set():
+            receive(signal.sigwait(numbers))
 
     thread = threading.Thread(target=listen, name="signals", daemon=True)
     thread.start()
     try:
         yield
     finally:
-        if not signals.stop.is_set():
+        if not stop.is_set():
             signal.pthread_kill(thread.ident or 0, signal.SIGTERM)
         thread.join()
         for number in signal.sigpending() & numbers:  # a second signal to stop has no effect
@@ -127,13 +88,13 @@ class Systemd:
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
                 manager.sendto(message.encode(), socket.MSG_DONTWAIT, self._address)
-        except OSError as fault:
+        except OSError as error:
             if not self._failed:
-                log.warning("nftsync can't reach systemd: %s; the firewall is not affected", fault.strerror)
+                log.warning("nftsync can't reach systemd: %s; the firewall is not affected", error.strerror)
             self._failed = True
-            return False
-        self._failed = False
-        return True
+        else:
+            self._failed = False
+        return not self._failed
 
 
 def give_back() -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
@@ -20,12 +20,12 @@ from nftsync.cluster.outbox import utc_now
 from nftsync.cluster.source import Source
 from nftsync.cluster.watch import MassDeletion, WatchState
 from nftsync.daemon.control import Answer, Request
-from nftsync.daemon.reconcile import Reconciler
+from nftsync.daemon.observe import Observer
 from nftsync.exporter.metrics import Metrics
 from nftsync.kernel import counters
 from nftsync.kernel.netlink import DumpError
-from nftsync.objects.names import NFT, SERVICE, ObjectRef, Reason, Rejection, Resource
-from nftsync.objects.nft import Confirmation, RouterStatus
+from nftsync.objects.names import NFT, SERVICE, Reason, Resource
+from nftsync.objects.nft import RouterStatus
 from nftsync.plan.result import Outcome, SyncResult
 from nftsync.plan.snapshot import Origin
 from nftsync.report import explain
@@ -40,7 +40,11 @@ _REJECTIONS = 1000  # at most in one answer
 log = logging.getLogger(__name__)
 
 _STALE = {SERVICE.name: "services", NFT.name: "settings"}  # all other kinds serve "pools"
-_SETTINGS = (Reason.INVALID_SETTINGS, Reason.MISSING_SETTINGS)
+_REASONS = {
+    Reason.INVALID_SETTINGS: "settings",
+    Reason.MISSING_SETTINGS: "settings",
+    Reason.INVALID_POOLS: "pools",
+}
 
 
 class Publisher:
@@ -49,98 +53,78 @@ class Publisher:
     def __init__(self, metrics: Metrics, utc: Callable[[], datetime] = utc_now) -> None:
         self._metrics = metrics
         self._utc = utc
-        self._rejections: tuple[Rejection, ...] = ()
+        self._last = SyncResult(Outcome.WAITING)
         self._rejected = 0  # objects with at least one rejection
         self._guarding = ""  # the last line about the guard of addresses
-        self._waiting = ""
-        self._confirmation: tuple[Confirmation, str] | None = None
-        self._hash, self._changed = "", ""
+        self._changed = ""  # time of the last change of the hash
+        self.stale_before: dict[str, str] = {}  # as published last
+        self._shown = self.stale_before  # in the metrics
         self.recent: deque[tuple[str, Notice]] = deque(maxlen=RECENT)  # with times, RFC 3339
 
     def publish(self, source: Source, result: SyncResult) -> None:
         """Publish a result. Never waits for the network."""
-        metrics = self._metrics
+        metrics, last = self._metrics, self._last
         metrics.services.set(len(result.index.services))
         metrics.pinholes.set(len(result.pinholes))
         if result.drift:
             metrics.drift_repairs.inc()
-        metrics.show_settings(result.settings)
-        self._tell_result(result)
-        self._tell_guard(result)
-        news = [*self._news(result), *self._news_of_settings(result)]
-        news.extend(self._news_of_rejections(result.rejections))
-        news.sort(key=lambda each: not each.warning)  # warnings first: you must act on them
+        if result.rejections is not last.rejections:
+            metrics.count_rejections(result.rejections)
+            self._rejected = len({rejection.object for rejection in result.rejections})
+        self.stale_before = self.stale(source, result)
+        self._log_result(result)
+        if result.snapshot is not last.snapshot:
+            metrics.show_settings(result.settings)
+            self._tell_guard(result)
+        news = sorted(self._news(result), key=lambda notice: not notice.warning)  # warnings first: you must act on them
+        now = self._utc().strftime("%Y-%m-%dT%H:%M:%SZ")
+        if result.hash != last.hash:
+            self._changed = now
+        self._last = result
         router = result.snapshot.config.router_name if result.snapshot else ""
-        self._log(news, router)
-        self.recent.extend((self._now(), each) for each in news)
+        _log(news, router)
+        self.recent.extend((now, notice) for notice in news)
         source.tell(news)
-        source.report(self._status(source, result, router))
+        source.report(self._status(result, router))
 
-    def _tell_result(self, result: SyncResult) -> None:
+    def _log_result(self, result: SyncResult) -> None:
         """Log one line about the router as a whole; none if the sync changed nothing."""
-        waiting, self._waiting = self._waiting, ""
+        said = result.outcome, result.message
         if result.outcome is Outcome.FAILED:
             log.error("%s", result.message)
         elif result.outcome is Outcome.APPLIED and result.message:
             (log.warning if result.drift else log.info)("%s", result.message)
-        elif result.outcome is Outcome.WAITING:
-            self._waiting = result.message
-            if result.message != waiting:
-                log.log(logging.WARNING if result.drift else logging.INFO, "waiting: %s", result.message)
+        elif result.outcome is Outcome.WAITING and said != (self._last.outcome, self._last.message):
+            log.log(logging.WARNING if result.drift else logging.INFO, "waiting: %s", result.message)
 
     def _tell_guard(self, result: SyncResult) -> None:
-        """Log one line when the guard of addresses changes: pools, no pools, or no guard."""
+        """Show the guard of addresses. Log one line when it changes: pools, no pools, or no guard."""
         guard = result.guard
-        if not result.pools_known:
-            self._metrics.pools_guarded.set(float("nan"))  # neither yes nor no
-            return
-        self._metrics.pools_guarded.set(guard.guarded)
-        level, said = logging.INFO, "addresses are checked against MetalLB's pools"
+        self._metrics.pools_guarded.set(
+            guard.guarded if result.pools_known else float("nan")
+        )  # NaN: neither yes nor no
+        said = "addresses are checked against MetalLB's pools"
         if not guard.guarded:
-            level = logging.WARNING
             said = "addresses are not checked: no MetalLB configuration counts, so a Service may have any address"
         elif not guard.pools:
-            level, said = logging.WARNING, "no address is opened: no pool of MetalLB counts"
-        if said != self._guarding:
+            said = "no address is opened: no pool of MetalLB counts"
+        if result.pools_known and said != self._guarding:
             self._guarding = said
-            log.log(level, "%s", said)
+            log.log(logging.INFO if guard.guarded and guard.pools else logging.WARNING, "%s", said)
 
-    def _news(self, result: SyncResult) -> Iterable[Notice]:
+    def _news(self, result: SyncResult) -> Iterator[Notice]:
+        """Changes, repairs, new settings that can lock you out (later: whether you confirmed them), rejections."""
+        last = self._last
         yield from of_changes(result.changes)
         if result.drift and result.nft is not None:
             yield Notice(result.nft.ref, EventReason.DRIFT_REPAIRED, result.message, warning=True)
+        now, before = result.confirming, last.confirming
+        if now.cut and (now.state, str(now)) != (before.state, str(before)):
+            yield of_confirmation(result.nft.ref if result.nft else None, now.state, str(now))
+        if result.rejections is not last.rejections:
+            yield from of_rejections(last.rejections, result.rejections)
 
-    def _news_of_settings(self, result: SyncResult) -> Iterable[Notice]:
-        """A warning if new settings can lock you out, and later if you confirmed them in time."""
-        told = result.confirming.state, str(result.confirming)
-        if told != self._confirmation and result.confirming.cut:
-            yield of_confirmation(result.nft.ref if result.nft else None, *told)
-        self._confirmation = told
-
-    def _news_of_rejections(self, rejections: tuple[Rejection, ...]) -> Iterable[Notice]:
-        if rejections is not self._rejections:
-            self._metrics.count_rejections(rejections)
-            self._rejected = len({rejection.object for rejection in rejections})
-            yield from of_rejections(self._rejections, rejections)
-            self._rejections = rejections
-
-    def _log(self, news: list[Notice], router: str) -> None:
-        # _tell_result() logs repairs
-        lines = (each for each in news if each.topic is not EventReason.DRIFT_REPAIRED)
-        for each in islice(lines, LINES):
-            level = logging.WARNING if each.warning else logging.INFO
-            log.log(level, "%s: %s", each.about, each.message, extra={"fields": _fields(each, router)})
-        if more := sum(1 for _ in lines):
-            log.info("… and %d more changes", more)
-
-    def _now(self) -> str:
-        return self._utc().strftime("%Y-%m-%dT%H:%M:%SZ")
-
-    # --- the status ---------------------------------------------------------------------------------------
-
-    def _status(self, source: Source, result: SyncResult, router: str) -> RouterStatus:
-        if result.hash != self._hash:
-            self._hash, self._changed = result.hash, self._now()
+    def _status(self, result: SyncResult, router: str) -> RouterStatus:
         return RouterStatus(
             router,
             __version__,
@@ -150,30 +134,41 @@ class Publisher:
             len(result.index.services),
             len(result.pinholes),
             self._rejected,
-            conditions(result, self.stale(source, result)),
+            conditions(result, self.stale_before),
         )
 
     def stale(self, source: Source, result: SyncResult) -> dict[str, str]:
         """The reason for each input that is not up to date: "services", "settings" or "pools"."""
-        found = result.remembered
+        stale = result.remembered
         for kind, why in source.stale().items():
-            of = _STALE.get(kind, "pools")
-            found[of] = "; ".join(filter(None, (found.get(of), why)))
-        for of, reasons in (("settings", _SETTINGS), ("pools", (Reason.INVALID_POOLS,))):
-            if messages := [each.message for each in self._rejections if each.reason in reasons]:
-                found[of] = messages[0]
-        self._metrics.show_stale(dict.fromkeys(found, True))
-        return found
+            what = _STALE.get(kind, "pools")
+            stale[what] = "; ".join(filter(None, (stale.get(what), why)))
+        for rejection in reversed(result.rejections):  # the first one of each input counts
+            if rejection.reason in _REASONS:
+                stale[_REASONS[rejection.reason]] = rejection.message
+        if stale != self._shown:
+            self._shown = stale
+            self._metrics.show_stale(dict.fromkeys(stale, True))
+        return stale
 
 
-def _fields(news: Notice, router: str) -> dict[str, str]:
+def _log(news: Iterable[Notice], router: str) -> None:
+    lines = (notice for notice in news if notice.topic is not EventReason.DRIFT_REPAIRED)  # _log_result() logs repairs
+    for notice in islice(lines, LINES):
+        level = logging.WARNING if notice.warning else logging.INFO
+        log.log(level, "%s: %s", notice.about, notice.message, extra={"fields": _fields(notice, router)})
+    if more := sum(1 for _ in lines):
+        log.info("… and %d more changes", more)
+
+
+def _fields(notice: Notice, router: str) -> dict[str, str]:
     """Fields for searches in the journal."""
-    about: ObjectRef | None = news.about
+    about = notice.about
     if about is None:
         return {"router": router}
     namespace, slash, name = about.name.partition("/")
     place = {"namespace": namespace, "name": name} if slash and about.kind != "File" else {"name": about.name}
-    return {"kind": about.kind, **place, "topic": news.topic, "router": router}
+    return {"kind": about.kind, **place, "topic": notice.topic, "router": router}
 
 
 class MetricsObserver:
@@ -184,8 +179,8 @@ class MetricsObserver:
         self.requested = metrics.count_api_request
 
     def watching(self, resource: Resource, state: WatchState) -> None:
-        for each in WatchState:
-            self._metrics.watch_state.labels(resource.kind, each).set(each is state)
+        for possible in WatchState:
+            self._metrics.watch_state.labels(resource.kind, possible).set(possible is state)
 
     def restarted(self, resource: Resource, cause: RestartCause) -> None:
         self._metrics.watch_restarts.labels(resource.kind, cause).inc()
@@ -217,9 +212,9 @@ class View:
     boot_failure: a sentence, "" for none.
     """
 
-    reconciler: Reconciler
-    source: Source
+    observer: Observer
     publisher: Publisher
+    source: Source
     last: SyncResult
     running: float
     synced: float | None
@@ -267,8 +262,8 @@ def _status(view: View, _: Request) -> Answer:
         "pinholes": len(last.pinholes),
         "stale": view.publisher.stale(view.source, last),
         "rejections": [
-            {"object": str(each.object), "reason": each.reason, "message": each.message}
-            for each in islice(last.rejections, _REJECTIONS)
+            {"object": str(rejection.object), "reason": rejection.reason, "message": rejection.message}
+            for rejection in islice(last.rejections, _REJECTIONS)
         ],
         "rejected": len(last.rejections),
         "changes": [
@@ -288,8 +283,8 @@ def _ruleset(view: View, _: Request) -> Answer:
 
 
 def _confirm(view: View, _: Request) -> Answer:
-    confirmed = view.reconciler.confirm()
-    return {"confirmed": confirmed, "text": str(view.reconciler.confirming)}
+    confirmed = view.observer.confirm()
+    return {"confirmed": confirmed, "text": str(view.observer.confirming)}
 
 
 def _owners(view: View, _: Request) -> Answer:
@@ -303,8 +298,8 @@ def _explain(view: View, request: Request) -> Answer:
     services = {service.name: service for service in view.source.inputs.services.objects()}
     if view.last.snapshot is None or view.last.snapshot.services is not Origin.LISTED:
         services = {service.name: service for service in view.last.index.services}
-    found = explain.explain(explain.View(view.last, services, cache(view.reconciler.routed), _drops()), words)
-    return {"text": found.text(), **found.as_json()}
+    explained = explain.explain(explain.View(view.last, services, cache(view.observer.network.routed), _drops()), words)
+    return {"text": explained.text(), **explained.as_json()}
 
 
 def _drops() -> Callable[[str], int | None]:

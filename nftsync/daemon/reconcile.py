@@ -7,19 +7,15 @@ computes everything again and reads the kernel back. It records changes after th
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from ipaddress import ip_address
 
-from nftsync.cluster.cache import Inputs
-from nftsync.config import Config
-from nftsync.daemon.observe import Network, Observer
+from nftsync.daemon.observe import Changed, Observer
 from nftsync.daemon.record import Record
 from nftsync.kernel.nft import Kernel, KernelError
-from nftsync.objects.address import Address
-from nftsync.objects.names import Name, Rejection
-from nftsync.objects.service import Service
+from nftsync.objects.names import Rejection
 from nftsync.plan.memory import BootFacts
 from nftsync.plan.plan import (
     ChainInUse,
@@ -35,7 +31,7 @@ from nftsync.plan.plan import (
     wanted_ruleset,
 )
 from nftsync.plan.result import Outcome, SyncResult, changes_between, refused, summary
-from nftsync.plan.snapshot import Confirming, Known, Origin, Snapshot
+from nftsync.plan.snapshot import Known, Origin, Snapshot
 from nftsync.policy.pinholes import Pinhole, PinholeIndex, pinholes_of
 from nftsync.ruleset.tables import INET, Ruleset, Table, elements, open_keys
 from nftsync.ruleset.text import transaction
@@ -45,6 +41,10 @@ SOMEBODY = "somebody else"  # if the kernel does not name the program that chang
 NOT_FILTERING = "nothing is applied yet, this router does not filter"
 
 
+class Refused(KernelError):
+    """The kernel refused a part of a plan, or somebody else was faster. Plan again."""
+
+
 class Reconciler:
     """Brings the kernel to the wanted ruleset. One thread owns a Reconciler.
 
@@ -52,23 +52,11 @@ class Reconciler:
     base: load the base if the router has no memory: at boot, before there is a network.
     """
 
-    def __init__(  # noqa: PLR0913  # all the effects of a sync
-        self,
-        config: Config,
-        inputs: Inputs,
-        kernel: Kernel,
-        network: Network,
-        record: Record,
-        *,
-        base: bool = False,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._inputs, self._kernel, self._network = inputs, kernel, network
-        self._base, self._clock = base, clock
+    def __init__(self, observer: Observer, kernel: Kernel, record: Record, *, base: bool = False) -> None:
+        self._observer, self._kernel, self._base = observer, kernel, base
         self.record = record
-        self._observer = Observer(config, inputs, network, record.memory.facts, clock)
         self._snapshot = Snapshot(
-            config,
+            observer.config,
             Origin.UNKNOWN,
             Known(None, Origin.UNKNOWN),
             Known(None, Origin.UNKNOWN),
@@ -77,40 +65,10 @@ class Reconciler:
         )
         self._planned: Snapshot | None = None  # the last snapshot that the kernel has accepted
         self._filtered = False  # whether our tables have ever filtered packets
-        self.index = PinholeIndex((), config.service_filter, caps=config.caps)
+        self.index = PinholeIndex((), observer.config.service_filter, caps=observer.config.caps)
         self._chain = ChainInUse("")  # of the last plan
-        self._confirmed = False  # since the last sync
         self._rejections: tuple[Rejection, ...] = ()
         self._causes = tuple[object, ...]()  # the values from which self._rejections were computed
-
-    def configure(self, config: Config, inputs: Inputs) -> None:
-        """Take another configuration and inputs; the last ruleset stays until the next sync."""
-        self._observer.configure(config, inputs)
-        self._inputs = inputs
-
-    @property
-    def deadline(self) -> float:
-        """The time of the next sync even if no input changes, in the clock's seconds."""
-        return float("-inf") if self._confirmed else self._observer.deadline
-
-    def local_chain_changed(self) -> bool:
-        """True if the local chain's file has changed since the last sync."""
-        return self._observer.local_chain_changed()
-
-    def confirm(self) -> bool:
-        """Confirm the settings that wait for it. Returns False if none wait."""
-        before, self._observer.confirming = self._observer.confirming, self._observer.confirming.confirmed()
-        self._confirmed = self._observer.confirming is not before
-        return self._confirmed
-
-    @property
-    def confirming(self) -> Confirming:
-        """The state of the settings in the Nft resource: in force, waiting or rolled back."""
-        return self._observer.confirming
-
-    def routed(self, address: Address) -> bool | None:
-        """Whether a route to it leads elsewhere than through the public NIC; None if not known."""
-        return self._network.routed(address)
 
     def opened(self) -> Mapping[str, Pinhole]:
         """A copy of the pinholes that the kernel has accepted.
@@ -119,55 +77,50 @@ class Reconciler:
         """
         return self.record.applied.pinholes.copy()
 
-    # --- one sync -------------------------------------------------------------------------------------------
-
-    def sync(self, *, whole: bool = False, look: bool = False, resync: bool = False, changed_by: str = "") -> SyncResult:
+    def sync(
+        self, *, whole: bool = False, look: bool = False, resync: bool = False, changed_by: str = ""
+    ) -> SyncResult:
         """Bring the kernel up to date. Never raises KernelError: a refusal is a result.
 
         After a refusal the last ruleset stays.
         whole: compute everything again and read the kernel back.
-        look: look at this machine's network, too.
-        resync: do both; a difference between the kernel and the applied ruleset counts as drift.
+        look: look at this machine's network and the local chain's file, too.
+        resync: do all that; a difference between the kernel and the applied ruleset counts as drift.
         changed_by: the program that has changed our tables, "" for none.
         """
-        self._confirmed = False
-        before, applied = self._snapshot, self.record.applied
+        observer, record, before = self._observer, self.record, self._snapshot
         whole |= resync or bool(before.verdicts.limits)  # each sync tries refused limits again
-        self._snapshot, news = self._observer.observe(self.record.memory.facts, before, look=look or whole)
-        self._snapshot = self._snapshot.retried(before, news.services, again=whole)
-        if self._snapshot.complete and self._snapshot.undecided:
-            self._snapshot = replace(self._snapshot, undecided={})
-        part = self._planned is self._snapshot and applied.tables is not None and not (whole or self._snapshot.undecided)
+        s, services, since = observer.observe(record.memory.facts, before, look=look or whole)
+        s = s.retried(before, services, again=whole)
+        self._snapshot = replace(s, undecided={}) if s.complete and s.undecided else s
+        part = self._planned is self._snapshot and record.applied.tables is not None and not (whole or s.undecided)
         try:
-            result = (part and self._sync_part(news.services)) or self._sync_whole(resync=resync, changed_by=changed_by)
+            result = (part and self._sync_part(services)) or self._sync_whole(resync=resync, changed_by=changed_by)
         except KernelError as error:
-            self.record.applied.tables = None
+            record.applied.tables = None
             result = SyncResult(Outcome.FAILED, f"the last ruleset stays: {error}")
-        fresh, accepted = self._inputs.fresh(), self.record.applied.tables is not None
-        self.record.remember(self._snapshot, self._observer.confirming if accepted else None, fresh=fresh)
-        return self._told(replace(result, since=news.since))
+        accepted = observer.confirming if record.applied.tables is not None else None
+        record.remember(self._snapshot, accepted, fresh=observer.inputs.fresh())
+        return self._told(replace(result, since=since))
 
-    def _sync_part(self, services: Mapping[Name, Service | None]) -> SyncResult | None:
+    def _sync_part(self, services: Changed) -> SyncResult | None:
         """Compare and send only the elements of these Services. None if the kernel refuses them."""
         keys = set[str]().union(*[self.index.put(name, service) for name, service in services.items()])
-        changed = self.index.take_changed()
         applied, wanted = self.record.applied, self.index.pinholes
         tables, settings = applied.tables, applied.settings
         assert tables is not None
         assert settings is not None
         before = {key: applied.pinholes[key] for key in keys if key in applied.pinholes}
         after = {key: wanted[key] for key in keys if key in wanted}
-        old, new = (Ruleset(tables, elements(each.values(), settings)) for each in (before, after))
+        old, new = (Ruleset(tables, elements(pinholes.values(), settings)) for pinholes in (before, after))
         text = transaction(old, new)
-        self.record.expect(changed)
-        if text:
-            try:
-                self._kernel.apply(text)
-            except KernelError:  # somebody changed our tables, or it refuses one of these Services
-                self.record.revert(changed)
-                return None
+        try:
+            with self.record.attempt(self.index.take_changed()):
+                if text:
+                    self._kernel.apply(text)
+        except KernelError:  # somebody changed our tables, or it refuses one of these Services
+            return None
         applied.replace(before, after)
-        self.record.take(changed)
         waiting = self._snapshot.missing
         outcome = Outcome.WAITING if waiting else Outcome.APPLIED if text else Outcome.UNCHANGED
         return SyncResult(outcome, waiting, changes_between(before, after))
@@ -188,7 +141,11 @@ class Reconciler:
             planned = plan(self._snapshot, self.index.pinholes.values(), found, left)
             self._chain = planned.local_chain
             before = self._before(found)
-            if self._apply(planned, before, generation):
+            changed = self.record.changed(self.index.admitted, limits=not self._snapshot.verdicts.limits)
+            facts = self.record.facts_of(self._snapshot, self._observer.confirming)
+            with suppress(Refused):
+                with self.record.attempt(changed, facts):
+                    self._send(planned, before, generation)
                 return self._accepted(planned, found, generation, before, resync=resync, changed_by=changed_by)
         raise KernelError(f"the kernel refused {TRIES} transactions, each for another reason")
 
@@ -232,7 +189,7 @@ class Reconciler:
         """
         s = self._snapshot
         remembered = s.verdicts.taken(self.record.memory.services)
-        services = self._inputs.services.objects() if s.services is Origin.LISTED else remembered.values()
+        services = self._observer.inputs.services.objects() if s.services is Origin.LISTED else remembered.values()
         return PinholeIndex(services, s.config.service_filter, s.guard, s.config.caps, remembered, s.verdicts.services)
 
     def _before(self, found: Found) -> Mapping[str, Pinhole]:
@@ -253,56 +210,41 @@ class Reconciler:
             return
         keys = open_keys(found.ruleset) if self._planned is None else self.record.applied.pinholes
         addresses = s.former | {ip_address(key.partition(" ")[0]) for key in keys}
-        former = frozenset(each for each in addresses if not s.guard.admits(each))
+        former = frozenset(address for address in addresses if not s.guard.admits(address))
         if former != s.former:
             self._snapshot = replace(s, former=former)
 
-    def _apply(self, planned: Plan, before: Mapping[str, Pinhole], generation: int) -> bool:
-        """Send the plan. False if the kernel refused a part of it; the verdicts name this part now.
+    def _send(self, planned: Plan, before: Mapping[str, Pinhole], generation: int) -> None:
+        """Send the plan; after a refusal line by line, to find the lines at fault.
 
-        The record gets the new versions first. So after a kill in between, the next process opens
-        no pinhole that this one had closed.
+        Raises Refused if the kernel refused a part of it; the verdicts name this part now.
         Raises KernelError if the refusal has another cause.
         """
-        changed = self.record.changed(self.index.admitted)
-        self.record.expect(changed, self.record.facts_of(self._snapshot, self._observer.confirming))
         try:
-            taken = self._takes(planned, before, generation)
-        except KernelError:
-            self.record.revert(changed)
-            raise
-        if not taken:
-            self.record.revert(changed)
-            return False
-        self.record.take(self.record.without_limits(changed) if self._snapshot.verdicts.limits else changed)
-        return True
-
-    def _takes(self, planned: Plan, before: Mapping[str, Pinhole], generation: int) -> bool:
-        if not planned.text:
-            return True
-        try:
-            self._kernel.apply(planned.text)
-        except KernelError:
-            return self._kernel.generation() == generation and self._applied_by_lines(planned, before)
-        return True
-
-    def _applied_by_lines(self, planned: Plan, before: Mapping[str, Pinhole]) -> bool:
-        """After a refusal, try line by line to find the lines at fault.
-
-        True if the kernel accepted all of them.
-        """
-        lines = lines_of(planned, before, self.index.pinholes)
-        complaints = self._kernel.apply_lines([line.text for line in lines])
-        if not complaints:
-            return True
-        verdicts = learn(self._snapshot.verdicts, planned, lines, complaints)
-        if verdicts == self._snapshot.verdicts:
-            raise KernelError(complaints[0][1])
-        self._snapshot = replace(self._snapshot, verdicts=verdicts)
-        return False
+            if planned.text:
+                self._kernel.apply(planned.text)
+        except KernelError as error:
+            if self._kernel.generation() != generation:
+                raise Refused from error
+            lines = lines_of(planned, before, self.index.pinholes)
+            complaints = self._kernel.apply_lines([line.text for line in lines])
+            if not complaints:
+                return
+            verdicts = learn(self._snapshot.verdicts, planned, lines, complaints)
+            if verdicts == self._snapshot.verdicts:
+                raise KernelError(complaints[0][1]) from error
+            self._snapshot = replace(self._snapshot, verdicts=verdicts)
+            raise Refused from error
 
     def _accepted(  # noqa: PLR0913  # all parts of a result
-        self, planned: Plan, found: Found, generation: int, before: Mapping[str, Pinhole], *, resync: bool, changed_by: str
+        self,
+        planned: Plan,
+        found: Found,
+        generation: int,
+        before: Mapping[str, Pinhole],
+        *,
+        resync: bool,
+        changed_by: str,
     ) -> SyncResult:
         """Record an accepted plan and describe its changes."""
         s, record, pinholes = self._snapshot, self.record, dict(self.index.pinholes)
@@ -311,7 +253,7 @@ class Reconciler:
         renewed = planned.current.tables != planned.wanted.tables
         rules = self._kernel.read_tables().rules if planned.text else found.rules
         alone = not planned.text or self._kernel.generation() == generation + 1
-        ingress = self._network.settle(shaped=planned.settings.device is not None, ours=record.boot.ingress)
+        ingress = self._observer.network.settle(shaped=planned.settings.device is not None, ours=record.boot.ingress)
         left = f"{rules} {tables_digest(planned.wanted.tables)}" if alone else ""
         record.accept(planned, pinholes, rules, BootFacts(left, ingress, s.former, base=s.spec.value is None))
         pools = s.pools.origin is Origin.UNKNOWN
@@ -321,8 +263,7 @@ class Reconciler:
         done = "rules renewed" if renewed and not s.verdicts.limits else ""
         if drift:
             done = f"{changed_by or SOMEBODY} changed nftsync's tables; nftsync repaired them"
-        refused_again = s.verdicts.services and not (changes or drift or renewed)
-        applied = planned.text and not refused_again
+        applied = planned.text and (changes or drift or renewed or not s.verdicts.services)  # else: refused again
         if s.verdicts.limits:
             outcome, tail = Outcome.FAILED, f"pinholes are up to date, rate limits are not: {s.verdicts.limits}"
         elif s.missing:
@@ -344,9 +285,8 @@ class Reconciler:
 
     def _told(self, result: SyncResult) -> SyncResult:
         """The result with the state of everything that people may ask about."""
-        observer, record, s = self._observer, self.record, self._snapshot
-        unreadable = tuple(self._inputs.rejections())
-        pools, index = observer.pools.rejections, self.index
+        observer, record, s, index = self._observer, self.record, self._snapshot, self.index
+        unreadable, pools = tuple(observer.inputs.rejections()), observer.pools.rejections
         causes = (unreadable, observer.nft, s.config, s.spec, self._chain, pools, index, index.rejections_changed)
         if causes != self._causes:
             self._causes = causes
@@ -356,7 +296,7 @@ class Reconciler:
             snapshot=s,
             settings=record.applied.settings,
             pinholes=record.applied.pinholes,
-            index=self.index,
+            index=index,
             nft=observer.nft,
             confirming=observer.confirming,
             rejections=self._rejections,

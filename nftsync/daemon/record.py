@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from hashlib import blake2b
+from pathlib import Path
 
 from nftsync.config import PoolMode
+from nftsync.daemon.observe import Changed
 from nftsync.files.journal import Journal
 from nftsync.files.runtime import BootMark
+from nftsync.kernel.nft import KernelError
 from nftsync.objects.names import Name
 from nftsync.objects.service import Service
 from nftsync.plan.memory import BootFacts, Facts
@@ -21,20 +25,11 @@ from nftsync.policy.pinholes import Pinhole
 
 AS_OF = 300.0  # seconds until the journal gets a new time at which the cluster asked for the same
 
-Versions = Mapping[Name, Service | None]  # None: the Service is gone
-
-
-@dataclass(frozen=True, slots=True)
-class Store:
-    """The files that outlive the process. mark: until the next boot only."""
-
-    journal: Journal
-    mark: BootMark
-
 
 class Record:
     """Records a change as accepted only after the kernel has accepted it. One thread owns a Record.
 
+    state, runtime: folders of the journal, and of the mark that counts until the next boot.
     memory: the content of the journal.  applied: the ruleset in the kernel.
     left: a digest of the rules; it shows whether somebody changed them.
     boot: facts that count until the next boot.
@@ -44,71 +39,73 @@ class Record:
     """
 
     def __init__(
-        self, store: Store, *, memory_is_right: bool = False, clock: Callable[[], float] = time.monotonic
+        self,
+        state: Path,
+        runtime: Path,
+        *,
+        memory_is_right: bool = False,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._store = store
+        self._folders = state, runtime
+        self.journal = Journal(state)
+        self._mark = BootMark(runtime)
         self._clock = clock
-        self.memory = store.journal.load()
-        self.boot = BootFacts(base=True) if store.mark.facts is None else store.mark.facts
+        self.memory = self.journal.load()
+        self.boot = BootFacts(base=True) if self._mark.facts is None else self._mark.facts
         self.first_since_boot = memory_is_right or self.boot.base
         self.left = Left.by_another_process(self.boot)
         self.applied = Applied()
+        self._local_chain = self.memory.facts.local_chain  # the last body that the kernel accepted
+        self._written = self.memory.facts  # in the journal
         self._as_of = float("-inf")  # time of the last write of facts.as_of
-        self._differs = False  # whether the facts in the journal differ from those in memory
         self._hash, self._hashed = "", tuple[object, ...]()
 
-    def move(self, journal: Journal | None, mark: BootMark | None) -> None:
-        """Write to other files from now on. None keeps a file."""
-        if journal is not None:
-            self._store.journal.finish()
-            journal.replace(self.memory)
-        if mark is not None:
-            mark.write(self.boot)
-        self._store = Store(journal or self._store.journal, mark or self._store.mark)
+    def move(self, state: Path, runtime: Path) -> None:
+        """Write to these folders from now on."""
+        before, self._folders = self._folders, (state, runtime)
+        if state != before[0]:
+            self.journal.finish()
+            self.journal = Journal(state)
+            self.journal.replace(self.memory)
+            self._written = self.memory.facts
+        if runtime != before[1]:
+            self._mark = BootMark(runtime)
+            self._mark.write(self.boot)
 
-    @property
-    def kept(self) -> bool:
-        """False while the journal can't be written."""
-        return self._store.journal.kept
+    def changed(self, admitted: Mapping[Name, Service], *, limits: bool) -> Changed:
+        """The Services that differ from the versions accepted last.
 
-    def changed(self, admitted: Mapping[Name, Service]) -> dict[Name, Service | None]:
-        """The Services that differ from the versions accepted last."""
+        limits: False if the kernel refuses all limits; then the previous limits count.
+        """
         before = self.memory.services
+        if not limits:
+            admitted = {name: _with_limit_of(service, before.get(name)) for name, service in admitted.items()}
         gone: dict[Name, Service | None] = {name: None for name in before if name not in admitted}
         return gone | {name: service for name, service in admitted.items() if before.get(name) != service}
 
-    def expect(self, changed: Versions, facts: Facts | None = None) -> None:
-        """Write down these versions before the kernel gets them.
+    @contextmanager
+    def attempt(self, changed: Changed, facts: Facts | None = None) -> Iterator[None]:
+        """Give the kernel these versions inside of the block. On KernelError the versions before count.
 
-        So after a kill between the two, the next process opens no pinhole that this one had closed.
+        The journal gets the versions first. So after a kill in between, the next process opens no
+        pinhole that this one had closed.
         """
-        self._store.journal.remember(changed, None if facts == self.memory.facts else facts)
-        self._differs = facts is not None and facts != self.memory.facts
-
-    def revert(self, names: Iterable[Name]) -> None:
-        """Write down that the kernel refused the newest versions of these Services."""
-        facts = self.memory.facts if self._differs else None
-        self._store.journal.remember({name: self.memory.services.get(name) for name in names}, facts)
-        self._differs = False
-
-    def without_limits(self, changed: Versions) -> Versions:
-        """These versions with their previous limits. Call it if the kernel refused all limits."""
-        taken = dict(changed)
-        for name, service in changed.items():
-            before = self.memory.services.get(name)
-            if service is not None:
-                limit = before.limit if before is not None and before.uid == service.uid else None
-                taken[name] = replace(service, limit=limit)
-        self._store.journal.remember({name: service for name, service in taken.items() if service != changed[name]})
-        return taken
-
-    def take(self, changed: Versions) -> None:
-        """Record that the kernel has accepted these versions."""
+        services = self.memory.services
+        self._write(changed, facts or self._written)
+        try:
+            yield
+        except KernelError:
+            self._write({name: services.get(name) for name in changed}, self.memory.facts)
+            raise
         for name, service in changed.items():
             if service is None:
-                self.memory.services.pop(name, None)
+                services.pop(name, None)
             else:
-                self.memory.services[name] = service
+                services[name] = service
+
+    def _write(self, changed: Changed, facts: Facts) -> None:
+        self.journal.remember(changed, None if facts == self._written else facts)
+        self._written = facts
 
     def accept(self, planned: Plan, pinholes: dict[str, Pinhole], rules: str, boot: BootFacts) -> None:
         """Record that the kernel has accepted a whole plan.
@@ -117,12 +114,9 @@ class Record:
         """
         self.applied = Applied.of(planned.wanted.tables, pinholes, planned.settings)
         self.left = Left(rules, planned.wanted.tables)
-        self.first_since_boot = False
         self.boot = boot
-        self._store.mark.write(self.boot)
-        if planned.local_chain.last_good != self.memory.facts.local_chain:
-            self.memory.facts = replace(self.memory.facts, local_chain=planned.local_chain.last_good)
-            self._differs = True
+        self._mark.write(self.boot)
+        self._local_chain = planned.local_chain.last_good
 
     def remember(self, s: Snapshot, confirming: Confirming | None, *, fresh: bool) -> None:
         """Write down the facts of a snapshot if they have changed.
@@ -134,14 +128,13 @@ class Record:
         before, now = self.memory.facts, self._clock()
         facts = self.facts_of(s, confirming)
         renew = confirming is not None and s.complete and fresh
-        if self._differs or facts != before or (renew and now - self._as_of >= AS_OF):
+        if facts != self._written or (renew and now - self._as_of >= AS_OF):
             if renew:
                 facts, self._as_of = replace(facts, as_of=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")), now
-            self.memory.facts = facts
-            self._store.journal.remember({}, facts)
-            self._differs = False
-        if self._store.journal.wants_all and (confirming is not None or facts != before):  # keep an unreadable file
-            self._store.journal.replace(self.memory)
+            self._write({}, facts)
+        self.memory.facts = facts
+        if self.journal.wants_all and (confirming is not None or facts != before):  # keep an unreadable file
+            self.journal.replace(self.memory)
 
     def facts_of(self, s: Snapshot, confirming: Confirming | None) -> Facts:
         """The facts of a snapshot: everything but its Services. confirming: see remember()."""
@@ -149,7 +142,13 @@ class Record:
         if s.pools.listed and s.config.address_policy.pool_mode is not PoolMode.IGNORED:
             facts = replace(facts, pools=s.pools.value, pools_listed=True)
         if confirming is not None:
-            facts = replace(facts, spec=confirming.settled, rolled_back=confirming.rolled_back, config=s.config.text)
+            facts = replace(
+                facts,
+                spec=confirming.settled,
+                rolled_back=confirming.rolled_back,
+                config=s.config.text,
+                local_chain=self._local_chain,
+            )
         if confirming is not None and s.interfaces.index is not None:  # None: did not look yet
             facts = replace(facts, local=s.interfaces.local, peers=s.interfaces.peers)
         return facts
@@ -168,4 +167,9 @@ class Record:
 
     def finish(self) -> None:
         """Wait a few seconds for the disk."""
-        self._store.journal.finish()
+        self.journal.finish()
+
+
+def _with_limit_of(service: Service, before: Service | None) -> Service:
+    """A Service with the limit of its previous version."""
+    return replace(service, limit=before.limit if before is not None and before.uid == service.uid else None)

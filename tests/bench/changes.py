@@ -15,7 +15,6 @@ from pathlib import Path
 from statistics import median
 
 from nftsync.config import Config
-from nftsync.daemon.process import Signals
 from nftsync.plan.result import Outcome, SyncResult
 from tests.bench.measure import NIC, Goal, Samples, address_of, in_turns, nft_resource, service, spread, table
 from tests.lab.namespace import Namespace
@@ -38,11 +37,11 @@ class Looped:
         self._number = count  # of the Service that comes and goes
         self.namespace = Namespace()
         opened.callback(self.namespace.close)
-        self._signals = Signals()
+        self._changed, self._stopped = threading.Event(), threading.Event()
         objects = [nft_resource(), *map(service, range(count))]
         state = Path(opened.enter_context(tempfile.TemporaryDirectory()))
         config = Config(state=state, local_chain=state / "local-chain.nft")
-        self._router = Router(self.namespace, config, *objects, wake=self._signals.changed)
+        self._router = Router(self.namespace, config, *objects, wake=self._changed.set)
         opened.callback(self._router.close)
         self._results: list[tuple[SyncResult, float]] = []
         self._synced = threading.Event()
@@ -54,16 +53,16 @@ class Looped:
 
     def _run(self) -> None:
         with self.namespace.entered():
-            while not self._signals.stop.is_set():
-                self._signals.wait(1.0)
-                if self._signals.take(self._signals.inputs):
+            while not self._stopped.is_set():
+                if self._changed.wait(1.0):
+                    self._changed.clear()
                     result = self._router.sync_events()
                     self._results.append((result, time.perf_counter()))
                     self._synced.set()
 
     def _stop(self) -> None:
-        self._signals.stop.set()
-        self._signals.changed()
+        self._stopped.set()
+        self._changed.set()
         self._loop.join()
 
     def _outcome(self) -> float:

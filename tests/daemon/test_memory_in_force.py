@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from nftsync.config import AddressPolicy, PoolMode
-from nftsync.daemon.reconcile import Reconciler
+from nftsync.daemon.reconcile import Reconciler, Refused
 from nftsync.files import journal as module
 from nftsync.files.journal import Journal
 from nftsync.kernel.nft import Kernel
@@ -72,8 +72,12 @@ def test_settings_that_shut_a_door_are_not_forgotten_by_a_process_that_is_killed
 def test_settings_that_the_kernel_did_not_take_are_not_remembered(router: LabRouter, monkeypatch: pytest.MonkeyPatch) -> None:
     router.synced()
     router.put(nft(enable_ssh=False))
+
+    def refuse(*_: object) -> None:
+        raise Refused
+
     with monkeypatch.context() as patched:
-        patched.setattr(Reconciler, "_takes", lambda *_: False)
+        patched.setattr(Reconciler, "_send", refuse)
         router.sync()
     router.restart(listed=False)
     spec = Journal(router.config.state).load().facts.spec

@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from nftsync.cluster.cache import Inputs
 from nftsync.config import Config
 from nftsync.daemon.boot import _NoNetwork
+from nftsync.daemon.observe import Observer
 from nftsync.daemon.reconcile import Reconciler
 from nftsync.daemon.record import Record
 from nftsync.files import journal
@@ -120,15 +121,14 @@ class Hostile(Router):
         super()._connect(listed=listed)
 
     def _begin(self, *, listed: bool) -> None:
-        self._record = Record(self._store())
+        self._record = Record(self.config.state, self.config.runtime)
         self._connect(listed=listed)
         self.kernel: Kernel = self.place.call(Kernel)
         facts = self._record.memory.facts
         network: Any = _NoNetwork(facts) if self.early else Network(self._links, facts.local, facts.peers)
         inputs = Inputs.empty() if self.early else self._inputs
-        self._reconciler = Reconciler(
-            self.config, inputs, self.kernel, network, self._record, base=self.early, clock=lambda: self.now
-        )
+        self._observer = Observer(self.config, inputs, network, facts, lambda: self.now)
+        self._reconciler = Reconciler(self._observer, self.kernel, self._record, base=self.early)
         self._result = SyncResult(Outcome.WAITING)
         for name in ("apply", "apply_lines"):
             self._watch(name, getattr(self.kernel, name))
@@ -168,7 +168,7 @@ class Hostile(Router):
 
     def die(self) -> None:
         """The process ends now; what it has not written is lost."""
-        journal = self._record._store.journal
+        journal = self._record.journal
 
         def lose(*_: object, **__: object) -> None:
             journal._unsynced = False
@@ -315,9 +315,9 @@ class World:
             if listed:
                 self.views = self.views[-1:]
             self.check(result)
-            if router._reconciler.deadline == float("inf"):
+            if router._observer.deadline == float("inf"):
                 break
-            router.now = router._reconciler.deadline + 0.01
+            router.now = router._observer.deadline + 0.01
         self.first_since_boot = False
 
     def pools_listed(self) -> bool:
@@ -342,7 +342,7 @@ class World:
         if result.outcome is Outcome.WAITING:
             return
         pools = self.pools[-1]
-        if router._reconciler.deadline == float("inf"):
+        if router._observer.deadline == float("inf"):
             assert without_poisoned(self.open()) == without_poisoned(asked(router.objects("Service"), pools))
         refused = router.refused(Reason.QUARANTINED)
         assert refused <= {"default/poisoned"}

@@ -345,9 +345,9 @@ class Seen:
     def observe(self) -> tuple[bool, float | None]:
         """Look; returns whether MetalLB's lists are complete, and when the earliest of the news was received."""
         nothing = Snapshot(self._config, Origin.UNKNOWN, Known(None, Origin.UNKNOWN), Known(None, Origin.UNKNOWN))
-        snapshot, news = self._observer.observe(self._facts, nothing, look=False)
+        snapshot, _, since = self._observer.observe(self._facts, nothing, look=False)
         assert snapshot.pools.value == self.pools.known
-        return snapshot.pools.listed, news.since
+        return snapshot.pools.listed, since
 
     @property
     def grace(self) -> float:

@@ -590,7 +590,8 @@ def test_of_many_limited_pinholes_the_kernel_is_asked_once_and_once_for_each_add
     addresses = [f"172.30.254.{number}" for number in range(1, 21)]
     shown = view(service("large", *addresses, ports=[("TCP", port) for port in range(1, 151)], limit="400/second"))
     source = SimpleNamespace(inputs=SimpleNamespace(services=SimpleNamespace(objects=shown.services.values)))
-    daemon: Any = SimpleNamespace(reconciler=SimpleNamespace(routed=routed), source=source, last=shown.result)
+    observer = SimpleNamespace(network=SimpleNamespace(routed=routed))
+    daemon: Any = SimpleNamespace(observer=observer, source=source, last=shown.result)
     found = answers.answer(daemon, {"command": "explain", "words": ["default/large"]})
     assert found["verdict"] == "limited"
     assert found["lines"][0] == "Service default/large: 3000 of 3000 pairs of address and port are open"
