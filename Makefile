@@ -60,6 +60,7 @@ programs: .venv/dev
 
 lint: .venv/dev
 	.venv/bin/ruff check .
+	.venv/bin/ruff format --check --quiet .
 	.venv/bin/mypy
 	.venv/bin/lint-imports
 

@@ -134,9 +134,13 @@ class Chaos:
 
     def put_service(self) -> None:
         name = self.draw.choice(NAMES)
-        ports = tuple({(self.draw.choice(("TCP", "UDP")), self.draw.choice(PORTS)) for _ in range(self.draw.randint(1, 3))})
+        ports = tuple(
+            {(self.draw.choice(("TCP", "UDP")), self.draw.choice(PORTS)) for _ in range(self.draw.randint(1, 3))}
+        )
         asked = Asked(ports, self.draw.choice([[], [], *RANGES]))
-        limit = self.draw.choice([None, "100 mbytes/second", "no limit at all", EVIL])  # an invalid one leaves the ports open
+        limit = self.draw.choice(
+            [None, "100 mbytes/second", "no limit at all", EVIL]
+        )  # an invalid one leaves the ports open
         self.asked[name] = asked
         self.daemon.put(self._service(name, asked, limit=limit))
 
@@ -152,8 +156,12 @@ class Chaos:
     def poison_services(self) -> None:
         """Add Services with forbidden requests. No other Service may suffer."""
         for number in range(5):
-            evil = service(f"evil{number}", self.draw.choice([EVIL, "0.0.0.0", "224.0.0.1", "203.0.113.1", "::1"]), limit=EVIL)
-            evil["spec"]["ports"] = self.draw.choice([[{"port": 70000}], [{"port": "x"}], [{"protocol": EVIL, "port": 80}], 7])
+            evil = service(
+                f"evil{number}", self.draw.choice([EVIL, "0.0.0.0", "224.0.0.1", "203.0.113.1", "::1"]), limit=EVIL
+            )
+            evil["spec"]["ports"] = self.draw.choice(
+                [[{"port": 70000}], [{"port": "x"}], [{"protocol": EVIL, "port": 80}], 7]
+            )
             self.daemon.put(evil)
 
     def tear_a_file(self) -> None:
@@ -173,13 +181,20 @@ class Chaos:
         self.daemon.put(broken)
 
     def change_the_settings(self) -> None:
-        self.daemon.put(nft(**{switch: self.draw.random() < 0.5 for switch in ("enable_ssh", "enable_bgp", "enable_rateshape")}))
+        self.daemon.put(
+            nft(**{switch: self.draw.random() < 0.5 for switch in ("enable_ssh", "enable_bgp", "enable_rateshape")})
+        )
 
     def break_the_local_chain(self) -> None:
-        write(self.daemon.local_chain, self.draw.choice(["nonsense", "chain local-chain { no such rule }", "chain local-chain {"]))
+        write(
+            self.daemon.local_chain,
+            self.draw.choice(["nonsense", "chain local-chain { no such rule }", "chain local-chain {"]),
+        )
 
     def change_the_local_chain(self) -> None:
-        write(self.daemon.local_chain, f"chain local-chain {{\n\ttcp dport {self.draw.randint(10000, 60000)} drop\n}}\n")
+        write(
+            self.daemon.local_chain, f"chain local-chain {{\n\ttcp dport {self.draw.randint(10000, 60000)} drop\n}}\n"
+        )
 
     def kill(self) -> None:
         time.sleep(self.draw.random() * 0.2)  # at any instant
@@ -286,7 +301,9 @@ class Chaos:
         for destination, tally in zip([*allowed, *FORBIDDEN], tallies, strict=True):
             wanted = tally.sent if destination in allowed else 0
             if tally.arrived != wanted:
-                raise ChaosError(f"{destination}: of {tally.sent} packets {tally.arrived} arrived; missing {tally.missing}")
+                raise ChaosError(
+                    f"{destination}: of {tally.sent} packets {tally.arrived} arrived; missing {tally.missing}"
+                )
         self.tally.allowed += sum(tally.sent for tally in tallies[: len(allowed)])
         self.tally.forbidden += sum(tally.sent for tally in tallies[len(allowed) :])
 

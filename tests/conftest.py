@@ -33,7 +33,9 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "nftsync"))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--regenerate", action="store_true", help="write the golden cases' expected files anew; read them afterwards")
+    parser.addoption(
+        "--regenerate", action="store_true", help="write the golden cases' expected files anew; read them afterwards"
+    )
 
 
 @pytest.hookimpl(wrapper=True)

@@ -13,7 +13,19 @@ from pathlib import Path
 from typing import Any, Self
 
 from nftsync.kernel.netns import Namespace
-from tests.faultyserver import LIST, OTHER, PAGE, WATCH, Fault, FaultyServer, HttpServer, Object, never_answers, serve, waits_for
+from tests.faultyserver import (
+    LIST,
+    OTHER,
+    PAGE,
+    WATCH,
+    Fault,
+    FaultyServer,
+    HttpServer,
+    Object,
+    never_answers,
+    serve,
+    waits_for,
+)
 
 PATHS = {
     "Service": "/api/v1/services",

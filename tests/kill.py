@@ -125,7 +125,9 @@ class Kills:
                 self.versions[name].append(None)
                 continue
             number = name[1:]
-            ports = self.draw.sample([(protocol, port) for protocol in ("TCP", "UDP") for port in PORTS], self.draw.randint(1, 4))
+            ports = self.draw.sample(
+                [(protocol, port) for protocol in ("TCP", "UDP") for port in PORTS], self.draw.randint(1, 4)
+            )
             addresses = f"172.30.254.{number}", f"2001:db8:254::{number}"
             limit = self.draw.choice(LIMITS)
             made = service(name, *addresses, ports=ports, sources=self.draw.choice(RANGES), limit=limit)
@@ -144,7 +146,9 @@ class Kills:
 
     def whole(self, when: str) -> None:
         if wrong := list(self.mixtures()):
-            raise KillError(f"{when}, after {sum(self.tally.kills.values())} kills: {wrong[0]}\n{self.daemon.log()[-3000:]}")
+            raise KillError(
+                f"{when}, after {sum(self.tally.kills.values())} kills: {wrong[0]}\n{self.daemon.log()[-3000:]}"
+            )
 
     def right(self) -> None:
         """Wait until the kernel holds the newest version of each Service."""
@@ -207,7 +211,9 @@ class Kills:
             tallies = running.end()
         for destination, tally in zip([*ALLOWED, *FORBIDDEN], tallies, strict=True):
             if tally.arrived != (tally.sent if destination in ALLOWED else 0):
-                raise KillError(f"{destination}: of {tally.sent} packets {tally.arrived} arrived; missing {tally.missing}")
+                raise KillError(
+                    f"{destination}: of {tally.sent} packets {tally.arrived} arrived; missing {tally.missing}"
+                )
         self.tally.allowed += sum(tally.sent for tally in tallies[: len(ALLOWED)])
         self.tally.forbidden += sum(tally.sent for tally in tallies[len(ALLOWED) :])
 

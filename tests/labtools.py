@@ -174,7 +174,9 @@ def answers(connection: socket.socket, seconds: float = PATIENCE) -> bool:
 
 def written(shown: str) -> str:
     """The part of rules() that a boot loads again: all but the public NIC's index."""
-    return re.sub(r' iif != "\w+"(?= ct state new accept\n)|\t\tiifname != "\w+" iif "\w+" jump operator-svc\n', "", shown)
+    return re.sub(
+        r' iif != "\w+"(?= ct state new accept\n)|\t\tiifname != "\w+" iif "\w+" jump operator-svc\n', "", shown
+    )
 
 
 def ingress_qdisc(lab: Lab, nic: str | None = None) -> str:
@@ -204,7 +206,9 @@ class Daemon:
     lab: Lab
     folder: Path
     interval: float = 60.0  # seconds between resyncs
-    own_tables: bool = False  # so that a test can change them, where nft and the kernel could see to it that nobody does
+    own_tables: bool = (
+        False  # so that a test can change them, where nft and the kernel could see to it that nobody does
+    )
     extra: str = ""  # lines for the configuration
     process: subprocess.Popen[str] | None = field(default=None, init=False)
     program: Sequence[str] = field(default=(sys.executable, "-m", "nftsync"), init=False)
@@ -259,7 +263,9 @@ class Daemon:
     def launch(self) -> None:
         """Start it and wait for nothing."""
         with self.logfile.open("a") as log:
-            self.process = self.lab.router.popen(self.argv(), stdout=log, stderr=log, env={**os.environ, **self.environment})
+            self.process = self.lab.router.popen(
+                self.argv(), stdout=log, stderr=log, env={**os.environ, **self.environment}
+            )
 
     @property
     def ended(self) -> bool:

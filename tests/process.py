@@ -91,7 +91,9 @@ class ClusterDaemon(Daemon):
 
     def syncs(self) -> float:
         """The number of syncs with any result."""
-        return sum(map(float, re.findall(r"^nftsync_syncs_total\{.*\} (\S+)$", self.get("/metrics").body, re.MULTILINE)))
+        return sum(
+            map(float, re.findall(r"^nftsync_syncs_total\{.*\} (\S+)$", self.get("/metrics").body, re.MULTILINE))
+        )
 
     def waiting(self) -> None:
         """Start it, and return after its first sync, even if it waits for lists or settings."""
@@ -141,7 +143,9 @@ def closed_for_good(daemon: ClusterDaemon, raw: Raw) -> None:
     """Delete a Service, and wait until the kernel has no element for its first address."""
     (address, *_) = (each["ip"] for each in raw["status"]["loadBalancer"]["ingress"])
     daemon.remove(raw)
-    assert eventually(lambda: not any(key.startswith(f"{address} ") for key in elements(daemon.lab, "services4"))), daemon.log()
+    assert eventually(
+        lambda: not any(key.startswith(f"{address} ") for key in elements(daemon.lab, "services4"))
+    ), daemon.log()
 
 
 # --- systemd ------------------------------------------------------------------------------------------
@@ -174,7 +178,11 @@ def _conditions_hold(unit: Mapping[str, Sequence[str]], daemon: ClusterDaemon) -
     """
     unknown = [key for key in unit if key.startswith(("Condition", "Assert")) and key != "ConditionPathExists"]
     assert not unknown, f"teach this function {unknown}"
-    places = {"/etc/nftsync/kubeconfig": daemon.kubeconfig, "/var/lib/nftsync": daemon.state, "/run/nftsync": daemon.runtime}
+    places = {
+        "/etc/nftsync/kubeconfig": daemon.kubeconfig,
+        "/var/lib/nftsync": daemon.state,
+        "/run/nftsync": daemon.runtime,
+    }
     one: list[bool] = []
     every: list[bool] = []
     for condition in unit.get("ConditionPathExists", ()):

@@ -53,7 +53,12 @@ class Router:
     """
 
     def __init__(
-        self, place: Namespace, config: Config, *objects: Raw, listed: bool = True, wake: Callable[[], None] = lambda: None
+        self,
+        place: Namespace,
+        config: Config,
+        *objects: Raw,
+        listed: bool = True,
+        wake: Callable[[], None] = lambda: None,
     ) -> None:
         self.place = place
         self.config = config

@@ -106,10 +106,17 @@ def count_yaml_events(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 # --- strategies ---------------------------------------------------------------------------------------
 
 json_leaves = (
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20) | st.sampled_from(["", "LoadBalancer", "80"])
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=20)
+    | st.sampled_from(["", "LoadBalancer", "80"])
 )
 json_values = st.recursive(
-    json_leaves, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4), max_leaves=12
+    json_leaves,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=12,
 )
 
 seconds = {"second": 1, "minute": 60, "hour": 3600, "day": 86400, "week": 604800}
@@ -131,7 +138,10 @@ def limits(draw: st.DrawFn) -> RateLimit:
 
 _networks: st.SearchStrategy[Network] = st.sampled_from(
     [
-        *map(IPv4Network, ("0.0.0.0/0", "10.0.0.0/8", "128.0.0.0/1", "198.51.100.0/24", "198.51.100.7/32", "203.0.113.128/25")),
+        *map(
+            IPv4Network,
+            ("0.0.0.0/0", "10.0.0.0/8", "128.0.0.0/1", "198.51.100.0/24", "198.51.100.7/32", "203.0.113.128/25"),
+        ),
         *map(IPv6Network, ("::/0", "2001:db8::/32", "2001:db8:7::1/128", "::ffff:0:0/96", "64:ff9b::/96", "fe80::/10")),
     ]
 )
@@ -151,7 +161,9 @@ def separate(networks: tuple[Network, ...]) -> tuple[Network, ...]:
 def services(draw: st.DrawFn, names: tuple[str, ...] = ("a", "b", "c")) -> Service:
     """Parsed Services that meet each other's addresses and ports often."""
     chosen = st.lists(st.sampled_from(_addresses), unique=True, max_size=2)
-    ports = st.lists(st.builds(Port, st.sampled_from(Protocol), st.sampled_from([53, 80, 65535])), unique=True, max_size=3)
+    ports = st.lists(
+        st.builds(Port, st.sampled_from(Protocol), st.sampled_from([53, 80, 65535])), unique=True, max_size=3
+    )
     return Service(
         name=Name(draw(st.sampled_from(["default", "other"])), draw(st.sampled_from(names))),
         uid=draw(st.sampled_from(["", "u1", "u2"])),
@@ -181,7 +193,9 @@ def router_settings(draw: st.DrawFn) -> Settings:
     """Settings for a router that has both NICS."""
     nic = draw(st.none() | st.sampled_from(NICS))
     bgp, dropall, rateshape, ssh = draw(st.tuples(*4 * [st.booleans()]))
-    return Settings(nic, bgp, dropall, rateshape, ssh, draw(st.sampled_from([None, 0, 7])), draw(st.sampled_from(LOCAL_CHAINS)))
+    return Settings(
+        nic, bgp, dropall, rateshape, ssh, draw(st.sampled_from([None, 0, 7])), draw(st.sampled_from(LOCAL_CHAINS))
+    )
 
 
 def rulesets() -> st.SearchStrategy[Ruleset]:

@@ -203,7 +203,9 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize(("text", "message"), MISTAKES.items(), ids=[text[:40] for text in MISTAKES])
-def test_a_mistake_is_one_line_that_names_file_key_and_value_or_the_line(tmp_path: Path, text: str, message: str) -> None:
+def test_a_mistake_is_one_line_that_names_file_key_and_value_or_the_line(
+    tmp_path: Path, text: str, message: str
+) -> None:
     assert message in fault(tmp_path, text)
 
 
@@ -211,7 +213,9 @@ def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
     assert "utf-8" in fault(tmp_path, b'router_name = "\xff"')
 
 
-def test_the_default_file_may_be_missing_but_not_one_that_was_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_default_file_may_be_missing_but_not_one_that_was_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(config, "DEFAULT_PATH", tmp_path / "absent.toml")
     assert load(None) == Config()
     with pytest.raises(ConfigError, match=r"absent.toml: there is no such file$"):
@@ -235,7 +239,9 @@ def test_a_folder_is_no_file(tmp_path: Path) -> None:
 
 scalars = st.booleans() | st.integers() | st.text(max_size=10) | st.floats()
 toml_values = st.one_of(
-    st.sampled_from(["true", "5", "1.5", '""', "'/x'", "[]", "{}", "[[5]]", "inf", "1979-05-27", "'''\n'''", '"\\u0000"']),
+    st.sampled_from(
+        ["true", "5", "1.5", '""', "'/x'", "[]", "{}", "[[5]]", "inf", "1979-05-27", "'''\n'''", '"\\u0000"']
+    ),
     st.integers().map(str),
 )
 lines = st.builds(
@@ -248,7 +254,9 @@ lines = st.builds(
 
 
 @given(st.lists(lines, max_size=4, unique_by=lambda line: line.partition(" ")[0]).map("\n".join) | st.text())
-def test_no_file_ends_in_anything_but_a_configuration_or_an_error(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
+def test_no_file_ends_in_anything_but_a_configuration_or_an_error(
+    tmp_path_factory: pytest.TempPathFactory, text: str
+) -> None:
     file = tmp_path_factory.getbasetemp() / f"hostile-{os.getpid()}.toml"
     file.write_text(text, encoding="utf-8", errors="surrogatepass")
     try:

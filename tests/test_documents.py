@@ -20,7 +20,9 @@ _HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 
 def anchors(page: Path) -> set[str]:
     """As GitHub makes them of headings."""
-    return {re.sub(r"[^\w -]", "", each).strip().lower().replace(" ", "-") for each in _HEADING.findall(page.read_text())}
+    return {
+        re.sub(r"[^\w -]", "", each).strip().lower().replace(" ", "-") for each in _HEADING.findall(page.read_text())
+    }
 
 
 def long_lines(page: Path) -> Iterator[str]:

@@ -52,7 +52,10 @@ class Passage:
             end = _ENDS.search(self.text, found.end())
             if end is None or end[0] != "?":
                 before = max(self.text.rfind("\n", 0, found.start()) + 1, found.start() - 40)
-                yield self.line + self.text.count("\n", 0, found.start()), self.text[before : found.end() + 40].replace("\n", " ")
+                yield (
+                    self.line + self.text.count("\n", 0, found.start()),
+                    self.text[before : found.end() + 40].replace("\n", " "),
+                )
 
 
 def passages(paths: Iterable[Path]) -> Iterator[Passage]:
@@ -61,20 +64,29 @@ def passages(paths: Iterable[Path]) -> Iterator[Passage]:
             if file.suffix == ".py":
                 yield from _of_python(file, file.read_text())
             elif file.suffix in SUFFIXES and not file.name.endswith(".test.yaml"):
-                yield Passage("documents", file, 1, _CODE.sub(lambda code: "\n" * code[0].count("\n"), file.read_text()))
+                yield Passage(
+                    "documents", file, 1, _CODE.sub(lambda code: "\n" * code[0].count("\n"), file.read_text())
+                )
 
 
 def _of_python(path: Path, source: str) -> Iterator[Passage]:
     """Docstrings, comments, and string literals that are no single word."""
     tree, docstrings = ast.parse(source), set[int]()
     for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and ast.get_docstring(node):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and ast.get_docstring(
+            node
+        ):
             statement = node.body[0]
             assert isinstance(statement, ast.Expr)
             docstrings.add(id(statement.value))
             yield Passage("docstrings", path, statement.lineno, str(ast.literal_eval(statement.value)))
     for node in ast.walk(tree):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str) and " " in node.value and id(node) not in docstrings:
+        if (
+            isinstance(node, ast.Constant)
+            and isinstance(node.value, str)
+            and " " in node.value
+            and id(node) not in docstrings
+        ):
             yield Passage("messages", path, node.lineno, node.value)
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type == tokenize.COMMENT:
@@ -126,7 +138,9 @@ def test_a_question_and_code_are_no_riddles(text: str, places: int, tmp_path: Pa
 
 
 def test_it_looks_into_docstrings_comments_and_messages(tmp_path: Path) -> None:
-    (tmp_path / "module.py").write_text('"""What it is."""\n# who asks\nNAME = "whose"\nerror(f"{x}: what was {y} is")\n')
+    (tmp_path / "module.py").write_text(
+        '"""What it is."""\n# who asks\nNAME = "whose"\nerror(f"{x}: what was {y} is")\n'
+    )
     found = [(each.kind, line) for each in passages([tmp_path]) for line, _ in each.places()]
     assert found == [("docstrings", 1), ("messages", 4), ("comments", 2)]
 

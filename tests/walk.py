@@ -44,7 +44,9 @@ class Walk:
         return sorted({module for _, _, module in (*self.there, *self.back)})
 
     def __str__(self) -> str:
-        return "\n".join([f"{len(self.modules)} modules there and back", *_way("there", self.there), *_way("back", self.back)])
+        return "\n".join(
+            [f"{len(self.modules)} modules there and back", *_way("there", self.there), *_way("back", self.back)]
+        )
 
 
 def _way(title: str, entries: Sequence[Entry]) -> Iterator[str]:

@@ -105,8 +105,12 @@ class Confirming:
 _SENTENCES = {
     Confirmation.NOT_NEEDED: ". This can lock you out. It applies at once because confirm_seconds is 0.",
     Confirmation.CONFIRMED: "; it was confirmed",
-    Confirmation.WAITING: ". nftsync takes it back after confirm_seconds unless you run `nftsync confirm` on the router.",
-    Confirmation.ROLLED_BACK: "; nobody ran `nftsync confirm`, so the former settings hold until you change the resource",
+    Confirmation.WAITING: (
+        ". nftsync takes it back after confirm_seconds unless you run `nftsync confirm` on the router."
+    ),
+    Confirmation.ROLLED_BACK: (
+        "; nobody ran `nftsync confirm`, so the former settings hold until you change the resource"
+    ),
 }
 
 

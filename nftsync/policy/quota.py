@@ -123,8 +123,8 @@ class Admission:
             whose, key, cap = "all Services together", "pinholes", self._total
         stays = "its open pinholes stay open" if name in self.admitted else "it stays closed"
         return Reason.OVER_CAP, (
-            f"this Service counts as {size(service)} pinholes, so {whose} would exceed the cap of {cap} ({key} in [caps] of the "
-            f"router's configuration); {stays}; delete Services or raise the cap: it opens when there is room"
+            f"this Service counts as {size(service)} pinholes, so {whose} would exceed the cap of {cap} "
+            f"({key} in [caps] of the router's configuration); {stays}; delete Services or raise the cap: it opens when there is room"
         )
 
     def _fits(self, service: Service) -> bool:

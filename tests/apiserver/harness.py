@@ -134,7 +134,9 @@ class ApiServer:
     restart() from one that lives on.
     """
 
-    def __init__(self, options: Sequence[str] = (), programs: Programs | None = None, address: str = "127.0.0.1") -> None:
+    def __init__(
+        self, options: Sequence[str] = (), programs: Programs | None = None, address: str = "127.0.0.1"
+    ) -> None:
         self._options = tuple(options)
         self._programs = programs
         self._address = address

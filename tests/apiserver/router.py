@@ -80,7 +80,9 @@ class Router:
         """A Service of type LoadBalancer, with the address that MetalLB would give it."""
         service = {"metadata": {"name": name}, "spec": {"type": "LoadBalancer", "ports": [{"port": port}], **spec}}
         self.server.admin.post(SERVICES, service)
-        self.server.admin.patch(f"{SERVICES}/{name}/status", {"status": {"loadBalancer": {"ingress": [{"ip": address}]}}})
+        self.server.admin.patch(
+            f"{SERVICES}/{name}/status", {"status": {"loadBalancer": {"ingress": [{"ip": address}]}}}
+        )
 
     def opens(self, address: str, port: int = 80) -> None:
         eventually(lambda: self.lab.arrives("tcp", address, port), f"{address} port {port} does not open")

@@ -61,7 +61,9 @@ def _served(definition: Raw) -> Iterator[tuple[str, str]]:
 
 def _rights(admin: Client, namespace: str) -> Iterator[tuple[str, dict[str, str]]]:
     """Who may do what, as resourceAttributes of a SubjectAccessReview."""
-    bindings = [each for kind in ("clusterrolebindings", "rolebindings") for each in admin.get(f"{_RBAC}/{kind}")["items"]]
+    bindings = [
+        each for kind in ("clusterrolebindings", "rolebindings") for each in admin.get(f"{_RBAC}/{kind}")["items"]
+    ]
     for binding in bindings:
         users = [
             f"system:serviceaccount:{namespace}:{subject['name']}"

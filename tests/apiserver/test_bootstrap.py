@@ -55,7 +55,14 @@ def there(server: ApiServer) -> bool:
 
 
 def run(server: ApiServer, *arguments: str, kubeconfig: Path | None = None) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "nftsync", "bootstrap", "--kubeconfig", str(kubeconfig or server.kubeconfig("admin"))]
+    command = [
+        sys.executable,
+        "-m",
+        "nftsync",
+        "bootstrap",
+        "--kubeconfig",
+        str(kubeconfig or server.kubeconfig("admin")),
+    ]
     return subprocess.run([*command, *arguments], capture_output=True, text=True, check=False)
 
 
@@ -81,7 +88,9 @@ def test_an_empty_cluster_gets_all_of_it_and_the_kubeconfig_can_do_what_a_router
     with token_controller(server):
         done = run(server, "--output", str(tmp_path / "kubeconfig"))
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
-    assert [line.partition(":")[2].split(":")[0].strip() for line in done.stderr.splitlines()] == ["created"] * len(objects())
+    assert [line.partition(":")[2].split(":")[0].strip() for line in done.stderr.splitlines()] == ["created"] * len(
+        objects()
+    )
     assert (tmp_path / "kubeconfig").stat().st_mode & 0o777 == 0o600
     write(tmp_path / "nftsync.toml", f'kubeconfig = "{tmp_path}/kubeconfig"\n')
     command = [sys.executable, "-m", "nftsync", "check", "--config", str(tmp_path / "nftsync.toml")]
@@ -120,7 +129,9 @@ def test_what_kubectl_applied_before_is_taken_over_and_settings_that_stand_stay(
     assert server.admin.get(f"{NFTS}/nft") == before
 
 
-def test_a_right_that_was_taken_away_is_given_back_and_one_that_somebody_else_set_is_not_overwritten(server: ApiServer) -> None:
+def test_a_right_that_was_taken_away_is_given_back_and_one_that_somebody_else_set_is_not_overwritten(
+    server: ApiServer,
+) -> None:
     made(server)
     role = "/apis/rbac.authorization.k8s.io/v1/clusterroles/nftsync"
     server.admin.delete(role)
@@ -131,14 +142,21 @@ def test_a_right_that_was_taken_away_is_given_back_and_one_that_somebody_else_se
     held = server.admin.get(role)
     done = run(server)
     assert (done.returncode, done.stdout) == (1, "")
-    assert "ClusterRole nftsync exists with other settings, which nftsync does not overwrite: " in done.stderr.splitlines()[-1]
+    assert (
+        "ClusterRole nftsync exists with other settings, which nftsync does not overwrite: "
+        in done.stderr.splitlines()[-1]
+    )
     assert server.admin.get(role) == held
 
 
-def test_what_it_cannot_do_it_refuses_with_a_reason(server: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_it_cannot_do_it_refuses_with_a_reason(
+    server: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     admin = server.kubeconfig("admin")
     monkeypatch.setattr(bootstrap, "PATIENCE", 0.5)
-    with pytest.raises(BootstrapError, match=r"^the cluster filled in no token in Secret arbf-operators/nftsync-token within"):
+    with pytest.raises(
+        BootstrapError, match=r"^the cluster filled in no token in Secret arbf-operators/nftsync-token within"
+    ):
         bootstrap.bootstrap(admin, lambda _: None)
     document = yaml.safe_load(admin.read_text())
     document["clusters"][0]["cluster"] = {"server": server.url, "insecure-skip-tls-verify": True}

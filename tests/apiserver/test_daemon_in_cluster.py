@@ -42,7 +42,9 @@ def test_services_of_a_cluster_become_what_passes_the_router(router: Router) -> 
 
 def test_the_shipped_rights_and_nothing_else_are_enough(router: Router) -> None:
     router.start()
-    eventually(lambda: router.metric('nftsync_watch_state{resource="Service",state="watching"}') == 1, "Services are watched")
+    eventually(
+        lambda: router.metric('nftsync_watch_state{resource="Service",state="watching"}') == 1, "Services are watched"
+    )
     eventually(lambda: router.metric('nftsync_watch_state{resource="Nft",state="watching"}') == 1, "the Nft is watched")
     checked = router.run("check")
     assert checked.returncode == 0, checked.stdout + checked.stderr

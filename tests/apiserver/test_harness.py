@@ -44,7 +44,9 @@ def test_a_kubeconfig_makes_the_daemon_the_user_whom_it_names(
         api.close()
 
 
-def lagging(monkeypatch: pytest.MonkeyPatch, about: Callable[[Client, str], bool], answer: Callable[[str], object]) -> list[int]:
+def lagging(
+    monkeypatch: pytest.MonkeyPatch, about: Callable[[Client, str], bool], answer: Callable[[str], object]
+) -> list[int]:
     """The next three requests about something get the answer of a server whose caches lag.
 
     Returns the answers still to come.
@@ -94,7 +96,9 @@ def test_whoever_gets_rights_has_them_at_once(server: ApiServer, monkeypatch: py
     assert left == []
 
 
-def test_delete_kind_returns_once_the_server_no_longer_serves_it(server: ApiServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_delete_kind_returns_once_the_server_no_longer_serves_it(
+    server: ApiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     server.apply(HERE / "metallb-crds.yaml")
     left = lagging(monkeypatch, lambda _, path: path.endswith("/ipaddresspools"), lambda _: {"items": []})
     server.delete_kind("ipaddresspools.metallb.io")

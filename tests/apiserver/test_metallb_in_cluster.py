@@ -140,7 +140,9 @@ def all_in_state(router: Router, state: str, *kinds: str) -> None:
 
 def restarts(router: Router, kind: str) -> float:
     """How often the watch of this kind had to be restarted, whatever the cause."""
-    counted = re.findall(rf'^nftsync_watch_restarts_total{{.*resource="{kind}".*}} (\S+)$', router.page("/metrics"), re.MULTILINE)
+    counted = re.findall(
+        rf'^nftsync_watch_restarts_total{{.*resource="{kind}".*}} (\S+)$', router.page("/metrics"), re.MULTILINE
+    )
     return sum(map(float, counted))
 
 
@@ -193,7 +195,9 @@ def test_without_metallb_all_is_open_and_once_it_is_installed_its_pools_decide(r
     assert logged(router, "ERROR") == []
 
 
-def test_nobody_waits_for_pools_that_may_not_be_read_and_they_count_once_they_may(router: Router, metallb: MetalLBCaches) -> None:
+def test_nobody_waits_for_pools_that_may_not_be_read_and_they_count_once_they_may(
+    router: Router, metallb: MetalLBCaches
+) -> None:
     metallb.pool("first", FIRST)
     metallb.revoke()
     router.start()
@@ -352,7 +356,11 @@ def test_of_metallb_the_router_may_read_its_configuration_and_no_more(router: Ro
         (verb, *resource, namespace, name)
         for verb, resource, namespace, name in itertools.product(VERBS, RESOURCES, namespaces, ("", "config", "other"))
     ]
-    objects = [("metallb.io", plural, METALLB_NAMESPACE, name) for plural in PLURALS.values() for name in ("", "config", "other")]
+    objects = [
+        ("metallb.io", plural, METALLB_NAMESPACE, name)
+        for plural in PLURALS.values()
+        for name in ("", "config", "other")
+    ]
     objects.append(("", "configmaps", METALLB_NAMESPACE, "config"))
     expected = {(verb, *each) for verb in ("list", "watch") for each in objects}
     assert {each for each in asked if allowed(*each)} == expected
@@ -377,7 +385,9 @@ def findings(router: Router) -> tuple[int, list[str]]:
     """The exit status of `nftsync check`, and its lines that are not ok or speak of pools."""
     checked = router.run("check")
     lines = checked.stdout.splitlines()
-    return checked.returncode, [line for line in lines if not line.startswith("ok") or "pools" in line.partition(": ")[0]]
+    return checked.returncode, [
+        line for line in lines if not line.startswith("ok") or "pools" in line.partition(": ")[0]
+    ]
 
 
 def test_the_commands_name_the_pools_that_guard(router: Router, metallb: MetalLBCaches) -> None:
@@ -403,7 +413,9 @@ def test_the_commands_name_the_pools_that_guard(router: Router, metallb: MetalLB
     assert findings(router) == (0, [f"ok    MetalLB's pools: 2 in {METALLB_NAMESPACE}: extra, public"])
 
 
-def test_the_commands_speak_of_what_is_there_now_not_of_what_the_daemon_saw_before(router: Router, metallb: MetalLBCaches) -> None:
+def test_the_commands_speak_of_what_is_there_now_not_of_what_the_daemon_saw_before(
+    router: Router, metallb: MetalLBCaches
+) -> None:
     metallb.pool("first", FIRST)
     metallb.pool("second", SECOND)
     router.start()

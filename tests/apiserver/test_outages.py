@@ -164,7 +164,9 @@ def with_another_ca(router: Router) -> Callable[[], None]:
 
 
 @pytest.mark.parametrize("fault", [without_rights, with_another_ca], ids=["403", "wrong CA"])
-def test_a_refusal_stops_nothing_is_said_and_ends(router: Router, fault: Callable[[Router], Callable[[], None]]) -> None:
+def test_a_refusal_stops_nothing_is_said_and_ends(
+    router: Router, fault: Callable[[Router], Callable[[], None]]
+) -> None:
     give_back = fault(router)
     router.server.restart()  # a watch that was accepted goes on
     try:

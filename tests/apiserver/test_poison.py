@@ -49,7 +49,9 @@ def add_all(router: Router) -> None:
 
 
 def opened() -> int:
-    listed = json.loads(subprocess.check_output(["nft", "-j", "list", "set", "inet", "nftsync", "services4"]))["nftables"]
+    listed = json.loads(subprocess.check_output(["nft", "-j", "list", "set", "inet", "nftsync", "services4"]))[
+        "nftables"
+    ]
     return sum(len(each["set"].get("elem", ())) for each in listed if "set" in each)
 
 

@@ -57,7 +57,9 @@ def router(cluster: tuple[Lab, ApiServer], tmp_path: Path) -> Iterator[Router]:
         for namespace in ("default", NAMESPACE):
             running.server.admin.delete(EVENTS.format(namespace))
         configuration = running.configuration.read_text(encoding="utf-8")
-        running.configuration.write_text(f'router_name = "edge1"\nresync_interval = 5\n{configuration}', encoding="utf-8")
+        running.configuration.write_text(
+            f'router_name = "edge1"\nresync_interval = 5\n{configuration}', encoding="utf-8"
+        )
         yield running
 
 
@@ -86,7 +88,9 @@ def events(router: Router, reason: str, namespace: str = "default") -> list[dict
 
 def event(router: Router, reason: str, namespace: str = "default") -> dict[str, Any]:
     """The one Event of this reason, once it is there."""
-    [found] = eventually(lambda: events(router, reason, namespace), f"there is no Event {reason}:\n{router.log.read_text()}")
+    [found] = eventually(
+        lambda: events(router, reason, namespace), f"there is no Event {reason}:\n{router.log.read_text()}"
+    )
     return found
 
 
@@ -127,7 +131,12 @@ def settled(what: Callable[[], object], seconds: float) -> None:
 def kubectl(router: Router, *arguments: str) -> subprocess.CompletedProcess[str]:
     program = shutil.which("kubectl")
     assert program
-    options = ["--kubeconfig", str(router.server.kubeconfig("admin")), "--cache-dir", str(router.log.parent / "kubectl")]
+    options = [
+        "--kubeconfig",
+        str(router.server.kubeconfig("admin")),
+        "--cache-dir",
+        str(router.log.parent / "kubectl"),
+    ]
     return subprocess.run([program, *options, "-n", NAMESPACE, *arguments], capture_output=True, text=True, check=False)
 
 
@@ -145,7 +154,11 @@ def test_ready_becomes_true_after_the_start(router: Router) -> None:
     found = status(router)
     assert {kind: holds for kind, holds in conditions(found).items() if kind != "PoolsGuarded"} == GOOD
     assert conditions(found)["PoolsGuarded"] == "False", "there is no MetalLB in this cluster"
-    assert {key: found[key] for key in ("services", "pinholes", "rejected")} == {"services": 2, "pinholes": 1, "rejected": 1}
+    assert {key: found[key] for key in ("services", "pinholes", "rejected")} == {
+        "services": 2,
+        "pinholes": 1,
+        "rejected": 1,
+    }
     own = entry(router)
     generation = router.server.admin.get(f"{NFTS}/nft")["metadata"]["generation"]
     assert own["observedGeneration"] == generation
@@ -167,7 +180,10 @@ def test_a_table_of_nfts_shows_how_the_routers_are_doing(router: Router) -> None
         head, row = (line.split() for line in listed.stdout.splitlines())
     else:
         table = router.server.admin.get(NFTS, accept=TABLE)
-        shown = [(column["name"], cell) for column, cell in zip(table["columnDefinitions"], table["rows"][0]["cells"], strict=True)]
+        shown = [
+            (column["name"], cell)
+            for column, cell in zip(table["columnDefinitions"], table["rows"][0]["cells"], strict=True)
+        ]
         wide = {column["name"] for column in table["columnDefinitions"] if column["priority"]}
         head = [name.upper() for name, _ in shown if name not in wide]
         row = [str(cell) for name, cell in shown if name not in wide]
@@ -190,13 +206,15 @@ def test_what_is_not_as_it_should_be_is_a_condition_and_goes_again(router: Route
     router.server.admin.patch(f"{NFTS}/nft", {"spec": {"enable_rateshape": False}})
     eventually(lambda: conditions(status(router))["RateShaping"] == "False", "limits are no longer in force")
     eventually(
-        lambda: {each["observedGeneration"] for each in status(router)["conditions"]} == {2}, "the new generation is taken up"
+        lambda: {each["observedGeneration"] for each in status(router)["conditions"]} == {2},
+        "the new generation is taken up",
     )
 
 
 def test_the_daemons_own_status_writes_wake_no_sync(router: Router) -> None:
     router.configuration.write_text(
-        router.configuration.read_text(encoding="utf-8").replace("resync_interval = 5", "resync_interval = 600"), encoding="utf-8"
+        router.configuration.read_text(encoding="utf-8").replace("resync_interval = 5", "resync_interval = 600"),
+        encoding="utf-8",
     )
     router.start()
     ready(router)
@@ -292,7 +310,9 @@ def test_a_reload_says_that_nftsync_stopped_only_if_it_goes_on_under_another_nam
         eventually(lambda: "configuration reloaded" in router.log.read_text().removeprefix(log), "it is reloaded")
 
     def since() -> str:
-        return next(str(each["lastTransitionTime"]) for each in entry(router)["conditions"] if each["type"] == "Running")
+        return next(
+            str(each["lastTransitionTime"]) for each in entry(router)["conditions"] if each["type"] == "Running"
+        )
 
     router.start()
     ready(router)
@@ -305,7 +325,9 @@ def test_a_reload_says_that_nftsync_stopped_only_if_it_goes_on_under_another_nam
     assert (since(), reasons(entry(router))["Running"]) == (began, ("True", "Running"))
     reload('"edge1"', '"edge9"')
     runs = {"Ready": ("True", "Synced"), "Running": ("True", "Running")}
-    eventually(lambda: entry(router, "edge9") and reasons(entry(router, "edge9")) == runs, "it goes on under the new name")
+    eventually(
+        lambda: entry(router, "edge9") and reasons(entry(router, "edge9")) == runs, "it goes on under the new name"
+    )
     assert reasons(entry(router)) == {"Ready": ("False", "Stopped"), "Running": ("False", "Stopped")}
 
 
@@ -332,7 +354,10 @@ def test_two_routers_write_at_once_into_one_nft_and_keep_each_others_entries(rou
         for number in range(2, 8):  # both change at once, again and again
             router.add(f"s{number}", f"172.30.254.{number}")
             report(replace(first, name="edge2", services=number, pinholes=number))
-        eventually(lambda: entry(router).get("services") == entry(router, "edge2").get("services") == 7, "both entries are there")
+        eventually(
+            lambda: entry(router).get("services") == entry(router, "edge2").get("services") == 7,
+            "both entries are there",
+        )
         eventually(lambda: (status(router)["services"], status(router)["pinholes"]) == (7, 7), "the sums are right")
         own = entry(router)
         report(replace(first, name="edge2", services=7, pinholes=7, hash=own["hash"]))
@@ -356,7 +381,13 @@ def test_a_services_story_is_told_in_its_events(router: Router) -> None:
     router.add("web", "172.30.254.1")
     uid = router.server.admin.get(f"{SERVICES}/web")["metadata"]["uid"]
     opened = event(router, "Opened")
-    assert opened["regarding"] == {"apiVersion": "v1", "kind": "Service", "namespace": "default", "name": "web", "uid": uid}
+    assert opened["regarding"] == {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "namespace": "default",
+        "name": "web",
+        "uid": uid,
+    }
     assert opened["type"] == "Normal"
     assert opened["action"] == "Open"
     assert opened["reportingController"] == "nft.acnodal.com/nftsync"
@@ -379,7 +410,9 @@ def test_a_services_story_is_told_in_its_events(router: Router) -> None:
     router.server.admin.delete(f"{SERVICES}/web")
     closed = event(router, "Closed")
     assert (closed["type"], closed["action"], closed["regarding"]["uid"]) == ("Normal", "Close", uid)
-    assert {each["reportingInstance"] for each in router.server.admin.get(EVENTS.format("default"))["items"]} == {"edge1"}
+    assert {each["reportingInstance"] for each in router.server.admin.get(EVENTS.format("default"))["items"]} == {
+        "edge1"
+    }
 
 
 def test_the_same_news_again_is_one_event_that_counts(router: Router) -> None:
@@ -392,7 +425,9 @@ def test_the_same_news_again_is_one_event_that_counts(router: Router) -> None:
         router.server.admin.patch(f"{SERVICES}/web", {"spec": {"type": "LoadBalancer"}})
         ingress = {"status": {"loadBalancer": {"ingress": [{"ip": "172.30.254.1"}]}}}
         router.server.admin.patch(f"{SERVICES}/web/status", ingress)
-        eventually(lambda wanted=count: event(router, "Opened").get("series", {}).get("count") == wanted, f"count {count}")  # type: ignore[misc]
+        eventually(
+            lambda wanted=count: event(router, "Opened").get("series", {}).get("count") == wanted, f"count {count}"
+        )  # type: ignore[misc]
     assert "Cannot send Events" not in router.log.read_text()
 
 
@@ -423,10 +458,15 @@ def test_drift_and_what_is_refused_of_the_settings_are_told_on_the_nft(router: R
     router.opens("172.30.254.1")
     with changed_crd(router.server, lambda version: version["schema"]["openAPIV3Schema"].pop("properties")):
         lenient = {"spec": {"public_nic": "lo"}}
-        eventually(lambda: refusal_of(lambda: router.server.admin.patch(f"{NFTS}/nft", lenient)) is None, "the CRD takes anything")
+        eventually(
+            lambda: refusal_of(lambda: router.server.admin.patch(f"{NFTS}/nft", lenient)) is None,
+            "the CRD takes anything",
+        )
         refused = event(router, "SettingsRefused", NAMESPACE)
         router.server.admin.patch(f"{NFTS}/nft", {"spec": SPEC})
-        eventually(lambda: router.metric('nftsync_rejections{reason="invalid_settings"}') == 0, "the settings are good again")
+        eventually(
+            lambda: router.metric('nftsync_rejections{reason="invalid_settings"}') == 0, "the settings are good again"
+        )
     assert (refused["type"], refused["regarding"]["uid"]) == ("Warning", uid)
     assert "public_nic 'lo'" in refused["note"]
     assert "the last good settings stay" in refused["note"]
@@ -435,7 +475,9 @@ def test_drift_and_what_is_refused_of_the_settings_are_told_on_the_nft(router: R
 @pytest.mark.parametrize("message", ["x" * 5000, "ü" * 5000, "🧱" * 5000])
 def test_the_longest_note_and_name_are_ones_that_the_api_takes(router: Router, message: str) -> None:
     queue = EventQueue("edge1", utc_now)
-    queue.put(Notice(ObjectRef("ConfigMap", f"default/{'c' * 253}", "uid"), EventReason.REJECTED, message, warning=True))
+    queue.put(
+        Notice(ObjectRef("ConfigMap", f"default/{'c' * 253}", "uid"), EventReason.REJECTED, message, warning=True)
+    )
     request = queue.next(0.0)
     assert isinstance(request, Request)
     client = router.server.client(router.server.issue_token())
@@ -460,7 +502,9 @@ def changed_crd(server: ApiServer, change: Callable[[dict[str, Any]], object]) -
     finally:
         server.admin.patch(CRD, {"spec": {"versions": shipped}})
         strict = {"spec": {"public_nic": "lo"}}
-        eventually(lambda: refusal_of(lambda: server.admin.patch(f"{NFTS}/nft", strict)) == 422, "the CRD is as shipped again")
+        eventually(
+            lambda: refusal_of(lambda: server.admin.patch(f"{NFTS}/nft", strict)) == 422, "the CRD is as shipped again"
+        )
         eventually(lambda: refusal_of(lambda: server.admin.get(STATUS)) is None, "the status is back")
 
 
@@ -527,7 +571,9 @@ def test_with_a_crd_that_has_no_status_subresource_all_else_works_and_it_is_said
         router.closes("172.30.254.1")
         said = [line for line in router.log.read_text().splitlines() if "Cannot " in line]
     assert len(said) == 1
-    assert "is too old: run nftsync bootstrap with an administrator's kubeconfig. The firewall is not affected" in said[0]
+    assert (
+        "is too old: run nftsync bootstrap with an administrator's kubeconfig. The firewall is not affected" in said[0]
+    )
 
 
 # --- the log ------------------------------------------------------------------------------------------
@@ -540,7 +586,9 @@ def test_each_change_is_one_line_with_its_fields_and_no_line_holds_a_secret(rout
     router.server.admin.delete(f"{SERVICES}/web")
     router.closes("172.30.254.1")
     fields = "kind=Service namespace=default name=web topic={} router=edge1"
-    log = eventually(lambda: router.log.read_text() if "topic=Closed" in router.log.read_text() else "", "the line on closing")
+    log = eventually(
+        lambda: router.log.read_text() if "topic=Closed" in router.log.read_text() else "", "the line on closing"
+    )
     told = [line for line in log.splitlines() if "default/web" in line]
     assert told == [
         f"nftsync: INFO: Service default/web: opened 172.30.254.1 tcp 80 {fields.format('Opened')}",

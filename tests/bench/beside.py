@@ -34,7 +34,9 @@ LOAD = (
 def crowd() -> list[Service]:
     ports = (Port(Protocol.TCP, 80), Port(Protocol.TCP, 443))
     return [
-        Service(Name("shop", f"s{n}"), f"u{n}", "", "", (ip_address(f"10.0.{n // 250}.{n % 250}"),), ports, None, None, ())
+        Service(
+            Name("shop", f"s{n}"), f"u{n}", "", "", (ip_address(f"10.0.{n // 250}.{n % 250}"),), ports, None, None, ()
+        )
         for n in range(COUNT)
     ]
 
@@ -126,9 +128,11 @@ def run() -> list[Goal]:
             "a pinhole changed among 20,000": changer.alone,
             "the same while somebody scrapes": changer.scraped,
         }, ROUNDS)  # fmt: skip
-    table("Beside the rules, in ms", ("", "median", "95 %", "samples"), [
-        [name, *spread(taken, 1e3)] for name, taken in samples.items()
-    ])
+    table(
+        "Beside the rules, in ms",
+        ("", "median", "95 %", "samples"),
+        [[name, *spread(taken, 1e3)] for name, taken in samples.items()],
+    )
     without, capped, alone, heard, quiet, scraped = (median(taken) for taken in samples.values())
     return [
         Goal(f"with caps {capped / without:.2f} times as long as without (goal: at most 1.5)", capped <= 1.5 * without),

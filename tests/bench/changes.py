@@ -24,7 +24,9 @@ SIZES = (1_000, 10_000)
 ROUNDS = 100
 OLD_ROUNDS = 10
 STEPS = ("add", "change", "remove")
-GRACE = 0.03  # seconds: an nft process ends only when the kernel has freed what was deleted before, which is not its cost
+GRACE = (
+    0.03  # seconds: an nft process ends only when the kernel has freed what was deleted before, which is not its cost
+)
 
 
 class Looped:
@@ -84,7 +86,9 @@ class Looped:
 
     def process(self, step: str) -> float:
         """Seconds that an nft process needs for the same elements."""
-        before, after = (f"inet nftsync services4 {{ {address_of(self._number)} . tcp . {port} }}\n" for port in (443, 8443))
+        before, after = (
+            f"inet nftsync services4 {{ {address_of(self._number)} . tcp . {port} }}\n" for port in (443, 8443)
+        )
         text = {
             "add": f"add element {before}",
             "change": f"delete element {before}add element {after}",
@@ -100,7 +104,9 @@ class Looped:
 @contextmanager
 def _old_operator(count: int) -> Iterator[Callable[[], float]]:
     """The file of one rule per Service that the old operator loads for any change, in a namespace of its own."""
-    rules = "".join(f'\t\tiifname "{NIC}" ip daddr {address_of(number)} tcp dport 443 accept\n' for number in range(count))
+    rules = "".join(
+        f'\t\tiifname "{NIC}" ip daddr {address_of(number)} tcp dport 443 accept\n' for number in range(count)
+    )
     chain = "table inet filter {\n\tchain operator-svc {\n"
     namespace = Namespace()
     with tempfile.NamedTemporaryFile("w", suffix=".nft") as file:
@@ -133,9 +139,11 @@ def run() -> list[Goal]:
             for each in (in_turns(contestants, ROUNDS // OLD_ROUNDS), in_turns(old, 1)):
                 for name, taken in each.items():
                     samples.setdefault(name, []).extend(taken)
-    table("One Service added, changed, removed, in ms", ("", "median", "95 %", "samples"), [
-        [name, *spread(taken, 1e3)] for name, taken in samples.items()
-    ])
+    table(
+        "One Service added, changed, removed, in ms",
+        ("", "median", "95 %", "samples"),
+        [[name, *spread(taken, 1e3)] for name, taken in samples.items()],
+    )
     return _goals({name: median(taken) * 1e3 for name, taken in samples.items()})
 
 

@@ -98,9 +98,11 @@ def run() -> list[Goal]:
             for count, router in routers.items()
         }
         samples = in_turns(contestants, ROUNDS)
-    table("The daemon as a process, by the number of Services, in ms", ("", "median", "95 %", "samples"), [
-        [name, *spread(taken, 1e3, 0)] for name, taken in samples.items()
-    ])
+    table(
+        "The daemon as a process, by the number of Services, in ms",
+        ("", "median", "95 %", "samples"),
+        [[name, *spread(taken, 1e3, 0)] for name, taken in samples.items()],
+    )
     few, many = SIZES
     goals = []
     for what, most in GOALS.items():

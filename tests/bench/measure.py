@@ -57,7 +57,15 @@ _HELM: dict[str, Any] = {
     "f:spec": {
         "f:externalTrafficPolicy": {},
         "f:internalTrafficPolicy": {},
-        "f:ports": {'k:{"port":443,"protocol":"TCP"}': {".": {}, "f:name": {}, "f:port": {}, "f:protocol": {}, "f:targetPort": {}}},
+        "f:ports": {
+            'k:{"port":443,"protocol":"TCP"}': {
+                ".": {},
+                "f:name": {},
+                "f:port": {},
+                "f:protocol": {},
+                "f:targetPort": {},
+            }
+        },
         "f:selector": {},
         "f:sessionAffinity": {},
         "f:type": {},

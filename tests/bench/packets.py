@@ -36,7 +36,11 @@ ROUNDS = 51
 LENGTH = 100  # bytes of the IP packet
 MIDDLE, LAST = COUNT // 2 + 1, COUNT - 1  # neither is rate-limited
 
-NO_FIREWALL, OURS, OURS_LIMITS = "no firewall", f"nftsync, {COUNT} pinholes", f"nftsync, {COUNT} pinholes, enable_rateshape"
+NO_FIREWALL, OURS, OURS_LIMITS = (
+    "no firewall",
+    f"nftsync, {COUNT} pinholes",
+    f"nftsync, {COUNT} pinholes, enable_rateshape",
+)
 OLD_MIDDLE, OLD_LAST = f"{COUNT} rules in a line, the middle one", f"{COUNT} rules in a line, the last one"
 
 
@@ -67,7 +71,11 @@ def _lab(opened: ExitStack, rules: str) -> Lab:
 def _sender(opened: ExitStack, lab: Lab, number: int) -> Callable[[], float]:
     """Sends to one Service for a while; returns the seconds per packet. Every packet has to arrive."""
     probe = Probe("udp", address_of(number), 443, sport=40_000, length=LENGTH)
-    frame = bytes.fromhex((ROUTER_MAC + PEER_MAC).replace(":", "")) + b"\x08\x00" + packet(probe, CLIENT, 1, bytes(MARK.size))
+    frame = (
+        bytes.fromhex((ROUTER_MAC + PEER_MAC).replace(":", ""))
+        + b"\x08\x00"
+        + packet(probe, CLIENT, 1, bytes(MARK.size))
+    )
     vector = _Vector(frame, len(frame))
     messages = (_Message * BATCH)(*(_Message(vectors=ctypes.pointer(vector), vector_count=1) for _ in range(BATCH)))
     wire = opened.enter_context(lab.client.socket(socket.AF_PACKET, socket.SOCK_RAW))
@@ -99,7 +107,9 @@ def _rulesets() -> dict[str, str]:
     limited = Settings.of(spec, public_nic=None, local_chain="")
     plain = Settings.of(replace(spec, enable_rateshape=False), public_nic=None, local_chain="")
     ours = ruleset(pinholes, plain)
-    line = "".join(f'\t\tiifname "{NIC}" ip daddr {address_of(number)} udp dport 443 accept\n' for number in range(COUNT))
+    line = "".join(
+        f'\t\tiifname "{NIC}" ip daddr {address_of(number)} udp dport 443 accept\n' for number in range(COUNT)
+    )
     standing = ours.tables[INET]
     old = replace(standing, sets={}, chains={**standing.chains, OPERATOR_SVC: Chain(line)})
     return {OURS: render(ours), OURS_LIMITS: render(ruleset(pinholes, limited)), OLD_LAST: render(Ruleset({INET: old}))}
@@ -115,15 +125,20 @@ def run() -> list[Goal]:
         os.sched_setaffinity(0, {max(allowed)})
         in_turns(contestants, 2)  # to warm up
         samples = in_turns(contestants, ROUNDS)
-    table(f"A UDP packet of {LENGTH} bytes from client through router to node, in µs", ("", "median", "95 %", "samples"), [
-        [name, *spread(taken, 1e6)] for name, taken in samples.items()
-    ])
+    table(
+        f"A UDP packet of {LENGTH} bytes from client through router to node, in µs",
+        ("", "median", "95 %", "samples"),
+        [[name, *spread(taken, 1e6)] for name, taken in samples.items()],
+    )
     added = {
-        name: [each - free for each, free in zip(taken, samples[NO_FIREWALL], strict=True)] for name, taken in samples.items()
+        name: [each - free for each, free in zip(taken, samples[NO_FIREWALL], strict=True)]
+        for name, taken in samples.items()
     }
-    table("What the firewall adds to that, taken turn by turn, in µs", ("", "median", "95 %", "samples"), [
-        [name, *spread(taken, 1e6)] for name, taken in added.items() if name != NO_FIREWALL
-    ])
+    table(
+        "What the firewall adds to that, taken turn by turn, in µs",
+        ("", "median", "95 %", "samples"),
+        [[name, *spread(taken, 1e6)] for name, taken in added.items() if name != NO_FIREWALL],
+    )
     return [
         _goal(f"{what}: {old} / {OURS_LIMITS}", median(costs[old]) / median(costs[OURS_LIMITS]))
         for what, costs in (("the whole way", samples), ("added by the firewall", added))

@@ -21,7 +21,12 @@ GZIP_LEVEL = 4  # k8s.io/apiserver, defaultGzipContentEncodingLevel
 
 
 def _page(items: list[dict[str, Any]], token: str) -> bytes:
-    document = {"kind": "List", "apiVersion": "v1", "metadata": {"resourceVersion": "200000", "continue": token}, "items": items}
+    document = {
+        "kind": "List",
+        "apiVersion": "v1",
+        "metadata": {"resourceVersion": "200000", "continue": token},
+        "items": items,
+    }
     return gzip.compress(json.dumps(document, separators=(",", ":")).encode(), GZIP_LEVEL)
 
 
@@ -30,7 +35,9 @@ def _pages(count: int) -> dict[str, bytes]:
     pages = {}
     for start in range(0, count, PAGE):
         end = min(start + PAGE, count)
-        pages[str(start or "")] = _page([service(number) for number in range(start, end)], str(end) if end < count else "")
+        pages[str(start or "")] = _page(
+            [service(number) for number in range(start, end)], str(end) if end < count else ""
+        )
     return pages
 
 

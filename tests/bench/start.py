@@ -54,7 +54,9 @@ class Bench:
         """Run tests.bench.process on a router that remembers nothing, with our tables gone; what it measured."""
         for remembered in ("state", "run"):
             shutil.rmtree(self.config.parent / remembered, ignore_errors=True)
-        self.server.nft("".join(f"add table {each} nftsync\ndelete table {each} nftsync\n" for each in ("inet", "netdev")))
+        self.server.nft(
+            "".join(f"add table {each} nftsync\ndelete table {each} nftsync\n" for each in ("inet", "netdev"))
+        )
         done = self.server.run([sys.executable, "-m", "tests.bench.process", *map(str, arguments)])
         measured: dict[str, float] = json.loads(done.stdout)
         return measured
@@ -130,12 +132,18 @@ def _measure(made: Bench, server: str) -> Goal:
         fetches.append(floor["fetch"])
         loads.append(floor["load"])
     floors = [fetched + loaded for fetched, loaded in zip(fetches, loads, strict=True)]
-    title = f"Start with {COUNT} Services of {server} ({floor['bytes'] / 1e6:.1f} MB in {floor['pages']:.0f} pages), in ms"
-    table(title, ("", "median", "95 %", "samples"), [
-        ["nftsync, from start to kernel", *spread(ours, 1e3, 0)],
-        ["the bytes, fetched only", *spread(fetches, 1e3, 0)],
-        ["the ruleset, loaded only", *spread(loads, 1e3, 0)],
-        ["fetched and loaded", *spread(floors, 1e3, 0)],
-    ])
+    title = (
+        f"Start with {COUNT} Services of {server} ({floor['bytes'] / 1e6:.1f} MB in {floor['pages']:.0f} pages), in ms"
+    )
+    table(
+        title,
+        ("", "median", "95 %", "samples"),
+        [
+            ["nftsync, from start to kernel", *spread(ours, 1e3, 0)],
+            ["the bytes, fetched only", *spread(fetches, 1e3, 0)],
+            ["the ruleset, loaded only", *spread(loads, 1e3, 0)],
+            ["fetched and loaded", *spread(floors, 1e3, 0)],
+        ],
+    )
     ratio = median(ours) / median(floors)
     return Goal(f"start from {server}: {ratio:.2f} times fetch and load alone (goal: at most 1.5)", ratio <= 1.5)

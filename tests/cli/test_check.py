@@ -106,7 +106,9 @@ def test_a_right_that_is_missing_and_a_resource_that_is_not_there_are_findings(t
     assert "nftsync bootstrap --print" in resource.message
 
 
-def test_a_kernel_that_does_not_tell_of_interfaces_is_a_finding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kernel_that_does_not_tell_of_interfaces_is_a_finding(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(_: Links, name: str) -> int:
         raise LinkError(f"the kernel refused to look for the interface {name}: no")
 

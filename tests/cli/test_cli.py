@@ -24,7 +24,20 @@ from tests.objects.test_ratelimit import near_misses
 from tests.support import ROOT
 
 EXAMPLES = str(ROOT / "examples")
-COMMANDS = ("run", "boot", "render", "ratelimit", "pools", "status", "explain", "confirm", "top", "diff", "check", "flush")
+COMMANDS = (
+    "run",
+    "boot",
+    "render",
+    "ratelimit",
+    "pools",
+    "status",
+    "explain",
+    "confirm",
+    "top",
+    "diff",
+    "check",
+    "flush",
+)
 
 
 @pytest.fixture
@@ -91,7 +104,9 @@ def test_words_that_are_not_understood_end_with_status_2_and_the_usage(
 # --- render --------------------------------------------------------------------------------------------
 
 
-def test_render_prints_the_ruleset_of_the_examples_and_nothing_else(plain: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_render_prints_the_ruleset_of_the_examples_and_nothing_else(
+    plain: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert status("render", "--config", plain, "--manifests", EXAMPLES, "--strict") == 0
     shown = capsys.readouterr()
     assert shown.err == ""
@@ -200,7 +215,9 @@ def test_unreadable_yaml_is_a_rejection_and_the_rest_is_rendered(
         assert shown.err.count("\n") == 1
 
 
-def test_a_local_chain_that_can_not_be_read_is_a_rejection(plain: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_local_chain_that_can_not_be_read_is_a_rejection(
+    plain: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "absent.nft").write_bytes(b"\xff")
     assert status("render", "--config", plain, "--manifests", EXAMPLES) == 0
     assert capsys.readouterr().err.startswith(f"File {tmp_path}/absent.nft: invalid_local_chain: ")
@@ -358,7 +375,10 @@ def test_pools_cuts_what_is_not_allowed_and_leaves_out_what_is_not_advertised(po
 
 def test_pools_says_that_every_address_is_legal_where_no_pool_counts(pools: Asked) -> None:
     assert pools("") == ('every address is legal: nftsync uses no pool (pools = "auto")\n', "")
-    assert pools(POOLS, lines='pools = "ignored"') == ('every address is legal: nftsync uses no pool (pools = "ignored")\n', "")
+    assert pools(POOLS, lines='pools = "ignored"') == (
+        'every address is legal: nftsync uses no pool (pools = "ignored")\n',
+        "",
+    )
     assert pools.json("") == {"pools": [], "rejections": []}
 
 
@@ -375,7 +395,9 @@ def test_pools_says_what_is_invalid(pools: Asked) -> None:
     )
     assert pools.json(BROKEN) == {
         "pools": [],
-        "rejections": [{"object": "IPAddressPool metallb-system/flat", "reason": "invalid_pools", "message": BROKEN_MESSAGE}],
+        "rejections": [
+            {"object": "IPAddressPool metallb-system/flat", "reason": "invalid_pools", "message": BROKEN_MESSAGE}
+        ],
     }
     assert pools(BROKEN, lines='pools = "ignored"')[1] == "", "what is not read is not wrong"
 
@@ -400,7 +422,9 @@ def test_pools_says_nothing_of_services(pools: Asked) -> None:
     assert pools.json(POOLS + service) == {"pools": [FLAT, SERVICES], "rejections": []}
 
 
-def test_pools_of_a_path_that_is_not_there_is_one_line_and_status_2(plain: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_pools_of_a_path_that_is_not_there_is_one_line_and_status_2(
+    plain: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert status("pools", "--config", plain, "--manifests", "/absent") == WRONG
     assert capsys.readouterr() == ("", "nftsync: /absent: there is no such file or folder\n")
 
@@ -449,7 +473,9 @@ def test_what_is_to_be_explained_may_stand_before_the_paths_or_after_them(
     words: tuple[str, ...], plain: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert status("explain", "--config", plain, *words) == 0
-    assert capsys.readouterr().out.startswith("passes: Service default/hello-kubernetes-1 opens 172.30.254.1 tcp 80 to everybody\n")
+    assert capsys.readouterr().out.startswith(
+        "passes: Service default/hello-kubernetes-1 opens 172.30.254.1 tcp 80 to everybody\n"
+    )
 
 
 def test_a_service_may_be_explained_after_the_paths(plain: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -512,7 +538,9 @@ def test_a_difference_that_can_not_be_printed_is_trouble_and_not_the_answer_1(pl
     os.close(reading)
     with Path("/dev/full").open("w") as full, os.fdopen(writing, "w") as pipe:
         out = full if reader == "a full disk" else pipe
-        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=out, stderr=subprocess.PIPE, text=True, check=False)
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, stdout=out, stderr=subprocess.PIPE, text=True, check=False
+        )
     assert done.returncode == WRONG
     assert "Traceback" not in done.stderr
 
@@ -538,7 +566,10 @@ def test_top_ends_with_a_sentence_when_the_daemon_goes_away(
         server.close()
     shown = capsys.readouterr()
     assert shown.out.startswith("KBYTES/S"), "what was measured before is shown"
-    assert shown.err == f"nftsync: {tmp_path}/run/control.sock: the daemon does not run: start it with `systemctl start nftsync`\n"
+    assert (
+        shown.err
+        == f"nftsync: {tmp_path}/run/control.sock: the daemon does not run: start it with `systemctl start nftsync`\n"
+    )
 
 
 def test_top_that_is_interrupted_ends_with_130_and_without_a_word(

@@ -136,7 +136,10 @@ def test_only_a_complete_list_makes_it_synced(counted: Counted) -> None:
         relist.put(thing("b", 2))
         raise OSError("cut off")
     assert not counted.cache.synced.is_set()
-    assert sorted(str(each.value) for each in counted.cache.objects()) == ["1", "2"], "what the rest was is not known: it stays"
+    assert sorted(str(each.value) for each in counted.cache.objects()) == [
+        "1",
+        "2",
+    ], "what the rest was is not known: it stays"
     with counted.cache.relist():
         pass
     assert counted.cache.synced.is_set()

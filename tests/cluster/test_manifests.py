@@ -66,7 +66,10 @@ def test_every_yaml_and_json_file_of_a_folder_and_below_is_read(files: Files) ->
     files.write("b.yaml", service("b"))
     files.write("sub/deeper/a.yml", service("a"))
     files.write(
-        "c.json", json.dumps({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "c"}, "spec": {"type": "LoadBalancer"}})
+        "c.json",
+        json.dumps(
+            {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "c"}, "spec": {"type": "LoadBalancer"}}
+        ),
     )
     files.write("notes.txt", service("never"))
     files.write("d.yaml~", service("never"))
@@ -135,7 +138,9 @@ def test_an_nft_resource_without_a_namespace_is_taken_to_be_the_one(files: Files
 def test_another_nft_resource_does_not_count(files: Files) -> None:
     files.write(
         "nft.yaml",
-        RESOURCE.replace("name: nft", "name: other") + "---\n" + RESOURCE.replace("name: nft", "name: nft, namespace: x"),
+        RESOURCE.replace("name: nft", "name: other")
+        + "---\n"
+        + RESOURCE.replace("name: nft", "name: nft, namespace: x"),
     )
     files.read()
     assert files.nfts.objects() == []
@@ -179,7 +184,9 @@ def test_a_file_that_was_never_readable_holds_nothing(files: Files) -> None:
     assert "stays" not in files.manifests.rejections[0].message
 
 
-@pytest.mark.parametrize("text", ["[" * 100000, '{"a": 1, "a": 2}', '{"a": ' + "9" * 5000 + "}", '{"a": 1} x', "", "\ufeff{}"])
+@pytest.mark.parametrize(
+    "text", ["[" * 100000, '{"a": 1, "a": 2}', '{"a": ' + "9" * 5000 + "}", '{"a": 1} x', "", "\ufeff{}"]
+)
 def test_a_json_file_that_can_not_be_read_is_told(files: Files, text: str) -> None:
     files.write("a.json", text)
     files.read()
@@ -201,9 +208,14 @@ def test_of_an_object_that_stands_twice_the_first_one_counts(files: Files) -> No
     assert files.manifests.rejections[0].message == f"{files.folder}/2.yaml #2 holds it again: the first one counts"
 
 
-@pytest.mark.parametrize("metadata", ["", "{}", "{name: Web}", "[name]", "{name: 'a\\nb'}", "{name: web, namespace: ''}"])
+@pytest.mark.parametrize(
+    "metadata", ["", "{}", "{name: Web}", "[name]", "{name: 'a\\nb'}", "{name: web, namespace: ''}"]
+)
 def test_an_object_that_can_not_be_named_is_told_with_its_place(files: Files, metadata: str) -> None:
-    files.write("1.yaml", f"apiVersion: v1\nkind: Service\nmetadata: {metadata}\nspec: {{type: LoadBalancer}}\n---\n{service('b')}")
+    files.write(
+        "1.yaml",
+        f"apiVersion: v1\nkind: Service\nmetadata: {metadata}\nspec: {{type: LoadBalancer}}\n---\n{service('b')}",
+    )
     assert files.read() == ["default/b"]
     assert files.told() == [("Service 1.yaml #1", Reason.MALFORMED)]
 
@@ -270,7 +282,9 @@ def test_a_file_replaced_by_one_of_the_same_size_and_time_is_noticed(followed: F
     assert eventually(followed, ["b"])
 
 
-def test_what_changes_between_the_first_reading_and_the_following_is_noticed(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_changes_between_the_first_reading_and_the_following_is_noticed(
+    files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(module, "POLL_INTERVAL", 0.005)
     files.write("a.yaml", service("a"))
     files.read()

@@ -143,7 +143,9 @@ class Cluster:
 
     def seen(self) -> Nft | None:
         """The resource as a router's watch has told it by now."""
-        return next(nft for at, nft in reversed(self._history) if at <= self.now - self.lag or at == self._history[0][0])
+        return next(
+            nft for at, nft in reversed(self._history) if at <= self.now - self.lag or at == self._history[0][0]
+        )
 
     # --- for the tests ------------------------------------------------------------------------------------
 
@@ -335,7 +337,9 @@ def test_a_thousand_changes_of_one_service_are_25_events(world: World, cluster: 
 
 
 @pytest.mark.parametrize("after", [0.0, 8.0, 40.0])
-def test_who_keeps_changing_the_status_back_gets_ever_rarer_writes(world: World, cluster: Cluster, after: float) -> None:
+def test_who_keeps_changing_the_status_back_gets_ever_rarer_writes(
+    world: World, cluster: Cluster, after: float
+) -> None:
     """However long he takes for it, so that what we wrote is seen in between."""
     meddled = 0
     for _ in range(8000):
@@ -402,14 +406,18 @@ def test_the_resource_made_anew_gets_its_status_again(world: World, cluster: Clu
 
 
 def stands(conditions: list[dict[str, Any]]) -> dict[str, tuple[str, str]]:
-    return {each["type"]: (each["status"], each["reason"]) for each in conditions if each["type"] in ("Ready", "Running")}
+    return {
+        each["type"]: (each["status"], each["reason"]) for each in conditions if each["type"] in ("Ready", "Running")
+    }
 
 
 STOPPED = {"Ready": ("False", "Stopped"), "Running": ("False", "Stopped")}
 RUNS = {"Ready": ("True", "Synced"), "Running": ("True", "Running")}
 
 
-def test_a_router_that_is_stopped_says_so_at_once_and_keeps_what_is_about_its_ruleset(world: World, cluster: Cluster) -> None:
+def test_a_router_that_is_stopped_says_so_at_once_and_keeps_what_is_about_its_ruleset(
+    world: World, cluster: Cluster
+) -> None:
     world.report(pinholes=6)
     world.run(1)
     before = deepcopy(cluster.router("edge1"))
@@ -572,7 +580,9 @@ def test_events_that_are_forbidden_are_forgotten_and_tried_again_after_minutes(
 
 
 @pytest.mark.parametrize("fault", [CONFLICT, BROKEN, TIMEOUT], ids=["409", "500", "time-out"])
-def test_a_write_that_was_lost_is_tried_again_with_the_latest_content(world: World, cluster: Cluster, fault: ApiError) -> None:
+def test_a_write_that_was_lost_is_tried_again_with_the_latest_content(
+    world: World, cluster: Cluster, fault: ApiError
+) -> None:
     cluster.fails = lambda _method, _path: fault
     world.report(pinholes=6)
     world.run(1)
@@ -635,7 +645,9 @@ def test_events_that_the_server_never_takes_are_said_once_whatever_they_are_call
 ) -> None:
     """The server's answer names each by itself."""
     names = iter(range(1000))
-    cluster.fails = lambda _, path: None if path == STATUS else ApiError(f'422: Event "s.{next(names)}" is invalid', 422)
+    cluster.fails = (
+        lambda _, path: None if path == STATUS else ApiError(f'422: Event "s.{next(names)}" is invalid', 422)
+    )
     world.tell(*map(news, range(20)))
     world.run(60)
     assert len(cluster.events) == 20
@@ -666,7 +678,9 @@ def test_an_event_that_is_gone_is_made_anew(world: World, cluster: Cluster, code
 
 
 @pytest.mark.parametrize("lag", [0.0, 0.05, 2.0, 7.0])
-def test_routers_that_write_into_one_resource_keep_each_others_entries_and_fall_silent(cluster: Cluster, lag: float) -> None:
+def test_routers_that_write_into_one_resource_keep_each_others_entries_and_fall_silent(
+    cluster: Cluster, lag: float
+) -> None:
     cluster.lag = lag
     world = World(cluster, "edge1", "edge2", "edge3")
     for router, found in (("edge1", 3), ("edge2", 4), ("edge3", 4)):

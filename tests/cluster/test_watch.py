@@ -286,7 +286,9 @@ def test_a_bookmark_moves_the_version_on_without_an_event(lab: Lab) -> None:
     assert lab.server.count(LIST) == 1
 
 
-def test_a_watch_that_the_server_ends_in_time_goes_on_from_the_same_version(lab: Lab, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_watch_that_the_server_ends_in_time_goes_on_from_the_same_version(
+    lab: Lab, caplog: pytest.LogCaptureFixture
+) -> None:
     lab.started()
     lab.server.put(service("one"))
     lab.converged()
@@ -527,7 +529,9 @@ def test_a_watch_that_lasted_and_broke_is_followed_at_once(lab: Lab) -> None:
     assert [request.kind for request in lab.server.requests] == [LIST, WATCH, WATCH]
 
 
-def test_an_api_server_that_is_away_is_found_again_when_the_kubeconfig_names_it(lab: Lab, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_api_server_that_is_away_is_found_again_when_the_kubeconfig_names_it(
+    lab: Lab, caplog: pytest.LogCaptureFixture
+) -> None:
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
         lab.point_at(f"http://127.0.0.1:{nobody.getsockname()[1]}")
@@ -621,7 +625,9 @@ def test_a_kubeconfig_that_comes_later_is_enough(lab: Lab, caplog: pytest.LogCap
         ("{kind: Config, contexts: [], clusters: [], users: [], current-context: c}", "Expected object with name c"),
     ],
 )
-def test_a_kubeconfig_that_is_none_is_refused_in_one_line_without_secrets(tmp_path: Path, content: str, complaint: str) -> None:
+def test_a_kubeconfig_that_is_none_is_refused_in_one_line_without_secrets(
+    tmp_path: Path, content: str, complaint: str
+) -> None:
     path = tmp_path / "kubeconfig"
     path.write_text(content)
     with pytest.raises(KubeconfigError) as caught:
@@ -646,7 +652,9 @@ def test_a_kubeconfig_that_is_none_is_refused_in_one_line_without_secrets(tmp_pa
     ],
     ids=lambda user: "-".join(f"{key}" for key in user),
 )
-def test_nobody_goes_on_without_the_credentials_that_the_kubeconfig_promises(tmp_path: Path, user: dict[str, object]) -> None:
+def test_nobody_goes_on_without_the_credentials_that_the_kubeconfig_promises(
+    tmp_path: Path, user: dict[str, object]
+) -> None:
     (tmp_path / "empty").write_text("\n")
     write_kubeconfig(tmp_path / "kubeconfig", {"server": "https://127.0.0.1:1"}, user)
     with pytest.raises(KubeconfigError) as caught:
@@ -741,7 +749,9 @@ def test_stop_ends_a_quiet_watch_over_tls_whose_ca_is_checked() -> None:
 def make_certificate(folder: Path) -> None:
     command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=localhost"
     command += " -addext subjectAltName=IP:127.0.0.1 -addext basicConstraints=critical,CA:TRUE"
-    subprocess.run([*command.split(), "-keyout", "key.pem", "-out", "cert.pem"], cwd=folder, check=True, capture_output=True)
+    subprocess.run(
+        [*command.split(), "-keyout", "key.pem", "-out", "cert.pem"], cwd=folder, check=True, capture_output=True
+    )
 
 
 # --- requests, lines, waits ---------------------------------------------------------------------------
@@ -787,7 +797,9 @@ def test_connections_notice_a_dead_peer(lab: Lab) -> None:
 
 
 def test_the_clients_library_is_loaded_only_for_a_connection() -> None:
-    probe = "import sys, nftsync.cluster.watch; sys.exit(any(m in sys.modules for m in ('kubernetes', 'urllib3', 'yaml')))"
+    probe = (
+        "import sys, nftsync.cluster.watch; sys.exit(any(m in sys.modules for m in ('kubernetes', 'urllib3', 'yaml')))"
+    )
     assert subprocess.run([sys.executable, "-c", probe], check=False).returncode == 0
 
 
@@ -814,7 +826,9 @@ def test_a_line_that_never_ends_is_not_collected_for_ever() -> None:
 
 
 @given(st.integers(1, 10**9), st.randoms(use_true_random=False), st.sampled_from([None, 429, 500, 403, 404]))
-def test_no_wait_is_longer_than_the_longest_and_none_is_nothing(failures: int, rng: random.Random, status: int | None) -> None:
+def test_no_wait_is_longer_than_the_longest_and_none_is_nothing(
+    failures: int, rng: random.Random, status: int | None
+) -> None:
     for retry_after in (None, 0.0, 5.0, 1e9):
         wait = Backoff().wait(failures, ApiError("x", status, retry_after), rng)
         assert 0.8 <= wait <= 30.0
@@ -865,7 +879,9 @@ def refusing(lab: Lab, status: int) -> Iterator[None]:
     lab.server._faults[LIST].clear()
 
 
-@pytest.mark.parametrize(("status", "level", "message"), [(404, logging.INFO, "not installed"), (403, logging.WARNING, "403")])
+@pytest.mark.parametrize(
+    ("status", "level", "message"), [(404, logging.INFO, "not installed"), (403, logging.WARNING, "403")]
+)
 def test_nobody_waits_for_an_optional_kind_that_is_not_there_or_not_shown(
     optional: Lab, caplog: pytest.LogCaptureFixture, status: int, level: int, message: str
 ) -> None:
@@ -879,7 +895,9 @@ def test_nobody_waits_for_an_optional_kind_that_is_not_there_or_not_shown(
         assert level == logging.WARNING or not told(caplog, logging.WARNING)
     optional.server.put(service("late"))
     optional.converged()
-    wait_for(lambda: optional.observer.states[-3:] == [WatchState.ABSENT, WatchState.LISTING, WatchState.WATCHING], "a watch")
+    wait_for(
+        lambda: optional.observer.states[-3:] == [WatchState.ABSENT, WatchState.LISTING, WatchState.WATCHING], "a watch"
+    )
     assert not optional.observer.causes
 
 
@@ -900,7 +918,9 @@ def test_of_an_optional_kind_that_goes_or_may_no_longer_be_read_every_object_sta
         assert not optional.cache.drain().objects
         assert optional.cache.synced.is_set()
         assert not optional.cache.readable
-        assert optional.observer.causes == {RestartCause.ENDED: 1}, "the watch that the server ended as it may, and nothing else"
+        assert optional.observer.causes == {
+            RestartCause.ENDED: 1
+        }, "the watch that the server ended as it may, and nothing else"
         assert len(told(caplog, level)) == 1
     optional.converged()
     wait_for(lambda: optional.cache.readable, "a complete list")
@@ -909,11 +929,17 @@ def test_of_an_optional_kind_that_goes_or_may_no_longer_be_read_every_object_sta
 
 def test_rights_that_were_taken_away_are_one_warning(optional: Lab, caplog: pytest.LogCaptureFixture) -> None:
     optional.started()
-    optional.server.script(WATCH, faulty.refusal(403, 'services is forbidden: User "router" cannot watch resource "services"'))
-    optional.server.script(LIST, faulty.refusal(403, 'services is forbidden: User "router" cannot list resource "services"'))
+    optional.server.script(
+        WATCH, faulty.refusal(403, 'services is forbidden: User "router" cannot watch resource "services"')
+    )
+    optional.server.script(
+        LIST, faulty.refusal(403, 'services is forbidden: User "router" cannot list resource "services"')
+    )
     optional.let_the_watch_last()
     optional.server.end_watches()
-    wait_for(lambda: optional.observer.states[-3:] == [WatchState.ABSENT, WatchState.LISTING, WatchState.WATCHING], "a watch")
+    wait_for(
+        lambda: optional.observer.states[-3:] == [WatchState.ABSENT, WatchState.LISTING, WatchState.WATCHING], "a watch"
+    )
     assert len(told(caplog, logging.WARNING)) == 1
 
 
@@ -927,7 +953,9 @@ def test_any_other_fault_of_an_optional_kind_is_a_fault(optional: Lab, status: i
 
 
 @pytest.mark.parametrize(("status", "cause"), [(404, RestartCause.NOT_FOUND), (403, RestartCause.FORBIDDEN)])
-def test_a_kind_that_is_needed_is_waited_for(lab: Lab, caplog: pytest.LogCaptureFixture, status: int, cause: RestartCause) -> None:
+def test_a_kind_that_is_needed_is_waited_for(
+    lab: Lab, caplog: pytest.LogCaptureFixture, status: int, cause: RestartCause
+) -> None:
     with refusing(lab, status):
         assert not lab.cache.synced.is_set()
         assert lab.observer.states[:4] == [WatchState.LISTING, WatchState.WAITING] * 2
@@ -1039,7 +1067,12 @@ def test_a_second_list_that_fails_keeps_the_doubt(lab: Lab) -> None:
     gone = {f"s{number}" for number in range(5, 40)}
     lists(lab, lacking(gone), faulty.refusal(500), lacking(gone), faulty.resets, lacking(gone), lacking(gone))
     wait_for(lambda: MassDeletion.CONFIRMED in lab.observer.mass_deletions, "a second look")
-    assert lab.observer.mass_deletions == [MassDeletion.RAISED, MassDeletion.RAISED, MassDeletion.RAISED, MassDeletion.CONFIRMED]
+    assert lab.observer.mass_deletions == [
+        MassDeletion.RAISED,
+        MassDeletion.RAISED,
+        MassDeletion.RAISED,
+        MassDeletion.CONFIRMED,
+    ]
     assert {each.name for each in lab.held()} == names - gone
 
 
@@ -1076,7 +1109,9 @@ def test_others_in_the_place_of_most_are_no_less_doubtful(lab: Lab) -> None:
     wait_for(lambda: lab.observer.mass_deletions == [MassDeletion.RAISED, MassDeletion.CONFIRMED], "a second look")
 
 
-def test_what_comes_between_two_lists_does_not_refute_what_both_lack(lab: Lab, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_comes_between_two_lists_does_not_refute_what_both_lack(
+    lab: Lab, caplog: pytest.LogCaptureFixture
+) -> None:
     names = begin_with(lab, 21)
     gone = {f"s{number}" for number in range(11)}
 

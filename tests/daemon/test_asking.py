@@ -50,7 +50,9 @@ def created(raw: Raw, when: str) -> Raw:
 OBJECTS: tuple[Raw, ...] = (
     nft(),
     POOL,
-    created(service("web", "172.30.254.1", "2001:db8:254::1", ports=[("TCP", 80), ("UDP", 53)]), "2020-01-01T00:00:00Z"),
+    created(
+        service("web", "172.30.254.1", "2001:db8:254::1", ports=[("TCP", 80), ("UDP", 53)]), "2020-01-01T00:00:00Z"
+    ),
     service("friends", "172.30.254.2", "2001:db8:254::2", sources=FRIENDS),
     service("slow", "172.30.254.3", ports=[("UDP", 5000)], limit="1/week burst 3 packets"),
     created(service("late", "172.30.254.1"), "2024-01-01T00:00:00Z"),
@@ -218,7 +220,10 @@ def test_a_nic_that_goes_shows_in_the_status_and_in_what_is_explained(daemon: As
     daemon.lab.unplug()
     missing = {"name": PUBLIC_NIC, "attached": False, "missing": True, "rate_shaping": True}
     assert eventually(lambda: daemon.status()["public_nic"] == missing)
-    assert "is not there: every interface counts as public, and no rate limit is in force" in daemon.command("status").stdout
+    assert (
+        "is not there: every interface counts as public, and no rate limit is in force"
+        in daemon.command("status").stdout
+    )
     found = daemon.explain("172.30.254.3:5000/udp")
     assert found["reason"] == "nic_missing"
     assert "nic_missing" in found["also"]
@@ -251,7 +256,9 @@ def test_who_is_not_root_is_told_so(shared: Asked, words: tuple[str, ...]) -> No
         readable.write_text(shared.config.read_text())
         readable.parent.chmod(0o755)
         command = [sys.executable, "-m", "nftsync", *words, "--config", str(readable)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, user=65534, group=65534, extra_groups=[])
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=False, user=65534, group=65534, extra_groups=[]
+        )
     assert done.returncode == (2 if words == ("diff",) else 1)
     assert done.stderr == f"nftsync: {shared.runtime}/control.sock: only root can ask the daemon: use sudo\n"
 
@@ -316,7 +323,9 @@ def test_hundreds_of_packets_go_the_way_that_the_daemon_tells(shared: Asked) -> 
     for _ in range(400):
         destination = draw.choice([*addresses, str(PUBLIC[0]), str(CLUSTER[0])])
         source = draw.choice(sources[ip_address(destination).version])
-        probes.append(Probe(draw.choice(["tcp", "udp"]), destination, draw.choice([22, 53, 80, 80, 80, 81, 179]), source=source))
+        probes.append(
+            Probe(draw.choice(["tcp", "udp"]), destination, draw.choice([22, 53, 80, 80, 80, 81, 179]), source=source)
+        )
     arrived = {id(probe) for probe in shared.lab.deliver(probes)}
     seen: Counter[str] = Counter()
     for probe in probes:
@@ -457,7 +466,9 @@ def test_top_shows_what_each_service_gets_and_what_its_limit_drops(daemon: Asked
     (_, web, lost), (_, slow, dropped) = shown["default/web"], shown["default/slow"]
     assert 0 < web * 3 <= during
     assert lost == 0
-    assert slow + dropped == pytest.approx(2 * web, abs=2 * 20 / 3), "twice as much is sent; either end may be in a burst"
+    assert slow + dropped == pytest.approx(
+        2 * web, abs=2 * 20 / 3
+    ), "twice as much is sent; either end may be in a burst"
     assert 0 < slow < dropped
     assert by_drops.stdout.splitlines()[1].split()[-1] == "default/slow"
 

@@ -12,7 +12,18 @@ from typing import Any
 
 import pytest
 
-from tests.daemon.test_asking import FRIEND, FRIENDS, POOL, POOL4, POOL6, STRANGER, UNROUTED, Asked, created, in_namespace
+from tests.daemon.test_asking import (
+    FRIEND,
+    FRIENDS,
+    POOL,
+    POOL4,
+    POOL6,
+    STRANGER,
+    UNROUTED,
+    Asked,
+    created,
+    in_namespace,
+)
 from tests.lab.lab import CLIENT, CLUSTER, PUBLIC, Lab, Probe, Protocol
 from tests.labtools import Raw, eventually, needs_root, nft, service, write
 
@@ -20,7 +31,10 @@ pytestmark = needs_root
 
 TRANSPORTS: tuple[Protocol, ...] = ("tcp", "udp", "sctp")
 PORTS = (22, 53, 80, 179, 443)
-ADDRESSES = (*(f"172.30.254.{number}" for number in range(1, 6)), *(f"2001:db8:254::{number}" for number in range(1, 5)))
+ADDRESSES = (
+    *(f"172.30.254.{number}" for number in range(1, 6)),
+    *(f"2001:db8:254::{number}" for number in range(1, 5)),
+)
 STRAY = ("10.9.9.9", "2001:db8:9::9")  # routed to the node, and in no pool
 BESIDE = ("172.30.254.99", "2001:db8:254::99")  # routed to the node, and no Service has them
 STRANGER6 = "2001:db8:999::7"
@@ -82,7 +96,12 @@ def _claims(raw: Raw) -> Iterator[tuple[str, int, Protocol]]:
 
 def _probe(draw: random.Random, destination: str, port: int, protocol: Protocol) -> Probe:
     version = ip_address(destination).version
-    return Probe(protocol, destination, port, source=draw.choice([each for each in SOURCES if ip_address(each).version == version]))
+    return Probe(
+        protocol,
+        destination,
+        port,
+        source=draw.choice([each for each in SOURCES if ip_address(each).version == version]),
+    )
 
 
 def _admitted(raw: Raw, destination: str) -> str:
@@ -140,7 +159,10 @@ def test_a_service_is_told_to_be_open_as_far_as_packets_pass_because_of_it(daemo
     for seed in range(6, 14):
         world = enter(daemon, seed)
         probes = {
-            id(raw): [Probe(protocol, address, port, source=_admitted(raw, address)) for address, port, protocol in _claims(raw)]
+            id(raw): [
+                Probe(protocol, address, port, source=_admitted(raw, address))
+                for address, port, protocol in _claims(raw)
+            ]
             for raw in world.services
         }
         arrived = {id(probe) for probe in daemon.lab.deliver(probe for each in probes.values() for probe in each)}
@@ -149,7 +171,8 @@ def test_a_service_is_told_to_be_open_as_far_as_packets_pass_because_of_it(daemo
             name = f"{raw['metadata']['namespace']}/{raw['metadata']['name']}"
             found = daemon.explain(name)
             own = [
-                id(probe) in arrived and (not dropall or explained(daemon, probe)["service"] == name) for probe in probes[id(raw)]
+                id(probe) in arrived and (not dropall or explained(daemon, probe)["service"] == name)
+                for probe in probes[id(raw)]
             ]
             told = OPEN if own and all(own) else {"depends"} if any(own) else {"dropped"}
             assert found["verdict"] in told, f"seed {seed}: {own}: {found['text']}"

@@ -66,7 +66,9 @@ def test_where_the_cluster_never_said_anything_nothing_is_applied(lab: Lab, tmp_
 
 @pytest.mark.parametrize("kept", [True, False], ids=["the memory is kept", "it is lost"])
 def test_what_somebody_flushes_before_this_process_has_heard_of_anything_is_put_back(
-    lab: Lab, router: LabRouter, kept: bool  # noqa: FBT001
+    lab: Lab,
+    router: LabRouter,
+    kept: bool,  # noqa: FBT001
 ) -> None:
     good = rules(lab)
     if not kept:
@@ -98,7 +100,9 @@ def test_another_cluster_that_says_nothing_keeps_what_stands_and_it_is_put_back_
     assert router.sync().outcome is Outcome.UNCHANGED
 
 
-def test_a_nic_that_has_another_name_after_a_reboot_opens_nothing_though_nobody_answers(lab: Lab, router: LabRouter) -> None:
+def test_a_nic_that_has_another_name_after_a_reboot_opens_nothing_though_nobody_answers(
+    lab: Lab, router: LabRouter
+) -> None:
     good, settings = rules(lab), router.settings_in_force()
     assert settings
     booted = ruleset(router.pinholes().values(), replace(settings, index=None))
@@ -161,7 +165,9 @@ def test_a_table_of_another_version_stays_until_it_is_known_what_belongs_into_it
     as_asked_for(lab)
 
 
-def test_a_new_version_of_the_local_chain_holds_and_one_that_the_kernel_refuses_does_not(lab: Lab, router: LabRouter) -> None:
+def test_a_new_version_of_the_local_chain_holds_and_one_that_the_kernel_refuses_does_not(
+    lab: Lab, router: LabRouter
+) -> None:
     router.restart(listed=False)
     router.local_chain.write_text("chain local-chain {\n\ttcp dport 81 accept\n}\n")
     waits(router)
@@ -173,7 +179,9 @@ def test_a_new_version_of_the_local_chain_holds_and_one_that_the_kernel_refuses_
 
 
 @pytest.mark.parametrize("process", ["the same", "another"])
-def test_settings_that_nobody_confirms_are_taken_back_though_nobody_answers(lab: Lab, router: LabRouter, process: str) -> None:
+def test_settings_that_nobody_confirms_are_taken_back_though_nobody_answers(
+    lab: Lab, router: LabRouter, process: str
+) -> None:
     router.reload(confirm_seconds=1)
     router.put(nft(enable_ssh=False))
     assert router.sync().outcome is Outcome.APPLIED
@@ -211,7 +219,12 @@ def test_settings_that_were_taken_back_are_not_tried_again_by_the_next_process(l
 
 def pool(name: str, addresses: str) -> dict[str, object]:
     metadata = {"namespace": "metallb-system", "name": name, "uid": name}
-    return {"apiVersion": "metallb.io/v1beta1", "kind": "IPAddressPool", "metadata": metadata, "spec": {"addresses": [addresses]}}
+    return {
+        "apiVersion": "metallb.io/v1beta1",
+        "kind": "IPAddressPool",
+        "metadata": metadata,
+        "spec": {"addresses": [addresses]},
+    }
 
 
 @pytest.mark.parametrize("change", ["pools are ignored", "another cluster, which says nothing"])

@@ -67,7 +67,9 @@ def as_asked_for(daemon: Daemon) -> None:
     assert not lab.arrives("tcp", "172.30.254.2", 80)
 
 
-def test_what_stood_before_a_reboot_stands_after_it_without_a_cluster_and_the_daemon_changes_nothing(daemon: Daemon) -> None:
+def test_what_stood_before_a_reboot_stands_after_it_without_a_cluster_and_the_daemon_changes_nothing(
+    daemon: Daemon,
+) -> None:
     daemon.start()
     as_asked_for(daemon)
     good = rules(daemon.lab)
@@ -158,7 +160,11 @@ def test_of_a_torn_file_stands_what_came_before_and_of_a_damaged_one_the_base(da
         assert daemon.lab.arrives("tcp", SERVICE4, 80) is (Name("default", "web") in known.services), text
         assert not daemon.lab.arrives("tcp", SERVICE4, 81)
         daemon.lab.router.nft("flush ruleset")
-    damaged = [whole.replace("uid-slow", "uid-slwo"), head + "".join(records[1:]), whole.replace("memory 1 ", "memory 2 ")]
+    damaged = [
+        whole.replace("uid-slow", "uid-slwo"),
+        head + "".join(records[1:]),
+        whole.replace("memory 1 ", "memory 2 "),
+    ]
     for text in [*damaged, "", "\0", "flush ruleset\n", head.replace("1", "2")]:
         journal_file(daemon).write_text(text)
         said = boot(daemon)
@@ -185,7 +191,9 @@ def test_it_imports_nothing_that_it_does_not_need() -> None:
         "import sys; from nftsync.cli.main import main; main(['boot', '--config', '/dev/null']); "
         "print(*sorted(sys.modules))"
     )
-    done = subprocess.run(["unshare", "--net", sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    done = subprocess.run(
+        ["unshare", "--net", sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
     loaded = {name.partition(".")[0] for name in done.stdout.split()}
     assert "nftables" in loaded
     assert loaded & {"kubernetes", "prometheus_client", "pyroute2", "tenacity", "urllib3"} == set()
@@ -257,7 +265,9 @@ def test_where_the_table_can_not_be_loaded_the_exit_status_says_so(daemon: Daemo
 # --- a boot command that is not the first run since the boot ------------------------------------------------
 
 
-def test_what_a_killed_daemon_had_opened_and_could_not_write_down_stays_when_the_boot_command_runs_again(daemon: Daemon) -> None:
+def test_what_a_killed_daemon_had_opened_and_could_not_write_down_stays_when_the_boot_command_runs_again(
+    daemon: Daemon,
+) -> None:
     """As it does before each start of the daemon. No list has denied it yet."""
     daemon.start()
     daemon.signal(signal.SIGKILL)

@@ -57,7 +57,11 @@ def as_limited(daemon: Daemon) -> bool:
 
 def boot_at_home(daemon: Daemon) -> str:
     """Boot where the default folders are this daemon's, as on a router whose configuration names none. What it said."""
-    mounts = ["mount -t tmpfs tmpfs /var/lib", "mkdir /var/lib/nftsync", f"mount --bind {daemon.state} /var/lib/nftsync"]
+    mounts = [
+        "mount -t tmpfs tmpfs /var/lib",
+        "mkdir /var/lib/nftsync",
+        f"mount --bind {daemon.state} /var/lib/nftsync",
+    ]
     command = shlex.join(daemon.command_line("boot"))
     script = " && ".join([*mounts, "mount -t tmpfs tmpfs /run", f"exec {command}"])
     done = daemon.lab.router.run(["unshare", "--mount", "sh", "-c", script], check=False, timeout=PATIENCE)
@@ -184,7 +188,9 @@ def break_the_memory(daemon: Daemon) -> None:
 
 
 @pytest.mark.parametrize("last_good", ["still good", "refused"])
-def test_a_local_chain_that_can_not_be_loaded_at_boot_is_named_and_keeps_the_pinholes(daemon: Daemon, last_good: str) -> None:
+def test_a_local_chain_that_can_not_be_loaded_at_boot_is_named_and_keeps_the_pinholes(
+    daemon: Daemon, last_good: str
+) -> None:
     daemon.local_chain.write_text(LOCAL)
     daemon.start()
     power_off(daemon)
@@ -387,7 +393,9 @@ def fill(path: Path) -> None:
 
 
 def test_a_full_disk_keeps_what_it_has_says_so_and_rules_apply(daemon: Daemon) -> None:
-    large = service("more", "172.30.254.60", ports=[("TCP", port) for port in range(1000, 2000)])  # more than the last page holds
+    large = service(
+        "more", "172.30.254.60", ports=[("TCP", port) for port in range(1000, 2000)]
+    )  # more than the last page holds
     with small_disk(daemon.state) as filler:
         daemon.start()
         assert eventually(journal_file(daemon).exists)
@@ -399,7 +407,10 @@ def test_a_full_disk_keeps_what_it_has_says_so_and_rules_apply(daemon: Daemon) -
         assert not daemon.lab.arrives("tcp", "172.30.254.60", 80)
         assert remembered(daemon) == before
         assert sorted(os.listdir(daemon.state)) == ["filler", "memory.journal"]
-        assert daemon.log().count("No space left on device; after a restart or a reboot, nftsync would use older pinholes") == 1
+        assert (
+            daemon.log().count("No space left on device; after a restart or a reboot, nftsync would use older pinholes")
+            == 1
+        )
         filler.unlink()
         assert eventually(lambda: "172.30.254.60" in journal_file(daemon).read_text()), daemon.log()
         daemon.put(service("another", "172.30.254.61"))

@@ -36,8 +36,14 @@ def made(tmp_path: Path) -> Iterator[Chaos]:
 @pytest.mark.parametrize(
     ("command", "caught"),
     [
-        ("add element inet nftsync services4 { 172.30.254.200 . udp . 80 }", r"172.30.254.200 80: of \d+ packets [1-9]"),
-        ("delete element inet nftsync services6 { 2001:db8:254::1 . udp . 80 }", r"2001:db8:254::1 80: of (\d+) packets (?!\1)"),
+        (
+            "add element inet nftsync services4 { 172.30.254.200 . udp . 80 }",
+            r"172.30.254.200 80: of \d+ packets [1-9]",
+        ),
+        (
+            "delete element inet nftsync services6 { 2001:db8:254::1 . udp . 80 }",
+            r"2001:db8:254::1 80: of (\d+) packets (?!\1)",
+        ),
     ],
     ids=["leak", "loss"],
 )
@@ -54,7 +60,9 @@ def test_a_leak_and_a_loss_are_caught_however_short(made: Chaos, command: str, c
         meddle()
 
 
-def test_a_router_that_does_not_come_to_what_was_asked_for_is_caught(made: Chaos, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_router_that_does_not_come_to_what_was_asked_for_is_caught(
+    made: Chaos, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made.converge("nothing")
     monkeypatch.setattr(chaos_module, "CONVERGES", 1.0)
     made.asked = {name: Asked((("TCP", 80), ("UDP", 53), ("TCP", 443)), []) for name in chaos_module.NAMES}

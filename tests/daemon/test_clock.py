@@ -13,7 +13,10 @@ from tests.lab.lab import Lab
 from tests.labtools import SERVICE4, Daemon, eventually, needs_root, nft, service
 from tests.support import ROOT
 
-WALL = {("time", each) for each in ("time", "time_ns", "gmtime", "localtime")} | {("datetime", "now"), ("datetime", "utcnow")}
+WALL = {("time", each) for each in ("time", "time_ns", "gmtime", "localtime")} | {
+    ("datetime", "now"),
+    ("datetime", "utcnow"),
+}
 STAMPS = {"cluster/outbox.py", "daemon/record.py"}  # where people are told when something happened, or how old it is
 
 
@@ -57,6 +60,8 @@ def test_a_daemon_whose_clock_jumps_by_years_at_every_look_does_what_it_always_d
             assert eventually(lambda port=80 + number: lab.arrives("tcp", SERVICE4, port))  # type: ignore[misc]
         unchanged = {"result": "unchanged"}
         before = daemon.metric("nftsync_syncs_total", unchanged)
-        assert eventually(lambda: daemon.metric("nftsync_syncs_total", unchanged) > before + 1), "it goes on to look every second"
+        assert eventually(
+            lambda: daemon.metric("nftsync_syncs_total", unchanged) > before + 1
+        ), "it goes on to look every second"
         assert daemon.get("/healthz").status == 200
         assert "Traceback" not in daemon.log()

@@ -191,7 +191,9 @@ HOSTILE: dict[str, list[bytes]] = {
 
 @pytest.mark.usefixtures("server")
 @pytest.mark.parametrize("pieces", HOSTILE.values(), ids=HOSTILE)
-def test_what_is_no_question_is_answered_with_an_error_and_the_next_one_is_heard(folder: Path, pieces: list[bytes]) -> None:
+def test_what_is_no_question_is_answered_with_an_error_and_the_next_one_is_heard(
+    folder: Path, pieces: list[bytes]
+) -> None:
     try:
         assert error(say(folder, *pieces)).startswith("the request is not valid: ")
     except (ConnectionResetError, BrokenPipeError):

@@ -180,7 +180,9 @@ def test_the_last_good_settings_stay_when_the_nft_resource_goes_or_is_wrong(daem
 # --- drift --------------------------------------------------------------------------------------------
 
 
-def test_what_somebody_else_does_to_our_tables_is_repaired_and_counted_and_other_tables_are_not_touched(daemon: Daemon) -> None:
+def test_what_somebody_else_does_to_our_tables_is_repaired_and_counted_and_other_tables_are_not_touched(
+    daemon: Daemon,
+) -> None:
     daemon.lab.router.nft("table ip foreign { chain input { type filter hook input priority 0; udp dport 7 drop; }; }")
     daemon.start()
     good = rules(daemon.lab)
@@ -199,7 +201,9 @@ def test_what_somebody_else_does_to_our_tables_is_repaired_and_counted_and_other
     for times, change in enumerate(changes, start=1):
         daemon.lab.router.nft(change)
         assert eventually(partial(repaired, times)), f"{change}\n{daemon.log()}"
-    assert len(re.findall(r"'nft' \(pid \d+\) changed nftsync's tables; nftsync repaired them", daemon.log())) == len(changes)
+    assert len(re.findall(r"'nft' \(pid \d+\) changed nftsync's tables; nftsync repaired them", daemon.log())) == len(
+        changes
+    )
 
 
 def test_resyncs_without_drift_change_nothing_and_count_no_repair(daemon: Daemon) -> None:
@@ -260,7 +264,9 @@ def test_flush_removes_our_tables_and_no_other_and_can_be_repeated(daemon: Daemo
         assert ingress_qdisc(daemon.lab) == ""
 
 
-def test_a_reload_takes_up_a_good_configuration_and_keeps_the_running_one_when_the_new_one_is_bad(daemon: Daemon) -> None:
+def test_a_reload_takes_up_a_good_configuration_and_keeps_the_running_one_when_the_new_one_is_bad(
+    daemon: Daemon,
+) -> None:
     daemon.start()
     good = rules(daemon.lab)
     daemon.configure("resync_intervall = 5\n")
@@ -329,7 +335,9 @@ def test_a_reload_to_another_state_folder_takes_what_is_known_along(lab: Lab, da
 # --- the public NIC and its ingress qdisc -------------------------------------------------------------
 
 
-def test_a_public_nic_may_come_go_and_be_another_one_and_the_rest_is_applied_meanwhile(lab: Lab, daemon: Daemon) -> None:
+def test_a_public_nic_may_come_go_and_be_another_one_and_the_rest_is_applied_meanwhile(
+    lab: Lab, daemon: Daemon
+) -> None:
     lab.unplug()
     daemon.start()
     assert WEB_KEY in opened(daemon)
@@ -342,12 +350,16 @@ def test_a_public_nic_may_come_go_and_be_another_one_and_the_rest_is_applied_mea
     daemon.put(LATER)
     assert eventually(lambda: LATER_KEY in opened(daemon)), daemon.log()
     lab.plug()
-    assert eventually(lambda: 'hook ingress device "public0"' in rules(lab) and ingress_qdisc(lab) == "ingress"), daemon.log()
+    assert eventually(
+        lambda: 'hook ingress device "public0"' in rules(lab) and ingress_qdisc(lab) == "ingress"
+    ), daemon.log()
     assert not lab.arrives("tcp", SERVICE4, 81)
     lab.unplug()
     lab.plug("wan0")
     daemon.put(nft("wan0"))
-    assert eventually(lambda: 'hook ingress device "wan0"' in rules(lab) and ingress_qdisc(lab, "wan0") == "ingress"), daemon.log()
+    assert eventually(
+        lambda: 'hook ingress device "wan0"' in rules(lab) and ingress_qdisc(lab, "wan0") == "ingress"
+    ), daemon.log()
     assert "public0" not in rules(lab)
     assert lab.arrives("tcp", SERVICE4, 80)
     assert not lab.arrives("tcp", SERVICE4, 81)
@@ -375,7 +387,9 @@ def test_its_own_ingress_qdisc_goes_when_rate_shaping_does_also_after_a_restart(
     assert ingress_qdisc(lab) == ""
 
 
-def test_its_own_ingress_qdisc_moves_with_the_public_nic_and_one_of_somebody_else_stays(lab: Lab, daemon: Daemon) -> None:
+def test_its_own_ingress_qdisc_moves_with_the_public_nic_and_one_of_somebody_else_stays(
+    lab: Lab, daemon: Daemon
+) -> None:
     lab.router.ip("link add other0 type veth peer name theirs0", "link set other0 up", "link set theirs0 up")
     lab.router.run(["tc", "qdisc", "add", "dev", "theirs0", "ingress"])
     daemon.start()
@@ -426,7 +440,9 @@ def test_the_metrics_are_there_from_the_start_and_move(daemon: Daemon) -> None:
         assert re.search(rf"^# TYPE {base}(_total)? ", page, re.MULTILINE), name
     assert daemon.metric("nftsync_services") == 2
     assert daemon.metric("nftsync_pinholes") == 5
-    assert abs(daemon.metric("nftsync_last_success_timestamp_seconds") - time.time()) < 3600, "it is in seconds since 1970"
+    assert (
+        abs(daemon.metric("nftsync_last_success_timestamp_seconds") - time.time()) < 3600
+    ), "it is in seconds since 1970"
     events, done = daemon.metric("nftsync_event_to_kernel_seconds_count"), syncs(daemon, *EFFECTIVE)
     refused = service("refused", "172.30.254.5", limit="a lot")
     daemon.put(LATER, refused)
@@ -507,7 +523,9 @@ def test_a_file_that_is_not_there_is_one_line(lab: Lab, daemon: Daemon, option: 
 
 
 @pytest.mark.parametrize("command", ["run", "flush"])
-def test_without_the_right_to_change_the_firewall_it_says_so_in_one_line(lab: Lab, daemon: Daemon, command: str) -> None:
+def test_without_the_right_to_change_the_firewall_it_says_so_in_one_line(
+    lab: Lab, daemon: Daemon, command: str
+) -> None:
     argv = daemon.argv() if command == "run" else [*daemon.argv()[:3], "flush", "--config", str(daemon.config)]
     reading = "-all,+dac_read_search"  # wherever the checkout is
     nobody = ["setpriv", "--reuid=nobody", "--clear-groups", f"--inh-caps={reading}", f"--ambient-caps={reading}"]

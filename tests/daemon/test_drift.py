@@ -67,7 +67,9 @@ def test_it_is_repaired_long_before_the_next_resync_and_the_culprit_is_named(dae
 
 
 def syncs(daemon: Daemon) -> float:
-    return sum(daemon.metric("nftsync_syncs_total", {"result": result}) for result in ("applied", "unchanged", "failed"))
+    return sum(
+        daemon.metric("nftsync_syncs_total", {"result": result}) for result in ("applied", "unchanged", "failed")
+    )
 
 
 def test_what_happens_to_other_tables_concerns_nobody(daemon: Daemon) -> None:
@@ -94,7 +96,9 @@ def test_what_it_does_itself_is_not_looked_at_again(daemon: Daemon) -> None:
 
 def test_somebody_who_goes_on_and_on_costs_ever_fewer_looks_and_is_repaired_in_the_end(daemon: Daemon) -> None:
     good, before = rules(daemon.lab), syncs(daemon)
-    script = "".join(f"add element inet nftsync services4 {{ 172.30.254.{number} . tcp . 99 }}\n" for number in range(10, 210))
+    script = "".join(
+        f"add element inet nftsync services4 {{ 172.30.254.{number} . tcp . 99 }}\n" for number in range(10, 210)
+    )
     shell = 'while read -r line; do nft "$line"; done'
     began = time.monotonic()
     daemon.lab.router.run(["sh", "-c", shell], script)
@@ -104,10 +108,14 @@ def test_somebody_who_goes_on_and_on_costs_ever_fewer_looks_and_is_repaired_in_t
 
 
 @pytest.mark.parametrize("rate", [50, 0])
-def test_somebody_who_goes_on_and_on_in_another_table_holds_up_neither_services_nor_repairs(tmp_path: Path, rate: int) -> None:
+def test_somebody_who_goes_on_and_on_in_another_table_holds_up_neither_services_nor_repairs(
+    tmp_path: Path, rate: int
+) -> None:
     ports = [("TCP", port) for port in range(100, 125)]
     with Lab() as lab, Daemon(lab, tmp_path, interval=600) as daemon:
-        daemon.put(nft(), *(service(f"s{n}", f"172.30.{254 - n // 200}.{n % 200 + 1}", ports=ports) for n in range(400)))
+        daemon.put(
+            nft(), *(service(f"s{n}", f"172.30.{254 - n // 200}.{n % 200 + 1}", ports=ports) for n in range(400))
+        )
         daemon.start()
         good, late = elements(lab, "services4").keys(), service("late", "172.30.254.250", ports=[("TCP", 80)])
         with storm(lab.router, rate):
@@ -173,7 +181,9 @@ def test_after_more_than_the_socket_holds_it_is_said_that_something_was_missed(m
         elements = ", ".join(f"10.0.{number // 250}.{number % 250}" for number in range(5000))
 
         def much() -> bool:
-            namespace.run(["nft", "-f", "-"], f"{text}\nadd element inet nftsync s {{ {elements} }}\nflush set inet nftsync s\n")
+            namespace.run(
+                ["nft", "-f", "-"], f"{text}\nadd element inet nftsync s {{ {elements} }}\nflush set inet nftsync s\n"
+            )
             return None in listener.told
 
         assert eventually(much)

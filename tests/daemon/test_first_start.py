@@ -45,7 +45,10 @@ WITHOUT_POOLS: dict[str, Outage] = {
     "BGPPeers are broken": lambda cluster: cluster.always(refusal(500), "BGPPeer"),
 }
 OUTAGES = WITHOUT_SETTINGS | WITHOUT_POOLS
-STARTS: dict[str, Callable[[ClusterDaemon], None]] = {"nftsync run": ClusterDaemon.waiting, "systemctl start": systemctl_start}
+STARTS: dict[str, Callable[[ClusterDaemon], None]] = {
+    "nftsync run": ClusterDaemon.waiting,
+    "systemctl start": systemctl_start,
+}
 
 
 @pytest.fixture

@@ -76,7 +76,9 @@ def rebooted_without_the_boot_unit(daemon: ClusterDaemon) -> None:
     power_off(daemon.start())
 
 
-HISTORIES = {each.__name__: each for each in (stopped, killed, flushed_meanwhile, rebooted, rebooted_without_the_boot_unit)}
+HISTORIES = {
+    each.__name__: each for each in (stopped, killed, flushed_meanwhile, rebooted, rebooted_without_the_boot_unit)
+}
 
 
 # --- the proofs ---------------------------------------------------------------------------------------
@@ -153,7 +155,9 @@ def test_what_a_process_found_is_put_back_though_no_disk_ever_took_it(daemon: Cl
     daemon.waiting()
     assert rules(daemon.lab) == good
     daemon.lab.router.nft("flush ruleset")
-    assert eventually(lambda: daemon.lab.arrives("udp", SERVICE4, 80) and not daemon.lab.arrives("tcp", SERVICE4, 81)), daemon.log()
+    assert eventually(
+        lambda: daemon.lab.arrives("udp", SERVICE4, 80) and not daemon.lab.arrives("tcp", SERVICE4, 81)
+    ), daemon.log()
     as_asked_for(daemon)
 
 

@@ -47,7 +47,9 @@ def test_an_interface_that_goes_changes_nothing_while_the_tables_stand(lab: Lab,
 
 @pytest.mark.parametrize("listed", [True, False], ids=["the API answers", "the API is silent"])
 def test_tables_that_are_flushed_while_the_interface_is_gone_come_back(
-    lab: Lab, router: LabRouter, listed: bool  # noqa: FBT001
+    lab: Lab,
+    router: LabRouter,
+    listed: bool,  # noqa: FBT001
 ) -> None:
     lab.router.ip("link del vpn0")
     if not listed:
@@ -66,7 +68,9 @@ def test_tables_that_are_flushed_while_the_interface_is_gone_come_back(
 
 @pytest.mark.parametrize("stands", [True, False], ids=["something stands", "nothing stands"])
 def test_without_one_that_can_be_loaded_what_stands_stays_and_an_open_door_is_shut(
-    lab: Lab, tmp_path: Path, stands: bool  # noqa: FBT001
+    lab: Lab,
+    tmp_path: Path,
+    stands: bool,  # noqa: FBT001
 ) -> None:
     with LabRouter(lab, config_in(tmp_path), nft()) as router:
         router.put(service("web", SERVICE4))

@@ -118,7 +118,9 @@ for message, args, level, fields in json.load(sys.stdin):
     logging.getLogger("nftsync.test").log(level, message, *args, extra={"fields": fields} if fields else {})
 """
 # A mount namespace of its own has another /run, with a folder of the test's where journald's socket would be.
-ELSEWHERE = 'mount -t tmpfs run /run && mkdir -p /run/systemd/journal && mount --bind "$0" /run/systemd/journal && exec "$@"'
+ELSEWHERE = (
+    'mount -t tmpfs run /run && mkdir -p /run/systemd/journal && mount --bind "$0" /run/systemd/journal && exec "$@"'
+)
 
 
 class Journal:
@@ -196,7 +198,12 @@ def test_levels_are_syslogs_priorities(journal: Journal, level: int, priority: s
 @pytest.mark.parametrize("hostile", [*HOSTILE[:-1], "x\nPRIORITY=0\nMESSAGE=forged\n"])
 def test_nothing_in_a_message_starts_another_field(journal: Journal, hostile: str) -> None:
     journal.log("%s", hostile, fields={"name": hostile})
-    assert journal.entry() == {"MESSAGE": hostile, "PRIORITY": "6", "SYSLOG_IDENTIFIER": "nftsync", "NFTSYNC_NAME": hostile}
+    assert journal.entry() == {
+        "MESSAGE": hostile,
+        "PRIORITY": "6",
+        "SYSLOG_IDENTIFIER": "nftsync",
+        "NFTSYNC_NAME": hostile,
+    }
 
 
 @needs_root
@@ -258,7 +265,9 @@ if sys.argv[2] != "here" or sys.argv[1] != "auto":
         ("json", "here", "StreamHandler JsonFormatter", '"message": "shown", "name": "web"}'),
     ],
 )
-def test_auto_is_the_journal_exactly_where_stderr_is_its_stream(chosen: str, stream: str, handler: str, line: str) -> None:
+def test_auto_is_the_journal_exactly_where_stderr_is_its_stream(
+    chosen: str, stream: str, handler: str, line: str
+) -> None:
     environment = {key: value for key, value in os.environ.items() if key != "JOURNAL_STREAM"}
     command = [sys.executable, "-c", PROGRAM, chosen, stream]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT, env=environment)

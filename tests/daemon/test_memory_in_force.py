@@ -69,7 +69,9 @@ def test_settings_that_shut_a_door_are_not_forgotten_by_a_process_that_is_killed
     assert "dport 22" not in rules(router.lab)
 
 
-def test_settings_that_the_kernel_did_not_take_are_not_remembered(router: LabRouter, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_that_the_kernel_did_not_take_are_not_remembered(
+    router: LabRouter, monkeypatch: pytest.MonkeyPatch
+) -> None:
     router.synced()
     router.put(nft(enable_ssh=False))
 
@@ -138,7 +140,9 @@ def test_addresses_without_a_service_of_an_earlier_version_put_no_list_in_doubt(
     router.synced()
     router.restart(listed=False)
     memory = router._record.memory
-    memory.services[Name("", f"{OTHER4}-0")] = replace(memory.services[Name("default", "web")], name=Name("", f"{OTHER4}-0"))
+    memory.services[Name("", f"{OTHER4}-0")] = replace(
+        memory.services[Name("default", "web")], name=Name("", f"{OTHER4}-0")
+    )
     router._connect(listed=False)
     with router._caches["Service"].relist() as relist:
         relist.put(service("web", WEB4))
@@ -148,9 +152,15 @@ def test_addresses_without_a_service_of_an_earlier_version_put_no_list_in_doubt(
 @pytest.mark.parametrize("moment", ["before", "after"])
 @pytest.mark.parametrize("deleted", [False, True])
 def test_a_process_that_is_killed_in_a_change_leaves_no_mixture_of_two_versions(
-    router: LabRouter, monkeypatch: pytest.MonkeyPatch, moment: str, deleted: bool  # noqa: FBT001
+    router: LabRouter,
+    monkeypatch: pytest.MonkeyPatch,
+    moment: str,
+    deleted: bool,  # noqa: FBT001
 ) -> None:
-    old, new = service("web", "172.30.254.1"), service("web", "172.30.254.1", ports=[("TCP", 443)], sources=["192.0.2.0/24"])
+    old, new = (
+        service("web", "172.30.254.1"),
+        service("web", "172.30.254.1", ports=[("TCP", 443)], sources=["192.0.2.0/24"]),
+    )
     router.put(old)
     router.synced()
     (router.delete if deleted else router.put)(old if deleted else new)

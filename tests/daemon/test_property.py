@@ -76,9 +76,12 @@ def claims(raw: Raw) -> dict[str, set[Element]]:
                 continue
             networks = [ip_network(each) for each in ranges]
             largest = [
-                each for each in networks
+                each
+                for each in networks
                 if each.version == address.version
-                and not any(each != other and each.version == other.version and each.subnet_of(other) for other in networks)  # type: ignore[arg-type]
+                and not any(
+                    each != other and each.version == other.version and each.subnet_of(other) for other in networks
+                )  # type: ignore[arg-type]
             ]
             texts = (str(each.network_address if each.num_addresses == 1 else each) for each in largest)
             found[key] = {(f"sources{address.version}", f"{key} . {text}") for text in texts}
@@ -206,7 +209,10 @@ _events = st.one_of(
     st.tuples(st.just("put"), _services),
     st.tuples(st.just("delete"), _numbers),
     st.tuples(st.just("poison"), st.sampled_from([POISON, POISON, None, "400/second", "gone"])),
-    st.tuples(st.just("nft"), st.sampled_from([{}, {"enable_ssh": False}, {"enable_rateshape": False}, {"enable_dropall": False}])),
+    st.tuples(
+        st.just("nft"),
+        st.sampled_from([{}, {"enable_ssh": False}, {"enable_rateshape": False}, {"enable_dropall": False}]),
+    ),
     st.tuples(st.just("nft"), st.sampled_from(["gone", "invalid"])),
     st.tuples(st.just("pools"), st.sampled_from([WIDE, NARROW, ()])),
     st.tuples(st.just("lists"), st.sampled_from([("Service",), ("Nft",), KINDS[2:], KINDS, KINDS, KINDS])),
@@ -219,7 +225,9 @@ _events = st.one_of(
     st.tuples(st.just("damage"), _damage, st.sampled_from(["running", "down"])),
     st.tuples(st.just("outage")),
     st.tuples(st.just("refuse")),
-    st.tuples(st.just("local chain"), st.sampled_from(["", "tcp dport 9 accept", "}", 'iif "gone0" accept', "nonsense"])),
+    st.tuples(
+        st.just("local chain"), st.sampled_from(["", "tcp dport 9 accept", "}", 'iif "gone0" accept', "nonsense"])
+    ),
     st.tuples(st.just("nic"), st.sampled_from(["gone", "there"])),
 )
 
@@ -262,7 +270,9 @@ class World:
         self.first_since_boot = self.router._record.first_since_boot
 
     def truth(self) -> set[Element]:
-        pools: Sequence[str] | None = [each for raw in self.router.objects("IPAddressPool") for each in raw["spec"]["addresses"]]
+        pools: Sequence[str] | None = [
+            each for raw in self.router.objects("IPAddressPool") for each in raw["spec"]["addresses"]
+        ]
         return asked(self.router.objects("Service"), pools or self.pools[-1])
 
     def watched(self, run: Callable[[], Any]) -> Any:
@@ -278,9 +288,13 @@ class World:
             raise Killed
         lost = without_poisoned((before - after) & self.truth())
         assert self.first_since_boot or not lost, f"asked for and closed: {lost}"
-        believed = {each for view in self.views for raw in view for elements in claims(raw).values() for each in elements}
+        believed = {
+            each for view in self.views for raw in view for elements in claims(raw).values() for each in elements
+        }
         if "Service" in self.router.kinds:
-            believed |= {each for raw in self.router.objects("Service") for elements in claims(raw).values() for each in elements}
+            believed |= {
+                each for raw in self.router.objects("Service") for elements in claims(raw).values() for each in elements
+            }
         if not self.first_since_boot:
             believed |= self.standing
         opened = without_poisoned(after - before - believed)
@@ -391,7 +405,9 @@ class World:
         known = self.router._record.memory.facts.spec is not None
         self.sync()
         if known:
-            views = {element for view in self.views for raw in view for each in claims(raw).values() for element in each}
+            views = {
+                element for view in self.views for raw in view for each in claims(raw).values() for element in each
+            }
             assert without_poisoned(self.open()) <= views, "at the first run since boot memory is right"
         if self.router.early:
             self.router.early = False

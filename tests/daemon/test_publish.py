@@ -176,7 +176,9 @@ def test_a_file_has_no_namespace_in_its_fields(router: Told) -> None:
 
 def test_a_thousand_changes_at_once_are_two_hundred_lines_and_the_number_of_the_others(router: Told) -> None:
     """The cap is the log's alone: each Service's owner hears of it."""
-    crowd = (service(f"s{number}", f"172.30.254.{number // 5}", ports=[("TCP", 1 + number % 5)]) for number in range(1000))
+    crowd = (
+        service(f"s{number}", f"172.30.254.{number // 5}", ports=[("TCP", 1 + number % 5)]) for number in range(1000)
+    )
     router.lists(nft(), *crowd)
     router.sync()
     assert len(router.stories) == LINES == 200
@@ -229,7 +231,10 @@ def test_what_is_waited_for_is_said_once_and_again_when_it_is_something_else(rou
         router.sync()
     waiting = [text for _, text in router.lines if text.startswith("waiting: ")][1:]
     assert waiting == [f"waiting: {NOT_FILTERING}: there is no usable Nft resource arbf-operators/nft"]
-    assert (router.condition("Ready").holds, router.condition("Ready").message) == (False, waiting[0].removeprefix("waiting: "))
+    assert (router.condition("Ready").holds, router.condition("Ready").message) == (
+        False,
+        waiting[0].removeprefix("waiting: "),
+    )
 
 
 def test_the_same_wait_after_something_else_is_said_again(router: Told) -> None:
@@ -242,7 +247,9 @@ def test_a_failure_is_an_error_in_the_log_and_the_reason_why_the_router_is_not_r
     router.begin(WEB)
     router.tell(SyncResult(Outcome.FAILED, "the last ruleset stays: no"))
     assert router.lines == [("ERROR", "the last ruleset stays: no")]
-    assert router.condition("Ready") == Condition("Ready", holds=False, reason="NotSynced", message="the last ruleset stays: no")
+    assert router.condition("Ready") == Condition(
+        "Ready", holds=False, reason="NotSynced", message="the last ruleset stays: no"
+    )
 
 
 # --- pools --------------------------------------------------------------------------------------------
@@ -287,7 +294,10 @@ def test_pools_that_are_required_and_not_known_are_told_apart_from_pools_that_ar
 def test_before_the_first_sync_nobody_says_that_there_are_no_pools(router: Told) -> None:
     """After a restart the last ruleset is in force, and so are its pools."""
     router.sync()
-    assert (router.condition("PoolsGuarded").holds, router.condition("PoolsGuarded").message) == (False, "nothing is applied yet")
+    assert (router.condition("PoolsGuarded").holds, router.condition("PoolsGuarded").message) == (
+        False,
+        "nothing is applied yet",
+    )
     router.lists(nft(), WEB)
     router.sync()
     assert router.condition("PoolsGuarded").message == "no MetalLB configuration was seen"
@@ -343,7 +353,8 @@ def test_the_status_counts_objects_that_are_refused_not_reasons(router: Told) ->
 
 
 @pytest.mark.parametrize(
-    ("kind", "source"), [("Service", "services"), ("Nft", "settings"), ("IPAddressPool", "pools"), ("ConfigMap", "pools")]
+    ("kind", "source"),
+    [("Service", "services"), ("Nft", "settings"), ("IPAddressPool", "pools"), ("ConfigMap", "pools")],
 )
 def test_what_can_not_be_watched_is_stale_by_what_it_is_for(router: Told, kind: str, source: str) -> None:
     router.begin(WEB)

@@ -102,7 +102,9 @@ def test_while_one_is_in_quarantine_the_others_change_as_always_and_no_drift_is_
 
 
 @pytest.mark.parametrize("limit", ["400/second", "2 mbytes/second burst 512 kbytes", None])
-def test_what_was_open_of_the_offender_stays_as_it_was_limited_over_a_restart(router: LabRouter, limit: str | None) -> None:
+def test_what_was_open_of_the_offender_stays_as_it_was_limited_over_a_restart(
+    router: LabRouter, limit: str | None
+) -> None:
     router.put(service("bad", BAD4, limit=limit), service("good", GOOD4, limit="1 kbytes/second burst 5 kbytes"))
     router.sync()
     before = router.pinholes()
@@ -215,7 +217,11 @@ def test_of_a_thousand_good_ones_and_five_hundred_offenders_all_good_ones_are_op
     for name in ("apply", "apply_lines"):
         monkeypatch.setattr(Kernel, name, counted(name))
     crowd = [
-        service(f"s{number}", f"172.30.{number // 250}.{number % 250 + 1}", limit=POISON if number % 3 == 0 else "400/second")
+        service(
+            f"s{number}",
+            f"172.30.{number // 250}.{number % 250 + 1}",
+            limit=POISON if number % 3 == 0 else "400/second",
+        )
         for number in range(1500)
     ]
     router.put(*crowd)

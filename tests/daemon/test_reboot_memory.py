@@ -91,7 +91,9 @@ def add_a_source_range(daemon: ClusterDaemon) -> None:
 
 
 def a_source_range_holds(daemon: ClusterDaemon) -> bool:
-    return not daemon.lab.arrives("tcp", "172.30.254.4", 80) and daemon.lab.arrives("tcp", "172.30.254.4", 80, source="203.0.113.9")
+    return not daemon.lab.arrives("tcp", "172.30.254.4", 80) and daemon.lab.arrives(
+        "tcp", "172.30.254.4", 80, source="203.0.113.9"
+    )
 
 
 Changed = tuple[Callable[[ClusterDaemon], None], Callable[[ClusterDaemon], bool]]
@@ -150,7 +152,9 @@ def reboot_into(daemon: ClusterDaemon, saved: str) -> None:
     ("a Service", "boot_unit_and_daemon"),
     *((change, "daemon_alone") for change in CHANGES),
 ])  # fmt: skip
-def test_what_was_closed_is_closed_after_a_reboot_into_an_older_ruleset(daemon: ClusterDaemon, change: str, start: str) -> None:
+def test_what_was_closed_is_closed_after_a_reboot_into_an_older_ruleset(
+    daemon: ClusterDaemon, change: str, start: str
+) -> None:
     do, holds = CHANGES[change]
     saved = saved_ruleset(daemon)
     do(daemon)
@@ -185,7 +189,8 @@ def test_a_base_that_stands_at_boot_gives_way_to_the_pinholes(tmp_path: Path, st
 
 @pytest.mark.parametrize("network", [True, False], ids=["with a network", "before the network"])
 def test_only_before_there_is_a_network_the_boot_unit_shuts_a_router_that_remembers_nothing(
-    tmp_path: Path, network: bool  # noqa: FBT001
+    tmp_path: Path,
+    network: bool,  # noqa: FBT001
 ) -> None:
     with cluster_daemon(tmp_path, nft(), POOL, WEB) as daemon:
         if network:
@@ -216,7 +221,9 @@ def test_what_was_closed_is_closed_by_the_daemon_though_the_pools_hang(daemon: C
     assert daemon.lab.arrives("udp", SERVICE4, 80)
 
 
-def test_a_process_that_is_not_the_first_since_boot_closes_nothing_that_it_does_not_remember(daemon: ClusterDaemon) -> None:
+def test_a_process_that_is_not_the_first_since_boot_closes_nothing_that_it_does_not_remember(
+    daemon: ClusterDaemon,
+) -> None:
     """What stands and is not remembered was opened by the process before, which could not write it down any more."""
     daemon.kill()
     daemon.cluster.refuse()

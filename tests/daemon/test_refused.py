@@ -84,7 +84,9 @@ def test_a_service_that_no_transaction_took_is_not_remembered_when_it_is_gone(
     assert not Journal(router.config.state).load().services
 
 
-def test_a_version_that_was_taken_while_nothing_was_limited_and_is_refused_later_harms_nobody(router: LabRouter) -> None:
+def test_a_version_that_was_taken_while_nothing_was_limited_and_is_refused_later_harms_nobody(
+    router: LabRouter,
+) -> None:
     router.put(nft(enable_rateshape=False), service("bad", BAD4, limit=POISON), service("good", GOOD4))
     router.synced()
     router.put(nft())
@@ -133,7 +135,9 @@ def test_a_service_that_moved_while_limits_were_refused_does_not_open_its_old_po
     assert set(elements(router.lab, "services4")) == {f"{GOOD4} . tcp . 443"}
 
 
-def test_limits_that_the_kernel_refuses_leave_those_that_stand_alone(router: LabRouter, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_limits_that_the_kernel_refuses_leave_those_that_stand_alone(
+    router: LabRouter, monkeypatch: pytest.MonkeyPatch
+) -> None:
     router.put(service("web", GOOD4, limit="2 mbytes/second burst 512 kbytes"))
     router.synced()
     before = [line for line in rules(router.lab).splitlines() if "@limited" in line]

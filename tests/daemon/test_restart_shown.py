@@ -169,7 +169,10 @@ def test_the_metrics_show_what_is_in_force_and_of_what_nothing_new_is_known(rest
 def firing(page: str, folder: Path) -> set[str]:
     """The shipped alerts that fire when a metrics page has been the same for an hour."""
     series = [
-        {"series": f'{name}{{{f"{labels}," if labels else ""}job="nftsync", instance="router1"}}', "values": f"{float(value):g}x90"}
+        {
+            "series": f'{name}{{{f"{labels}," if labels else ""}job="nftsync", instance="router1"}}',
+            "values": f"{float(value):g}x90",
+        }
         for name, labels, value in re.findall(r"^(nftsync_\w+)(?:\{(.*)\})? (\S+)$", page, re.MULTILINE)
         if "_timestamp_" not in name and value != "NaN"
     ]
@@ -209,6 +212,10 @@ def test_when_the_server_answers_again_nothing_is_remembered_any_more(tmp_path: 
         assert eventually(lambda: daemon.get("/readyz").status == 200, 30), daemon.log()
         after = daemon.status()
         assert after["stale"] == {}
-        assert (after["services"], after["pinholes"], after["pools"]) == (before["services"], before["pinholes"], before["pools"])
+        assert (after["services"], after["pinholes"], after["pools"]) == (
+            before["services"],
+            before["pinholes"],
+            before["pools"],
+        )
         assert after["sync"]["hash"] == before["sync"]["hash"]
         assert "remembered" not in daemon.command("status").stdout

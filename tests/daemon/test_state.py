@@ -160,7 +160,9 @@ def test_a_local_chain_is_in_force_in_the_end_when_the_kernel_refused_for_anothe
     assert router.rejections() == ()
 
 
-def test_a_new_limit_has_a_new_bucket_and_keeps_the_count_and_the_neighbours_bucket(lab: Lab, router: LabRouter) -> None:
+def test_a_new_limit_has_a_new_bucket_and_keeps_the_count_and_the_neighbours_bucket(
+    lab: Lab, router: LabRouter
+) -> None:
     begin(router, nft(), SLOW_BYTES, SLOW_PACKETS)
     for address in (BYTES4, PACKETS4):
         lab.deliver([Probe("tcp", address, 80, length=1024)] * 20)
@@ -217,7 +219,9 @@ def test_the_next_resync_repairs(lab: Lab, router: LabRouter, change: str) -> No
 
 
 @pytest.mark.parametrize("change", ["insert rule inet nftsync forward accept", "flush ruleset"])
-@pytest.mark.parametrize("repaired_by", ["this process", "this process, which does not know who it was", "the next process"])
+@pytest.mark.parametrize(
+    "repaired_by", ["this process", "this process, which does not know who it was", "the next process"]
+)
 def test_what_somebody_does_just_before_it_is_read_back_as_ours_is_found_out(
     lab: Lab, router: LabRouter, monkeypatch: pytest.MonkeyPatch, change: str, repaired_by: str
 ) -> None:
@@ -281,10 +285,23 @@ def test_a_table_that_comes_back_while_a_service_changes_is_repaired_and_counted
 # --- under load ---------------------------------------------------------------------------------------
 
 ALLOWED = (f"{SERVICE4} 80", f"{SERVICE6} 80", "172.30.254.2 80", "2001:db8:254::2 80")
-FORBIDDEN = (f"{SERVICE4} 81", f"{SERVICE6} 81", "172.30.254.3 80", "2001:db8:254::99 80", f"{PUBLIC[0]} 5000", f"{PUBLIC[1]} 5000")
+FORBIDDEN = (
+    f"{SERVICE4} 81",
+    f"{SERVICE6} 81",
+    "172.30.254.3 80",
+    "2001:db8:254::99 80",
+    f"{PUBLIC[0]} 5000",
+    f"{PUBLIC[1]} 5000",
+)
 STANDING = (
     service("open", SERVICE4, SERVICE6, ports=[("UDP", 80), ("TCP", 81)]),
-    service("narrow", "172.30.254.2", "2001:db8:254::2", ports=[("UDP", 80)], sources=[f"{CLIENT[0]}/32", "2001:db8:100::/64"]),
+    service(
+        "narrow",
+        "172.30.254.2",
+        "2001:db8:254::2",
+        ports=[("UDP", 80)],
+        sources=[f"{CLIENT[0]}/32", "2001:db8:100::/64"],
+    ),
     service("others", "172.30.254.3", ports=[("UDP", 80)], sources=["192.0.2.0/24"]),
 )
 
@@ -317,7 +334,9 @@ def step(router: LabRouter, number: int) -> None:
                 router.local_chain.write_text(f"chain local-chain {{ tcp dport {1 + turn} drop }}")
 
 
-def test_two_thousand_changes_under_load_let_nothing_forbidden_pass_and_lose_nothing_allowed(lab: Lab, router: LabRouter) -> None:
+def test_two_thousand_changes_under_load_let_nothing_forbidden_pass_and_lose_nothing_allowed(
+    lab: Lab, router: LabRouter
+) -> None:
     begin(router, nft(), *STANDING)
     applied = 0
     with traffic(lab, [*ALLOWED, *FORBIDDEN]) as running:

@@ -110,7 +110,9 @@ def daemon(tmp_path: Path, manager: Manager, monkeypatch: pytest.MonkeyPatch) ->
 
 
 @needs_root
-def test_a_daemon_is_ready_when_the_kernel_holds_what_is_asked_for_reloads_and_stops(daemon: Daemon, manager: Manager) -> None:
+def test_a_daemon_is_ready_when_the_kernel_holds_what_is_asked_for_reloads_and_stops(
+    daemon: Daemon, manager: Manager
+) -> None:
     daemon.start()
     assert manager.hear_until("READY=1") == ["READY=1\nSTATUS=The kernel holds what the cluster asks for."]
     daemon.signal(signal.SIGHUP)
@@ -125,7 +127,9 @@ def test_a_daemon_is_ready_when_the_kernel_holds_what_is_asked_for_reloads_and_s
 
 
 @needs_root
-def test_the_watchdog_hears_of_every_turn_of_the_loop_and_of_none_when_it_hangs(daemon: Daemon, manager: Manager) -> None:
+def test_the_watchdog_hears_of_every_turn_of_the_loop_and_of_none_when_it_hangs(
+    daemon: Daemon, manager: Manager
+) -> None:
     daemon.start()
     manager.hear_until("READY=1")
     assert [manager.hear() for _ in range(3)] == ["WATCHDOG=1"] * 3
@@ -168,7 +172,9 @@ def test_a_daemon_with_a_credential_and_no_api_server_is_ready_and_waits(
     assert eventually(lambda: "127.0.0.1:1" in daemon.log())
 
 
-def test_a_credential_takes_the_place_of_the_default_kubeconfig_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_credential_takes_the_place_of_the_default_kubeconfig_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
     path = tmp_path / "nftsync.toml"
     path.write_text('kubeconfig = "/etc/nftsync/kubeconfig"')
@@ -191,4 +197,6 @@ def test_what_root_writes_into_the_daemons_folders_is_the_daemons(daemon: Daemon
     assert daemon.command("flush").returncode == 0
     files = [*daemon.state.iterdir(), *(daemon.folder / "run").iterdir()]
     assert {path.name for path in files} == {"lock", "memory.journal", "since-boot"}
-    assert {(path.name, path.stat().st_uid, path.stat().st_gid) for path in files} == {(path.name, 4711, 4712) for path in files}
+    assert {(path.name, path.stat().st_uid, path.stat().st_gid) for path in files} == {
+        (path.name, 4711, 4712) for path in files
+    }

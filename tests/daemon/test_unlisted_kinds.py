@@ -17,7 +17,9 @@ pytestmark = needs_root
 
 KINDS = ("Service", "Nft", *METALLB)
 TRIES = 6  # restarts, in each of which the list becomes complete at another moment of the first sync
-MANY = ", ".join(f"10.9.{n // 250}.{n % 250} . tcp . 80" for n in range(20_000))  # the first sync takes a while to read them
+MANY = ", ".join(
+    f"10.9.{n // 250}.{n % 250} . tcp . 80" for n in range(20_000)
+)  # the first sync takes a while to read them
 FAR_POOL = {**POOL, "metadata": {**POOL["metadata"], "name": "far"}, "spec": {"addresses": ["172.30.253.0/24"]}}
 YOUNG, OLD = "2024-01-01T00:00:00Z", "2020-01-01T00:00:00Z"
 
@@ -31,7 +33,11 @@ def daemon(tmp_path: Path) -> Iterator[ClusterDaemon]:
 def nothing_was_refused(daemon: ClusterDaemon) -> None:
     assert "rejected" not in daemon.log()
     assert "there is no such resource" not in daemon.log()
-    warned = [each["message"] for each in daemon.cluster.events() if each["type"] != "Normal" and each["reason"] != "DriftRepaired"]
+    warned = [
+        each["message"]
+        for each in daemon.cluster.events()
+        if each["type"] != "Normal" and each["reason"] != "DriftRepaired"
+    ]
     assert warned == []
 
 
@@ -43,7 +49,9 @@ def nothing_was_refused(daemon: ClusterDaemon) -> None:
 def test_a_restart_refuses_nothing_whenever_the_list_becomes_complete(daemon: ClusterDaemon, kind: str) -> None:
     assert daemon.start().stop() == 0
     for number in range(TRIES):
-        daemon.lab.router.nft(f"insert rule inet nftsync forward counter\nadd element inet nftsync services4 {{ {MANY} }}")
+        daemon.lab.router.nft(
+            f"insert rule inet nftsync forward counter\nadd element inet nftsync services4 {{ {MANY} }}"
+        )
         gate = daemon.cluster.hold(kind)
         daemon.start(ready=False)
         time.sleep(0.03 * number)
@@ -105,7 +113,10 @@ def test_half_a_list_is_no_list(daemon: ClusterDaemon, kind: str, started: str) 
     told = daemon.log().removeprefix(known)
     assert "outside_pools" not in told
     assert "Service default/b: rejected" not in told
-    assert sorted(each["object"] for each in daemon.status()["rejections"]) == ["Service default/a", "Service default/c"]
+    assert sorted(each["object"] for each in daemon.status()["rejections"]) == [
+        "Service default/a",
+        "Service default/c",
+    ]
 
 
 def dated(name: str, created: str) -> Raw:

@@ -23,7 +23,11 @@ def walk() -> walking.Walk:
 def test_a_walk_leads_to_the_kernel_and_back_to_the_cluster(walk: walking.Walk) -> None:
     print(walk)
     threads = {thread for _, thread, _ in walk.there}
-    assert threads == {"watch-Service", "MainThread", "journal"}, "one watches, one owns the state, one waits for the disk"
+    assert threads == {
+        "watch-Service",
+        "MainThread",
+        "journal",
+    }, "one watches, one owns the state, one waits for the disk"
     assert len({module for _, _, module in walk.there}) >= 5
     assert len({module for _, _, module in walk.back}) >= 3
 

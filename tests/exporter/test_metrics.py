@@ -75,7 +75,13 @@ def test_everything_is_reported_from_the_start(served: Served) -> None:
     text = served.get("/metrics")[1]
     for reason in Reason:
         assert sample(text, f'nftsync_rejections{{reason="{reason}"}}') == 0
-    for name in ("services", "pinholes", "drift_repairs_total", "last_success_timestamp_seconds", "sync_duration_seconds_count"):
+    for name in (
+        "services",
+        "pinholes",
+        "drift_repairs_total",
+        "last_success_timestamp_seconds",
+        "sync_duration_seconds_count",
+    ):
         assert sample(text, f"nftsync_{name}") == 0
     for name in (
         "syncs",

@@ -37,12 +37,16 @@ MONITORING = ROOT / "packaging/monitoring"
 ALERTS, ALERT_TESTS = MONITORING / "nftsync-alerts.yaml", MONITORING / "nftsync-alerts.test.yaml"
 MANY = 10_000
 
-needs_prometheus = pytest.mark.skipif(shutil.which("promtool") is None, reason="the package prometheus is not installed")
+needs_prometheus = pytest.mark.skipif(
+    shutil.which("promtool") is None, reason="the package prometheus is not installed"
+)
 pytestmark = needs_prometheus
 
 
 def promtool(*arguments: str, text: str = "") -> subprocess.CompletedProcess[str]:
-    return subprocess.run(["promtool", *arguments], input=text, capture_output=True, text=True, check=False, cwd=MONITORING)
+    return subprocess.run(
+        ["promtool", *arguments], input=text, capture_output=True, text=True, check=False, cwd=MONITORING
+    )
 
 
 # --- alerts --------------------------------------------------------------------------------------------
@@ -81,7 +85,9 @@ def test_alerts_and_the_documentation_name_only_metrics_that_there_are_and_the_d
     offered = {name for name in offered if not name.endswith("_created")}
     for rule in rules().values():
         assert set(re.findall(r"nftsync_\w+", rule["expr"])) <= offered
-    documented = set(re.findall(r"^\| `((?:nftsync|process|python)_\w+)", (ROOT / "docs/metrics.md").read_text(), re.MULTILINE))
+    documented = set(
+        re.findall(r"^\| `((?:nftsync|process|python)_\w+)", (ROOT / "docs/metrics.md").read_text(), re.MULTILINE)
+    )
     assert documented == offered
 
 
@@ -242,7 +248,9 @@ def test_a_prometheus_that_scrapes_the_daemon_shows_the_packets_of_each_service(
 
 
 @needs_root
-def test_the_shipped_alerts_work_in_a_prometheus_and_tell_of_a_router_that_died(daemon: Daemon, prometheus: Prometheus) -> None:
+def test_the_shipped_alerts_work_in_a_prometheus_and_tell_of_a_router_that_died(
+    daemon: Daemon, prometheus: Prometheus
+) -> None:
     """A rule that waits some minutes is pending at first."""
     daemon.start()
     assert eventually(lambda: prometheus.values("up") == [1]), prometheus.log()
@@ -263,7 +271,13 @@ def test_no_change_of_the_ruleset_waits_for_a_scrape_of_ten_thousand_services() 
     pinholes = {
         each.key: each
         for each in (
-            Pinhole(f"10.1.{n // 250}.{n % 250 + 1} . tcp . 80", 4, None, None if n % 10 else limit, Name("shop", f"web-{n}"))
+            Pinhole(
+                f"10.1.{n // 250}.{n % 250 + 1} . tcp . 80",
+                4,
+                None,
+                None if n % 10 else limit,
+                Name("shop", f"web-{n}"),
+            )
             for n in range(MANY)
         )
     }

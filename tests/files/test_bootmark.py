@@ -18,7 +18,9 @@ from nftsync.plan.memory import BootFacts
 from tests.labtools import needs_root
 from tests.support import ROOT
 
-FACTS = BootFacts("0123456789abcdef fedcba9876543210", 7, frozenset({ip_address("192.0.2.9"), ip_address("2001:db8::9")}))
+FACTS = BootFacts(
+    "0123456789abcdef fedcba9876543210", 7, frozenset({ip_address("192.0.2.9"), ip_address("2001:db8::9")})
+)
 
 
 def file(folder: Path) -> Path:

@@ -112,7 +112,9 @@ def test_a_change_is_appended_and_the_records_before_it_stay_as_they_are(tmp_pat
     assert Name("shop", "new") in load(tmp_path).services
 
 
-def test_without_a_file_there_is_nothing_and_nothing_to_complain_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_without_a_file_there_is_nothing_and_nothing_to_complain_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     journal = Journal(tmp_path / "absent")
     assert journal.load() == Memory()
     assert journal.kept
@@ -163,7 +165,9 @@ def test_a_file_that_was_torn_anywhere_holds_what_came_before_and_goes_on_from_t
         expected = written[whole[:length].count(b"\n") - 1]
         assert journal.load() == expected, length
         torn = whole[length - 1 : length] != b"\n"
-        assert ["a crash tore off its end; the records before it count" in each for each in caplog.messages] == [True] * torn
+        assert ["a crash tore off its end; the records before it count" in each for each in caplog.messages] == [
+            True
+        ] * torn
         journal.remember({new.name: new})
         journal.finish()
         assert load(tmp_path) == Memory(expected.services | {new.name: new}, expected.facts), length
@@ -180,8 +184,12 @@ def test_a_file_of_which_not_even_the_head_is_there_is_as_good_as_absent(
         assert [each.partition(": ")[2] for each in caplog.messages] == ["it is not a journal of this version"]
 
 
-@pytest.mark.parametrize("end", [b"\0" * 4096, b"\xff\xfe\x00\x9f", b"\n\n\n", b"7 0123456789abcdef [\n", b"\xff\n\0\n8"])
-def test_whatever_a_power_cut_leaves_behind_the_last_record_is_cut_off(tmp_path: Path, written: list[Memory], end: bytes) -> None:
+@pytest.mark.parametrize(
+    "end", [b"\0" * 4096, b"\xff\xfe\x00\x9f", b"\n\n\n", b"7 0123456789abcdef [\n", b"\xff\n\0\n8"]
+)
+def test_whatever_a_power_cut_leaves_behind_the_last_record_is_cut_off(
+    tmp_path: Path, written: list[Memory], end: bytes
+) -> None:
     with file(tmp_path).open("ab") as torn:
         torn.write(end)
     journal = Journal(tmp_path)
@@ -192,7 +200,9 @@ def test_whatever_a_power_cut_leaves_behind_the_last_record_is_cut_off(tmp_path:
     assert load(tmp_path).services == written[-1].services | {Name("shop", "new"): claim("new")}
 
 
-def test_whichever_byte_is_changed_nothing_is_believed_but_what_was_written(tmp_path: Path, written: list[Memory]) -> None:
+def test_whichever_byte_is_changed_nothing_is_believed_but_what_was_written(
+    tmp_path: Path, written: list[Memory]
+) -> None:
     whole = file(tmp_path).read_bytes()
     last = whole[:-1].rindex(b"\n") + 1
     by, first = whole.index(b" by "), whole.index(b"\n")
@@ -304,7 +314,9 @@ def test_a_process_that_is_killed_at_any_instant_loses_no_record_that_it_waited_
     chosen = random.Random(7)
     save(tmp_path, memory_of(claim("web", 1), claim("other")))
     for _ in range(15):
-        with subprocess.Popen([sys.executable, "-c", WRITER, tmp_path], cwd=ROOT, stdout=subprocess.PIPE, text=True) as writer:
+        with subprocess.Popen(
+            [sys.executable, "-c", WRITER, tmp_path], cwd=ROOT, stdout=subprocess.PIPE, text=True
+        ) as writer:
             assert writer.stdout
             said = writer.stdout.readline()
             time.sleep(chosen.uniform(0, 0.1))
@@ -548,7 +560,9 @@ def test_the_end_of_the_process_does_not_wait_for_ever(
     journal._thread.join(LONG)
 
 
-def test_a_record_is_in_the_file_before_whoever_remembers_it_goes_on(tmp_path: Path, written: list[Memory], disk: Disk) -> None:
+def test_a_record_is_in_the_file_before_whoever_remembers_it_goes_on(
+    tmp_path: Path, written: list[Memory], disk: Disk
+) -> None:
     journal = loaded(tmp_path)
     for number in range(1, 50):
         journal.remember({Name("shop", "web"): claim("web", number)})
@@ -557,7 +571,9 @@ def test_a_record_is_in_the_file_before_whoever_remembers_it_goes_on(tmp_path: P
     journal.finish()
 
 
-def test_the_disk_itself_is_waited_for_every_few_seconds_and_at_the_end(tmp_path: Path, written: list[Memory], disk: Disk) -> None:
+def test_the_disk_itself_is_waited_for_every_few_seconds_and_at_the_end(
+    tmp_path: Path, written: list[Memory], disk: Disk
+) -> None:
     now = [0.0]
     journal = Journal(tmp_path, clock=lambda: now[0])
     journal.load()

@@ -25,7 +25,9 @@ def test_who_comes_second_is_refused_until_the_first_is_done(tmp_path: Path) -> 
         pass
 
 
-def test_where_no_lock_can_be_held_that_is_said_and_the_work_is_done(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_where_no_lock_can_be_held_that_is_said_and_the_work_is_done(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / "file").write_text("")
     done = False
     with caplog.at_level(logging.WARNING), locked(tmp_path / "file" / "run"):
@@ -57,7 +59,10 @@ def test_beside_a_daemon_nobody_else_changes_anything(daemon: Daemon, command: t
     paths = [] if command == ("flush",) else ["--manifests", str(other)]
     done = daemon.command(*command, *paths)
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == f"nftsync: {daemon.folder}/run/lock: another nftsync is running. Stop it first: systemctl stop nftsync\n"
+    assert (
+        done.stderr
+        == f"nftsync: {daemon.folder}/run/lock: another nftsync is running. Stop it first: systemctl stop nftsync\n"
+    )
     assert rules(daemon.lab) == before
     assert daemon.lab.arrives("tcp", SERVICE4, 80)
     assert daemon.get("/readyz").status == 200

@@ -112,7 +112,9 @@ def test_each_pinhole_is_open_for_the_same_and_limited_as_it_was() -> None:
     pinholes = PinholeIndex(memory.services.values(), Filters()).pinholes
     made = render(ruleset(pinholes.values(), Settings(PUBLIC_NIC, enable_rateshape=True)))
     assert sets(made) == sets((WRITTEN / "ruleset.nft").read_text())
-    assert pinholes["172.30.254.10 . sctp . 5000"].sources == tuple(map(ip_network, ("198.51.100.7/32", "203.0.113.0/24")))
+    assert pinholes["172.30.254.10 . sctp . 5000"].sources == tuple(
+        map(ip_network, ("198.51.100.7/32", "203.0.113.0/24"))
+    )
     assert pinholes["172.30.254.1 . tcp . 8443"].limit is not None
 
 
@@ -193,7 +195,11 @@ def test_a_file_that_can_not_be_used_is_told_and_the_others_count(
     if damage == "torn":
         (folder / name).write_bytes((folder / name).read_bytes()[:-7])
     elif damage == "of another shape":
-        hostile = {"state.json": '{"spec": 5}', "services": "web", "ruleset.nft": "\tset services4 {\nelements = { x . y }\n\t}\n"}
+        hostile = {
+            "state.json": '{"spec": 5}',
+            "services": "web",
+            "ruleset.nft": "\tset services4 {\nelements = { x . y }\n\t}\n",
+        }
         replace_sealed(folder / name, hostile[name], FILES[name])
     else:
         (folder / name).unlink()
@@ -207,7 +213,9 @@ def test_a_file_that_can_not_be_used_is_told_and_the_others_count(
     assert addresses == (set() if name == "ruleset.nft" else {name for name in whole.services if not name.namespace})
 
 
-def test_an_older_file_without_pools_and_settings_is_understood(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_older_file_without_pools_and_settings_is_understood(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     replace_sealed(tmp_path / "state.json", json.dumps({"boot": "", "local_chain": CHAIN, "ingress": 7}), 2)
     assert read_version_1(tmp_path).facts == Facts(local_chain=CHAIN)
     assert caplog.messages == []
@@ -227,7 +235,9 @@ def test_once_there_is_a_journal_it_alone_counts(tmp_path: Path) -> None:
     assert Journal(folder).load() == Memory(), "rules of long ago are no better than the base"
 
 
-def test_the_old_files_stay_until_there_is_a_journal_and_no_longer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_old_files_stay_until_there_is_a_journal_and_no_longer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = left(tmp_path / "state")
     journal = Journal(folder)
     memory = journal.load()
@@ -307,7 +317,9 @@ def state(tmp_path: Path) -> Path:
 
 
 @needs_root
-def test_after_an_upgrade_and_a_reboot_without_a_cluster_exactly_that_is_open_which_was(tmp_path: Path, state: Path) -> None:
+def test_after_an_upgrade_and_a_reboot_without_a_cluster_exactly_that_is_open_which_was(
+    tmp_path: Path, state: Path
+) -> None:
     with Lab() as lab, Daemon(lab, tmp_path) as daemon:
         assert "the remembered rules are in force: 13 pinholes" in boot(daemon)
         assert as_it_was(lab)
@@ -332,7 +344,9 @@ def test_the_settings_that_were_rolled_back_are_not_in_force_after_the_reboot(tm
 
 @needs_root
 def test_after_an_upgrade_without_a_reboot_and_without_a_cluster_nothing_changes(tmp_path: Path, state: Path) -> None:
-    filtering, _, shaping = read_sealed(state / "ruleset.nft", 1).partition("# --- what needs the public NIC to be there ---\n")
+    filtering, _, shaping = read_sealed(state / "ruleset.nft", 1).partition(
+        "# --- what needs the public NIC to be there ---\n"
+    )
     with Lab() as lab:
         lab.router.nft(filtering + shaping)
         assert lab.arrives("tcp", SERVICE4, 80)

@@ -24,7 +24,9 @@ from tests.labtools import PATIENCE, eventually, needs_root
 pytestmark = needs_root
 
 
-def test_after_more_changes_than_the_socket_holds_it_looks_anew_and_hears_the_next_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_after_more_changes_than_the_socket_holds_it_looks_anew_and_hears_the_next_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     woken, stop, real = threading.Semaphore(0), threading.Event(), links._listen
     faults = [OSError(errno.ENOBUFS, "No buffer space available")]
 
@@ -170,7 +172,9 @@ def test_the_routers_addresses_and_networks_are_those_that_it_was_given(
     assert network.local() == before
 
 
-def test_a_networks_broadcast_address_is_the_routers_even_if_nobody_named_it(namespace: Namespace, network: Links) -> None:
+def test_a_networks_broadcast_address_is_the_routers_even_if_nobody_named_it(
+    namespace: Namespace, network: Links
+) -> None:
     namespace.ip("address add 192.0.2.1/24 dev v0")
     routes = namespace.run(["ip", "route", "show", "table", "local", "type", "broadcast"]).stdout
     assert "broadcast 192.0.2.255 " in routes, "the kernel takes it for its own"

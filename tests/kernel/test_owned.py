@@ -50,7 +50,9 @@ def daemon(lab: Lab, tmp_path: Path) -> Iterator[Daemon]:
 def flags(lab: Lab) -> list[list[str]]:
     """Of both tables."""
     listed = json.loads(lab.router.run(["nft", "-j", "list tables"]).stdout)["nftables"]
-    found = [each["table"].get("flags", []) for each in listed if "table" in each and each["table"]["name"] == "nftsync"]
+    found = [
+        each["table"].get("flags", []) for each in listed if "table" in each and each["table"]["name"] == "nftsync"
+    ]
     return [sorted([each] if isinstance(each, str) else each) for each in found]
 
 
@@ -91,7 +93,9 @@ def test_the_daemon_goes_on_changing_them_elements_and_rules(lab: Lab, daemon: D
 
 @pytest.mark.parametrize("kill", [False, True])
 def test_when_it_ends_they_stay_and_the_next_one_takes_them_over_as_they_are(
-    lab: Lab, daemon: Daemon, kill: bool  # noqa: FBT001
+    lab: Lab,
+    daemon: Daemon,
+    kill: bool,  # noqa: FBT001
 ) -> None:
     assert lab.arrives("tcp", SERVICE4, 80)
     counted = packets(lab, "services4", KEY)

@@ -132,7 +132,9 @@ class Lab:
         self.node.ip(f"route add local {prefix} dev lo")
         self.router.ip(f"route add {prefix} via {NODE[prefix.version == 6]}")
 
-    def arrives(self, protocol: Protocol, destination: str, port: int = 0, *, origin: Origin = "client", **fields: Any) -> bool:
+    def arrives(
+        self, protocol: Protocol, destination: str, port: int = 0, *, origin: Origin = "client", **fields: Any
+    ) -> bool:
         """Whether one probe arrives; `fields` are the others of Probe. See `deliver`."""
         return bool(self.deliver([Probe(protocol, destination, port, **fields)], origin))
 
@@ -174,7 +176,9 @@ class Lab:
         rate: bytes per second to send; None for the speed of one thread.
         length: bytes of each IP packet. Rates count these bytes, as nft's limits do.
         """
-        content = packet(Probe(protocol, destination, port, length=length), CLIENT, secrets.randbits(32), bytes(MARK.size))
+        content = packet(
+            Probe(protocol, destination, port, length=length), CLIENT, secrets.randbits(32), bytes(MARK.size)
+        )
         pause = len(content) / rate if rate else 0.0
         with (
             self._counter(protocol, destination, port) as count,

@@ -113,13 +113,25 @@ def test_it_works_twice_in_a_row_and_leaves_nothing_behind(small: Path, tmp_path
     assert shown[0] == shown[1]
 
 
-def test_it_shows_what_passed_and_what_was_dropped_of_any_manifests(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_it_shows_what_passed_and_what_was_dropped_of_any_manifests(
+    small: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["--manifests", str(small)]) == 0
     output = capsys.readouterr().out
     passed, dropped = section(output, "passed"), section(output, "dropped")
-    for probe in ("tcp 172.30.254.1 port 80", f"tcp {SERVICE6} port 80", "tcp 172.30.254.2 port 80", "tcp 198.51.100.1 port 22"):
+    for probe in (
+        "tcp 172.30.254.1 port 80",
+        f"tcp {SERVICE6} port 80",
+        "tcp 172.30.254.2 port 80",
+        "tcp 198.51.100.1 port 22",
+    ):
         assert f"{probe} " in passed
-    for probe in ("tcp 172.30.254.3 port 80", "udp 172.30.254.1 port 80", "tcp 172.30.254.1 port 81", "tcp 198.51.100.1 port 179"):
+    for probe in (
+        "tcp 172.30.254.3 port 80",
+        "udp 172.30.254.1 port 80",
+        "tcp 172.30.254.1 port 81",
+        "tcp 198.51.100.1 port 179",
+    ):
         assert f"{probe} " in dropped
     assert "wrong" not in output
 
@@ -133,7 +145,9 @@ def test_the_examples_show_the_five_services_the_rates_of_the_limited_ones_and_t
     def held_to_their_rates() -> bool:
         nonlocal output
         status, output = main([]), capsys.readouterr().out
-        reached = re.findall(r"tcp (\S+) port .*: ([0-9.]+) mbytes/second, \d+ packets/second", section(output, "rates"))
+        reached = re.findall(
+            r"tcp (\S+) port .*: ([0-9.]+) mbytes/second, \d+ packets/second", section(output, "rates")
+        )
         return status == 0 and {address: float(rate) for address, rate in reached} == pytest.approx(LIMITS, rel=0.15)
 
     assert eventually(held_to_their_rates), output  # a busy machine holds up a flood now and then
@@ -172,7 +186,9 @@ def test_without_a_public_nic_it_says_in_a_line_what_it_needs(
     assert words in errors[0]
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, -signal.SIGTERM), (signal.SIGKILL, -9)])
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, -signal.SIGTERM), (signal.SIGKILL, -9)]
+)
 def test_whatever_ends_it_nothing_goes_on_running(tmp_path: Path, number: signal.Signals, status: int) -> None:
     command = Command(tmp_path)
     assert command.process.stdout

@@ -214,7 +214,9 @@ def test_nothing_is_left_when_the_process_is_killed(outside: Namespace, number: 
             print(lab.router.path, flush=True)
             time.sleep(600)
     """)
-    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as process:
         assert process.stdout
         path = process.stdout.readline().strip()
         gone = tie(outside, path)
@@ -272,7 +274,9 @@ def test_a_connection_to_a_port_without_a_server_is_refused(lab: Lab) -> None:
 def test_without_offload_no_packet_is_larger_than_the_wire_takes(*, gso: bool, larger: bool) -> None:
     with Lab(gso=gso) as lab, TcpServer(lab.node, 80, echo=False) as server:
         rule = "meta length > 1500 counter name larger"
-        lab.router.nft(f"table inet t {{ counter larger {{ }}; chain c {{ type filter hook forward priority 0; {rule}; }}; }}")
+        lab.router.nft(
+            f"table inet t {{ counter larger {{ }}; chain c {{ type filter hook forward priority 0; {rule}; }}; }}"
+        )
         with lab.tcp_connect(SERVICE4, 80) as connection:
             connection.sendall(bytes(4 * MBYTE))
             connection.shutdown(socket.SHUT_WR)
@@ -282,8 +286,12 @@ def test_without_offload_no_packet_is_larger_than_the_wire_takes(*, gso: bool, l
         assert ("packets 0 bytes" not in listed) == larger
 
 
-@pytest.mark.parametrize(("protocol", "destination"), [("udp", SERVICE4), ("udp", SERVICE6), ("tcp", SERVICE4), ("sctp", SERVICE6)])
-def test_a_limit_on_the_ingress_hook_is_measured_within_three_percent(lab: Lab, protocol: Protocol, destination: str) -> None:
+@pytest.mark.parametrize(
+    ("protocol", "destination"), [("udp", SERVICE4), ("udp", SERVICE6), ("tcp", SERVICE4), ("sctp", SERVICE6)]
+)
+def test_a_limit_on_the_ingress_hook_is_measured_within_three_percent(
+    lab: Lab, protocol: Protocol, destination: str
+) -> None:
     rule = f"{protocol} dport 80 limit rate over 1 mbytes/second burst 256 kbytes drop"
     hook = f'type filter hook ingress device "{lab.public_nic}" priority 0'
     lab.router.nft(f"table netdev t {{ chain c {{ {hook}; {rule}; }}; }}")

@@ -35,7 +35,10 @@ from tests.support import count_yaml_events, json_values
 
 def raw(name: str = "services", labels: Any = None, **spec: Any) -> dict[str, Any]:
     """An object of MetalLB's as the API has it."""
-    return {"metadata": {"namespace": "metallb-system", "name": name, "uid": f"uid-{name}", "labels": labels}, "spec": spec}
+    return {
+        "metadata": {"namespace": "metallb-system", "name": name, "uid": f"uid-{name}", "labels": labels},
+        "spec": spec,
+    }
 
 
 def pool(name: str, *addresses: str, **labels: str) -> AddressPool:
@@ -65,9 +68,14 @@ def told(found: AddressPool | Advertisement | Peer | ConfigMap) -> str:
 
 def test_a_pool_has_its_ranges_in_order_and_its_labels() -> None:
     found = parse_pool(
-        raw(labels={"zone": "b", "tier": "a"}, addresses=["2001:db8::/64", "192.0.2.64/26", "192.0.2.1 - 192.0.2.9"]), None
+        raw(labels={"zone": "b", "tier": "a"}, addresses=["2001:db8::/64", "192.0.2.64/26", "192.0.2.1 - 192.0.2.9"]),
+        None,
     )
-    assert ranges(found) == ["192.0.2.1-192.0.2.9", "192.0.2.64-192.0.2.127", "2001:db8::-2001:db8::ffff:ffff:ffff:ffff"]
+    assert ranges(found) == [
+        "192.0.2.1-192.0.2.9",
+        "192.0.2.64-192.0.2.127",
+        "2001:db8::-2001:db8::ffff:ffff:ffff:ffff",
+    ]
     assert found.labels == (("tier", "a"), ("zone", "b"))
     assert (str(found.name), found.uid, found.rejections) == ("metallb-system/services", "uid-services", ())
 
@@ -147,7 +155,9 @@ PLAIN = pool("plain", "198.51.100.0/24")
 
 
 def by(key: str, operator: str, *values: str) -> dict[str, Any]:
-    return {"ipAddressPoolSelectors": [{"matchExpressions": [{"key": key, "operator": operator, "values": list(values)}]}]}
+    return {
+        "ipAddressPoolSelectors": [{"matchExpressions": [{"key": key, "operator": operator, "values": list(values)}]}]
+    }
 
 
 def by_label(**labels: str) -> dict[str, Any]:
@@ -173,12 +183,19 @@ def by_label(**labels: str) -> dict[str, Any]:
         (by("color", "NotIn", "blue", "red"), False, True),
         (by("color", "Exists"), True, False),
         (by("color", "DoesNotExist"), False, True),
-        ({"ipAddressPoolSelectors": [{"matchLabels": {"color": "red"}}, {"matchLabels": {"tier": "edge"}}]}, True, False),
+        (
+            {"ipAddressPoolSelectors": [{"matchLabels": {"color": "red"}}, {"matchLabels": {"tier": "edge"}}]},
+            True,
+            False,
+        ),
         ({"ipAddressPools": ["plain"], **by_label(color="blue")}, True, True),
         (
             {
                 "ipAddressPoolSelectors": [
-                    {"matchLabels": {"color": "blue"}, "matchExpressions": [{"key": "tier", "operator": "DoesNotExist"}]}
+                    {
+                        "matchLabels": {"color": "blue"},
+                        "matchExpressions": [{"key": "tier", "operator": "DoesNotExist"}],
+                    }
                 ]
             },
             False,
@@ -226,8 +243,14 @@ def test_a_pool_that_no_advertisement_covers_is_not_advertised() -> None:
         ),
         (by("a", "In"), "spec.ipAddressPoolSelectors: In and NotIn need values, Exists and DoesNotExist have none"),
         (by("a", "NotIn"), "spec.ipAddressPoolSelectors: In and NotIn need values, Exists and DoesNotExist have none"),
-        (by("a", "Exists", "b"), "spec.ipAddressPoolSelectors: In and NotIn need values, Exists and DoesNotExist have none"),
-        (by("a", "DoesNotExist", "b"), "spec.ipAddressPoolSelectors: In and NotIn need values, Exists and DoesNotExist have none"),
+        (
+            by("a", "Exists", "b"),
+            "spec.ipAddressPoolSelectors: In and NotIn need values, Exists and DoesNotExist have none",
+        ),
+        (
+            by("a", "DoesNotExist", "b"),
+            "spec.ipAddressPoolSelectors: In and NotIn need values, Exists and DoesNotExist have none",
+        ),
         (by("a", "In", "b", "b"), "spec.ipAddressPoolSelectors: values holds 'b' twice"),
     ],
 )
@@ -258,7 +281,9 @@ def test_a_peer_that_is_known_by_its_interface_has_no_address_and_is_valid(spec:
     assert (found.address, found.rejections) == (None, ())
 
 
-@pytest.mark.parametrize("value", ["192.0.2.1/32", "192.0.2.1:179", " 192.0.2.1", "fe80::1%eth0", "peer.example.com", 5, [], {}])
+@pytest.mark.parametrize(
+    "value", ["192.0.2.1/32", "192.0.2.1:179", " 192.0.2.1", "fe80::1%eth0", "peer.example.com", 5, [], {}]
+)
 def test_a_peers_address_that_is_none_is_refused(value: object) -> None:
     assert told(parse_peer(raw("peer", peerAddress=value), None)).endswith(" is not an IP address")
 
@@ -268,7 +293,10 @@ def test_a_peers_address_that_is_none_is_refused(value: object) -> None:
 
 def test_nothing_at_all_is_no_configuration_and_no_fault() -> None:
     assert configuration([], [], [], []) == (None, ())
-    assert configuration([], [advertisement()], [parse_peer(raw("peer", peerAddress="192.0.2.1"), None)], []) == (None, ())
+    assert configuration([], [advertisement()], [parse_peer(raw("peer", peerAddress="192.0.2.1"), None)], []) == (
+        None,
+        (),
+    )
 
 
 def test_a_configuration_has_the_pools_by_name_and_the_addresses_of_all_peers() -> None:
@@ -292,7 +320,10 @@ def test_a_configuration_has_the_pools_by_name_and_the_addresses_of_all_peers() 
             [pool("a", "192.0.2.0/24", "192.0.2.9/32")],
             ["a: 192.0.2.9-192.0.2.9 overlaps 192.0.2.0-192.0.2.255 of the pool 'a'"],
         ),
-        ([pool("a", "192.0.2.0/24", "192.0.2.0/24")], ["a: 192.0.2.0-192.0.2.255 overlaps 192.0.2.0-192.0.2.255 of the pool 'a'"]),
+        (
+            [pool("a", "192.0.2.0/24", "192.0.2.0/24")],
+            ["a: 192.0.2.0-192.0.2.255 overlaps 192.0.2.0-192.0.2.255 of the pool 'a'"],
+        ),
         (
             [pool("a", "192.0.2.0-192.0.2.9"), pool("b", "192.0.2.9-192.0.2.12")],
             ["b: 192.0.2.9-192.0.2.12 overlaps 192.0.2.0-192.0.2.9 of the pool 'a'"],
@@ -328,7 +359,9 @@ spans = st.lists(st.tuples(st.integers(0, 40), st.integers(0, 12)), min_size=1, 
 
 
 @given(st.lists(spans, min_size=1, max_size=4))
-def test_a_configuration_is_refused_exactly_if_two_of_its_ranges_share_an_address(described: list[list[tuple[int, int]]]) -> None:
+def test_a_configuration_is_refused_exactly_if_two_of_its_ranges_share_an_address(
+    described: list[list[tuple[int, int]]],
+) -> None:
     pools = [
         pool(f"p{number}", *(f"192.0.2.{start}-192.0.2.{start + length}" for start, length in each))
         for number, each in enumerate(described)
@@ -353,7 +386,9 @@ def test_one_invalid_object_makes_the_whole_invalid(kind: str) -> None:
     assert [each.reason for each in rejections] == [Reason.INVALID_POOLS]
 
 
-LEGACY = "address-pools:\n- {name: old, protocol: bgp, addresses: [203.0.113.0/24]}\npeers:\n- {peer-address: 203.0.113.1}\n"
+LEGACY = (
+    "address-pools:\n- {name: old, protocol: bgp, addresses: [203.0.113.0/24]}\npeers:\n- {peer-address: 203.0.113.1}\n"
+)
 
 
 def config_map(text: object, name: str = "config") -> ConfigMap | None:
@@ -369,7 +404,9 @@ def legacy(text: object) -> ConfigMap:
 
 def test_the_config_map_counts_if_there_is_no_pool_object() -> None:
     source = "ConfigMap metallb-system/config"
-    wanted = MetalLBConfig((Pool("old", source, (parse_range("203.0.113.0/24"),), True),), frozenset({ip_address("203.0.113.1")}))
+    wanted = MetalLBConfig(
+        (Pool("old", source, (parse_range("203.0.113.0/24"),), True),), frozenset({ip_address("203.0.113.1")})
+    )
     assert configuration([], [], [], [legacy(LEGACY)]) == (wanted, ())
     assert configuration([], [advertisement()], [], [legacy(LEGACY)]) == (wanted, ())
 
@@ -464,7 +501,13 @@ LEVELS = {
 def test_a_key_that_metallb_does_not_know_is_refused_at_every_level(level: str) -> None:
     message = f"config: {level} has a key 'peerz', which MetalLB does not know"
     assert told(legacy(LEVELS[level])) == message
-    without = LEVELS[level].replace(", peerz: 1", "").replace("peerz: 1", "").replace(", peerz: {}", "").replace("peerz: {}", "")
+    without = (
+        LEVELS[level]
+        .replace(", peerz: 1", "")
+        .replace("peerz: 1", "")
+        .replace(", peerz: {}", "")
+        .replace("peerz: {}", "")
+    )
     assert legacy(without.replace("peerz: []", "{}")).configuration is not None, "without it, it is good"
 
 
@@ -497,15 +540,11 @@ INVALID_TEXTS = {
     (
         "address-pools: [{name: a, protocol: bgp, addresses: [192.0.2.0/24]}, "
         "{name: a, protocol: bgp, addresses: [192.0.3.0/24]}]"
-    ): (
-        "the pool 'a' is defined twice"
-    ),
+    ): ("the pool 'a' is defined twice"),
     (
         "address-pools: [{name: a, protocol: bgp, addresses: [192.0.2.0/24]}, "
         "{name: b, protocol: bgp, addresses: [192.0.2.8/32]}]"
-    ): (
-        "192.0.2.8-192.0.2.8 overlaps 192.0.2.0-192.0.2.255 of the pool 'a'"
-    ),
+    ): ("192.0.2.8-192.0.2.8 overlaps 192.0.2.0-192.0.2.255 of the pool 'a'"),
     "peers: [{peer-address: x}]": "peer-address 'x' is not an IP address",
     "peers: [{my-asn: 1}]": "peer-address None is not an IP address",
     "peers: [{peer-address: 192.0.2.1, my-asn: ten}]": "'my-asn' is not a whole number but 'ten'",
@@ -539,7 +578,9 @@ def test_an_invalid_text_is_refused_with_a_sentence(text: str) -> None:
     assert message.removeprefix("config: ") == INVALID_TEXTS[text]
 
 
-@pytest.mark.parametrize("text", ["", "\n", "# nothing\n", "---\n", "{}", "null", "peers:\naddress-pools:\n", "peers: []"])
+@pytest.mark.parametrize(
+    "text", ["", "\n", "# nothing\n", "---\n", "{}", "null", "peers:\naddress-pools:\n", "peers: []"]
+)
 def test_an_empty_text_is_a_valid_configuration_without_pools(text: str) -> None:
     assert legacy(text).configuration == MetalLBConfig()
 
@@ -583,7 +624,9 @@ def test_a_text_that_is_larger_than_any_that_a_cluster_keeps_is_refused_unread(m
 
 def bomb() -> str:
     """Each level merges the one before nine times: PyYAML would go through 9**20 pairs."""
-    merges = "".join(f"{_anchor(n)}: &{_anchor(n)} {{<<: [{','.join(9 * [f'*{_anchor(n - 1)}'])}]}}\n" for n in range(1, 21))
+    merges = "".join(
+        f"{_anchor(n)}: &{_anchor(n)} {{<<: [{','.join(9 * [f'*{_anchor(n - 1)}'])}]}}\n" for n in range(1, 21)
+    )
     return f"a: &a {{k: v}}\n{merges}"
 
 
@@ -591,7 +634,9 @@ def _anchor(number: int) -> str:
     return chr(ord("a") + number)
 
 
-def test_a_merge_key_bomb_of_less_than_a_kilobyte_is_refused_at_once_and_costs_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_merge_key_bomb_of_less_than_a_kilobyte_is_refused_at_once_and_costs_no_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     text, read = bomb(), count_yaml_events(monkeypatch)
     assert len(text.encode()) < 1000
     assert told(legacy(text)) == "config: line 1: anchors and aliases are not allowed: write the value out"
@@ -636,7 +681,12 @@ objects = json_values | st.builds(
 
 
 @settings(max_examples=300)
-@given(st.lists(objects, max_size=3), st.lists(objects, max_size=2), st.lists(objects, max_size=2), st.lists(objects, max_size=1))
+@given(
+    st.lists(objects, max_size=3),
+    st.lists(objects, max_size=2),
+    st.lists(objects, max_size=2),
+    st.lists(objects, max_size=1),
+)
 def test_whatever_the_objects_hold_nothing_but_malformed_is_raised_and_every_message_is_one_line(
     pools: list[Any], advertisements: list[Any], peers: list[Any], config_maps: list[Any]
 ) -> None:

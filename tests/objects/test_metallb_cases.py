@@ -127,7 +127,9 @@ def wanted_ranges(case: Case) -> dict[str, list[str]]:
 
 def wanted_peers(case: Case) -> set[str]:
     """The addresses: of "1.2.3.4:179" in a ConfigMap's case; "<nil>" in another is a peer behind an interface."""
-    found = {peer["address"] if isinstance(peer, dict) else peer.rpartition(":")[0].strip("[]") for peer in case["peers"]}
+    found = {
+        peer["address"] if isinstance(peer, dict) else peer.rpartition(":")[0].strip("[]") for peer in case["peers"]
+    }
     return found - {"<nil>"}
 
 

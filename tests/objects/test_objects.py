@@ -119,7 +119,9 @@ def test_a_host_name_opens_nothing_and_is_no_fault() -> None:
     assert parsed(raw).rejections == ()
 
 
-@pytest.mark.parametrize("status", [None, {}, {"loadBalancer": None}, {"loadBalancer": {}}, {"loadBalancer": {"ingress": None}}])
+@pytest.mark.parametrize(
+    "status", [None, {}, {"loadBalancer": None}, {"loadBalancer": {}}, {"loadBalancer": {"ingress": None}}]
+)
 def test_a_service_without_an_address_yet_opens_nothing_and_is_no_fault(status: Any) -> None:
     raw = service() | {"status": status}
     assert opens(raw) == set()
@@ -161,7 +163,8 @@ def test_an_address_in_mapped_notation_is_refused_with_the_notation_that_is_righ
 
 
 @pytest.mark.parametrize(
-    "port", [0, -1, 65536, 2**64, "80", "http", 80.0, True, None, [80], {}, float("nan"), pytest.param(10**5000, id="huge")]
+    "port",
+    [0, -1, 65536, 2**64, "80", "http", 80.0, True, None, [80], {}, float("nan"), pytest.param(10**5000, id="huge")],
 )
 def test_what_is_no_port_is_refused_and_the_others_stay(port: Any) -> None:
     raw = service(ports=[{"port": port}, {"port": 443}])
@@ -169,7 +172,9 @@ def test_what_is_no_port_is_refused_and_the_others_stay(port: Any) -> None:
     assert only_rejection(parsed(raw)).reason is Reason.INVALID_PORT
 
 
-@pytest.mark.parametrize("protocol", ["tcp", "Tcp", "ICMP", "TCP ", "TCP\n", 6, 0, False, [], {}, ["TCP"], "tcp . 80 accept"])
+@pytest.mark.parametrize(
+    "protocol", ["tcp", "Tcp", "ICMP", "TCP ", "TCP\n", 6, 0, False, [], {}, ["TCP"], "tcp . 80 accept"]
+)
 def test_what_is_no_protocol_is_refused_and_the_others_stay(protocol: Any) -> None:
     raw = service(ports=[{"port": 80, "protocol": protocol}, {"port": 443}])
     assert opens(raw) == {"192.0.2.1 . tcp . 443"}
@@ -179,7 +184,9 @@ def test_what_is_no_protocol_is_refused_and_the_others_stay(protocol: Any) -> No
 
 
 def test_a_port_named_twice_is_one_pinhole() -> None:
-    assert opens(service(ports=[{"port": 80}, {"port": 80, "protocol": "TCP", "name": "again"}])) == {"192.0.2.1 . tcp . 80"}
+    assert opens(service(ports=[{"port": 80}, {"port": 80, "protocol": "TCP", "name": "again"}])) == {
+        "192.0.2.1 . tcp . 80"
+    }
 
 
 # --- source ranges -------------------------------------------------------------------------------------
@@ -233,7 +240,9 @@ def test_where_every_range_is_bad_nobody_is_let_in(ranges: list[Any]) -> None:
 
 def test_duplicates_and_overlaps_become_one_range_and_neighbours_too() -> None:
     ranges = ["10.0.0.0/9", "10.128.0.0/9", "10.1.0.0/16", "10.1.0.0/16", "198.51.100.7/32"]
-    assert lets_in(service(loadBalancerSourceRanges=ranges)) == {"192.0.2.1 . tcp . 80": ("10.0.0.0/8", "198.51.100.7/32")}
+    assert lets_in(service(loadBalancerSourceRanges=ranges)) == {
+        "192.0.2.1 . tcp . 80": ("10.0.0.0/8", "198.51.100.7/32")
+    }
 
 
 def test_ranges_of_one_family_leave_the_other_family_closed() -> None:
@@ -453,7 +462,9 @@ def nft(spec: Any, **metadata: Any) -> dict[str, Any]:
 
 def test_every_switch_of_an_nft_resource_is_true_if_absent() -> None:
     found = parse_nft(nft({"public_nic": "enp1s0"}), None)
-    assert found == Nft(Name("arbf-operators", "nft"), "n1", 3, NftSpec("enp1s0", True, True, True, True, "metallb-system"))
+    assert found == Nft(
+        Name("arbf-operators", "nft"), "n1", 3, NftSpec("enp1s0", True, True, True, True, "metallb-system")
+    )
     assert parse_nft(nft({"public_nic": "enp1s0", "enable_bgp": None, "metallb-namespace": None}), None) == found
 
 
@@ -461,7 +472,9 @@ def test_every_switch_of_an_nft_resource_is_true_if_absent() -> None:
 def test_each_switch_is_its_own(switch: str) -> None:
     spec = parse_nft(nft({"public_nic": "enp1s0", switch: False}), None).spec
     assert spec is not None
-    switches = {each: getattr(spec, each) for each in ("enable_bgp", "enable_dropall", "enable_rateshape", "enable_ssh")}
+    switches = {
+        each: getattr(spec, each) for each in ("enable_bgp", "enable_dropall", "enable_rateshape", "enable_ssh")
+    }
     assert switches == {each: each != switch for each in switches}
 
 
@@ -553,7 +566,9 @@ def mostly(draw: st.DrawFn, good: st.SearchStrategy[Any]) -> Any:
     return draw(good if draw(st.integers(0, 15)) < 15 else maybe)
 
 
-plain_ip = st.sampled_from(["192.0.2.1", "192.0.2.2", "2001:db8::1", "64:ff9b::1.2.3.4", "::ffff:1.2.3.4", "fe80::1%x } ;"])
+plain_ip = st.sampled_from(
+    ["192.0.2.1", "192.0.2.2", "2001:db8::1", "64:ff9b::1.2.3.4", "::ffff:1.2.3.4", "fe80::1%x } ;"]
+)
 plain_range = st.sampled_from(
     ["10.0.0.0/8", "010.1.2.3/8", " 198.51.100.0/24", "2001:db8::/32", "10.0.0.0/0.255.255.255", "::/0", "/0"]
 )
@@ -674,7 +689,9 @@ def test_nothing_unparsed_reaches_nft_and_nothing_is_opened_that_was_not_asked_f
                     seen[name.rstrip("46")] += 1
 
     look()
-    assert min(seen["services"], seen["sources"], seen["limited"] + seen["limited4-packets"]) > 10, "the property is not empty"
+    assert (
+        min(seen["services"], seen["sources"], seen["limited"] + seen["limited4-packets"]) > 10
+    ), "the property is not empty"
 
 
 def restricted(raw: dict[str, Any]) -> bool:

@@ -102,9 +102,7 @@ REFUSED = {
     "192.0.2.9-192.0.2.1_2": "'192.0.2.1_2' in the range '192.0.2.9-192.0.2.1_2' is not an IP address",
     "192.0.2.9-192.0.2.012": "'192.0.2.012' in the range '192.0.2.9-192.0.2.012' is not an IP address",
     "192.0.2.9-192.0.2.\u0661": "'192.0.2.\\u0661' in the range '192.0.2.9-192.0.2.\\u0661' is not an IP address",
-    "192.0.2.9\u2013192.0.2.12": (
-        f"'192.0.2.9\\u2013192.0.2.12' {NEITHER}"
-    ),
+    "192.0.2.9\u2013192.0.2.12": (f"'192.0.2.9\\u2013192.0.2.12' {NEITHER}"),
     "fe80::1%a-fe80::2%a": "'fe80::1%a' in the range 'fe80::1%a-fe80::2%a' is not an IP address",
     "fe80::1%\n-fe80::2": "'fe80::1%' in the range 'fe80::1%\\n-fe80::2' is not an IP address",
     "::ffff:192.0.2.1-::ffff:192.0.2.9": (
@@ -119,7 +117,9 @@ def test_whatever_else_a_text_is_it_is_refused_with_a_sentence(text: str) -> Non
         parse_range(text)
 
 
-@pytest.mark.parametrize("value", [None, 5, True, 1.5, b"10.0.0.0/8", ["10.0.0.0/8"], {}, "1" * 129, "10.0.0.0/8" + " " * 10**6])
+@pytest.mark.parametrize(
+    "value", [None, 5, True, 1.5, b"10.0.0.0/8", ["10.0.0.0/8"], {}, "1" * 129, "10.0.0.0/8" + " " * 10**6]
+)
 def test_what_is_no_short_text_is_refused_with_a_short_sentence(value: object) -> None:
     with pytest.raises(ValueError, match=f"{NEITHER}$") as refused:
         parse_range(value)
@@ -180,7 +180,9 @@ def large(draw: st.DrawFn) -> Range:
     version = draw(versions)
     whole = 2 ** BITS[version] - 1
     if draw(st.booleans()):
-        return Range.of(ip_network((KIND[version](draw(st.integers(0, whole))), draw(st.integers(0, BITS[version]))), strict=False))
+        return Range.of(
+            ip_network((KIND[version](draw(st.integers(0, whole))), draw(st.integers(0, BITS[version]))), strict=False)
+        )
     edge = st.sampled_from([0, 1, whole - 1, whole])
     ends = sorted(draw(st.tuples(edge | st.integers(0, whole), edge | st.integers(0, whole))))
     return Range(*(KIND[version](end) for end in ends))
@@ -249,7 +251,9 @@ def test_a_set_of_ranges_holds_exactly_their_addresses(ranges: list[Range]) -> N
 
 
 @given(few, few)
-def test_union_intersection_and_difference_are_those_of_the_sets_of_addresses(one: list[Range], other: list[Range]) -> None:
+def test_union_intersection_and_difference_are_those_of_the_sets_of_addresses(
+    one: list[Range], other: list[Range]
+) -> None:
     mine, theirs = AddressSet.of(one), AddressSet.of(other)
     for found, wanted in (
         (mine | theirs, members(mine.ranges) | members(theirs.ranges)),

@@ -27,7 +27,10 @@ ACCEPTED = {
     "1 mbytes/second": (RateLimit(MBYTE, "second", 0, packets=False), None),
     "1 bytes/week": (RateLimit(1, "week", 0, packets=False), None),
     "1024 kbytes/second": (RateLimit(MBYTE, "second", 0, packets=False), "1 mbytes/second"),
-    "1536 bytes/hour burst 1024 bytes": (RateLimit(1536, "hour", KBYTE, packets=False), "1536 bytes/hour burst 1 kbytes"),
+    "1536 bytes/hour burst 1024 bytes": (
+        RateLimit(1536, "hour", KBYTE, packets=False),
+        "1536 bytes/hour burst 1 kbytes",
+    ),
     "2 mbytes/second burst 0 bytes": (RateLimit(2 * MBYTE, "second", 0, packets=False), "2 mbytes/second"),
     "5/second": (RateLimit(5, "second", 5, packets=True), "5/second burst 5 packets"),
     "400 / minute": (RateLimit(400, "minute", 5, packets=True), "400/minute burst 5 packets"),
@@ -112,7 +115,9 @@ def test_a_limit_is_understood_and_normalised(text: str, meaning: tuple[RateLimi
 
 
 @pytest.mark.parametrize(("text", "wrong"), REFUSED.items())
-def test_a_wrong_limit_is_refused_with_a_sentence_that_says_what_is_wrong_and_what_is_right(text: str, wrong: str) -> None:
+def test_a_wrong_limit_is_refused_with_a_sentence_that_says_what_is_wrong_and_what_is_right(
+    text: str, wrong: str
+) -> None:
     with pytest.raises(Malformed) as refused:
         parse_ratelimit(text)
     message = str(refused.value)
@@ -181,7 +186,12 @@ def spelt(draw: st.DrawFn) -> str:
     unit = draw(st.sampled_from(["", "bytes", "kbytes", "mbytes"]))
     most = (2**64 - 1) // (seconds[per] * 10**9) // BYTE_UNITS.get(unit, 1) if unit else seconds[per] * 10**9
     near = st.integers(max(most - 2, 0), most + 2)
-    rate = draw(st.integers(0, 3000) | near | st.integers(0, most) | st.sampled_from([2**32 - 1, 2**32, 2**63, 2**64 - 1, 2**64]))
+    rate = draw(
+        st.integers(0, 3000)
+        | near
+        | st.integers(0, most)
+        | st.sampled_from([2**32 - 1, 2**32, 2**63, 2**64 - 1, 2**64])
+    )
     zeros = draw(st.sampled_from(["", "", "", "", "", "", "", "0"]))
     text = f"{zeros}{rate}{draw(blank) if unit else ''}{unit}{draw(slash)}{per}"
     if draw(st.booleans()):

@@ -102,7 +102,9 @@ def test_a_text_means_this_and_nothing_is_a_number_by_accident(text: str, meanin
     assert repr(found) == repr(meaning)  # 1 == True, and that difference matters here
 
 
-@pytest.mark.parametrize(("text", "reason"), REFUSED.items(), ids=[text[:30].encode("unicode_escape").decode() for text in REFUSED])
+@pytest.mark.parametrize(
+    ("text", "reason"), REFUSED.items(), ids=[text[:30].encode("unicode_escape").decode() for text in REFUSED]
+)
 def test_what_expands_constructs_or_misleads_is_refused_with_the_line(text: str, reason: str) -> None:
     with pytest.raises(Malformed) as refused:
         documents(text)

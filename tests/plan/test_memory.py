@@ -111,7 +111,9 @@ def test_any_service_is_the_same_after_a_restart(service: Service) -> None:
 
 def test_what_was_refused_of_a_service_is_not_remembered_since_every_list_says_it_again() -> None:
     name = Name("default", "a")
-    service = Service(name, "u", "", "", (), (), None, None, (Rejection(ObjectRef("Service", "default/a"), Reason.MALFORMED, "x"),))
+    service = Service(
+        name, "u", "", "", (), (), None, None, (Rejection(ObjectRef("Service", "default/a"), Reason.MALFORMED, "x"),)
+    )
     assert replayed(service_record(name, service)).services == {name: replace(service, rejections=())}
 
 
@@ -179,7 +181,9 @@ FACTS: dict[str, Any] = json.loads(
         Facts(
             NftSpec("eth0"),
             NftSpec("eth1"),
-            MetalLBConfig((Pool("a", "s", (Range(ip_address("192.0.2.0"), ip_address("192.0.2.9")),), advertised=True),)),
+            MetalLBConfig(
+                (Pool("a", "s", (Range(ip_address("192.0.2.0"), ip_address("192.0.2.9")),), advertised=True),)
+            ),
             local=Local(frozenset({ip_address("192.0.2.1")}), frozenset({ip_network("192.0.2.0/24")})),
             peers=frozenset({ip_address("192.0.2.2")}),
         )
@@ -242,7 +246,9 @@ HOSTILE_FACTS: dict[str, dict[str, object]] = {
     "pools that are null": {"pools": {"pools": None, "peers": []}},
     "pools that are texts": {"pools": {"pools": ["services"], "peers": []}},
     "a pool that is empty": {"pools": {"pools": [{}], "peers": []}},
-    "a range that is none": {"pools": {"pools": [{**FACTS["pools"]["pools"][0], "ranges": ["192.0.2.0"]}], "peers": []}},
+    "a range that is none": {
+        "pools": {"pools": [{**FACTS["pools"]["pools"][0], "ranges": ["192.0.2.0"]}], "peers": []}
+    },
     "a range that begins after its end": {
         "pools": {"pools": [{**FACTS["pools"]["pools"][0], "ranges": ["192.0.2.9-192.0.2.1"]}], "peers": []}
     },
@@ -333,7 +339,9 @@ leaves = json_values | st.sampled_from(["192.0.2.1", "fe80::1%x", "192.0.2.0/24"
 @st.composite
 def mutated(draw: st.DrawFn) -> Any:
     """A good record in which one value is another one."""
-    record: list[Any] = json.loads(json.dumps(draw(st.sampled_from([[SERVICE, GOOD], ["facts", FACTS], [GONE, "shop", "web"]]))))
+    record: list[Any] = json.loads(
+        json.dumps(draw(st.sampled_from([[SERVICE, GOOD], ["facts", FACTS], [GONE, "shop", "web"]])))
+    )
     place: Any = record
     while True:
         key = draw(st.sampled_from(sorted(place) if isinstance(place, dict) else range(len(place))))
@@ -348,7 +356,9 @@ def mutated(draw: st.DrawFn) -> Any:
 @given(mutated() | json_values)
 @example(["service", GOOD | {"ports": [], "addresses": {}}])
 def test_of_whatever_record_nothing_comes_but_what_the_types_say(record: object) -> None:
-    memory = Memory({Name("shop", "web"): Service(Name("shop", "web"), "", "", "", (), (Port(Protocol.TCP, 1),), None, None, ())})
+    memory = Memory(
+        {Name("shop", "web"): Service(Name("shop", "web"), "", "", "", (), (Port(Protocol.TCP, 1),), None, None, ())}
+    )
     try:
         replay(memory, json.dumps(record))
     except REFUSALS:

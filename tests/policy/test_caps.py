@@ -42,7 +42,9 @@ def claim(name: str, ports: int = 1, created: str = NEW, namespace: str = "shop"
     """Each name has an address of its own."""
     address = ip_address(f"192.0.2.{ord(name[0]) - ord('a') + 1}")
     wanted = tuple(Port(Protocol.TCP, number) for number in range(1, ports + 1))
-    return replace(Service(Name(namespace, name), f"u{name}", created, "", (address,), wanted, None, None, ()), **fields)
+    return replace(
+        Service(Name(namespace, name), f"u{name}", created, "", (address,), wanted, None, None, ()), **fields
+    )
 
 
 def put(desired: PinholeIndex, *services: Service) -> set[str]:
@@ -143,7 +145,10 @@ def test_another_service_that_bears_the_name_comes_anew() -> None:
 
 
 def test_a_claim_that_is_lost_or_refused_counts_so_nobody_grows_by_what_others_do() -> None:
-    lost, refused = claim("l", 2, addresses=(ip_address("192.0.2.1"),)), claim("r", 1, addresses=(ip_address("203.0.113.1"),))
+    lost, refused = (
+        claim("l", 2, addresses=(ip_address("192.0.2.1"),)),
+        claim("r", 1, addresses=(ip_address("203.0.113.1"),)),
+    )
     pool = Range(ip_address("192.0.2.0"), ip_address("192.0.2.255"))
     guard = Guard.of(AddressPolicy(), MetalLBConfig((Pool("a", "IPAddressPool x/a", (pool,), advertised=True),)))
     desired = PinholeIndex((), ALL, guard, Caps(5, 0))
@@ -206,10 +211,16 @@ def exceeding(caps: Caps, versions: Mapping[Name, Service]) -> set[str]:
     """The namespaces that have more than they may, or all of them if they have it together."""
     by_namespace = Counter[str]()
     for each in versions.values():
-        by_namespace[each.name.namespace] += sum(counts(address, each.sources) for address in each.addresses for _ in each.ports)
+        by_namespace[each.name.namespace] += sum(
+            counts(address, each.sources) for address in each.addresses for _ in each.ports
+        )
     if caps.pinholes and by_namespace.total() > caps.pinholes:
         return set(by_namespace)
-    return {name for name, count in by_namespace.items() if caps.pinholes_per_namespace and count > caps.pinholes_per_namespace}
+    return {
+        name
+        for name, count in by_namespace.items()
+        if caps.pinholes_per_namespace and count > caps.pinholes_per_namespace
+    }
 
 
 def oracle(held: Mapping[Name, Service], present: Mapping[Name, Service], caps: Caps) -> dict[Name, Service]:
@@ -247,13 +258,23 @@ def test_after_any_changes_everything_is_as_if_computed_from_scratch_and_nobody_
             assert scratch.admitted == desired.admitted
             assert scratch.pinholes == desired.pinholes
             assert list(scratch.rejections()) == list(desired.rejections())
-            assert sorted(map(repr, scratch.services)) == sorted(map(repr, desired.services)) == sorted(map(repr, ours.values()))
-        assert {key for key in pinholes.keys() | desired.pinholes.keys() if pinholes.get(key) != desired.pinholes.get(key)} <= keys
+            assert (
+                sorted(map(repr, scratch.services))
+                == sorted(map(repr, desired.services))
+                == sorted(map(repr, ours.values()))
+            )
+        assert {
+            key for key in pinholes.keys() | desired.pinholes.keys() if pinholes.get(key) != desired.pinholes.get(key)
+        } <= keys
         assert desired.admitted == oracle(held, ours, caps)
         assert not exceeding(caps, desired.admitted)
         assert held.keys() - desired.admitted.keys() <= {changed.name}, "nobody else is out"
         waiting = {name for name, each in ours.items() if desired.admitted.get(name) != each}
-        assert told(desired).keys() == {str(name) for name in waiting} == {str(name) for name in ours if desired.held_back(name)}
+        assert (
+            told(desired).keys()
+            == {str(name) for name in waiting}
+            == {str(name) for name in ours if desired.held_back(name)}
+        )
 
 
 @settings(max_examples=200)
@@ -287,7 +308,9 @@ def remembered(desired: PinholeIndex) -> Mapping[Name, Service]:
 
 
 @settings(max_examples=300)
-@given(st.lists(some_services, max_size=8, unique_by=lambda each: each.name), some_caps, st.sets(st.sampled_from("abcd")))
+@given(
+    st.lists(some_services, max_size=8, unique_by=lambda each: each.name), some_caps, st.sets(st.sampled_from("abcd"))
+)
 def test_after_a_start_what_is_open_stays_open_and_what_was_not_opens_only_below_the_caps(
     services: list[Service], caps: Caps, late: set[str]
 ) -> None:
@@ -336,7 +359,10 @@ def test_below_the_caps_it_does_not_matter_who_was_in(services: list[Service], o
 
 def test_a_change_without_new_room_looks_at_nobody_who_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     desired = PinholeIndex((), ALL, caps=Caps(0, 100))
-    put(desired, *(claim(f"s{number}", 1, addresses=(ip_address(f"198.51.{number // 250}.1"),)) for number in range(5000)))
+    put(
+        desired,
+        *(claim(f"s{number}", 1, addresses=(ip_address(f"198.51.{number // 250}.1"),)) for number in range(5000)),
+    )
     looked = Counter[str]()
 
     def counted(each: Service | None) -> int:
@@ -353,9 +379,14 @@ def test_a_change_without_new_room_looks_at_nobody_who_waits(monkeypatch: pytest
     assert desired.held_back(Name("shop", "s100")) is None
 
 
-def test_room_elsewhere_costs_nothing_for_those_who_do_not_fit_into_their_namespace(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_room_elsewhere_costs_nothing_for_those_who_do_not_fit_into_their_namespace(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     desired = PinholeIndex((), ALL, caps=Caps(0, 101))
-    put(desired, *(claim(f"s{number}", 2, addresses=(ip_address(f"198.51.{number // 250}.1"),)) for number in range(5000)))
+    put(
+        desired,
+        *(claim(f"s{number}", 2, addresses=(ip_address(f"198.51.{number // 250}.1"),)) for number in range(5000)),
+    )
     looked = Counter[str]()
     monkeypatch.setattr(module, "size", lambda each: looked.update(size=1) or size(each))
     put(desired, claim("far", 1, namespace="other"))
@@ -443,7 +474,10 @@ def at(number: int) -> str:
 
 def greedy(number: int, ports: int = 1, year: int = 2024) -> Raw:
     raw = service(f"s{number:03}", at(number), ports=[("TCP", 80 + each) for each in range(ports)])
-    raw["metadata"] |= {"namespace": "greedy", "creationTimestamp": f"{year}-01-01T00:{number // 60:02}:{number % 60:02}Z"}
+    raw["metadata"] |= {
+        "namespace": "greedy",
+        "creationTimestamp": f"{year}-01-01T00:{number // 60:02}:{number % 60:02}Z",
+    }
     return raw
 
 
@@ -485,7 +519,9 @@ def test_of_two_hundred_services_fifty_are_in_and_stay_in_whatever_comes(router:
 
 
 @needs_root
-def test_after_a_start_those_who_were_in_are_in_before_all_who_came_meanwhile_and_say_that_they_are_older(router: Capped) -> None:
+def test_after_a_start_those_who_were_in_are_in_before_all_who_came_meanwhile_and_say_that_they_are_older(
+    router: Capped,
+) -> None:
     router.put(*map(greedy, range(60)))
     router.synced()
     first = {at(number) for number in range(50)}
@@ -550,7 +586,9 @@ def test_a_start_with_a_smaller_cap_closes_nothing(router: Capped) -> None:
 
 
 @needs_root
-def test_a_reload_with_a_larger_cap_lets_in_the_oldest_and_one_with_a_smaller_cap_closes_nothing(router: Capped) -> None:
+def test_a_reload_with_a_larger_cap_lets_in_the_oldest_and_one_with_a_smaller_cap_closes_nothing(
+    router: Capped,
+) -> None:
     router.put(*map(greedy, range(60)))
     router.synced()
     assert len(router.opened()) == 50

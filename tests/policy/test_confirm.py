@@ -92,7 +92,9 @@ def test_a_change_that_is_taken_back_in_the_resource_waits_no_longer(confirming:
     )  # fmt: skip
 
 
-def test_another_change_meanwhile_waits_anew_and_what_it_is_taken_back_to_is_what_was_settled(confirming: Confirming) -> None:
+def test_another_change_meanwhile_waits_anew_and_what_it_is_taken_back_to_is_what_was_settled(
+    confirming: Confirming,
+) -> None:
     waiting = confirming.take(NO_SSH, 60, NOW)
     both = replace(NO_SSH, public_nic="eth1")
     second = waiting.take(both, 60, NOW + 50)
@@ -164,7 +166,9 @@ def confirmation(daemon: Daemon) -> str:
 
 
 @needs_root
-def test_ssh_that_was_closed_is_open_again_after_the_time_and_closed_for_good_if_it_was_confirmed(daemon: Daemon) -> None:
+def test_ssh_that_was_closed_is_open_again_after_the_time_and_closed_for_good_if_it_was_confirmed(
+    daemon: Daemon,
+) -> None:
     with TcpServer(daemon.lab.router, 22):
         assert ssh(daemon)
         daemon.put(nft(enable_ssh=False))
@@ -177,7 +181,9 @@ def test_ssh_that_was_closed_is_open_again_after_the_time_and_closed_for_good_if
         assert daemon.lab.arrives("tcp", SERVICE4, 80)
         late = daemon.command("confirm")
         assert late.returncode == 1
-        assert late.stderr.startswith("nftsync: no settings wait for a confirmation: enable_ssh was switched off; nobody ran")
+        assert late.stderr.startswith(
+            "nftsync: no settings wait for a confirmation: enable_ssh was switched off; nobody ran"
+        )
         daemon.put(nft())
         assert eventually(lambda: confirmation(daemon) == "NotNeeded")
         configure(daemon, 3600)
@@ -213,7 +219,9 @@ def test_a_restart_while_a_change_waits_does_not_make_it_permanent(daemon: Daemo
 @needs_root
 def test_another_public_nic_is_taken_back_too(daemon: Daemon) -> None:
     daemon.put(nft("absent0"))
-    assert eventually(lambda: "nftsync takes it back after confirm_seconds unless you run `nftsync confirm`" in daemon.log())
+    assert eventually(
+        lambda: "nftsync takes it back after confirm_seconds unless you run `nftsync confirm`" in daemon.log()
+    )
     assert eventually(lambda: confirmation(daemon) == "RolledBack")
     status = json.loads(daemon.command("status", "--json").stdout)
     assert status["public_nic"] == {"name": PUBLIC_NIC, "attached": True, "missing": False, "rate_shaping": True}

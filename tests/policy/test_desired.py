@@ -31,7 +31,9 @@ OLD, NEW = "2024-01-01T00:00:00Z", "2025-01-01T00:00:00Z"
 
 
 def service(name: str, created: str = "", uid: str = "", *ports: Port, **fields: Any) -> Service:
-    plain = Service(Name("default", name), uid, created, "", (ip_address("192.0.2.1"),), ports or (HTTP,), None, None, ())
+    plain = Service(
+        Name("default", name), uid, created, "", (ip_address("192.0.2.1"),), ports or (HTTP,), None, None, ()
+    )
     return replace(plain, **fields)
 
 
@@ -208,7 +210,11 @@ def oracle(
             for protocol, port in each.ports:
                 key = f"{address} . {protocol.value} . {port}"
                 if key not in owned:
-                    family = None if each.sources is None else [str(net) for net in each.sources if net.version == address.version]
+                    family = (
+                        None
+                        if each.sources is None
+                        else [str(net) for net in each.sources if net.version == address.version]
+                    )
                     owned[key] = (each.name, family, each.limit)
                 elif owned[key][0] != each.name:
                     refused.add((each.name, key.replace(" . ", " ")))
@@ -250,7 +256,9 @@ def test_after_any_sequence_of_changes_everything_is_as_if_computed_from_scratch
         assert desired.pinholes == scratch.pinholes
         assert list(desired.rejections()) == list(scratch.rejections())
         assert sorted(map(repr, desired.services)) == sorted(map(repr, scratch.services))
-        differing = {key for key in before.keys() | desired.pinholes.keys() if before.get(key) != desired.pinholes.get(key)}
+        differing = {
+            key for key in before.keys() | desired.pinholes.keys() if before.get(key) != desired.pinholes.get(key)
+        }
         assert differing <= keys, "every pinhole that changed is named"
 
         owned, refused = oracle(held, filters, guard)
@@ -260,12 +268,18 @@ def test_after_any_sequence_of_changes_everything_is_as_if_computed_from_scratch
         }
         assert found == owned
         conflicts = [each for each in desired.rejections() if each.reason is Reason.CONFLICT]
-        assert {(tuple(each.object.name.split("/")), each.message.partition(" belongs")[0]) for each in conflicts} == refused
+        assert {
+            (tuple(each.object.name.split("/")), each.message.partition(" belongs")[0]) for each in conflicts
+        } == refused
         assert len(conflicts) == len(refused)
 
         closed = [each for each in desired.rejections() if each.reason is not Reason.CONFLICT]
         assert sorted((each.object.name, each.part, each.reason) for each in closed) == sorted(
-            (str(each.name), str(address), Reason.RESERVED_ADDRESS if address in guard.reserved else Reason.OUTSIDE_POOLS)
+            (
+                str(each.name),
+                str(address),
+                Reason.RESERVED_ADDRESS if address in guard.reserved else Reason.OUTSIDE_POOLS,
+            )
             for each in filter(filters.admit, held.values())
             for address in each.addresses
             if not guard.admits(address)

@@ -46,7 +46,11 @@ INSIDE, INSIDE6, OUTSIDE, OUTSIDE6 = "192.0.2.7", "2001:db8::7", "203.0.113.9", 
 EVERY = (INSIDE, INSIDE6, OUTSIDE, OUTSIDE6)
 PEER, PEER6 = "192.0.2.250", "2001:db8::250"
 KNOWN = MetalLBConfig(
-    (pool("public", "192.0.2.0/24"), pool("public6", "2001:db8::/64"), pool("flat", "198.51.100.0/24", advertised=False)),
+    (
+        pool("public", "192.0.2.0/24"),
+        pool("public6", "2001:db8::/64"),
+        pool("flat", "198.51.100.0/24", advertised=False),
+    ),
     addresses(PEER, PEER6),
 )
 
@@ -115,7 +119,11 @@ def test_if_only_advertised_pools_count_the_others_are_not_there() -> None:
     ("address_policy", "known", "legal"),
     [
         (AddressPolicy(allowed=networks("192.0.2.0/25")), None, ["192.0.2.0/25"]),
-        (AddressPolicy(PoolMode.IGNORED, allowed=networks("10.0.0.0/8", "2001:db8::/32")), KNOWN, ["10.0.0.0/8", "2001:db8::/32"]),
+        (
+            AddressPolicy(PoolMode.IGNORED, allowed=networks("10.0.0.0/8", "2001:db8::/32")),
+            KNOWN,
+            ["10.0.0.0/8", "2001:db8::/32"],
+        ),
         (AddressPolicy(allowed=networks("192.0.2.0/25")), KNOWN, ["192.0.2.0/25"]),
         (AddressPolicy(allowed=networks("192.0.0.0/8")), KNOWN, ["192.0.2.0/24"]),
         (
@@ -195,7 +203,9 @@ def test_what_is_reserved_is_admitted_by_no_guard_and_what_is_refused_is_explain
 
 
 few = st.integers(0, 31).flatmap(lambda first: st.integers(first, 31).map(lambda last: f"10.0.0.{first}-10.0.0.{last}"))
-nets = st.tuples(st.integers(0, 31), st.integers(27, 32)).map(lambda each: ip_network((f"10.0.0.{each[0]}", each[1]), strict=False))
+nets = st.tuples(st.integers(0, 31), st.integers(27, 32)).map(
+    lambda each: ip_network((f"10.0.0.{each[0]}", each[1]), strict=False)
+)
 single = st.integers(0, 31).map(lambda number: ip_address(f"10.0.0.{number}"))
 
 
@@ -207,7 +217,11 @@ single = st.integers(0, 31).map(lambda number: ip_address(f"10.0.0.{number}"))
     st.lists(nets, max_size=2),
 )
 def test_an_address_is_admitted_exactly_if_a_pool_holds_it_it_is_allowed_and_nobody_keeps_it_back(
-    pool_mode: PoolMode, held: list[str] | None, allowed: list[Network], own: frozenset[Address], attached: list[Network]
+    pool_mode: PoolMode,
+    held: list[str] | None,
+    allowed: list[Network],
+    own: frozenset[Address],
+    attached: list[Network],
 ) -> None:
     known = None if held is None else MetalLBConfig((pool("a", *held),))
     guard = Guard.of(AddressPolicy(pool_mode, allowed=tuple(allowed)), known, own, attached)
@@ -256,7 +270,9 @@ def test_a_refusal_says_which_address_and_what_would_have_let_it_pass(
 
 
 def test_of_a_thousand_pools_a_refusal_names_five() -> None:
-    pools = tuple(pool(f"pool-{n}", *(f"10.{n // 250}.{n % 250}.{m}/32" for m in range(0, 200, 2))) for n in range(1000))
+    pools = tuple(
+        pool(f"pool-{n}", *(f"10.{n // 250}.{n % 250}.{m}/32" for m in range(0, 200, 2))) for n in range(1000)
+    )
     refusal = Guard.of(AddressPolicy(), MetalLBConfig(pools)).refusal(ip_address(OUTSIDE))
     assert refusal is not None
     assert refusal[1].startswith("203.0.113.9 is outside of MetalLB's usable pools (pool-0: 10.0.0.0, 10.0.0.2, ")
@@ -311,7 +327,9 @@ def test_an_own_address_inside_a_pool_does_not_split_what_is_the_clusters() -> N
 def test_where_no_address_is_illegal_none_is_the_clusters_alone() -> None:
     assert Guard.of(AddressPolicy(), None, attached=networks("192.0.2.0/24")).cluster == AddressSet()
     assert Guard.of(AddressPolicy(PoolMode.IGNORED), KNOWN).cluster == AddressSet()
-    assert ranges(Guard.of(AddressPolicy(PoolMode.IGNORED, allowed=networks("192.0.2.0/24")), None).cluster) == ["192.0.2.0/24"]
+    assert ranges(Guard.of(AddressPolicy(PoolMode.IGNORED, allowed=networks("192.0.2.0/24")), None).cluster) == [
+        "192.0.2.0/24"
+    ]
 
 
 # --- the last good configuration -----------------------------------------------------------------------
@@ -574,7 +592,9 @@ PART = {"metadata": {"namespace": "metallb-system", "name": "x", "uid": "x"}}
 
 
 def test_what_can_not_be_read_after_a_restart_stays_as_it_was_known() -> None:
-    seen = Seen(MetalLBConfig((pool("a", "192.0.2.0/24"), pool("b", "198.51.100.0/24", advertised=False)), addresses(PEER)))
+    seen = Seen(
+        MetalLBConfig((pool("a", "192.0.2.0/24"), pool("b", "198.51.100.0/24", advertised=False)), addresses(PEER))
+    )
     for cache in seen.metallb.caches:
         cache.unreadable()
     with seen.metallb.pools.relist() as relist:
@@ -627,4 +647,6 @@ def test_what_is_asked_for_once_is_what_stands_there_now_and_the_last_good_one_w
     seen.put("b", "x")
     found, rejections = seen.metallb.objects().judge(KNOWN)
     assert found is None
-    assert [each.message for each in rejections] == ["'x' is neither a CIDR nor a range of addresses; the last good pools stay"]
+    assert [each.message for each in rejections] == [
+        "'x' is neither a CIDR nor a range of addresses; the last good pools stay"
+    ]

@@ -90,7 +90,9 @@ def daemon(lab: Lab, tmp_path: Path) -> Iterator[Daemon]:
 
 def configure(daemon: Daemon, *lines: str) -> None:
     """Write a configuration with these top-level lines."""
-    paths = f'[paths]\nlocal_chain = "{daemon.local_chain}"\nstate = "{daemon.state}"\nruntime = "{daemon.folder}/run"\n'
+    paths = (
+        f'[paths]\nlocal_chain = "{daemon.local_chain}"\nstate = "{daemon.state}"\nruntime = "{daemon.folder}/run"\n'
+    )
     daemon.configure("\n".join([f"resync_interval = {daemon.interval}", *lines, paths]))
 
 
@@ -151,7 +153,9 @@ def router(lab: Lab, tmp_path: Path) -> Iterator[Router]:
 # --- the setting `pools` ------------------------------------------------------------------------------
 
 
-def test_auto_without_metallb_opens_every_address_and_says_once_that_nothing_is_checked(lab: Lab, daemon: Daemon) -> None:
+def test_auto_without_metallb_opens_every_address_and_says_once_that_nothing_is_checked(
+    lab: Lab, daemon: Daemon
+) -> None:
     daemon.start()
     assert opened(lab) == WEB_KEYS | STRAY_KEYS
     before = daemon.metric("nftsync_syncs_total", {"result": "unchanged"})
@@ -171,7 +175,9 @@ def test_auto_closes_a_service_outside_as_soon_as_there_is_a_pool(lab: Lab, daem
     assert not lab.arrives("tcp", OUTSIDE4, 80)
     assert eventually(lambda: daemon.metric("nftsync_rejections", OUTSIDE) == 2)
     assert daemon.metric("nftsync_pools_guarded") == 1
-    assert eventually(lambda: f"{OUTSIDE4} is outside of MetalLB's usable pools (services: 172.30.254.0/24" in daemon.log())
+    assert eventually(
+        lambda: f"{OUTSIDE4} is outside of MetalLB's usable pools (services: 172.30.254.0/24" in daemon.log()
+    )
 
 
 def test_the_last_good_pools_stay_when_their_object_is_deleted_and_over_a_restart(lab: Lab, daemon: Daemon) -> None:
@@ -270,7 +276,12 @@ def test_of_two_pools_the_one_that_is_deleted_closes(lab: Lab, router: Router) -
     assert opened(lab) == WEB_KEYS | STRAY_KEYS
     router.delete(second)
     assert eventually(lambda: router.synced() and opened(lab) == WEB_KEYS)
-    assert router.pools() == {"172.30.254.0/24", "2001:db8:254::/64", OUTSIDE4, OUTSIDE6}, "whoever came there is cut off"
+    assert router.pools() == {
+        "172.30.254.0/24",
+        "2001:db8:254::/64",
+        OUTSIDE4,
+        OUTSIDE6,
+    }, "whoever came there is cut off"
 
 
 @pytest.mark.parametrize(
@@ -285,7 +296,9 @@ def test_of_two_pools_the_one_that_is_deleted_closes(lab: Lab, router: Router) -
     ],
     ids=["a bad CIDR", "a good and a bad CIDR", "no addresses", "overlaps itself", "overlaps another", "a bad peer"],
 )
-def test_after_an_invalid_edit_the_last_good_pools_stay_and_it_is_reported(lab: Lab, router: Router, broken: list[Raw]) -> None:
+def test_after_an_invalid_edit_the_last_good_pools_stay_and_it_is_reported(
+    lab: Lab, router: Router, broken: list[Raw]
+) -> None:
     router.put(nft(), WEB, STRAY, CLUSTER_POOL)
     good, held = rules(lab), router.pools()
     assert "invalid_pools" not in router.refusals().values()
@@ -320,7 +333,12 @@ def test_the_last_good_pools_are_known_after_a_restart_whatever_they_hold(lab: L
     for attempt in range(2):
         router = Router(lab, tmp_path)
         try:
-            router.put(nft(), WEB, STRAY, *([] if attempt else [pool("services", "172.30.254.0/24", "::/80", "2001:db8:254::/64")]))
+            router.put(
+                nft(),
+                WEB,
+                STRAY,
+                *([] if attempt else [pool("services", "172.30.254.0/24", "::/80", "2001:db8:254::/64")]),
+            )
             assert opened(lab) == WEB_KEYS
         finally:
             router.close()
@@ -402,7 +420,9 @@ def test_closing_a_service_cuts_its_tcp_connections_and_no_other(
         assert answers(neighbour)
         assert server.received == received
         reopen(router)
-        assert select.select([connection], [], [], PATIENCE)[0], "only packets were dropped: the connection goes on when it may"
+        assert select.select([connection], [], [], PATIENCE)[
+            0
+        ], "only packets were dropped: the connection goes on when it may"
 
 
 @pytest.mark.parametrize(("address", "other"), [(SERVICE4, OTHER4), (SERVICE6, OTHER6)])
@@ -498,7 +518,18 @@ def test_networks_that_the_router_is_in_are_not_the_clusters_because_a_pool_swal
     for address in (*PUBLIC, *CLIENT, *CLUSTER, *NODE):
         assert address not in held
         assert wide.admits(address) == (address in (*CLIENT, *NODE))
-    for text in (SERVICE4, SERVICE6, EMPTY4, EMPTY6, ROUTED4, ROUTED6, OUTSIDE4, OUTSIDE6, "0.0.0.1", "255.255.255.254"):
+    for text in (
+        SERVICE4,
+        SERVICE6,
+        EMPTY4,
+        EMPTY6,
+        ROUTED4,
+        ROUTED6,
+        OUTSIDE4,
+        OUTSIDE6,
+        "0.0.0.1",
+        "255.255.255.254",
+    ):
         assert ip_address(text) in held
     assert wide.pools() == {each.element for each in held.ranges}
 
@@ -533,8 +564,12 @@ def test_a_udp_question_from_behind_the_router_gets_its_answer(lab: Lab, wide: R
 
 
 @pytest.mark.parametrize("inside", [str(NODE[0]), str(NODE[1])])
-def test_what_the_local_chain_let_in_to_a_network_beside_the_router_goes_on(lab: Lab, router: Router, inside: str) -> None:
-    router.local_chain.write_text("chain local-chain { ct state new meta l4proto { tcp, udp } th dport 7000-7001 accept; }")
+def test_what_the_local_chain_let_in_to_a_network_beside_the_router_goes_on(
+    lab: Lab, router: Router, inside: str
+) -> None:
+    router.local_chain.write_text(
+        "chain local-chain { ct state new meta l4proto { tcp, udp } th dport 7000-7001 accept; }"
+    )
     router.put(nft(), WEB, EVERYTHING)
     flow = Probe("udp", inside, 7001, sport=4000)
     with TcpServer(lab.node, 7000), lab.tcp_connect(inside, 7000) as connection:
@@ -569,7 +604,9 @@ def test_an_echo_to_a_pools_address_is_not_dropped(lab: Lab, router: Router, poo
 def too_big(lab: Lab, flow: Probe) -> None:
     """The client's error message about an answer of a flow: it has to be shorter (RFC 1191, RFC 8201)."""
     version = ip_address(flow.destination).version
-    answer = Probe(flow.protocol, str(CLIENT[version == 6]), flow.sport or 0, source=flow.destination, sport=flow.port, length=1400)
+    answer = Probe(
+        flow.protocol, str(CLIENT[version == 6]), flow.sport or 0, source=flow.destination, sport=flow.port, length=1400
+    )
     quoted = packet(answer, NODE, 0, bytes(12))[:600]
     if version == 4:
         head, tail = struct.pack("!BB", 3, 4), struct.pack("!HH", 0, 1300) + quoted
@@ -581,7 +618,9 @@ def too_big(lab: Lab, flow: Probe) -> None:
 
 
 @pytest.mark.parametrize("address", [SERVICE4, SERVICE6])
-def test_the_errors_that_path_mtu_discovery_needs_come_to_a_pools_address(lab: Lab, router: Router, address: str) -> None:
+def test_the_errors_that_path_mtu_discovery_needs_come_to_a_pools_address(
+    lab: Lab, router: Router, address: str
+) -> None:
     router.put(nft(), WEB, CLUSTER_POOL)
     lab.node.nft("""
         table inet heard {
@@ -658,7 +697,9 @@ def test_the_broadcast_address_of_a_network_beside_the_router_is_never_opened_ev
     assert router.refusals() == dict.fromkeys(broadcasts, "reserved_address")
 
 
-def test_an_address_that_the_router_is_given_closes_at_once_and_opens_again_when_it_goes(lab: Lab, daemon: Daemon) -> None:
+def test_an_address_that_the_router_is_given_closes_at_once_and_opens_again_when_it_goes(
+    lab: Lab, daemon: Daemon
+) -> None:
     daemon.interval = 600
     configure(daemon)
     daemon.put(CLUSTER_POOL)
@@ -697,11 +738,16 @@ address-pools:
         ([f'bgp_peers = ["{SERVICE4}/32"]', 'pools = "ignored"'], []),
     ],
     ids=[
-        "the ConfigMap's peers", "a BGPPeer", "a BGPPeer without pools",
-        "one address in bgp_peers", "one address in bgp_peers without pools",
+        "the ConfigMap's peers",
+        "a BGPPeer",
+        "a BGPPeer without pools",
+        "one address in bgp_peers",
+        "one address in bgp_peers without pools",
     ],
 )
-def test_the_address_of_a_bgp_peer_is_never_opened(lab: Lab, tmp_path: Path, lines: list[str], objects: list[Raw]) -> None:
+def test_the_address_of_a_bgp_peer_is_never_opened(
+    lab: Lab, tmp_path: Path, lines: list[str], objects: list[Raw]
+) -> None:
     router = Router(lab, tmp_path, *lines)
     try:
         router.put(nft(), WEB, *objects)
@@ -733,7 +779,9 @@ def test_a_bgp_peer_in_ipv6_notation_of_an_ipv4_address_is_never_opened(lab: Lab
 
 @pytest.mark.parametrize("family", [0, 1], ids=["IPv4", "IPv6"])
 @pytest.mark.parametrize("dials", ["node", "router"])
-def test_whoever_has_a_bgp_session_with_the_router_is_never_opened(lab: Lab, daemon: Daemon, dials: str, family: int) -> None:
+def test_whoever_has_a_bgp_session_with_the_router_is_never_opened(
+    lab: Lab, daemon: Daemon, dials: str, family: int
+) -> None:
     router, node = str(CLUSTER[family]), str(NODE[family])
     key = f"{node} . tcp . {BGP}"
     daemon.put(EVERYTHING, service("hijack", node, ports=[("TCP", BGP)]))
@@ -761,7 +809,9 @@ def test_before_the_routers_own_addresses_are_known_nothing_is_opened(
     own = f"{CLUSTER[0]}"
     with monkeypatch.context() as patched:
         patched.setattr(Links, "local", refuse)
-        with pytest.raises(AssertionError, match="the last ruleset stays: nftsync could not read the router's own addresses"):
+        with pytest.raises(
+            AssertionError, match="the last ruleset stays: nftsync could not read the router's own addresses"
+        ):
             router.put(nft(), WEB, EVERYTHING, service("hijack", own))
         assert tables(lab) == set()
     router.synced()
@@ -820,7 +870,9 @@ def test_bgp_is_open_on_the_public_side_for_the_peers_that_are_named(
         router.close()
 
 
-@pytest.mark.parametrize("peers", [["0.0.0.0/0", "::/0"], ["192.0.2.0/25", "192.0.2.192/26", "255.255.255.255", "::1.2.3.4/128"]])
+@pytest.mark.parametrize(
+    "peers", [["0.0.0.0/0", "::/0"], ["192.0.2.0/25", "192.0.2.192/26", "255.255.255.255", "::1.2.3.4/128"]]
+)
 def test_whatever_bgp_peers_are_a_resync_finds_in_the_kernel_what_was_put_there(
     lab: Lab, tmp_path: Path, peers: list[str]
 ) -> None:

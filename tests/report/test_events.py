@@ -21,7 +21,11 @@ def service(name: str = "web", uid: str | None = None) -> ObjectRef:
 
 
 def news(
-    about: ObjectRef | None = None, message: str = "opened", topic: EventReason = EventReason.OPENED, *, warning: bool = False
+    about: ObjectRef | None = None,
+    message: str = "opened",
+    topic: EventReason = EventReason.OPENED,
+    *,
+    warning: bool = False,
 ) -> Notice:
     return Notice(about or service(), topic, message, warning)
 
@@ -211,7 +215,9 @@ def test_an_event_names_the_api_version_of_its_object(kind: str, version: str) -
     assert request.body["regarding"]["apiVersion"] == version  # type: ignore[index]
 
 
-@pytest.mark.parametrize("message", ["x" * 5000, "ü" * 5000, "🧱" * 5000, "x" * 1020 + "🧱"], ids=["ascii", "two", "four", "last"])
+@pytest.mark.parametrize(
+    "message", ["x" * 5000, "ü" * 5000, "🧱" * 5000, "x" * 1020 + "🧱"], ids=["ascii", "two", "four", "last"]
+)
 def test_a_note_has_at_most_1024_bytes_and_no_half_character(message: str) -> None:
     events = EventQueue("r" * 300, lambda: NOON)
     events.put(news(message=message))
@@ -223,7 +229,9 @@ def test_a_note_has_at_most_1024_bytes_and_no_half_character(message: str) -> No
     assert len(str(request.body["reportingInstance"]).encode()) <= 128
 
 
-@pytest.mark.parametrize("name", ["p" * 253, "p" * 235 + "-" + "p" * 17, "p" * 236 + "." + "p" * 16], ids=["long", "dash", "dot"])
+@pytest.mark.parametrize(
+    "name", ["p" * 253, "p" * 235 + "-" + "p" * 17, "p" * 236 + "." + "p" * 16], ids=["long", "dash", "dot"]
+)
 def test_the_name_of_an_event_is_one_that_the_api_takes_however_long_the_objects_is(name: str) -> None:
     events = queue()
     events.put(news(ObjectRef("IPAddressPool", f"metallb-system/{name}", "u")))

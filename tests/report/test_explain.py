@@ -46,7 +46,9 @@ def view(*services: Raw, **fields: Any) -> View:
     """
     of_view = {name: fields.pop(name) for name in ("routed", "drops") if name in fields}
     of_result = {name: fields.pop(name) for name in ("filters", "address_policy", "quarantined") if name in fields}
-    pools = Pool("services", "IPAddressPool metallb-system/services", (parse_range(POOL), parse_range("2001:db8:254::/64")), True)
+    pools = Pool(
+        "services", "IPAddressPool metallb-system/services", (parse_range(POOL), parse_range("2001:db8:254::/64")), True
+    )
     known = MetalLBConfig((pools,), frozenset({PEER}))
     parsed = [each for raw in services if (each := parse_service(raw, None))]
     result = result_of(parsed, None, pools=known, local=Local(frozenset({OWN})), **of_result)
@@ -126,7 +128,10 @@ def test_a_name_with_a_slash_is_a_service() -> None:
         (["eth0", "192.0.2.1:80"], "'eth0' is not an address that a packet comes from"),
         (["fe80::1%eth0", "[2001:db8::1]:80"], "is not an address that a packet comes from"),
         (["203.0.113.１", "192.0.2.1:80"], "is not an address that a packet comes from"),
-        (["203.0.113.7", "[2001:db8::1]:80"], "no packet goes from 203.0.113.7 to 2001:db8::1: one is IPv4, the other IPv6"),
+        (
+            ["203.0.113.7", "[2001:db8::1]:80"],
+            "no packet goes from 203.0.113.7 to 2001:db8::1: one is IPv4, the other IPv6",
+        ),
     ],
 )
 def test_what_is_no_question_is_told_what_is_wrong_and_what_is_right(words: list[str], complaint: str) -> None:
@@ -137,7 +142,11 @@ def test_what_is_no_question_is_told_what_is_wrong_and_what_is_right(words: list
 
 
 like = st.from_regex(r"\[?[0-9a-f.:%]{0,20}\]?:[0-9]{0,6}(/[a-z]*)?")
-odd = st.text() | like | st.sampled_from(["192.0.2.1", "192.0.2.9:80/udp", "2001:db8::1", "[2001:db8::2]:1", "a/b", ":", "[]:1"])
+odd = (
+    st.text()
+    | like
+    | st.sampled_from(["192.0.2.1", "192.0.2.9:80/udp", "2001:db8::1", "[2001:db8::2]:1", "a/b", ":", "[]:1"])
+)
 
 
 @given(st.lists(odd, max_size=3))
@@ -242,7 +251,9 @@ def test_of_several_services_that_ask_those_that_count_are_told_of_first() -> No
     early["metadata"]["namespace"] = "alpha"
     found = ask(view(early, late, filters=Filters(exclude_namespaces=frozenset({"alpha"}))), "203.0.113.9:80")
     assert (found.reason, found.service) == (ExplainReason.OUTSIDE_POOLS, Name("default", "z"))
-    assert found.lines[1].startswith("Service alpha/a asks for 203.0.113.9 tcp 80, but namespaces and exclude_namespaces")
+    assert found.lines[1].startswith(
+        "Service alpha/a asks for 203.0.113.9 tcp 80, but namespaces and exclude_namespaces"
+    )
 
 
 def test_a_service_that_the_kernel_does_not_take_is_in_quarantine() -> None:
@@ -272,11 +283,20 @@ def test_what_has_no_route_is_not_forwarded() -> None:
 
 def test_without_enable_dropall_everything_passes_and_the_answer_still_says_what_would_be() -> None:
     loose = view(service("own", "172.30.254.1", sources=["203.0.113.0/24"]), enable_dropall=False)
-    for words in (["172.30.254.1:80"], ["192.0.2.7", "172.30.254.1:80"], ["172.30.254.1:443"], ["192.0.2.9:1"], [f"{OWN}:80"]):
+    for words in (
+        ["172.30.254.1:80"],
+        ["192.0.2.7", "172.30.254.1:80"],
+        ["172.30.254.1:443"],
+        ["192.0.2.9:1"],
+        [f"{OWN}:80"],
+    ):
         found = ask(loose, *words)
         assert short(found) == ("passes", "everything_passes", "everything passes: enable_dropall is false")
         assert found.rule == ("input: accept" if words == [f"{OWN}:80"] else "forward: accept")
-    assert ask(loose, "172.30.254.1:80").lines[1] == "Service default/own opens 172.30.254.1 tcp 80 to 203.0.113.0/24 alone"
+    assert (
+        ask(loose, "172.30.254.1:80").lines[1]
+        == "Service default/own opens 172.30.254.1 tcp 80 to 203.0.113.0/24 alone"
+    )
     assert ask(loose, "203.0.113.1", "172.30.254.1:80").reason is ExplainReason.OPEN
 
 
@@ -286,13 +306,19 @@ def test_nothing_is_known_while_nothing_is_applied() -> None:
     for question in ("172.30.254.1:80", "default/web"):
         found = ask(shown, question)
         assert short(found)[:2] == ("depends", "waiting")
-        assert found.lines[0].startswith("nothing is applied yet: there is no usable Nft resource arbf-operators/nft; until then")
+        assert found.lines[0].startswith(
+            "nothing is applied yet: there is no usable Nft resource arbf-operators/nft; until then"
+        )
 
 
 def test_where_no_table_of_ours_stands_everything_passes_and_it_is_said_why() -> None:
     shown = replace(view(WEB), result=SyncResult(Outcome.WAITING, "the first lists are not complete"))
     for question in ("172.30.254.1:81", "default/web"):
-        assert short(ask(shown, question)) == ("passes", "waiting", "everything passes: the first lists are not complete")
+        assert short(ask(shown, question)) == (
+            "passes",
+            "waiting",
+            "everything passes: the first lists are not complete",
+        )
 
 
 # --- limits, the local chain, the NIC -----------------------------------------------------------------
@@ -331,7 +357,9 @@ def test_a_limit_is_not_in_force_without_rate_shaping_or_without_the_public_nic(
         (ExplainReason.NIC_MISSING,),
     )
     assert missing.lines[1] == f"its limit, {LIMIT}, is not in force: the public NIC is not there"
-    assert missing.lines[2] == "there is no interface public0: every interface counts as public, and no limit is in force"
+    assert (
+        missing.lines[2] == "there is no interface public0: every interface counts as public, and no limit is in force"
+    )
     unlimited = ask(view(WEB, index=0), "172.30.254.1:80")
     assert (unlimited.verdict, unlimited.reason, unlimited.also) == (
         Verdict.PASSES,
@@ -359,7 +387,11 @@ def test_a_refused_limit_is_told_beside_what_is_open() -> None:
 
 def test_the_local_chain_comes_first_unless_it_holds_comments_alone() -> None:
     found = ask(view(WEB, local_chain="\t\ttcp dport 80 drop\n"), "172.30.254.1:80")
-    assert (found.verdict, found.reason, found.also) == (Verdict.PASSES, ExplainReason.OPEN, (ExplainReason.LOCAL_CHAIN,))
+    assert (found.verdict, found.reason, found.also) == (
+        Verdict.PASSES,
+        ExplainReason.OPEN,
+        (ExplainReason.LOCAL_CHAIN,),
+    )
     assert found.lines[-1] == "the local chain comes first and is not empty: your own rule may decide differently"
     assert ask(view(WEB, local_chain="\n\t# ip saddr 192.0.2.1 accept\n"), "172.30.254.1:80").also == ()
     assert ask(view(local_chain="udp dport 7 accept\n"), f"{OWN}:7/udp").also == (ExplainReason.LOCAL_CHAIN,)
@@ -393,7 +425,11 @@ def test_bgp_peers_alone_may_speak_bgp() -> None:
     unknown = ask(shown, f"{OWN}:179")
     assert (unknown.verdict, unknown.reason, unknown.rule) == (Verdict.DEPENDS, ExplainReason.ROUTER_PORT, rule)
     without = ask(shown, "192.0.2.99", f"{OWN}:179")
-    assert (without.verdict, without.reason, without.rule) == (Verdict.DROPPED, ExplainReason.ROUTER_PORT, "input: drop")
+    assert (without.verdict, without.reason, without.rule) == (
+        Verdict.DROPPED,
+        ExplainReason.ROUTER_PORT,
+        "input: drop",
+    )
     one_family = view(enable_bgp=True, bgp_peers=(ip_network("2001:db8:179::/64"),))
     assert ask(one_family, f"{OWN}:179").verdict is Verdict.DROPPED
     loose = view(enable_bgp=True, enable_dropall=False, bgp_peers=(ip_network("192.0.2.0/28"),))
@@ -421,7 +457,9 @@ def test_a_service_is_explained_address_by_address_and_port_by_port() -> None:
 
 
 def test_a_service_with_source_ranges_is_open_to_whom_it_names() -> None:
-    found = ask(view(service("own", "172.30.254.1", sources=["203.0.113.0/24"], limit=LIMIT), drops=lambda _: 3), "default/own")
+    found = ask(
+        view(service("own", "172.30.254.1", sources=["203.0.113.0/24"], limit=LIMIT), drops=lambda _: 3), "default/own"
+    )
     assert (found.verdict, found.reason) == (Verdict.LIMITED, ExplainReason.OPEN)
     opens = "Service default/own opens 172.30.254.1 tcp 80 to 203.0.113.0/24 alone"
     assert found.lines[1] == f"{opens}; its limit is {LIMIT}; packets dropped over it: 3"
@@ -462,7 +500,12 @@ def test_what_an_older_service_owns_is_lost_and_the_owner_is_named() -> None:
             ExplainReason.INVALID,
             "its refused parts leave no address",
         ),
-        (service("web"), {"filters": Filters(namespaces=frozenset({"x"}))}, ExplainReason.FILTERED_NAMESPACE, "leave default out"),
+        (
+            service("web"),
+            {"filters": Filters(namespaces=frozenset({"x"}))},
+            ExplainReason.FILTERED_NAMESPACE,
+            "leave default out",
+        ),
         (service("web", "203.0.113.9"), {}, ExplainReason.OUTSIDE_POOLS, "0 of 1 pairs of address and port are open"),
         (service("web", str(PEER)), {}, ExplainReason.RESERVED_ADDRESS, "0 of 1 pairs of address and port are open"),
         (WEB, {"filters": Filters(load_balancer_classes=frozenset({"x"}))}, ExplainReason.OTHER_CLASS, "0 of 4 pairs"),
@@ -475,7 +518,9 @@ def test_what_an_older_service_owns_is_lost_and_the_owner_is_named() -> None:
         ),
     ],
 )
-def test_a_service_that_opens_nothing_says_why(raw: Raw, fields: dict[str, Any], reason: ExplainReason, line: str) -> None:
+def test_a_service_that_opens_nothing_says_why(
+    raw: Raw, fields: dict[str, Any], reason: ExplainReason, line: str
+) -> None:
     found = ask(view(raw, **fields), "default/web")
     assert (found.verdict, found.reason) == (Verdict.DROPPED, reason)
     assert line in found.lines[0]
@@ -547,14 +592,28 @@ def test_what_is_closed_in_a_large_service_is_found_and_has_its_reason() -> None
     large = service("large", "172.30.254.1", ports=[("TCP", number) for number in range(1, 1001)])
     elder = service("elder", "172.30.254.1", ports=[("TCP", 999)], created="2020-01-01T00:00:00Z")
     found = ask(view(large, elder), "default/large")
-    assert short(found) == ("depends", "lost_to_older", "Service default/large: 999 of 1000 pairs of address and port are open")
-    assert any("asks for 172.30.254.1 tcp 999, but the older Service default/elder has it" in line for line in found.lines)
+    assert short(found) == (
+        "depends",
+        "lost_to_older",
+        "Service default/large: 999 of 1000 pairs of address and port are open",
+    )
+    assert any(
+        "asks for 172.30.254.1 tcp 999, but the older Service default/elder has it" in line for line in found.lines
+    )
     assert "… and 799 more pairs" in found.lines
     assert len(found.lines) == 1 + 200 + 1 + 1
 
 
 CROWD = (
-    service("web", "172.30.254.1", "2001:db8:254::1", "203.0.113.1", str(PEER), sources=["198.51.100.0/24"], limit="400/second"),
+    service(
+        "web",
+        "172.30.254.1",
+        "2001:db8:254::1",
+        "203.0.113.1",
+        str(PEER),
+        sources=["198.51.100.0/24"],
+        limit="400/second",
+    ),
     service("own", "172.30.254.2", "2001:db8:254::2", ports=[("TCP", 80), ("UDP", 53)]),
     service("nobody", "172.30.254.3", sources=["nonsense"]),
     service("late", "172.30.254.1", "172.30.254.4", created="2025-01-01T00:00:00Z"),
@@ -575,7 +634,9 @@ def test_pairs_that_are_only_counted_are_counted_as_those_that_are_told(
     assert (counted.verdict, counted.lines[0]) == (told.verdict, told.lines[0])
 
 
-def test_of_many_limited_pinholes_the_kernel_is_asked_once_and_once_for_each_address(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_many_limited_pinholes_the_kernel_is_asked_once_and_once_for_each_address(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     asked: Counter[str] = Counter()
 
     def read() -> Reading:

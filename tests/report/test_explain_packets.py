@@ -29,7 +29,10 @@ pytestmark = needs_root
 
 TRANSPORTS: tuple[Protocol, ...] = ("tcp", "udp", "sctp")
 KIND: dict[str, Protocol] = {each: each for each in TRANSPORTS}
-ADDRESSES = (*(f"172.30.254.{number}" for number in range(1, 6)), *(f"2001:db8:254::{number}" for number in range(1, 5)))
+ADDRESSES = (
+    *(f"172.30.254.{number}" for number in range(1, 6)),
+    *(f"2001:db8:254::{number}" for number in range(1, 5)),
+)
 BESIDE = ("172.30.254.99", "2001:db8:254::99", "172.30.254.200")  # routed to the node; no Service has them
 STRAY = ("10.9.9.9", "2001:db8:9::9")  # routed to the node; in wide pools alone
 UNROUTED = ("172.31.9.9", "2001:db8:dead::9")
@@ -81,11 +84,15 @@ def generated(seed: int) -> World:
     filters = Filters(
         namespaces=few if draw.random() < 0.2 else frozenset(),
         exclude_namespaces=frozenset({"shunned"}) if draw.random() < 0.5 else frozenset(),
-        load_balancer_classes=draw.choice([frozenset(), frozenset(), frozenset({""}), frozenset({"", "example.com/x"})]),
+        load_balancer_classes=draw.choice(
+            [frozenset(), frozenset(), frozenset({""}), frozenset({"", "example.com/x"})]
+        ),
     )
     result = result_of(services, None, filters=filters, address_policy=address_policy, pools=pools, local=LOCAL)
     switches = {name: draw.random() < 0.7 for name in ("enable_bgp", "enable_ssh", "enable_rateshape")}
-    peers = [ip_network(each) for each in ("203.0.113.0/24", "192.0.2.7/32", "2001:db8:113::/48") if draw.random() < 0.5]
+    peers = [
+        ip_network(each) for each in ("203.0.113.0/24", "192.0.2.7/32", "2001:db8:113::/48") if draw.random() < 0.5
+    ]
     settings = Settings.of(
         parse_nft(nft(PUBLIC_NIC, **switches, enable_dropall=draw.random() < 0.85), None).spec,
         public_nic=None,
@@ -101,7 +108,9 @@ def generated(seed: int) -> World:
 def _services(draw: random.Random) -> Iterator[Raw]:
     for number in range(draw.randrange(2, 14)):
         narrowed = draw.sample(RANGES, draw.randrange(1, 3)) if draw.random() < 0.4 else []
-        ports = [(protocol, port) for protocol in ("TCP", "UDP", "SCTP") for port in draw.sample(PORTS, draw.randrange(3))]
+        ports = [
+            (protocol, port) for protocol in ("TCP", "UDP", "SCTP") for port in draw.sample(PORTS, draw.randrange(3))
+        ]
         raw = service(
             f"s{number}",
             *draw.sample([*ADDRESSES, *ADDRESSES, *STRAY, *UNROUTED, *PEERS, *map(str, OWN)], draw.randrange(4)),
@@ -118,9 +127,16 @@ def _services(draw: random.Random) -> Iterator[Raw]:
 
 def _pools(draw: random.Random) -> tuple[AddressPolicy, MetalLBConfig | None]:
     allowed = draw.choice([(), (), ("172.30.0.0/16", "2001:db8::/32"), ("172.30.254.0/30",)])
-    address_policy = AddressPolicy(PoolMode(draw.choice(list(PoolMode))), draw.random() < 0.3, tuple(map(ip_network, allowed)))
+    address_policy = AddressPolicy(
+        PoolMode(draw.choice(list(PoolMode))), draw.random() < 0.3, tuple(map(ip_network, allowed))
+    )
     pools = [
-        Pool(f"p{number}", "IPAddressPool", tuple(map(parse_range, draw.sample(POOLS, draw.randrange(1, 5)))), draw.random() < 0.7)
+        Pool(
+            f"p{number}",
+            "IPAddressPool",
+            tuple(map(parse_range, draw.sample(POOLS, draw.randrange(1, 5)))),
+            draw.random() < 0.7,
+        )
         for number in range(draw.randrange(1, 3))
     ]
     known = MetalLBConfig(tuple(pools), frozenset(map(ip_address, PEERS))) if draw.random() < 0.85 else None
@@ -183,11 +199,15 @@ def test_every_packet_goes_the_way_that_its_explanation_tells(router: tuple[Lab,
         told = [(probe, id(probe) in arrived, explain_packet(world.view, query(probe))) for probe in world.probes]
         surprises = [f"{probe}: {found.text()}" for probe, passed, found in told if passed != (found.verdict in OPEN)]
         assert surprises == [], f"seed {seed}"
-        by_pools = [probe for probe, _, found in told if "@pools" in found.rule and _routed(ip_address(probe.destination))]
+        by_pools = [
+            probe for probe, _, found in told if "@pools" in found.rule and _routed(ip_address(probe.destination))
+        ]
         assert pools_dropped(lab) == len(by_pools), f"seed {seed}"
         for probe, passed, _ in told:
             whichever = explain_packet(world.view, query(probe, source=False))
-            assert whichever.verdict is Verdict.DEPENDS or passed == (whichever.verdict in OPEN), f"seed {seed}: {probe}"
+            assert whichever.verdict is Verdict.DEPENDS or passed == (
+                whichever.verdict in OPEN
+            ), f"seed {seed}: {probe}"
             depending[passed] += whichever.verdict is Verdict.DEPENDS
         seen.update((found.verdict, found.reason) for _, _, found in told)
     assert sum(seen.values()) > 4000
@@ -227,7 +247,10 @@ def _expected(world: World) -> Iterator[tuple[Probe, bool]]:
                 source = within[0][-1]
             for protocol, port in each.ports:
                 line = next(lines)
-                opened = re.match("Service [^ ]+ opens [^ ]+ [a-z]+ [0-9]+ to (?!nobody)|everything passes", line) is not None
+                opened = (
+                    re.match("Service [^ ]+ opens [^ ]+ [a-z]+ [0-9]+ to (?!nobody)|everything passes", line)
+                    is not None
+                )
                 if address not in OWN and "belongs to the older" not in line:
                     yield Probe(KIND[protocol], str(address), port, source=str(source)), opened
 

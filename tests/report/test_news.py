@@ -65,7 +65,10 @@ def test_a_change_between_two_states_is_told_to_the_service_that_it_concerns() -
 def test_ten_thousand_pinholes_and_sources_are_one_bounded_sentence_and_a_note_that_the_api_takes() -> None:
     """The API counts a note's bytes, not its characters."""
     networks = tuple(ip_network(f"10.{number >> 8}.{number & 255}.0/24") for number in range(10_000))
-    many = tuple(pinhole(f"2001:db8:aaaa:bbbb:cccc:dddd:eeee:{number // 100:x}", 65000 + number % 100) for number in range(10_000))
+    many = tuple(
+        pinhole(f"2001:db8:aaaa:bbbb:cccc:dddd:eeee:{number // 100:x}", 65000 + number % 100)
+        for number in range(10_000)
+    )
     shut = Pinhole("192.0.2.1 . tcp . 80", 4, networks, None, Name("shop", "web"), "uid-web")
     news = list(of_changes([Change(WEB, opened=many, closed=many, altered=(shut,))]))
     assert [each.topic for each in news] == [EventReason.OPENED, EventReason.CLOSED, EventReason.CHANGED]

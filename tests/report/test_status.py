@@ -22,7 +22,9 @@ EARLIER = "2026-01-01T00:00:00Z"
 
 
 def router(name: str = "edge1", conditions: tuple[Condition, ...] = GOOD, **fields: Any) -> RouterStatus:
-    return RouterStatus(name, **{"version": "1.0", "generation": 1, "hash": "aa" * 16, "conditions": conditions, **fields})
+    return RouterStatus(
+        name, **{"version": "1.0", "generation": 1, "hash": "aa" * 16, "conditions": conditions, **fields}
+    )
 
 
 def by_type(conditions: tuple[Condition, ...]) -> dict[str, Condition]:
@@ -45,10 +47,12 @@ def test_a_router_in_order_has_these_conditions() -> None:
 
 def test_what_is_wrong_stands_in_the_message_and_the_reason_is_one_word() -> None:
     stale = {"settings": "y", "pools": "x"}
-    found = by_type(standing("the kernel says no", pools=None, nic_missing=True, local_chain="line 3: syntax error", stale=stale))
-    assert [found[kind].holds for kind in ("Ready", "PoolsGuarded", "RateShaping", "LocalChainValid", "Stale")] == [False] * 4 + [
-        True
-    ]
+    found = by_type(
+        standing("the kernel says no", pools=None, nic_missing=True, local_chain="line 3: syntax error", stale=stale)
+    )
+    assert [found[kind].holds for kind in ("Ready", "PoolsGuarded", "RateShaping", "LocalChainValid", "Stale")] == [
+        False
+    ] * 4 + [True]
     assert found["Ready"].message == "the kernel says no"
     assert found["PoolsGuarded"].message == "no MetalLB configuration was seen"
     assert found["RateShaping"].message == "there is no interface enp9s0"
@@ -135,7 +139,9 @@ def test_hashes_that_differ_are_shown() -> None:
 def test_any_router_sums_up_the_same() -> None:
     """Otherwise two of them would correct each other for ever."""
     one, other = router("edge1", standing(nic_missing=True)), router("edge2", standing(local_chain="y"))
-    written = parse_status(describe(one, (), [one, other])).routers + parse_status(describe(other, (), [one, other])).routers
+    written = (
+        parse_status(describe(one, (), [one, other])).routers + parse_status(describe(other, (), [one, other])).routers
+    )
     assert summary(written, disagree=False) == summary([one, other], disagree=False)
 
 
@@ -148,7 +154,10 @@ def test_conditions_that_somebody_puts_into_an_entry_get_into_no_summary() -> No
 
 
 def test_the_figures_on_top_are_the_largest_and_the_generation_is_what_all_have_seen() -> None:
-    routers = [router("a", services=3, pinholes=9, generation=2), router("b", services=4, pinholes=8, rejected=1, generation=5)]
+    routers = [
+        router("a", services=3, pinholes=9, generation=2),
+        router("b", services=4, pinholes=8, rejected=1, generation=5),
+    ]
     written: Any = describe(routers[0], summary(routers, disagree=False), routers)
     assert Figures.of(routers) == Figures(4, 9, 1, 2) == parse_status(written).figures
     assert [entry["name"] for entry in written["routers"]] == ["a"], "each router applies its own entry only"
@@ -213,13 +222,17 @@ def statuses(draw: st.DrawFn) -> Any:
     """Nearly a status: the right keys with anything in them."""
     anything = json_values
     condition = anything | st.fixed_dictionaries(
-        {}, optional={key: anything for key in ("type", "status", "reason", "message", "lastTransitionTime", "observedGeneration")}
+        {},
+        optional={
+            key: anything for key in ("type", "status", "reason", "message", "lastTransitionTime", "observedGeneration")
+        },
     )
     entry = anything | st.fixed_dictionaries(
         {},
         optional={
             **{
-                key: anything for key in ("version", "observedGeneration", "hash", "lastChange", "services", "pinholes", "rejected")
+                key: anything
+                for key in ("version", "observedGeneration", "hash", "lastChange", "services", "pinholes", "rejected")
             },
             "name": anything | st.just("edge1"),
             "conditions": anything | st.lists(condition, max_size=3),
@@ -270,6 +283,9 @@ def test_entries_that_are_none_are_passed_over_and_the_others_stay() -> None:
 
 def test_a_status_of_the_ansible_operator_is_read() -> None:
     old = {
-        "conditions": [{"type": "Running", "status": "True", "ansibleResult": {"ok": 21}}, {"type": "Failure", "status": "False"}]
+        "conditions": [
+            {"type": "Running", "status": "True", "ansibleResult": {"ok": 21}},
+            {"type": "Failure", "status": "False"},
+        ]
     }
     assert parse_status(old) == NftStatus((), (Condition("Running", True, ""), Condition("Failure", False, "")))

@@ -24,7 +24,18 @@ from nftsync.report.traffic import NOTHING, Count, Reachability, Reading, Routes
 from nftsync.ruleset.tables import INET, NETDEV, OPERATOR_TC, Chain, Ruleset, Settings, Table, ruleset, tables
 from nftsync.ruleset.text import render, transaction
 from tests.lab.lab import Lab, Namespace, Probe
-from tests.labtools import PUBLIC_NIC, SERVICE4, SERVICE6, TCP80, Firewall, Raw, eventually, flooded, needs_root, service
+from tests.labtools import (
+    PUBLIC_NIC,
+    SERVICE4,
+    SERVICE6,
+    TCP80,
+    Firewall,
+    Raw,
+    eventually,
+    flooded,
+    needs_root,
+    service,
+)
 from tests.support import Netns
 
 WEB, DNS, MAIL = (Name("shop", name) for name in ("web", "dns", "mail"))
@@ -37,7 +48,9 @@ def hole(key: str = KEY, owner: Name = WEB) -> Pinhole:
 
 def holes(*owners: Name) -> dict[str, Pinhole]:
     """One pinhole for each Service."""
-    return {each.key: each for each in (hole(f"192.0.2.{n} . tcp . 80", owner) for n, owner in enumerate(owners, start=1))}
+    return {
+        each.key: each for each in (hole(f"192.0.2.{n} . tcp . 80", owner) for n, owner in enumerate(owners, start=1))
+    }
 
 
 def reading(packets: int | None, key: str = KEY, name: str = "services4") -> Reading:
@@ -101,7 +114,10 @@ def test_every_element_of_every_pinhole_of_a_service_counts_for_it_and_nobody_el
             {
                 "services6": {("2001:db8::1 . tcp . 80", b""): Count(1, 10)},
                 "sources4": {(KEY, b"a"): Count(2, 20), (KEY, b"b"): Count(4, 40)},
-                "services4": {("192.0.2.9 . udp . 53", b""): Count(8, 80), ("198.51.100.1 . tcp . 1", b""): Count(99, 990)},
+                "services4": {
+                    ("192.0.2.9 . udp . 53", b""): Count(8, 80),
+                    ("198.51.100.1 . tcp . 1", b""): Count(99, 990),
+                },
             }
         ),
         pinholes,
@@ -182,7 +198,9 @@ UNHOOKED = replace(SHAPED, index=0)
 UNSHAPED = replace(SHAPED, enable_rateshape=False)
 BYTES4, PACKETS4 = "172.30.254.11", "172.30.254.12"
 SLOW_BYTES = service("slow-bytes", BYTES4, limit="4 kbytes/week burst 1 kbytes")
-SLOW_PACKETS = service("slow-packets", PACKETS4, SERVICE6, limit="1/week burst 4 packets", sources=["0.0.0.0/0", "::/0"])
+SLOW_PACKETS = service(
+    "slow-packets", PACKETS4, SERVICE6, limit="1/week burst 4 packets", sources=["0.0.0.0/0", "::/0"]
+)
 FREE = service("free", SERVICE4, ports=[*TCP80, ("UDP", 53)])
 
 
@@ -288,9 +306,7 @@ def of_the_version_before(shown: Ruleset) -> Ruleset:
     )
     chains = {**shown.tables[NETDEV].chains, OPERATOR_TC: Chain(rules)}
     limited = {name: members for name, members in shown.elements[NETDEV].items() if not name.startswith("dropped")}
-    return Ruleset(
-        {**shown.tables, NETDEV: Table(sets, chains)}, {INET: shown.elements[INET], NETDEV: limited}
-    )
+    return Ruleset({**shown.tables, NETDEV: Table(sets, chains)}, {INET: shown.elements[INET], NETDEV: limited})
 
 
 @needs_root
@@ -466,7 +482,9 @@ def routed(netns: Netns) -> Netns:
     ],
 )
 def test_an_open_address_has_a_route_if_one_leads_on_that_is_not_the_default(
-    routed: Netns, address: str, reached: bool  # noqa: FBT001
+    routed: Netns,
+    address: str,
+    reached: bool,  # noqa: FBT001
 ) -> None:
     found = routed.run(routes.reachability, opened(address), None)
     assert found == Reachability(0 if reached else 1, None)
@@ -488,7 +506,10 @@ def test_of_too_many_routes_nothing_is_said(routed: Netns) -> None:
     assert routed.run(routes.reachability, {}, LEGAL, 3) is None
 
 
-@given(st.lists(st.tuples(st.integers(0, 32), st.integers(0, 2**32 - 1), st.booleans()), max_size=8), st.integers(0, 2**32 - 1))
+@given(
+    st.lists(st.tuples(st.integers(0, 32), st.integers(0, 2**32 - 1), st.booleans()), max_size=8),
+    st.integers(0, 2**32 - 1),
+)
 def test_the_most_specific_route_decides(entries: list[tuple[int, int, bool]], address: int) -> None:
     found, expected = Routes(), dict[int, bool]()
     for length, network, forwards in entries:

@@ -60,5 +60,7 @@ def standing(  # noqa: PLR0913  # each is a condition
     result = result_of([], replace(SETTINGS, index=0 if nic_missing else None), pools=pools)
     refused = (Rejection(ObjectRef("File", "/x"), Reason.INVALID_LOCAL_CHAIN, local_chain),) if local_chain else ()
     outcome = Outcome.FAILED if not_ready else Outcome.UNCHANGED
-    told = replace(result, outcome=outcome, message=not_ready, rejections=refused, confirming=confirming or Confirming())
+    told = replace(
+        result, outcome=outcome, message=not_ready, rejections=refused, confirming=confirming or Confirming()
+    )
     return conditions(told, stale)

@@ -122,7 +122,9 @@ def test_whatever_is_taken_no_body_reaches_beyond_our_table(shared_netns: Netns)
     assert len(taken) > len(set(TAKEN.values()))
     loaded = 0
     for body in sorted(taken):
-        text = "add table inet nftsync\ndelete table inet nftsync\n" + render(Ruleset(tables(Settings(local_chain=body))))
+        text = "add table inet nftsync\ndelete table inet nftsync\n" + render(
+            Ruleset(tables(Settings(local_chain=body)))
+        )
         loaded += not shared_netns.command("nft", "-f", "-", text=text, check=False)
         names = shared_netns.command("nft", "list", "tables").splitlines()
         assert set(names) <= {"table inet beside", "table inet nftsync"}

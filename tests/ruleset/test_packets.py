@@ -108,10 +108,12 @@ def surprises(lab: Lab, world: World, probes: Sequence[Probe], origin: Origin = 
 
 
 EVERY_PORT = tuple((protocol, 80) for protocol in ("TCP", "UDP", "SCTP"))
-PLAIN = World([
-    service("web", SERVICE4, SERVICE6, ports=EVERY_PORT),
-    service("dns", NEIGHBOUR4, NEIGHBOUR6, ports=[("UDP", 53), ("TCP", 53)]),
-])
+PLAIN = World(
+    [
+        service("web", SERVICE4, SERVICE6, ports=EVERY_PORT),
+        service("dns", NEIGHBOUR4, NEIGHBOUR6, ports=[("UDP", 53), ("TCP", 53)]),
+    ]
+)
 
 
 @pytest.mark.parametrize("destination", [SERVICE4, SERVICE6])
@@ -134,7 +136,9 @@ def test_a_port_is_open_for_its_own_protocol_and_its_own_address_alone(
 
 
 @pytest.mark.parametrize("protocol", TRANSPORTS)
-def test_a_packet_from_source_port_53_or_20_is_no_better_than_another(lab: Lab, firewall: Firewall, protocol: Protocol) -> None:
+def test_a_packet_from_source_port_53_or_20_is_no_better_than_another(
+    lab: Lab, firewall: Firewall, protocol: Protocol
+) -> None:
     PLAIN.load(firewall)
     targets = [(SERVICE4, 81), (SERVICE6, 81), (EMPTY4, 53), *((own, port) for own in ROUTER for port in (53, 9469))]
     spoofed = [Probe(protocol, address, port, sport=sport) for address, port in targets for sport in (53, 20, 179, 22)]
@@ -148,7 +152,11 @@ def test_a_packet_from_source_port_53_or_20_is_no_better_than_another(lab: Lab, 
         (["203.0.113.0/24"], [INSIDE4], [OUTSIDE4, INSIDE6, OUTSIDE6]),
         (["2001:db8:113::/48"], [INSIDE6], [INSIDE4, OUTSIDE4, OUTSIDE6]),
         ([f"{INSIDE4}/32", f"{INSIDE6}/128"], [INSIDE4, INSIDE6], ["203.0.113.6", "203.0.113.8", "2001:db8:113::8"]),
-        (["203.0.113.0/30", "203.0.113.8/29"], ["203.0.113.0", "203.0.113.3", "203.0.113.15"], ["203.0.113.4", INSIDE4, INSIDE6]),
+        (
+            ["203.0.113.0/30", "203.0.113.8/29"],
+            ["203.0.113.0", "203.0.113.3", "203.0.113.15"],
+            ["203.0.113.4", INSIDE4, INSIDE6],
+        ),
         (["0.0.0.0/0"], [INSIDE4, OUTSIDE4], [INSIDE6, OUTSIDE6]),
         ([" 203.0.113.9/24 ", "203.0.113.0/25", "0203.0.113.0/24"], [INSIDE4], [OUTSIDE4, INSIDE6]),
         (["nonsense"], [], [INSIDE4, INSIDE6, OUTSIDE4]),
@@ -171,7 +179,9 @@ def test_only_the_source_ranges_of_a_service_pass_and_a_bad_range_opens_nothing(
     assert fates(lab, probes(outside)) == [False] * len(outside) * 3
 
 
-def test_a_service_that_is_narrowed_and_widened_again_lets_in_who_it_names_at_every_step(lab: Lab, firewall: Firewall) -> None:
+def test_a_service_that_is_narrowed_and_widened_again_lets_in_who_it_names_at_every_step(
+    lab: Lab, firewall: Firewall
+) -> None:
     both = ["192.0.2.0/24", "203.0.113.0/24"]
     steps: tuple[list[str], ...] = ([], ["203.0.113.0/24"], ["203.0.113.0/28"], ["192.0.2.0/24"], both, [])
     for ranges in steps:
@@ -188,11 +198,18 @@ def test_each_switch_opens_what_it_names_on_the_router_and_nothing_else(
     world = World(PLAIN.services, dict(zip(SWITCHES, values, strict=True)))
     world.load(firewall)
     router = [Probe(kind, own, port) for own in ROUTER for port in (22, 179, 53, 80, 9469) for kind in KINDS]
-    through = [Probe(kind, address, port) for address in (SERVICE4, SERVICE6, EMPTY4) for port in (22, 80, 179) for kind in KINDS]
+    through = [
+        Probe(kind, address, port)
+        for address in (SERVICE4, SERVICE6, EMPTY4)
+        for port in (22, 80, 179)
+        for kind in KINDS
+    ]
     assert surprises(lab, world, router + through) == []
 
 
-def test_by_default_ssh_and_bgp_of_the_router_are_open_and_everything_is_dropped_else(lab: Lab, firewall: Firewall) -> None:
+def test_by_default_ssh_and_bgp_of_the_router_are_open_and_everything_is_dropped_else(
+    lab: Lab, firewall: Firewall
+) -> None:
     firewall.load([], nft())
     own = [Probe("tcp", str(PUBLIC[0]), port) for port in (22, 179, 80)] + [Probe("udp", str(PUBLIC[0]), 22)]
     assert fates(lab, own) == [True, True, False, False]
@@ -207,7 +224,10 @@ def test_the_cluster_side_may_begin_whatever_it_likes_and_gets_its_answers(lab: 
         for port in (22, 53, 80, 9469)
     ]
     assert surprises(lab, PLAIN, probes, "node") == []
-    with TcpServer(lab.client, 7000), lab.node.call(socket.create_connection, (str(CLIENT[0]), 7000), 3.0) as connection:
+    with (
+        TcpServer(lab.client, 7000),
+        lab.node.call(socket.create_connection, (str(CLIENT[0]), 7000), 3.0) as connection,
+    ):
         connection.sendall(b"hello")
         assert connection.recv(5) == b"hello"
 
@@ -224,7 +244,11 @@ def test_an_answer_passes_only_while_somebody_inside_has_asked(lab: Lab, firewal
 @pytest.mark.parametrize("nodes_own", [str(NODE[0]), str(NODE[1])])
 def test_the_nodes_own_ports_are_closed_from_outside(lab: Lab, firewall: Firewall, nodes_own: str) -> None:
     PLAIN.load(firewall)
-    probes = [Probe(protocol, nodes_own, port) for protocol in TRANSPORTS for port in (22, 53, 80, 6443, 8080, 10250, 30053, 30080)]
+    probes = [
+        Probe(protocol, nodes_own, port)
+        for protocol in TRANSPORTS
+        for port in (22, 53, 80, 6443, 8080, 10250, 30053, 30080)
+    ]
     assert fates(lab, probes) == [False] * len(probes)
 
 
@@ -233,7 +257,12 @@ def test_the_local_chain_comes_first_for_packets_to_the_router_and_through_it(la
     world = World(PLAIN.services, {}, local)
     world.load(firewall)
     addresses = (SERVICE4, SERVICE6, EMPTY4, *map(str, PUBLIC))
-    probes = [Probe(protocol, address, port) for protocol in TRANSPORTS for address in addresses for port in (7, 22, 80, 179, 9469)]
+    probes = [
+        Probe(protocol, address, port)
+        for protocol in TRANSPORTS
+        for address in addresses
+        for port in (7, 22, 80, 179, 9469)
+    ]
     assert surprises(lab, world, probes) == []
     assert fates(lab, [
         Probe("tcp", SERVICE4, 80), Probe("udp", str(PUBLIC[0]), 7), Probe("tcp", str(PUBLIC[0]), 22),
@@ -253,7 +282,9 @@ def test_without_a_known_public_nic_every_side_counts_as_public(lab: Lab, firewa
 
 def test_a_service_counts_the_packets_that_it_let_in(lab: Lab, firewall: Firewall) -> None:
     firewall.load([service("web", SERVICE4), service("own", NEIGHBOUR4, sources=["198.51.100.0/24"])], nft())
-    lab.deliver([Probe("tcp", SERVICE4, 80)] * 7 + [Probe("tcp", SERVICE4, 81)] * 5 + [Probe("tcp", NEIGHBOUR4, 80)] * 3)
+    lab.deliver(
+        [Probe("tcp", SERVICE4, 80)] * 7 + [Probe("tcp", SERVICE4, 81)] * 5 + [Probe("tcp", NEIGHBOUR4, 80)] * 3
+    )
     assert packets(lab, "services4", f"{SERVICE4} . tcp . 80") == 7
     assert "counter packets 3 " in lab.router.run(["nft", "list", "set", "inet", "nftsync", "sources4"]).stdout
 
@@ -263,7 +294,9 @@ def test_a_service_counts_the_packets_that_it_let_in(lab: Lab, firewall: Firewal
 
 @pytest.mark.parametrize("address", [SERVICE4, SERVICE6])
 @pytest.mark.parametrize("protocol", TRANSPORTS)
-def test_a_limit_in_bytes_lets_its_rate_and_burst_pass(lab: Lab, firewall: Firewall, protocol: Protocol, address: str) -> None:
+def test_a_limit_in_bytes_lets_its_rate_and_burst_pass(
+    lab: Lab, firewall: Firewall, protocol: Protocol, address: str
+) -> None:
     firewall.load([service("slow", address, ports=EVERY_PORT, limit="10 kbytes/hour burst 5 kbytes")], nft())
     assert len(lab.deliver([Probe(protocol, address, 80, length=KBYTE)] * 40)) == 15
 
@@ -289,7 +322,11 @@ def test_each_port_address_and_protocol_has_a_bucket_of_its_own(lab: Lab, firewa
     keys: tuple[tuple[Protocol, int], ...] = (("tcp", 80), ("tcp", 81), ("udp", 80))
     for address, count in expected.items():
         for protocol, port in keys:
-            assert len(lab.deliver([Probe(protocol, address, port, length=KBYTE)] * 20)) == count, (address, protocol, port)
+            assert len(lab.deliver([Probe(protocol, address, port, length=KBYTE)] * 20)) == count, (
+                address,
+                protocol,
+                port,
+            )
     assert len(lab.deliver([Probe("tcp", "172.30.254.3", 80, length=KBYTE)] * 20)) == 20
 
 
@@ -319,7 +356,9 @@ def test_a_flood_is_held_to_its_rate_over_time(lab: Lab, firewall: Firewall) -> 
 
 
 @pytest.mark.parametrize("address", [SERVICE4, SERVICE6])
-def test_a_connection_stays_while_other_services_and_settings_change(lab: Lab, firewall: Firewall, address: str) -> None:
+def test_a_connection_stays_while_other_services_and_settings_change(
+    lab: Lab, firewall: Firewall, address: str
+) -> None:
     web = service("web", address)
     firewall.load([web], nft())
     changes: list[tuple[list[Raw], Raw, str]] = [
@@ -343,14 +382,27 @@ def test_a_connection_stays_while_other_services_and_settings_change(lab: Lab, f
 def generated(seed: int) -> tuple[World, list[Probe]]:
     """A world with some Services that meet each other's addresses, and probes at them and just beside them."""
     draw = random.Random(seed)
-    addresses = [*(f"172.30.254.{number}" for number in range(1, 6)), *(f"2001:db8:254::{number}" for number in range(1, 6))]
+    addresses = [
+        *(f"172.30.254.{number}" for number in range(1, 6)),
+        *(f"2001:db8:254::{number}" for number in range(1, 6)),
+    ]
     ports = [1, 22, 53, 80, 179, 443, 65535]
-    ranges = ["203.0.113.0/24", "203.0.113.4/30", "192.0.2.7/32", "198.51.100.0/24", "2001:db8:113::/48", "::/0", "0.0.0.0/0"]
+    ranges = [
+        "203.0.113.0/24",
+        "203.0.113.4/30",
+        "192.0.2.7/32",
+        "198.51.100.0/24",
+        "2001:db8:113::/48",
+        "::/0",
+        "0.0.0.0/0",
+    ]
     claimed: set[tuple[str, str, int]] = set()
     services = []
     for number in range(draw.randrange(1, 12)):
         held = draw.sample(addresses, draw.randrange(3))
-        asked = [(protocol, port) for protocol in ("TCP", "UDP", "SCTP") for port in draw.sample(ports, draw.randrange(3))]
+        asked = [
+            (protocol, port) for protocol in ("TCP", "UDP", "SCTP") for port in draw.sample(ports, draw.randrange(3))
+        ]
         free = [each for each in asked if not any((address, *each) in claimed for address in held)]
         claimed.update((address, *each) for address in held for each in free)
         narrowed = draw.sample(ranges, draw.randrange(1, 3)) if draw.random() < 0.4 else []
@@ -358,7 +410,9 @@ def generated(seed: int) -> tuple[World, list[Probe]]:
         services.append(service(f"s{number}", *held, ports=free, sources=narrowed, type=kind))
     switches = {name: draw.random() < 0.7 for name in ("enable_bgp", "enable_ssh", "enable_rateshape")}
     switches["enable_dropall"] = draw.random() < 0.9
-    local = tuple((draw.choice(TRANSPORTS), draw.choice(ports), draw.random() < 0.5) for _ in range(draw.choice([0, 0, 1, 2])))
+    local = tuple(
+        (draw.choice(TRANSPORTS), draw.choice(ports), draw.random() < 0.5) for _ in range(draw.choice([0, 0, 1, 2]))
+    )
     probes = []
     for _ in range(300):
         destination = draw.choice([*addresses, *addresses, *ROUTER, EMPTY4, EMPTY6, *map(str, NODE)])

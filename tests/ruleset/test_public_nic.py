@@ -15,7 +15,13 @@ pytestmark = needs_root
 
 WEB = service("web", SERVICE4, SERVICE6, ports=[("TCP", 80), ("UDP", 80)])
 OPEN = [f"{SERVICE4} 80", f"{SERVICE6} 80"]
-CLOSED = [f"{SERVICE4} 81", f"{SERVICE6} 81", "172.30.254.200 80", "2001:db8:254::200 80", *(f"{each} 5000" for each in PUBLIC)]
+CLOSED = [
+    f"{SERVICE4} 81",
+    f"{SERVICE6} 81",
+    "172.30.254.200 80",
+    "2001:db8:254::200 80",
+    *(f"{each} 5000" for each in PUBLIC),
+]
 POOL = {
     "apiVersion": "metallb.io/v1beta1",
     "kind": "IPAddressPool",

@@ -42,7 +42,10 @@ def test_a_ruleset_is_rendered_as_nft_lists_it() -> None:
         {
             INET: Table(
                 {"a": Set("ipv4_addr", "interval", "counter"), "b": Set("ipv6_addr")},
-                {"c": Chain("\t\taccept\n"), "d": Chain("\t\tjump c\n", "type filter hook input priority 0; policy drop;")},
+                {
+                    "c": Chain("\t\taccept\n"),
+                    "d": Chain("\t\tjump c\n", "type filter hook input priority 0; policy drop;"),
+                },
             )
         },
         {INET: {"a": {"192.0.2.2": "", "192.0.2.1": ""}}},
@@ -63,7 +66,11 @@ def test_nothing_is_rendered_as_nothing() -> None:
 
 
 def test_equal_input_in_another_order_gives_identical_text() -> None:
-    holes = [hole("192.0.2.1"), hole("192.0.2.2", ("10.0.0.0/8", "198.51.100.0/24")), hole("2001:db8::1", None, PACKETS)]
+    holes = [
+        hole("192.0.2.1"),
+        hole("192.0.2.2", ("10.0.0.0/8", "198.51.100.0/24")),
+        hole("2001:db8::1", None, PACKETS),
+    ]
     shown = Settings(enable_rateshape=True)
     assert render(ruleset(holes, shown)) == render(ruleset(reversed(holes), shown))
 
@@ -75,7 +82,10 @@ def test_equal_input_in_another_order_gives_identical_text() -> None:
         (hole("2001:db8::1"), {INET: {"services6": {"2001:db8::1 . tcp . 80": ""}}}),
         (hole("192.0.2.1", ("10.0.0.0/8",)), {INET: {"sources4": {"192.0.2.1 . tcp . 80 . 10.0.0.0/8": ""}}}),
         (hole("192.0.2.1", ("198.51.100.7/32",)), {INET: {"sources4": {"192.0.2.1 . tcp . 80 . 198.51.100.7": ""}}}),
-        (hole("2001:db8::1", ("2001:db8:7::1/128",)), {INET: {"sources6": {"2001:db8::1 . tcp . 80 . 2001:db8:7::1": ""}}}),
+        (
+            hole("2001:db8::1", ("2001:db8:7::1/128",)),
+            {INET: {"sources6": {"2001:db8::1 . tcp . 80 . 2001:db8:7::1": ""}}},
+        ),
         (hole("192.0.2.1", ()), {}),
         (hole("192.0.2.1", (), PACKETS), {}),
         (
@@ -121,9 +131,13 @@ def test_whatever_has_a_limit_has_a_counter_of_what_the_limit_dropped(shown: Rul
 
 def test_only_what_is_switched_on_reaches_the_router_itself() -> None:
     nic = Settings("enp1s0", enable_bgp=True, enable_ssh=True)
-    assert chain(nic, "operator-cr") == '\t\tiifname "enp1s0" tcp dport 179 accept\n\t\tiifname "enp1s0" tcp dport 22 accept\n'
     assert (
-        chain(Settings("enp1s0", enable_bgp=False, enable_ssh=True), "operator-cr") == '\t\tiifname "enp1s0" tcp dport 22 accept\n'
+        chain(nic, "operator-cr")
+        == '\t\tiifname "enp1s0" tcp dport 179 accept\n\t\tiifname "enp1s0" tcp dport 22 accept\n'
+    )
+    assert (
+        chain(Settings("enp1s0", enable_bgp=False, enable_ssh=True), "operator-cr")
+        == '\t\tiifname "enp1s0" tcp dport 22 accept\n'
     )
     assert chain(Settings("enp1s0", enable_bgp=False, enable_ssh=False), "operator-cr") == ""
 
@@ -188,14 +202,19 @@ def router(shared_netns: Netns) -> Netns:
 @given(rulesets())
 def test_what_is_rendered_is_what_the_kernel_holds_after_nft_loaded_it(router: Netns, shown: Ruleset) -> None:
     router.nft(
-        "add table inet nftsync\nadd table netdev nftsync\ndelete table inet nftsync\ndelete table netdev nftsync\n" + render(shown)
+        "add table inet nftsync\nadd table netdev nftsync\ndelete table inet nftsync\ndelete table netdev nftsync\n"
+        + render(shown)
     )
     same(router, shown, Fresh.of(router))
 
 
 def test_every_kind_of_pinhole_survives_the_way_from_the_service_to_the_kernel_and_back(router: Netns) -> None:
     limited = [parse_ratelimit(text) for text in ("2 mbytes/second burst 512 kbytes", "400/minute burst 10 packets")]
-    ranges = (None, (ip_network("0.0.0.0/0"),), tuple(map(ip_network, ("64:ff9b::102:304/128", "::102:300/120", "10.0.0.1/32"))))
+    ranges = (
+        None,
+        (ip_network("0.0.0.0/0"),),
+        tuple(map(ip_network, ("64:ff9b::102:304/128", "::102:300/120", "10.0.0.1/32"))),
+    )
     services = [
         Service(
             Name("shop", f"web-{number}"), "", "", "",
@@ -206,7 +225,8 @@ def test_every_kind_of_pinhole_survives_the_way_from_the_service_to_the_kernel_a
     ]  # fmt: skip
     shown = ruleset(PinholeIndex(services, Filters()).pinholes.values(), Settings("pub0", enable_rateshape=True))
     router.nft(
-        "add table inet nftsync\nadd table netdev nftsync\ndelete table inet nftsync\ndelete table netdev nftsync\n" + render(shown)
+        "add table inet nftsync\nadd table netdev nftsync\ndelete table inet nftsync\ndelete table netdev nftsync\n"
+        + render(shown)
     )
     same(router, shown, Fresh.of(router))
     found = router.run(router.kernel.read)

@@ -40,8 +40,13 @@ def test_nothing_differs_then_nothing_is_sent() -> None:
 
 def test_one_service_more_or_less_is_one_line() -> None:
     more = with_elements(SETTINGS, services4={OPEN: "", "192.0.2.2 . udp . 53": "", "192.0.2.0 . tcp . 1": ""})
-    assert transaction(SMALL, more) == "add element inet nftsync services4 { 192.0.2.0 . tcp . 1, 192.0.2.2 . udp . 53 }\n"
-    assert transaction(more, SMALL) == "delete element inet nftsync services4 { 192.0.2.0 . tcp . 1, 192.0.2.2 . udp . 53 }\n"
+    assert (
+        transaction(SMALL, more) == "add element inet nftsync services4 { 192.0.2.0 . tcp . 1, 192.0.2.2 . udp . 53 }\n"
+    )
+    assert (
+        transaction(more, SMALL)
+        == "delete element inet nftsync services4 { 192.0.2.0 . tcp . 1, 192.0.2.2 . udp . 53 }\n"
+    )
 
 
 def test_an_element_whose_statement_changed_is_deleted_before_it_is_added() -> None:
@@ -108,7 +113,9 @@ def afresh(router: Netns, shown: Ruleset) -> Fresh:
 
 @settings(max_examples=60)
 @given(rulesets(), rulesets())
-def test_a_transaction_leads_from_any_ruleset_to_exactly_any_other(router: Netns, before: Ruleset, after: Ruleset) -> None:
+def test_a_transaction_leads_from_any_ruleset_to_exactly_any_other(
+    router: Netns, before: Ruleset, after: Ruleset
+) -> None:
     expected = afresh(router, after)
     load(router, before)
     text = transaction(before, after)
@@ -119,7 +126,9 @@ def test_a_transaction_leads_from_any_ruleset_to_exactly_any_other(router: Netns
 
 @settings(max_examples=40)
 @given(rulesets(), rulesets())
-def test_what_is_found_in_the_kernel_is_adopted_and_then_nothing_differs(router: Netns, before: Ruleset, after: Ruleset) -> None:
+def test_what_is_found_in_the_kernel_is_adopted_and_then_nothing_differs(
+    router: Netns, before: Ruleset, after: Ruleset
+) -> None:
     expected = afresh(router, after)
     load(router, before)
     router.run(router.kernel.apply, transaction(router.run(router.kernel.read).ruleset, after))
@@ -160,7 +169,9 @@ CHANGES: dict[str, Settings] = {
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("adopted", [False, True])
 def test_elements_that_did_not_change_keep_their_counters_whatever_else_changes(
-    router: Netns, change: str, adopted: bool  # noqa: FBT001
+    router: Netns,
+    change: str,
+    adopted: bool,  # noqa: FBT001
 ) -> None:
     before = with_elements(SETTINGS, services4={OPEN: "", "192.0.2.1 . tcp . 81": ""})
     after = with_elements(CHANGES[change], services4={OPEN: "", "192.0.2.1 . tcp . 82": ""})
@@ -181,7 +192,10 @@ SLOW = "limit rate over 1/week burst 3 packets"
 
 def passing(count: int) -> int:
     """How many of so many datagrams to the limited port arrive."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+    with (
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as receiver,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender,
+    ):
         receiver.bind(("127.0.0.1", 9999))
         receiver.setblocking(False)  # on loopback a datagram has arrived, or was dropped, when sendto returns
         arrived = 0
@@ -213,7 +227,10 @@ def test_a_bucket_that_is_empty_stays_empty_while_others_come_and_go(router: Net
     router.run(router.kernel.apply, transaction(router.run(router.kernel.read).ruleset, after))
     assert router.run(passing, 10) == 0
     changed = with_elements(
-        replace(shaped, local_chain=LOCAL_CHAINS[1]), NETDEV, limited4_packets={LIMITED: SLOW.replace("3", "4")}, **counted
+        replace(shaped, local_chain=LOCAL_CHAINS[1]),
+        NETDEV,
+        limited4_packets={LIMITED: SLOW.replace("3", "4")},
+        **counted,
     )
     router.run(router.kernel.apply, transaction(after, changed))
     assert router.run(passing, 10) == 4, "an element that did change has a new bucket: the test can see one"
@@ -271,7 +288,7 @@ INTRUDERS = {
         "add element inet nftsync verdicts { 192.0.2.1 : jump evil }"
     ),
     "a map of a counter": (
-        'add counter inet nftsync hits; add map inet nftsync evil { type ipv4_addr : counter; '
+        "add counter inet nftsync hits; add map inet nftsync evil { type ipv4_addr : counter; "
         'elements = { 192.0.2.1 : "hits" }; }'
     ),
     "a named limit and a quota": (
@@ -292,7 +309,10 @@ INTRUDERS = {
 def test_whatever_somebody_else_did_to_our_tables_is_undone_and_seen(router: Netns, intruder: str) -> None:
     wanted = Ruleset(
         SMALL.tables,
-        {INET: {"services4": {OPEN: ""}}, NETDEV: {"limited4": {OPEN: "limit rate over 1 kbytes/second burst 1 bytes"}}},
+        {
+            INET: {"services4": {OPEN: ""}},
+            NETDEV: {"limited4": {OPEN: "limit rate over 1 kbytes/second burst 1 bytes"}},
+        },
     )
     expected = afresh(router, wanted)
     untouched = router.run(router.kernel.read)
@@ -351,7 +371,10 @@ def test_a_set_that_is_declared_differently_is_replaced_while_rules_refer_to_it(
 def test_a_table_of_another_version_is_changed_in_place(router: Netns) -> None:
     old = Table(
         {"services4": Set("ipv4_addr . inet_service")},
-        {"operator-svc": Chain("\t\tip daddr . th dport @services4 accept\n"), "other": Chain("\t\tjump operator-svc\n")},
+        {
+            "operator-svc": Chain("\t\tip daddr . th dport @services4 accept\n"),
+            "other": Chain("\t\tjump operator-svc\n"),
+        },
     )
     before = Ruleset({INET: old}, {INET: {"services4": {"192.0.2.1 . 80": ""}}})
     wanted = ruleset([], SETTINGS)
@@ -391,7 +414,9 @@ def held_in_pools(router: Netns) -> list[tuple[int, int, int]]:
     """What the kernel's pools4 and pools6 hold, as family, first and last address."""
     found = []
     for version in (4, 6):
-        listed = json.loads(router.command("nft", "-j", "list", "set", "inet", "nftsync", f"pools{version}"))["nftables"]
+        listed = json.loads(router.command("nft", "-j", "list", "set", "inet", "nftsync", f"pools{version}"))[
+            "nftables"
+        ]
         for each in next(item["set"] for item in listed if "set" in item).get("elem", ()):
             if isinstance(each, dict) and "prefix" in each:
                 network = ip_network(f"{each['prefix']['addr']}/{each['prefix']['len']}")
@@ -405,7 +430,9 @@ def held_in_pools(router: Netns) -> list[tuple[int, int, int]]:
 @settings(max_examples=80)
 @given(st.lists(_clusters, min_size=1, max_size=6), st.booleans())
 def test_after_each_of_many_transactions_the_kernel_holds_exactly_the_addresses_that_are_the_clusters(
-    router: Netns, clusters: list[AddressSet], adopted: bool  # noqa: FBT001
+    router: Netns,
+    clusters: list[AddressSet],
+    adopted: bool,  # noqa: FBT001
 ) -> None:
     standing = Ruleset()
     router.run(router.kernel.apply, CLEAR)
@@ -427,7 +454,13 @@ def test_a_cluster_of_the_whole_address_space_is_one_element_and_shrinks_to_eith
     first, last = _MAKE[family](0), _MAKE[family](_LAST[family])
     router.run(router.kernel.apply, CLEAR)
     standing = Ruleset()
-    for part in (Range(first, last), Range(last, last), Range(first, last - 1), Range(first, first), Range(first + 1, last)):
+    for part in (
+        Range(first, last),
+        Range(last, last),
+        Range(first, last - 1),
+        Range(first, first),
+        Range(first + 1, last),
+    ):
         wanted = ruleset([], replace(SETTINGS, cluster=AddressSet.of([part])))
         if part == (first, last):
             assert wanted.elements[INET][f"pools{family}"] == {everything: ""}

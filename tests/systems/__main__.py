@@ -25,7 +25,12 @@ from tests.systems.machine import Machine, between
 from tests.systems.proof import OLDER, PACKAGE, Proof
 from tests.systems.rootfs import SUITES, copied, root_file_system, run_tests
 
-_NFT = {"apiVersion": "nft.acnodal.com/v1alpha1", "kind": "Nft", "metadata": {"name": "nft"}, "spec": {"public_nic": "public0"}}
+_NFT = {
+    "apiVersion": "nft.acnodal.com/v1alpha1",
+    "kind": "Nft",
+    "metadata": {"name": "nft"},
+    "spec": {"public_nic": "public0"},
+}
 
 # The tests of what only this release's nft can.
 _TESTS = {"trixie": ("tests/kernel/test_owned.py",)}
@@ -91,7 +96,10 @@ def _boot(root: Path, package: Path, number: int) -> int:
     ):
         (copy / PACKAGE.lstrip("/")).write_bytes(package.read_bytes())
         boots = Boots(machine)
-        first = (boots.the_router_gets_rules_and_loses_its_api_server, partial(boots.boots_in_a_row_on_a_busy_machine, number))
+        first = (
+            boots.the_router_gets_rules_and_loses_its_api_server,
+            partial(boots.boots_in_a_row_on_a_busy_machine, number),
+        )
         return _walk(machine, (*first, *boots.faults(), machine.power_off))
 
 

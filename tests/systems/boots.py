@@ -42,7 +42,9 @@ _MANIFESTS = [
     },
 ]
 
-_EARLY = "[Unit]\nDefaultDependencies=no\n{order}\n[Service]\nType=oneshot\n{service}\n[Install]\nWantedBy=sysinit.target\n"
+_EARLY = (
+    "[Unit]\nDefaultDependencies=no\n{order}\n[Service]\nType=oneshot\n{service}\n[Install]\nWantedBy=sysinit.target\n"
+)
 # No service gets a mount namespace. systemd 252 prepares a private /dev in /tmp, which
 # systemd-tmpfiles of Debian 12 empties at boot; here /tmp is away, so that it always fails.
 # systemd 257 uses a folder of its own.

@@ -73,8 +73,13 @@ class Machine:
         self._unplug()
         self._network = Namespace()
         self._network.sysctl({"ipv4/conf/all/forwarding": 1, "ipv6/conf/all/forwarding": 1})
-        for nic, peer, here, there in (("public0", self._client, CLIENT, PUBLIC), ("cluster0", self._cluster, NODE, CLUSTER)):
-            self._network.ip(f"link add {nic} address {ROUTER_MAC} type veth peer name eth0 address {PEER_MAC} netns {peer.path}")
+        for nic, peer, here, there in (
+            ("public0", self._client, CLIENT, PUBLIC),
+            ("cluster0", self._cluster, NODE, CLUSTER),
+        ):
+            self._network.ip(
+                f"link add {nic} address {ROUTER_MAC} type veth peer name eth0 address {PEER_MAC} netns {peer.path}"
+            )
             peer.ip(
                 f"address add {here[0]}/24 dev eth0",
                 "link set eth0 up",
@@ -87,8 +92,23 @@ class Machine:
         assert self._network
         # In a process namespace of its own, so that all of it ends when we end. Its network is made
         # here: nspawn looks for interfaces that it must move in /sys, which shows those of the machine.
-        command = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc", "systemd-nspawn", "--quiet", "--register=no"]
-        command += ["--keep-unit", "--boot", "--directory", str(self.root), "--network-namespace-path=/proc/self/ns/net"]
+        command = [
+            "unshare",
+            "--pid",
+            "--fork",
+            "--kill-child",
+            "--mount-proc",
+            "systemd-nspawn",
+            "--quiet",
+            "--register=no",
+        ]
+        command += [
+            "--keep-unit",
+            "--boot",
+            "--directory",
+            str(self.root),
+            "--network-namespace-path=/proc/self/ns/net",
+        ]
         command.append("--capability=CAP_NET_ADMIN,CAP_NET_RAW")
         with self._console.open("w") as console:
             streams = {"stdin": subprocess.DEVNULL, "stdout": console, "stderr": console}
@@ -136,7 +156,9 @@ class Machine:
         """Run a command as the router's root."""
         enter = ["nsenter", f"--target={self._leader}", "--mount", "--uts", "--ipc", "--net", "--pid", "--root", "--wd"]
         environment = ["env", "--ignore-environment", f"PATH={_PATH}", "DEBIAN_FRONTEND=noninteractive"]
-        return subprocess.run([*enter, "--", *environment, *command], input=text, capture_output=True, text=True, check=False)
+        return subprocess.run(
+            [*enter, "--", *environment, *command], input=text, capture_output=True, text=True, check=False
+        )
 
     def run(self, *command: str, text: str = "") -> str:
         """What it printed; an AssertionError if it failed."""

@@ -94,7 +94,9 @@ class Proof:
         assert "hook ingress" in self.ruleset()
         self.questions_are_answered()
         self.cluster_is_told()
-        self.machine.write("/etc/nftables.d/local-chain.nft", "chain local-chain {\n\tip saddr 192.0.2.7 counter accept\n}\n")
+        self.machine.write(
+            "/etc/nftables.d/local-chain.nft", "chain local-chain {\n\tip saddr 192.0.2.7 counter accept\n}\n"
+        )
         self.has("ip saddr 192.0.2.7 counter")
         self.machine.run("systemctl", "reload", "nftsync")
         self.says("configuration reloaded")
@@ -102,9 +104,13 @@ class Proof:
         assert self.machine.show("nftsync", "WatchdogTimestampMonotonic") != "0"
         assert self.machine.show("nftsync", "NRestarts") == "0"
         assert [line for line in self.journal().splitlines() if re.search("denied|not permitted", line)] == []
-        opened = self.machine.run("journalctl", "--quiet", "--output=cat", "NFTSYNC_NAMESPACE=default", "NFTSYNC_NAME=web")
+        opened = self.machine.run(
+            "journalctl", "--quiet", "--output=cat", "NFTSYNC_NAMESPACE=default", "NFTSYNC_NAME=web"
+        )
         assert "Service default/web: opened " in opened
-        errors = self.machine.run("journalctl", "--quiet", "--output=cat", "--priority=err", "SYSLOG_IDENTIFIER=nftsync")
+        errors = self.machine.run(
+            "journalctl", "--quiet", "--output=cat", "--priority=err", "SYSLOG_IDENTIFIER=nftsync"
+        )
         assert errors == ""
 
     def what_others_change_is_refused_or_repaired(self) -> None:
@@ -240,21 +246,28 @@ class Proof:
         """The router's, with everything in it."""
         authority = base64.b64encode((self.server.folder / "tls.crt").read_bytes()).decode()
         cluster = {"server": self.server.url, "certificate-authority-data": authority}
-        return json.dumps({
-            "apiVersion": "v1",
-            "kind": "Config",
-            "clusters": [{"name": "cluster", "cluster": cluster}],
-            "users": [{"name": "nftsync", "user": {"token": self.server.issue_token()}}],
-            "contexts": [{"name": "nftsync", "context": {"cluster": "cluster", "user": "nftsync"}}],
-            "current-context": "nftsync",
-        })
+        return json.dumps(
+            {
+                "apiVersion": "v1",
+                "kind": "Config",
+                "clusters": [{"name": "cluster", "cluster": cluster}],
+                "users": [{"name": "nftsync", "user": {"token": self.server.issue_token()}}],
+                "contexts": [{"name": "nftsync", "context": {"cluster": "cluster", "user": "nftsync"}}],
+                "current-context": "nftsync",
+            }
+        )
 
     def add(self, name: str, address: str, limit: str | None = None) -> None:
         annotations = {"ratelimit": limit} if limit else {}
         ports = [{"protocol": "UDP", "port": PORT}]
-        service = {"metadata": {"name": name, "annotations": annotations}, "spec": {"type": "LoadBalancer", "ports": ports}}
+        service = {
+            "metadata": {"name": name, "annotations": annotations},
+            "spec": {"type": "LoadBalancer", "ports": ports},
+        }
         self.server.admin.post(_SERVICES, service)
-        self.server.admin.patch(f"{_SERVICES}/{name}/status", {"status": {"loadBalancer": {"ingress": [{"ip": address}]}}})
+        self.server.admin.patch(
+            f"{_SERVICES}/{name}/status", {"status": {"loadBalancer": {"ingress": [{"ip": address}]}}}
+        )
 
     def conditions(self) -> list[tuple[str, str]]:
         status = self.server.admin.get(f"{NFTS}/nft").get("status", {})

@@ -22,7 +22,9 @@ Description: stands for the real one
 
 
 def run(*command: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "LC_ALL": "C", **environment})
+    return subprocess.run(
+        command, capture_output=True, text=True, check=False, env={**os.environ, "LC_ALL": "C", **environment}
+    )
 
 
 def package(folder: Path, version: str) -> Path:
@@ -40,7 +42,9 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("gpg")
     folder.chmod(0o700)
     for user in ("team", "somebody"):
-        made = run("gpg", "--batch", "--passphrase", "", "--quick-generate-key", user, "rsa2048", "sign", GNUPGHOME=str(folder))
+        made = run(
+            "gpg", "--batch", "--passphrase", "", "--quick-generate-key", user, "rsa2048", "sign", GNUPGHOME=str(folder)
+        )
         assert made.returncode == 0, made.stderr
     yield folder
     run("gpgconf", "--kill", "all", GNUPGHOME=str(folder))

@@ -139,7 +139,9 @@ def test_lintian_has_nothing_to_say(deb: Path) -> None:
 
 def listed(deb: Path) -> dict[str, str]:
     """Its paths, each with its mode; folders end in a slash."""
-    lines = subprocess.run(["dpkg-deb", "--contents", deb], capture_output=True, text=True, check=True).stdout.splitlines()
+    lines = subprocess.run(
+        ["dpkg-deb", "--contents", deb], capture_output=True, text=True, check=True
+    ).stdout.splitlines()
     return {line.split(maxsplit=5)[5].removeprefix("."): line.split()[0] for line in lines}
 
 

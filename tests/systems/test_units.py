@@ -67,9 +67,13 @@ def exposure(unit: Path) -> float:
     (BOOT, REMEMBERED),
     (DAEMON, ["/etc/nftsync/kubeconfig"]),
 ])  # fmt: skip
-def test_no_unit_starts_before_there_is_a_kubeconfig_or_has_more_than_one_capability(unit: str, conditions: list[str]) -> None:
+def test_no_unit_starts_before_there_is_a_kubeconfig_or_has_more_than_one_capability(
+    unit: str, conditions: list[str]
+) -> None:
     lines = (UNITS / unit).read_text().splitlines()
-    assert [line for line in lines if line.startswith("Condition")] == [f"ConditionPathExists={each}" for each in conditions]
+    assert [line for line in lines if line.startswith("Condition")] == [
+        f"ConditionPathExists={each}" for each in conditions
+    ]
     assert "User=nftsync" in lines
     capabilities = [line for line in lines if "CAP_" in line]
     assert capabilities == ["AmbientCapabilities=CAP_NET_ADMIN", "CapabilityBoundingSet=CAP_NET_ADMIN"]
@@ -77,7 +81,9 @@ def test_no_unit_starts_before_there_is_a_kubeconfig_or_has_more_than_one_capabi
 
 @pytest.mark.parametrize("unit", [BOOT, FALLBACK])
 def test_what_runs_at_boot_needs_no_namespace(unit: str) -> None:
-    settings = {line.partition("=")[0] for line in (UNITS / unit).read_text().splitlines() if "=" in line and line[0] != "#"}
+    settings = {
+        line.partition("=")[0] for line in (UNITS / unit).read_text().splitlines() if "=" in line and line[0] != "#"
+    }
     assert settings & NAMESPACES == set()
 
 
