@@ -124,7 +124,8 @@ class Admission:
         stays = "its open pinholes stay open" if name in self.admitted else "it stays closed"
         return Reason.OVER_CAP, (
             f"this Service counts as {size(service)} pinholes, so {whose} would exceed the cap of {cap} "
-            f"({key} in [caps] of the router's configuration); {stays}; delete Services or raise the cap: it opens when there is room"
+            f"({key} in [caps] of the router's configuration); {stays}; "
+            "delete Services or raise the cap: it opens when there is room"
         )
 
     def _fits(self, service: Service) -> bool:

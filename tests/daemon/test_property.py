@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from ipaddress import ip_address, ip_network
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -53,6 +53,7 @@ SOURCES = ("198.51.100.0/24", "198.51.100.7/32", "2001:db8:7::/48", "0.0.0.0/1")
 OLD, NEW = "2024-01-01T00:00:00Z", "2025-01-01T00:00:00Z"
 OPEN_SETS = ("services4", "services6", "sources4", "sources6")
 
+IPNetwork = IPv4Network | IPv6Network
 Element = tuple[str, str]  # set, element
 
 
@@ -61,6 +62,11 @@ class Killed(BaseException):
 
 
 # --- the oracle ---------------------------------------------------------------------------------------
+
+
+def within(network: IPNetwork, other: IPNetwork) -> bool:
+    """Whether another network contains this one."""
+    return network != other and network.version == other.version and network.subnet_of(other)  # type: ignore[arg-type]
 
 
 def claims(raw: Raw) -> dict[str, set[Element]]:
@@ -78,10 +84,7 @@ def claims(raw: Raw) -> dict[str, set[Element]]:
             largest = [
                 each
                 for each in networks
-                if each.version == address.version
-                and not any(
-                    each != other and each.version == other.version and each.subnet_of(other) for other in networks
-                )  # type: ignore[arg-type]
+                if each.version == address.version and not any(within(each, other) for other in networks)
             ]
             texts = (str(each.network_address if each.num_addresses == 1 else each) for each in largest)
             found[key] = {(f"sources{address.version}", f"{key} . {text}") for text in texts}
