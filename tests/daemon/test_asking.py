@@ -394,19 +394,28 @@ def test_diff_shows_what_somebody_else_changed_and_nothing_else(daemon: Asked) -
 
 
 def test_diff_shows_what_somebody_else_goes_on_changing_beside_the_daemon_until_it_is_repaired(daemon: Asked) -> None:
-    """Whoever goes on and on is repaired after ever more seconds: then there is something to see."""
     daemon.start()
     stray = "192.0.2.1 . tcp . 99"
     found: list[str] = []
+    stop = threading.Event()
 
-    def meddle() -> bool:
-        daemon.lab.router.nft(f"add element inet nftsync services4 {{ {stray} }}")
+    def meddle() -> None:
+        while not stop.wait(0.01):
+            daemon.lab.router.nft(f"add element inet nftsync services4 {{ {stray} }}")
+
+    def shown() -> bool:
         done = daemon.command("diff")
         assert (done.returncode, done.stderr) == (1 if done.stdout else 0, "")
         found.extend(changes(done.stdout))
         return done.returncode == 1
 
-    assert eventually(meddle)
+    meddler = threading.Thread(target=meddle)
+    meddler.start()
+    try:
+        assert eventually(shown)
+    finally:
+        stop.set()
+        meddler.join()
     (line,) = found
     assert re.fullmatch(rf"-\t+{stray} ?.*,", line)
     assert eventually(lambda: stray not in elements(daemon.lab, "services4"))
