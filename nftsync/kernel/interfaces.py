@@ -50,7 +50,8 @@ class Links:
     def index(self, name: str) -> int | None:
         """The interface's index; None while there is no such interface."""
         with _wrapped(f"look for the interface {name}"):
-            return next(map(int, self._netlink.link_lookup(ifname=name)), None)
+            indices = self._netlink.link_lookup(ifname=name) or ()  # None if the clock jumped meanwhile
+            return next(map(int, indices), None)
 
     def ingress_kind(self, index: int) -> str | None:
         """The interface's qdisc of INGRESS_KINDS; None without one."""
