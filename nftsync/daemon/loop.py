@@ -237,7 +237,7 @@ class Daemon:
             if now >= tick_at:
                 tick_at = now + TICK
                 look |= self._observer.local_chain_changed()
-                due |= look or self._tick()
+                due |= self._tick() or look
             resync, retry = now >= resync_at, now >= retry_at
             if self._stop.is_set() or not (due or resync or retry or now >= deadline):
                 continue

@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -15,7 +16,7 @@ import pytest
 from nftsync import config
 from nftsync.daemon.process import Systemd
 from tests.lab.lab import Lab
-from tests.labtools import PATIENCE, SERVICE4, Daemon, eventually, needs_root, nft, service
+from tests.labtools import PATIENCE, PUBLIC_NIC, SERVICE4, Daemon, eventually, needs_root, nft, service
 
 
 class Manager:
@@ -31,6 +32,14 @@ class Manager:
     def hear(self) -> str:
         self.told.append(self.socket.recv(4096).decode())
         return self.told[-1]
+
+    def forget(self) -> None:
+        """Drop all messages on their way."""
+        self.socket.settimeout(0.0)
+        with suppress(BlockingIOError):
+            while self.hear():
+                pass
+        self.socket.settimeout(PATIENCE)
 
     def hear_until(self, beginning: str) -> list[str]:
         """What is heard up to a message that begins so, without the watchdog's."""
@@ -137,10 +146,7 @@ def test_the_watchdog_hears_of_every_turn_of_the_loop_and_of_none_when_it_hangs(
     assert daemon.process
     status = Path(f"/proc/{daemon.process.pid}/status")
     assert eventually(lambda: "\nState:\tT" in status.read_text())
-    manager.socket.settimeout(0.0)
-    with suppress(BlockingIOError):  # what was on its way
-        while manager.hear():
-            pass
+    manager.forget()
     manager.socket.settimeout(3.0)
     with pytest.raises(TimeoutError):
         manager.hear()
@@ -157,6 +163,31 @@ users: [{name: test, user: {token: secret}}]
 contexts: [{name: test, context: {cluster: test, user: test}}]
 current-context: test
 """
+
+
+@needs_root
+def test_a_network_that_changes_without_end_does_not_keep_the_daemon_from_the_watchdog(
+    daemon: Daemon, manager: Manager
+) -> None:
+    daemon.start()
+    manager.hear_until("READY=1")
+    stop = threading.Event()
+
+    def churn() -> None:
+        while not stop.wait(0.02):
+            for mtu in ("1400", "1500"):
+                daemon.lab.router.run(["ip", "link", "set", PUBLIC_NIC, "mtu", mtu])
+
+    churning = threading.Thread(target=churn)
+    churning.start()
+    try:
+        looked = daemon.metric("nftsync_sync_duration_seconds_count")
+        assert eventually(lambda: daemon.metric("nftsync_sync_duration_seconds_count") > looked + 3)
+        manager.forget()
+        assert [manager.hear() for _ in range(3)] == ["WATCHDOG=1"] * 3
+    finally:
+        stop.set()
+        churning.join()
 
 
 @needs_root
