@@ -3,8 +3,6 @@
 Waits have jitter, so that the routers of one cluster do not return in step after an outage.
 """
 
-from __future__ import annotations
-
 import random
 import threading
 from dataclasses import dataclass
@@ -16,8 +14,6 @@ from tenacity.nap import sleep_using_event
 from tenacity.stop import stop_when_event_set
 
 from nftsync.objects.names import NftsyncError
-
-MAX_DOUBLINGS = 32
 
 
 class RestartCause(StrEnum):
@@ -52,6 +48,8 @@ class ApiError(NftsyncError):
     The message is one line: the request, the cause and the remedy. It never holds a credential.
     status: HTTP status, None if there was no answer.
     retry_after: the wait in seconds that the server asks for.
+    is_expired: the server does not have the requested version: it is too old, or not there yet.
+    cause: the reason for the new watch that follows.
     """
 
     _cause: ClassVar[RestartCause | None] = None  # None: the status tells it
@@ -60,20 +58,10 @@ class ApiError(NftsyncError):
         super().__init__(message)
         self.status = status
         self.retry_after = retry_after
-
-    @property
-    def is_expired(self) -> bool:
-        """True if the server does not have the requested version: too old, or not there yet.
-
-        A gateway also answers 504 if its server is away, so look at the text of a 504.
-        """
-        return self.status in (400, 410) or (self.status == 504 and "resource version" in str(self))
-
-    @property
-    def cause(self) -> RestartCause:
-        """The reason for the new watch that follows."""
-        by_status = RestartCause.EXPIRED if self.is_expired else _CAUSES.get(self.status, RestartCause.SERVER_ERROR)
-        return self._cause or by_status
+        # A gateway also answers 504 if its server is away, so look at the text of a 504.
+        self.is_expired = status in (400, 410) or (status == 504 and "resource version" in message)
+        by_status = RestartCause.EXPIRED if self.is_expired else _CAUSES.get(status, RestartCause.SERVER_ERROR)
+        self.cause = self._cause or by_status
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +83,7 @@ class Backoff:
         """Seconds to wait after `failures` failures in a row (at least 1); `error` is the last."""
         if error.status in (403, 404):
             return rng.uniform(0.8 * self.forbidden, self.forbidden)
-        ceiling = min(self.maximum, self.initial * 2.0 ** min(failures, MAX_DOUBLINGS))
+        ceiling = min(self.maximum, self.initial * 2.0 ** min(failures, 32))  # no float overflows
         backoff = rng.uniform(ceiling / 2, ceiling)
         asked = (error.retry_after or 0.0) * rng.uniform(1.0, 1.25)
         return max(backoff, min(asked, self.max_retry_after))
