@@ -5,8 +5,6 @@ they give up or spin on faults of real API servers. This module turns third-part
 ApiError.
 """
 
-from __future__ import annotations
-
 import json
 import socket
 import threading
@@ -25,19 +23,20 @@ from nftsync.objects.names import Resource, quote
 
 PAGE = 500  # objects, as in kubectl and client-go
 JSON = "application/json"
-AGENT = f"nftsync/{__version__}"
 PIECE = 65536  # bytes read at once
 LONGEST_LINE = 8 << 20  # bytes
 CONNECT_TIMEOUT = 5.0  # seconds
 LONGEST_COMPLAINT = 65536  # bytes to read of an error's body
 
 _ADVICE = {
-    301: "nftsync does not follow redirects: name the API server itself in the kubeconfig",
+    **dict.fromkeys(
+        (301, 302, 303, 307, 308),
+        "nftsync does not follow redirects: name the API server itself in the kubeconfig",
+    ),
     401: "the API server does not know these credentials: renew the token or certificate of the kubeconfig",
     403: "grant it to the router's user in the cluster's RBAC",
     404: "the cluster does not know this resource: install its CustomResourceDefinition",
 }
-_ADVICE |= dict.fromkeys((302, 303, 307, 308), _ADVICE[301])
 
 
 class MalformedAnswerError(ApiError):
@@ -74,16 +73,13 @@ class Api:
         self._read_timeout = read_timeout
         self._longest_answer = longest_answer
         self._session_lock = threading.Lock()
-        self._session: tuple[Kubeconfig, Any] | None = None  # with its urllib3.PoolManager
+        self._session: tuple[Kubeconfig, Any] | None = None  # with a urllib3.PoolManager
         self._socket_lock = threading.Lock()
         self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
         self._closed = False
 
     def connect(self) -> tuple[Kubeconfig, Any]:
-        """The kubeconfig and its urllib3.PoolManager, read again after a change.
-
-        Each request does this, too. Raises KubeconfigError.
-        """
+        """The kubeconfig, read again after a change, and its pools. Raises KubeconfigError."""
         if self._closed:
             raise ApiError("shutting down")
         with self._session_lock:
@@ -99,10 +95,7 @@ class Api:
             self._session = None
 
     def close(self) -> None:
-        """End every request under way, from any thread, and refuse new ones.
-
-        A connect() under way goes on, at most until its time-out.
-        """
+        """End every request under way, from any thread, except a connect(), and refuse new ones."""
         with self._socket_lock:
             self._closed = True
             for connected in self._sockets:
@@ -116,13 +109,8 @@ class Api:
         body: object = None,
         content_type: str = JSON,
     ) -> Any:
-        """The answer's parsed JSON; None if it has no body. Raises ApiError.
-
-        body: sent as JSON, with `content_type` as its media type.
-        """
-        headers = {"Accept-Encoding": "gzip"}
-        if body is not None:
-            headers["Content-Type"] = content_type
+        """The answer's parsed JSON; None without a body. body: sent as JSON. Raises ApiError."""
+        headers = {"Accept-Encoding": "gzip", **({} if body is None else {"Content-Type": content_type})}
         with self._exchange(method, path, query or {}, headers, body) as response:
             content = bytearray()
             for piece in response.stream(PIECE, decode_content=True):
@@ -137,8 +125,7 @@ class Api:
         """The lines of an answer, as they come. Raises ApiError, also while you read them.
 
         The lines end when the server ends them, or after read_timeout seconds of silence. A quiet
-        server and a dead connection look the same, and a new request helps against both. An
-        incomplete last line is dropped.
+        server and a dead connection look the same, and a new request helps against both.
         """
         with self._exchange("GET", path, query, {"Accept-Encoding": "identity"}, None) as response:
             # Without chunks, a read blocks until its buffer is full: read byte by byte.
@@ -160,7 +147,12 @@ class Api:
             response = pools.urlopen(
                 method,
                 kubeconfig.configuration.host + path + ("?" + urlencode(query) if query else ""),
-                headers={"Accept": JSON, "User-Agent": AGENT, **kubeconfig.identification(), **headers},
+                headers={
+                    "Accept": JSON,
+                    "User-Agent": f"nftsync/{__version__}",
+                    **kubeconfig.identification(),
+                    **headers,
+                },
                 body=None if body is None else json.dumps(body).encode(),
                 timeout=Timeout(connect=CONNECT_TIMEOUT, read=self._read_timeout),
                 retries=False,
@@ -187,9 +179,6 @@ class Api:
                 _shut(connected)
 
 
-# --- lists --------------------------------------------------------------------------------------------
-
-
 def list_objects(
     api: Api,
     resource: Resource,
@@ -198,9 +187,8 @@ def list_objects(
     page: int = PAGE,
     answered: Callable[[], None] = lambda: None,
 ) -> str:
-    """Pass every object of a list to `put`, page by page. Returns the list's resourceVersion.
+    """Pass every object of a list to `put`. Returns its resourceVersion, where a watch continues.
 
-    A watch continues from this version.
     page: the number of objects in memory at once.
     answered: called for each page that arrives, before its objects go to `put`.
     Raises ApiError, and the exceptions of `put` and `answered`.
@@ -215,10 +203,7 @@ def list_objects(
 def _take_page(
     api: Api, path: str, query: dict[str, str], put: Callable[[object], None], answered: Callable[[], None]
 ) -> tuple[str, str]:
-    """The resourceVersion, and the token for the next page; "" on the last page.
-
-    The page does not stay in memory.
-    """
+    """The resourceVersion, and the token for the next page or "". No page stays in memory."""
     page = api.request("GET", path, query)
     answered()
     match page:
@@ -229,9 +214,6 @@ def _take_page(
                     put(item)
                 return version, str(metadata.get("continue") or "")
     raise MalformedAnswerError(f"GET {path}: the answer is not a list of objects with a resourceVersion")
-
-
-# --- answers ------------------------------------------------------------------------------------------
 
 
 def parse_json(content: bytes | bytearray, what: str) -> Any:
@@ -245,10 +227,10 @@ def parse_json(content: bytes | bytearray, what: str) -> Any:
 
 
 def split_lines(pieces: Iterable[bytes], longest: int, what: str) -> Iterator[bytes]:
-    """The non-empty lines, without their line ends, until the pieces end or a time-out.
+    """The complete, non-empty lines, without their line ends, until the pieces end or a time-out.
 
-    It splits bytes, because a character can arrive in two pieces.
-    Raises TooLargeError for a line of more than `longest` bytes.
+    It splits bytes, because a character can arrive in two pieces. Raises TooLargeError for a line
+    of more than `longest` bytes.
     """
     from urllib3.exceptions import ReadTimeoutError
 
@@ -271,17 +253,14 @@ def _refusal(what: str, response: Any) -> ApiError:
     except (ValueError, RecursionError, AttributeError):
         message = None
     reason = f"{status} {responses.get(status, '')}".strip() + (f": {quote(message, 300)}" if message else "")
-    advice = _ADVICE.get(status)
+    advice = f"; {_ADVICE[status]}" if status in _ADVICE else ""
     retry_after = response.headers.get("Retry-After", "")
     seconds = float(retry_after) if retry_after.isascii() and retry_after.isdigit() else None
-    return ApiError(f"{what}: {reason}{f'; {advice}' if advice else ''}", status, seconds)
+    return ApiError(f"{what}: {reason}{advice}", status, seconds)
 
 
 def _cause(error: Exception) -> str:
-    """A transport's exception in words.
-
-    Its own text holds memory addresses; they would make every failure look new.
-    """
+    """A transport's exception in words. Its text has memory addresses: each would look new."""
     from urllib3 import exceptions as urllib3
 
     if isinstance(error, urllib3.ConnectTimeoutError) and not isinstance(error, urllib3.NewConnectionError):
@@ -299,9 +278,7 @@ def _cause(error: Exception) -> str:
 
 
 def _shut(connected: socket.socket) -> None:
-    """Wake the thread that blocks in a socket.
-
-    SSLSocket.shutdown() would destroy the state that this thread uses, so call the plain one.
-    """
+    """Wake the thread that blocks in a socket."""
     with suppress(OSError):  # it is closed already
+        # SSLSocket.shutdown() would destroy the state that this thread uses.
         socket.socket.shutdown(connected, socket.SHUT_RDWR)

@@ -5,8 +5,6 @@ thousand changes to one Service are one dirty name. The input's thread parses ea
 cache keeps the parsed object only.
 """
 
-from __future__ import annotations
-
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -14,7 +12,7 @@ from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 from nftsync.objects.metallb import (
     AddressPool,
@@ -41,16 +39,34 @@ class Identified(Protocol):
 T = TypeVar("T", bound=Identified)
 
 
-def nobody() -> None:
-    """Do nothing: nobody waits for a change."""
-
-
 @dataclass(frozen=True, slots=True)
 class Changes(Generic[T]):
     """The changes since the last drain. since: the clock's seconds of the earliest change."""
 
     objects: dict[Name, T | None]
     since: float
+
+
+@dataclass
+class Relist:
+    """A list that arrives page by page.
+
+    known: the number of objects before this list.  names: the names in the pages so far.
+    gone: at the end, the known names that the list lacks.
+    is_suspect: at the end, True if a second list must confirm this one.
+    """
+
+    store: Callable[[Name, object], None]
+    known: int
+    names: set[Name] = field(default_factory=set)
+    gone: AbstractSet[Name] = frozenset()
+    is_suspect: bool = False
+
+    def put(self, raw: object) -> None:
+        """Take one object of the list. Raises Malformed if its name is not readable."""
+        name, _ = identify(raw)
+        self.names.add(name)
+        self.store(name, raw)
 
 
 class ObjectCache(Generic[T]):
@@ -67,7 +83,7 @@ class ObjectCache(Generic[T]):
     def __init__(
         self,
         parse: Callable[[object, T | None], T | None],
-        wake: Callable[[], None] = nobody,
+        wake: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
         *,
         fresh: bool = False,
@@ -176,31 +192,6 @@ class ObjectCache(Generic[T]):
         self._dirty.add(name)
 
 
-@dataclass
-class Relist:
-    """A list that arrives page by page.
-
-    known: the number of objects before this list.  names: the names in the pages so far.
-    gone: at the end, the known names that the list lacks.
-    is_suspect: at the end, True if a second list must confirm this one.
-    """
-
-    store: Callable[[Name, object], None]
-    known: int
-    names: set[Name] = field(default_factory=set)
-    gone: AbstractSet[Name] = frozenset()
-    is_suspect: bool = False
-
-    def put(self, raw: object) -> None:
-        """Take one object of the list. Raises Malformed if its name is not readable."""
-        name, _ = identify(raw)
-        self.names.add(name)
-        self.store(name, raw)
-
-
-# --- the caches that a sync reads ---------------------------------------------------------------------
-
-
 @dataclass(frozen=True, slots=True)
 class MetalLBCaches:
     """MetalLB's objects in one namespace."""
@@ -211,7 +202,7 @@ class MetalLBCaches:
     config_maps: ObjectCache[ConfigMap]
 
     @classmethod
-    def empty(cls, wake: Callable[[], None] = nobody, clock: Callable[[], float] = time.monotonic) -> MetalLBCaches:
+    def empty(cls, wake: Callable[[], None] = lambda: None, clock: Callable[[], float] = time.monotonic) -> Self:
         """Empty caches. See ObjectCache for `wake` and `clock`."""
         from nftsync.objects.metallb_v0 import parse_config_map  # it loads PyYAML
 
@@ -232,10 +223,7 @@ class MetalLBCaches:
         return all(cache.synced.is_set() for cache in self.caches)
 
     def drain(self) -> list[float]:
-        """The times of the changes since the last drain, the earliest of each kind.
-
-        The unit is monotonic seconds.
-        """
+        """The earliest change of each kind since the last drain, in monotonic seconds."""
         return [changes.since for changes in map(ObjectCache.drain, self.caches) if changes.objects]
 
     def objects(self) -> MetalLBObjects:
@@ -268,10 +256,10 @@ class Inputs:
     @classmethod
     def empty(
         cls,
-        wake: Callable[[], None] = nobody,
+        wake: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
         remembered: Mapping[Name, Service] = MappingProxyType({}),
-    ) -> Inputs:
+    ) -> Self:
         """Empty caches before any list. See ObjectCache for the arguments."""
         metallb = MetalLBCaches.empty(wake, clock)
         return cls(
@@ -282,5 +270,4 @@ class Inputs:
 
     def by_kind(self) -> dict[str, ObjectCache[Any]]:
         """The caches by the kind of their objects, if every namespace has the same ones."""
-        caches: tuple[ObjectCache[Any], ...] = (self.services, self.nfts, *self.metallb("").caches)
-        return dict(zip(KINDS, caches, strict=True))
+        return dict(zip(KINDS, (self.services, self.nfts, *self.metallb("").caches), strict=True))

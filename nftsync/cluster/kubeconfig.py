@@ -5,14 +5,12 @@ credentials if an exec plug-in fails. Its import costs half a second and 70 MB, 
 reading imports it instead of this module.
 """
 
-from __future__ import annotations
-
 import socket
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 from urllib.parse import urlsplit
 
 from nftsync.cluster.backoff import ApiError, RestartCause
@@ -63,7 +61,7 @@ class Kubeconfig:
     stamps: Mapping[Path, Stamp]
 
     @classmethod
-    def read(cls, path: Path, allowed: Collection[str] = ()) -> Kubeconfig:
+    def read(cls, path: Path, allowed: Collection[str] = ()) -> Self:
         """Read a kubeconfig. Raises KubeconfigError. allowed: keys of UNSAFE that it may have."""
         stamps = {path: stamp(path)}
         document = _read_yaml(path)

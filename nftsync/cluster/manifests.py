@@ -5,8 +5,6 @@ files; a file can hold Lists, as `kubectl get … -o yaml` prints them. An unrea
 Rejection, and its previous objects stay.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import threading
@@ -16,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
-from nftsync.cluster.cache import Inputs, Relist, nobody
+from nftsync.cluster.cache import Inputs, Relist
 from nftsync.cluster.kubeconfig import Stamp, stamp
 from nftsync.cluster.source import JOIN
 from nftsync.cluster.watch import WatchState
@@ -59,7 +57,9 @@ class Manifests:
     wake: called after each reading but the first: a reading can change the rejections alone.
     """
 
-    def __init__(self, paths: Sequence[Path], nft: Name, inputs: Inputs, wake: Callable[[], None] = nobody) -> None:
+    def __init__(
+        self, paths: Sequence[Path], nft: Name, inputs: Inputs, wake: Callable[[], None] = lambda: None
+    ) -> None:
         self._paths = paths
         self._nft = nft
         self.inputs = replace(inputs, rejections=lambda: self.rejections)

@@ -4,8 +4,6 @@ The sync never waits for this thread. It writes the status if the cluster's copy
 every few seconds. If somebody else keeps changing the status back, it writes more and more slowly.
 """
 
-from __future__ import annotations
-
 import hashlib
 import logging
 import random

@@ -3,8 +3,6 @@
 Each kind of object has a thread that watches it, and one more thread sends the reports.
 """
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial

@@ -10,8 +10,6 @@ The watcher treats a resourceVersion as opaque and only hands it back.
 Source: Kubernetes, "API Concepts", "Efficient detection of changes".
 """
 
-from __future__ import annotations
-
 import logging
 import random
 import threading
