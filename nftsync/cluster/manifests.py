@@ -14,9 +14,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
-from nftsync.cluster.cache import Inputs, Relist
+from nftsync.cluster.cache import JOIN, Inputs, Relist
 from nftsync.cluster.kubeconfig import Stamp, stamp
-from nftsync.cluster.source import JOIN
 from nftsync.cluster.watch import WatchState
 from nftsync.config import InputError
 from nftsync.objects import yaml as yamltext

@@ -12,10 +12,10 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import Protocol
 
 from nftsync.cluster.api import Api
 from nftsync.cluster.backoff import ApiError, Backoff
+from nftsync.cluster.watch import Observer
 from nftsync.objects.names import MEND, NFT, Name
 from nftsync.objects.nft import Figures, Nft, NftStatus, RouterStatus
 from nftsync.report.conditions import describe, stamped, stopped, summary
@@ -34,16 +34,6 @@ log = logging.getLogger(__name__)
 
 def utc_now() -> datetime:
     return datetime.now(UTC)
-
-
-class Observer(Protocol):
-    """Counts the reports. The reporter's thread calls it."""
-
-    def wrote_status(self, result: str) -> None:
-        """result: "written" or "failed"."""
-
-    def sent_event(self, result: str) -> None:
-        """result: "sent", "dropped" or "failed"."""
 
 
 class StatusWriter:

@@ -4,63 +4,25 @@ Each kind of object has a thread that watches it, and one more thread sends the 
 """
 
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
-from nftsync.cluster import outbox, watch
 from nftsync.cluster.api import Api
-from nftsync.cluster.cache import Inputs, MetalLBCaches, ObjectCache
+from nftsync.cluster.cache import JOIN, Inputs, MetalLBCaches, ObjectCache
 from nftsync.cluster.kubeconfig import allowed
-from nftsync.cluster.watch import MassDeletion, Watcher
+from nftsync.cluster.manifests import Manifests
+from nftsync.cluster.outbox import Reporter
+from nftsync.cluster.watch import MassDeletion, Observer, Watcher
 from nftsync.config import Config
 from nftsync.objects.names import NFT, SERVICES, Name, Resource, metallb
-from nftsync.objects.nft import Nft, RouterStatus, parse_nft
+from nftsync.objects.nft import Nft, parse_nft
 from nftsync.objects.service import Service, parse_service
 from nftsync.report.events import EventReason, Notice
 
 Clock = Callable[[], float]
 _REPORT_TIMEOUT = 10.0  # seconds until the server must answer to a status or an Event
 _INTRODUCTION = 5.0  # seconds to wait for the Nft resource, the subject of a mass deletion's Event
-JOIN = 2.0  # seconds for a thread to end; it is a daemon thread, so the process never hangs on it
-
-
-class Source(Protocol):
-    """Fills caches until it is stopped."""
-
-    inputs: Inputs
-
-    @property
-    def alive(self) -> bool:
-        """True while every thread runs. A thread that crashed left its traceback on stderr."""
-
-    def stop(self, *, farewell: bool = False) -> None:
-        """End all threads.
-
-        farewell: first report the end of this daemon, and wait a moment for it.
-        """
-
-    def watches(self) -> Mapping[str, str]:
-        """Kind → state of its watch."""
-
-    def stale(self) -> Mapping[str, str]:
-        """Kind → reason why its known objects can be old."""
-
-    def tell(self, news: Sequence[Notice]) -> None:
-        """Send Events about these notices. Never blocks."""
-
-    def report(self, status: RouterStatus) -> None:
-        """Set this router's status. Never blocks."""
-
-
-class Observer(watch.Observer, outbox.Observer, Protocol):
-    """Counts the traffic with the cluster. The threads of a source call it."""
-
-    def requested(self, verb: str, status: int | None) -> None:
-        """The server answered a request, or did not.
-
-        verb: HTTP's method, or "WATCH".  status: of the answer; None without an answer.
-        """
 
 
 class ClusterSource:
@@ -93,9 +55,7 @@ class ClusterSource:
         watched = ((SERVICES, services), (NFT.watched(config.nft.namespace, config.nft.name), resources))
         self._watchers = self._watch(api, watched)  # MetalLB's follow these two
         self._reports = self._api(read_timeout=_REPORT_TIMEOUT)
-        self._reporter = outbox.Reporter(
-            self._reports, config.nft, config.router_name, self._nft, observer, clock=clock
-        )
+        self._reporter = Reporter(self._reports, config.nft, config.router_name, self._nft, observer, clock=clock)
         self.tell = self._reporter.tell
         self.report = self._reporter.status
         self._reporting = threading.Thread(target=self._reporter.run, name="report", daemon=True)
@@ -130,12 +90,15 @@ class ClusterSource:
 
     @property
     def alive(self) -> bool:
+        """True while every thread runs. A thread that crashed left its traceback on stderr."""
         return self._reporting.is_alive() and all(watcher.thread.is_alive() for watcher in self._watchers)
 
     def watches(self) -> Mapping[str, str]:
+        """Kind → state of its watch."""
         return {watcher.resource.kind: watcher.state for watcher in self._watchers}
 
     def stale(self) -> Mapping[str, str]:
+        """Kind → reason why its known objects can be old."""
         reasons = {watcher.resource.kind: watcher.stale for watcher in self._watchers}
         return {kind: reason for kind, reason in reasons.items() if reason}
 
@@ -147,6 +110,7 @@ class ClusterSource:
             self._reporter.tell([Notice(nft.ref, EventReason.LIST_DOUBTED, message, warning)])
 
     def stop(self, *, farewell: bool = False) -> None:
+        """End all threads. farewell: first report the end of this daemon, and wait for it a moment."""
         self._reporter.stop(farewell=farewell)
         if farewell:
             self._reporting.join(JOIN)
@@ -155,3 +119,6 @@ class ClusterSource:
         self._reports.close()
         for thread in (self._reporting, *(watcher.thread for watcher in self._watchers)):
             thread.join(JOIN)
+
+
+Source = ClusterSource | Manifests  # fills caches until it is stopped

@@ -51,7 +51,10 @@ class MassDeletion(StrEnum):
 
 
 class Observer(Protocol):
-    """Takes news of the watches. Every watcher's thread calls it."""
+    """Counts the traffic with the cluster. Every thread of a source calls it."""
+
+    def requested(self, verb: str, status: int | None) -> None:
+        """The server answered a request. verb: HTTP's, or "WATCH".  status: None without an answer."""
 
     def watching(self, resource: Resource, state: WatchState) -> None:
         """The state changed."""
@@ -67,6 +70,12 @@ class Observer(Protocol):
 
     def mass_deletion(self, resource: Resource, deletion: MassDeletion, message: str) -> None:
         """A list suddenly lacks most of the known objects, or a second list decided about it."""
+
+    def wrote_status(self, result: str) -> None:
+        """The Nft's status is "written" or "failed"."""
+
+    def sent_event(self, result: str) -> None:
+        """An Event is "sent", "dropped" or "failed"."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -172,7 +172,7 @@ def _fields(notice: Notice, router: str) -> dict[str, str]:
 
 
 class MetricsObserver:
-    """Counts the events of a source. It implements cluster.source.Observer."""
+    """Counts the events of a source. It implements cluster.watch.Observer."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics

@@ -198,7 +198,7 @@ class World:
             NFT,
             router,
             self.cluster.seen,
-            self.counts,
+            self.counts,  # type: ignore[arg-type]  # all that a Reporter uses of an Observer
             clock=lambda: self.cluster.now,
             utc=lambda: datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=self.cluster.now),
         )

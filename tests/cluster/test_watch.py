@@ -67,6 +67,15 @@ class Recorder:
         self.skips: list[str] = []
         self.mass_deletions: list[MassDeletion] = []
 
+    def requested(self, verb: str, status: int | None) -> None:
+        """The Api counts its requests."""
+
+    def wrote_status(self, result: str) -> None:
+        """A Watcher writes nothing."""
+
+    def sent_event(self, result: str) -> None:
+        """A Watcher sends nothing."""
+
     def watching(self, resource: Resource, state: WatchState) -> None:
         assert resource.kind
         self.states.append(state)

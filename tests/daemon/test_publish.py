@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from nftsync.cluster.manifests import Manifests
 from nftsync.config import AddressPolicy, PoolMode
 from nftsync.daemon.publish import LINES, RECENT, Publisher
 from nftsync.daemon.reconcile import NOT_FILTERING
@@ -35,17 +35,12 @@ POOL = {
 
 
 @dataclass
-class Hearer:
+class Hearer(Manifests):
     """A source that remembers what it is to pass on. old: by kind, why what is known of it may be old."""
 
-    inputs: Any = None  # a publisher asks for none
     old: dict[str, str] = field(default_factory=dict)
     news: list[Notice] = field(default_factory=list)
     statuses: list[RouterStatus] = field(default_factory=list)
-    alive: bool = True
-
-    def watches(self) -> Mapping[str, str]:
-        return {}
 
     def stale(self) -> Mapping[str, str]:
         return self.old
@@ -55,10 +50,6 @@ class Hearer:
 
     def report(self, status: RouterStatus) -> None:
         self.statuses.append(status)
-
-    def stop(self, *, farewell: bool = False) -> None:
-        """It has no threads."""
-
 
 class Told(Router):
     """A router in a namespace without NICs, and a publisher with a clock of its own, which tells of each sync."""
