@@ -246,7 +246,6 @@ def split_lines(pieces: Iterable[bytes], longest: int, what: str) -> Iterator[by
 
 
 def _refusal(what: str, response: Any) -> ApiError:
-    """The error that names the refused request, the server's reason, and the remedy."""
     status = int(response.status)
     try:
         message = json.loads(response.read(LONGEST_COMPLAINT, decode_content=True)).get("message")

@@ -43,6 +43,9 @@ UNSAFE = {
     "auth-provider": "newer clients do not support it",
 }
 
+# Keys whose values are paths, by section.
+_FILES = {"users": ("tokenFile", "client-certificate", "client-key"), "clusters": ("certificate-authority",)}
+
 
 def allowed(*, unsafe: bool) -> Collection[str]:
     """The unsafe keys that a kubeconfig may have: all or none."""
@@ -114,7 +117,6 @@ class Kubeconfig:
 
 
 def _tracking(pool_class: Any, track: Callable[[socket.socket], None]) -> Any:
-    """A urllib3 connection pool that hands each socket to `track`."""
     connection_class = pool_class.ConnectionCls
 
     def connect(connection: Any) -> None:
@@ -125,10 +127,10 @@ def _tracking(pool_class: Any, track: Callable[[socket.socket], None]) -> Any:
     return type(pool_class.__name__, (pool_class,), {"ConnectionCls": tracked})
 
 
-def _refuse_unsafe(path: Path, document: object, allowed: Collection[str]) -> None:
+def _refuse_unsafe(path: Path, document: dict[str, Any], allowed: Collection[str]) -> None:
     """Raises KubeconfigError if the current context has an unsafe key outside `allowed`."""
-    current = document.get("current-context") if isinstance(document, dict) else None
-    context = next((context for name, context in _entries(document, "contexts") if name == current), {})
+    contexts = _entries(document, "contexts")
+    context = next((context for name, context in contexts if name == document.get("current-context")), {})
     for section in ("clusters", "users"):
         chosen = (entry for name, entry in _entries(document, section) if name == context.get(section[:-1]))
         for key, entry in product(UNSAFE, chosen):
@@ -138,7 +140,6 @@ def _refuse_unsafe(path: Path, document: object, allowed: Collection[str]) -> No
 
 
 def _load(path: Path) -> Any:
-    """The official client's Configuration, loaded. Raises KubeconfigError."""
     from kubernetes import client, config
 
     configuration = client.Configuration()
@@ -153,30 +154,29 @@ def _load(path: Path) -> Any:
     return configuration
 
 
-def _read_yaml(path: Path) -> object:
+def _read_yaml(path: Path) -> dict[str, Any]:
     import yaml
 
     try:
-        return yaml.safe_load(path.read_bytes())
+        document = yaml.safe_load(path.read_bytes())
     except OSError as error:
         raise KubeconfigError(f"{path}: {error.strerror}: put the router's kubeconfig there") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)  # its text can quote a token
         raise KubeconfigError(f"{path}: this is not YAML{f' (line {mark.line + 1})' if mark else ''}") from None
+    return document if isinstance(document, dict) else {}  # the client complains about another shape
 
 
-def _entries(document: object, section: str) -> list[tuple[object, dict[str, Any]]]:
+def _entries(document: dict[str, Any], section: str) -> list[tuple[object, dict[str, Any]]]:
     """The clusters, users or contexts of a kubeconfig: the name and the description of each."""
-    entries = document.get(section) if isinstance(document, dict) else None
+    entries = document.get(section)
     named = [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
     described = ((entry.get("name"), entry.get(section[:-1])) for entry in named)
     return [(name, description) for name, description in described if isinstance(description, dict)]
 
 
-def _named_files(document: object, folder: Path) -> Iterator[Path]:
-    """Every file that a user or cluster of the kubeconfig names, relative to its folder."""
-    keys = {"users": ("tokenFile", "client-certificate", "client-key"), "clusters": ("certificate-authority",)}
-    for section, files in keys.items():
+def _named_files(document: dict[str, Any], folder: Path) -> Iterator[Path]:
+    for section, files in _FILES.items():
         named = (entry.get(key) for _, entry in _entries(document, section) for key in files)
         yield from (folder / name for name in named if isinstance(name, str))
 

@@ -35,16 +35,12 @@ class ManifestError(InputError):
 
 @dataclass(frozen=True, slots=True)
 class _Manifest:
-    """An object of a supported kind, with its file and its number in that file, from 1."""
+    """An object of a supported kind. where: its file, and its number in that file, from 1."""
 
     kind: str
     raw: dict[str, Any]
     path: Path
-    number: int
-
-    @property
-    def where(self) -> str:
-        return f"{_printable(self.path)} #{self.number}"
+    where: str
 
 
 class Manifests:
@@ -111,13 +107,12 @@ class Manifests:
                 try:
                     manifests.extend(_manifests(path))
                 except (OSError, ValueError) as error:
-                    reason = error.strerror if isinstance(error, OSError) else str(error)
-                    stays = "; its previous objects stay" if self._names.get(path) else ""
-                    file = ObjectRef("File", _printable(path))
-                    rejections.append(Rejection(file, Reason.UNREADABLE, f"{reason}{stays}"))
                     names[path] = self._names.get(path, [])
                     for kind, name in names[path]:
                         relists[kind].names.add(name)
+                    reason = error.strerror if isinstance(error, OSError) else str(error)
+                    message = f"{reason}; its previous objects stay" if names[path] else f"{reason}"
+                    rejections.append(Rejection(ObjectRef("File", _printable(path)), Reason.UNREADABLE, message))
             # The Nft resource comes first: it names the namespace of MetalLB's objects.
             for manifest in sorted(manifests, key=lambda manifest: manifest.kind != "Nft"):
                 self._put(manifest, relists[manifest.kind], names[manifest.path], rejections)
@@ -127,7 +122,6 @@ class Manifests:
     def _put(
         self, manifest: _Manifest, relist: Relist, names: list[tuple[str, Name]], rejections: list[Rejection]
     ) -> None:
-        """Put an object into its cache, and its name into those of its file, if it counts."""
         namespace, only = self._counting(manifest.kind)
         metadata = manifest.raw.get("metadata")
         if namespace is not None and isinstance(metadata, dict) and metadata.get("namespace") is None:
@@ -165,7 +159,6 @@ class Manifests:
                     log.warning("%s; the objects of the last reading stay", error)
 
     def _signature(self) -> list[tuple[Path, Stamp]]:
-        """A value that changes with the files; empty if a path is not readable."""
         try:
             return [(path, stamp(path)) for path in self._files()]
         except ManifestError:
@@ -186,16 +179,12 @@ class Manifests:
 
 
 def _is_manifest(path: Path, folder: Path) -> bool:
-    """True for YAML and JSON files, except hidden ones.
-
-    Editors, git and mounted ConfigMaps keep copies in hidden files and folders.
-    """
+    # Editors, git and mounted ConfigMaps keep copies in hidden files and folders.
     hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
     return path.suffix in SUFFIXES and not hidden and path.is_file()
 
 
 def _load(path: Path) -> list[object]:
-    """The documents of a file. Raises OSError or ValueError."""
     with path.open("rb") as file:
         content = file.read(yamltext.MAX_BYTES + 1)
     text = content.decode("utf-8")
@@ -238,7 +227,7 @@ def _manifests(path: Path) -> Iterator[_Manifest]:
             case {"apiVersion": str(version), "kind": str(kind)} if isinstance(raw, dict) and kind in KINDS:
                 group = KINDS[kind].group
                 if version.startswith(f"{group}/") if group else version == "v1":
-                    yield _Manifest(kind, raw, path, number)
+                    yield _Manifest(kind, raw, path, f"{_printable(path)} #{number}")
 
 
 def _printable(path: Path) -> str:

@@ -48,8 +48,7 @@ class StatusWriter:
         self._utc = utc
         self._differ_since = float("inf")
         self._written: object = None
-        self._written_at = begins
-        self._not_before = begins
+        self._written_at = self._not_before = begins
         self._interval = QUIET
 
     def next(self, now: float, wanted: RouterStatus, seen: NftStatus, *, anyway: bool = False) -> Request | float:
@@ -100,8 +99,8 @@ class StatusWriter:
     def _disagree(self, now: float, routers: list[RouterStatus], *, reported: bool) -> bool:
         """True if rulesets have differed for long; a router that still catches up is no news.
 
-        reported: True if the status already says so. A router that started later believes this,
-        or the two routers would contradict each other.
+        reported: the status already says so. A router that started later believes it: two routers
+        must not contradict each other.
         """
         differ = len({router.hash for router in routers if router.hash}) > 1
         self._differ_since = min(self._differ_since, now) if differ else float("inf")
@@ -139,7 +138,10 @@ class Reporter:
         utc: Callable[[], datetime] = utc_now,
     ) -> None:
         self._api = api
-        self._query = {"fieldManager": _field_manager(router), "force": "true"}
+        manager = f"nftsync-{router}"
+        if len(manager) > 128:  # two routers with one field manager would remove each other's entry
+            manager = f"{manager[:111]}-{hashlib.sha256(router.encode()).hexdigest()[:16]}"
+        self._query = {"fieldManager": manager, "force": "true"}
         self._resource = resource
         self._observer = observer
         self._clock = clock
@@ -150,8 +152,10 @@ class Reporter:
         self._rng = random.Random()  # noqa: S311  # jitter is no secret
         self._wanted: RouterStatus | None = None  # None before the first sync
         self._status = StatusWriter(nft, router, utc, begins=clock() + SETTLE)
-        old = f"the cluster's CustomResourceDefinition is too old: {MEND}"
-        self._writes = _Sender("Cannot write the Nft's status", {403: MEND, 404: old})
+        self._writes = _Sender(
+            "Cannot write the Nft's status",
+            {403: MEND, 404: f"the cluster's CustomResourceDefinition is too old: {MEND}"},
+        )
         self._lock = threading.Lock()  # of the queue
         self._events = EventQueue(router, utc)
         self._events_at = 0.0
@@ -247,7 +251,6 @@ class Reporter:
         self._complain(self._sends, error)
 
     def _send(self, sender: _Sender, request: Request, query: Mapping[str, str] | None = None) -> ApiError | None:
-        """Send a request now. Returns its error."""
         try:
             self._api.request(request.method, request.path, query, request.body, request.content_type)
         except ApiError as error:
@@ -266,16 +269,5 @@ class Reporter:
         """
         if error.status not in sender.logged and not self._stop.is_set():
             sender.logged.add(error.status)
-            advice = sender.advice.get(error.status)
-            log.warning(
-                "%s: %s%s. The firewall is not affected", sender.failing, error, f": {advice}" if advice else ""
-            )
-
-
-def _field_manager(router: str) -> str:
-    """The field manager of this router, at most 128 characters.
-
-    Two routers with one field manager would remove each other's entry from the status.
-    """
-    manager = f"nftsync-{router}"
-    return manager if len(manager) <= 128 else f"{manager[:111]}-{hashlib.sha256(router.encode()).hexdigest()[:16]}"
+            advice = f": {sender.advice[error.status]}" if error.status in sender.advice else ""
+            log.warning("%s: %s%s. The firewall is not affected", sender.failing, error, advice)

@@ -75,8 +75,7 @@ class ClusterSource:
         return self._metallb
 
     def _watch(self, api: Api, watched: Iterable[tuple[Resource, ObjectCache[Any]]]) -> list[Watcher]:
-        """Begin to watch. The watchers stop together."""
-        stop = threading.Event()
+        stop = threading.Event()  # the watchers stop together
         watchers = [
             Watcher(api, resource, cache, stop, self._observer, tell=self._tell_of_mass_deletion, clock=self._clock)
             for resource, cache in watched

@@ -94,10 +94,6 @@ class Timing:
     backoff: Backoff = field(default_factory=Backoff)
 
 
-class ErrorEventError(ApiError):
-    """The server ended a watch with an ERROR event: the cache can lack changes."""
-
-
 class EndedAtOnceError(ApiError):
     """The server accepted a watch and ended it at once."""
 
@@ -166,8 +162,7 @@ class Watcher:
     def _turn(self) -> None:
         """List if it is time for it, and watch. Raises ApiError if the next try must wait.
 
-        The next try does not wait if the watch had lasted. The same holds if the version that was
-        seen last has expired, which is a normal event.
+        It need not wait if the watch had lasted, or if the version that was seen last has expired.
         """
         if self._stop.is_set():
             return
@@ -180,7 +175,7 @@ class Watcher:
         except ApiError as error:
             if self._stop.is_set():
                 return
-            if error.is_expired or isinstance(error, ErrorEventError | MalformedAnswerError):
+            if error.is_expired or isinstance(error, MalformedAnswerError):
                 self._version = None
             if isinstance(error, TooLargeError):
                 self._page = SMALL_PAGE
@@ -229,8 +224,6 @@ class Watcher:
             self._recovering = True
             log.warning("%s: %s", self.resource.kind, message)
 
-    # --- list ---------------------------------------------------------------------------------------------
-
     def _list(self) -> None:
         self._enter(WatchState.LISTING)
         self._version = None
@@ -244,8 +237,7 @@ class Watcher:
     def _take_list(self, lacked: AbstractSet[Name] = frozenset()) -> tuple[str, Relist]:
         """Take a list into the cache. Returns its resourceVersion, and the Relist.
 
-        The list is suspect if it lacks most of the known objects, unless the list before also
-        lacked them.
+        It is suspect if it lacks most of the known objects, unless the list before also lacked them.
         lacked: the objects that the list before lacked.
         """
 
@@ -264,18 +256,21 @@ class Watcher:
         again = len(self._missing - relist.gone)
         self._missing = relist.gone if relist.is_suspect else frozenset()
         if relist.is_suspect:
-            message = f"{len(relist.gone)} of {relist.known} {objects} are missing from the list: "
-            self._report(MassDeletion.RAISED, message + "they stay open until a second list confirms it")
+            deletion = MassDeletion.RAISED
+            message = (
+                f"{len(relist.gone)} of {relist.known} {objects} are missing from the list: "
+                "they stay open until a second list confirms it"
+            )
         elif 2 * again < missing:
+            deletion = MassDeletion.CONFIRMED
             message = f"a second list also lacks {missing - again} of the {missing} missing {objects}"
-            self._report(MassDeletion.CONFIRMED, message)
         elif missing:
+            deletion = MassDeletion.REFUTED
             message = f"a second list has {again} of the {missing} missing {objects} again"
-            self._report(MassDeletion.REFUTED, message)
-
-    def _report(self, deletion: MassDeletion, message: str) -> None:
+        else:
+            return
         log.warning("%s", message)
-        self._suspicion = message if deletion is MassDeletion.RAISED else ""
+        self._suspicion = message if relist.is_suspect else ""
         self._observer.mass_deletion(self.resource, deletion, message)
         self._tell(deletion, message)
 
@@ -283,8 +278,6 @@ class Watcher:
         if self._stop.is_set():
             raise ApiError("shutting down")  # a quiet return would make the list complete
         self._observer.contact(self.resource)
-
-    # --- watch --------------------------------------------------------------------------------------------
 
     def _watch(self) -> None:
         seconds = min(self._rng.uniform(*self._timing.watch), self._relist_at - self._clock())
@@ -329,7 +322,8 @@ class Watcher:
             case {"type": "ERROR", "object": dict(status)}:
                 code, message = status.get("code"), quote(status.get("message"), 300)
                 text = f"GET {self.resource.path}: the server ended the watch: {quote(code)}: {message}"
-                raise ErrorEventError(text, code if type(code) is int else None)
+                self._version = None  # the cache can lack changes
+                raise ApiError(text, code if type(code) is int else None)
             case {"object": dict()}:
                 raise MalformedAnswerError(f"{what} has the type {quote(event.get('type'))}, which no watch event has")
             case _:
