@@ -137,8 +137,7 @@ class Api:
         self, method: str, path: str, query: Mapping[str, str], headers: Mapping[str, str], body: object
     ) -> Iterator[Any]:
         """The answer to a request; you read its body. Raises ApiError, also while you read."""
-        from urllib3 import Timeout
-        from urllib3.exceptions import HTTPError
+        import urllib3
 
         kubeconfig, pools = self.connect()
         what, verb = f"{method} {kubeconfig.server}{path}", "WATCH" if "watch" in query else method
@@ -154,7 +153,7 @@ class Api:
                     **headers,
                 },
                 body=None if body is None else json.dumps(body).encode(),
-                timeout=Timeout(connect=CONNECT_TIMEOUT, read=self._read_timeout),
+                timeout=urllib3.Timeout(connect=CONNECT_TIMEOUT, read=self._read_timeout),
                 retries=False,
                 redirect=False,
                 preload_content=False,
@@ -163,7 +162,7 @@ class Api:
             if not 200 <= response.status < 300:
                 raise _refusal(what, response)
             yield response
-        except (HTTPError, OSError) as error:
+        except (urllib3.exceptions.HTTPError, OSError) as error:
             if response is None:
                 self._count(verb, None)
             raise ApiError(f"{what}: {'shutting down' if self._closed else _cause(error)}") from error

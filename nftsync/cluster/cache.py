@@ -266,7 +266,7 @@ class Inputs:
         metallb = MetalLBCaches.empty(wake, clock)
         return cls(
             ObjectCache(parse_service, wake, clock, remembered=remembered),
-            ObjectCache(parse_nft, wake, clock),
+            ObjectCache(parse_nft, wake, clock, fresh=True),
             lambda _: metallb,
         )
 

@@ -5,6 +5,7 @@ Each kind of object has a thread that watches it, and one more thread sends the 
 
 import threading
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -16,8 +17,8 @@ from nftsync.cluster.outbox import Reporter
 from nftsync.cluster.watch import MassDeletion, Observer, Watcher
 from nftsync.config import Config
 from nftsync.objects.names import NFT, SERVICES, Name, Resource, metallb
-from nftsync.objects.nft import Nft, parse_nft
-from nftsync.objects.service import Service, parse_service
+from nftsync.objects.nft import Nft
+from nftsync.objects.service import Service
 from nftsync.report.events import EventReason, Notice
 
 Clock = Callable[[], float]
@@ -44,15 +45,15 @@ class ClusterSource:
         self._api = partial(Api, config.kubeconfig, allowed=unsafe, count=observer.requested)
         api = self._api()
         api.connect()
-        services = ObjectCache[Service](parse_service, wake, clock, remembered=remembered)
-        resources = ObjectCache[Nft](parse_nft, wake, clock, fresh=True)
-        self.inputs = Inputs(services, resources, self.metallb, fresh=lambda: not self.stale())
+        empty = Inputs.empty(wake, clock, remembered)
+        self.inputs = replace(empty, metallb=self.metallb, fresh=lambda: not self.stale())
         self._metallb_namespace = ""  # none is watched yet
         self._empty_metallb = partial(MetalLBCaches.empty, wake, clock)
         self._metallb = self._empty_metallb()
         self._observer = observer
         self._clock = clock
-        watched = ((SERVICES, services), (NFT.watched(config.nft.namespace, config.nft.name), resources))
+        resource = NFT.watched(config.nft.namespace, config.nft.name)
+        watched = ((SERVICES, self.inputs.services), (resource, self.inputs.nfts))
         self._watchers = self._watch(api, watched)  # MetalLB's follow these two
         self._reports = self._api(read_timeout=_REPORT_TIMEOUT)
         self._reporter = Reporter(self._reports, config.nft, config.router_name, self._nft, observer, clock=clock)
