@@ -38,8 +38,6 @@ class Identified(Protocol):
 
 T = TypeVar("T", bound=Identified)
 
-JOIN = 2.0  # seconds for an input's thread to end; it is a daemon thread, so the process never hangs on it
-
 
 @dataclass(frozen=True, slots=True)
 class Changes(Generic[T]):

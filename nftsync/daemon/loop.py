@@ -25,8 +25,7 @@ from typing import TypeVar
 from nftsync import __version__, config
 from nftsync.cluster.backoff import ApiError
 from nftsync.cluster.cache import Inputs
-from nftsync.cluster.manifests import ManifestError, Manifests
-from nftsync.cluster.source import Clock, ClusterSource, Source
+from nftsync.cluster.source import Clock, ClusterSource, ManifestError, Manifests, Source
 from nftsync.config import ConfigError
 from nftsync.daemon.control import ControlError, RequestQueue, Server
 from nftsync.daemon.observe import Observer

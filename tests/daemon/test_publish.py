@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from nftsync.cluster.manifests import Manifests
+from nftsync.cluster.source import Manifests
 from nftsync.config import AddressPolicy, PoolMode
 from nftsync.daemon.publish import LINES, RECENT, Publisher
 from nftsync.daemon.reconcile import NOT_FILTERING
@@ -50,6 +50,7 @@ class Hearer(Manifests):
 
     def report(self, status: RouterStatus) -> None:
         self.statuses.append(status)
+
 
 class Told(Router):
     """A router in a namespace without NICs, and a publisher with a clock of its own, which tells of each sync."""
