@@ -89,11 +89,6 @@ class Api:
                 self._session = kubeconfig, kubeconfig.pools(self._track)
             return self._session
 
-    def reload(self) -> None:
-        """Read the kubeconfig again with the next request: the server rejects these credentials."""
-        with self._session_lock:
-            self._session = None
-
     def close(self) -> None:
         """End every request under way, from any thread, except a connect(), and refuse new ones."""
         with self._socket_lock:
@@ -159,6 +154,9 @@ class Api:
                 preload_content=False,
             )
             self._count(verb, int(response.status))
+            if response.status == 401:  # read the kubeconfig again with the next request
+                with self._session_lock:
+                    self._session = None
             if not 200 <= response.status < 300:
                 raise _refusal(what, response)
             yield response

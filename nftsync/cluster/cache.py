@@ -166,7 +166,6 @@ class ObjectCache(Generic[T]):
         self._tell(anyway=news)
 
     def _tell(self, *, anyway: bool = False) -> None:
-        """Wake the loop if there is something to drain."""
         if anyway or self._dirty:
             self._wake()
 

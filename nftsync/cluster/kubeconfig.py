@@ -6,7 +6,7 @@ reading imports it instead of this module.
 """
 
 import socket
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -43,8 +43,13 @@ UNSAFE = {
     "auth-provider": "newer clients do not support it",
 }
 
-# Keys whose values are paths, by section.
-_FILES = {"users": ("tokenFile", "client-certificate", "client-key"), "clusters": ("certificate-authority",)}
+# Keys whose values are paths, each after its section.
+_FILES = (
+    ("users", "tokenFile"),
+    ("users", "client-certificate"),
+    ("users", "client-key"),
+    ("clusters", "certificate-authority"),
+)
 
 
 def allowed(*, unsafe: bool) -> Collection[str]:
@@ -128,7 +133,6 @@ def _tracking(pool_class: Any, track: Callable[[socket.socket], None]) -> Any:
 
 
 def _refuse_unsafe(path: Path, document: dict[str, Any], allowed: Collection[str]) -> None:
-    """Raises KubeconfigError if the current context has an unsafe key outside `allowed`."""
     contexts = _entries(document, "contexts")
     context = next((context for name, context in contexts if name == document.get("current-context")), {})
     for section in ("clusters", "users"):
@@ -175,10 +179,9 @@ def _entries(document: dict[str, Any], section: str) -> list[tuple[object, dict[
     return [(name, description) for name, description in described if isinstance(description, dict)]
 
 
-def _named_files(document: dict[str, Any], folder: Path) -> Iterator[Path]:
-    for section, files in _FILES.items():
-        named = (entry.get(key) for _, entry in _entries(document, section) for key in files)
-        yield from (folder / name for name in named if isinstance(name, str))
+def _named_files(document: dict[str, Any], folder: Path) -> list[Path]:
+    names = (entry.get(key) for section, key in _FILES for _, entry in _entries(document, section))
+    return [folder / name for name in names if isinstance(name, str)]
 
 
 def stamp(path: Path) -> Stamp:

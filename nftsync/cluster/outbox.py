@@ -59,12 +59,12 @@ class StatusWriter:
         """
         if now < self._not_before:
             return self._not_before - now
-        others = [router for router in seen.routers if router.name != self._router]
         own = next((router for router in seen.routers if router.name == self._router), RouterStatus(self._router))
         time = self._utc().strftime("%Y-%m-%dT%H:%M:%SZ")
         router = replace(wanted, conditions=stamped(wanted.conditions, own.conditions, time))
         if own.hash == router.hash:
             router = replace(router, last_change=own.last_change or router.last_change)
+        others = (other for other in seen.routers if other.name != self._router)
         routers = sorted((*others, router), key=lambda router: router.name)
         disagree = self._disagree(now, routers, reported=seen.disagree)
         together, figures = stamped(summary(routers, disagree=disagree), seen.conditions, time), Figures.of(routers)
@@ -254,8 +254,6 @@ class Reporter:
         try:
             self._api.request(request.method, request.path, query, request.body, request.content_type)
         except ApiError as error:
-            if error.status == 401:
-                self._api.reload()
             sender.failures += 1
             return error
         sender.failures = 0

@@ -36,7 +36,7 @@ from nftsync.objects.names import (
     Resource,
     identify,
     metallb,
-)  # fmt: skip
+)
 from nftsync.objects.nft import METALLB_NAMESPACE, Nft, RouterStatus
 from nftsync.objects.service import Service
 from nftsync.report.events import EventReason, Notice
@@ -70,16 +70,21 @@ class ClusterSource:
         self._api = partial(Api, config.kubeconfig, allowed=unsafe, count=observer.requested)
         api = self._api()
         api.connect()
-        empty = Inputs.empty(wake, clock, remembered)
-        self.inputs = replace(empty, metallb=self.metallb, fresh=lambda: not self.stale())
+        self.inputs = replace(
+            Inputs.empty(wake, clock, remembered),
+            metallb=self.metallb,
+            fresh=lambda: not self.stale(),
+        )
         self._metallb_namespace = ""  # none is watched yet
         self._empty_metallb = partial(MetalLBCaches.empty, wake, clock)
         self._metallb = self._empty_metallb()
         self._observer = observer
         self._clock = clock
-        resource = NFT.watched(config.nft.namespace, config.nft.name)
-        watched = ((SERVICES, self.inputs.services), (resource, self.inputs.nfts))
-        self._watchers = self._watch(api, watched)  # MetalLB's follow these two
+        # MetalLB's watchers follow these two.
+        self._watchers = self._watch(
+            api,
+            ((SERVICES, self.inputs.services), (NFT.watched(*config.nft), self.inputs.nfts)),
+        )
         self._reports = self._api(read_timeout=_REPORT_TIMEOUT)
         self._reporter = Reporter(self._reports, config.nft, config.router_name, self._nft, observer, clock=clock)
         self.tell = self._reporter.tell
@@ -96,8 +101,7 @@ class ClusterSource:
             for watcher in self._watchers[2:]:
                 watcher.stop()
             self._metallb_namespace, self._metallb = namespace, self._empty_metallb()
-            watched = zip(metallb(namespace), self._metallb.caches, strict=True)
-            self._watchers[2:] = self._watch(self._api(), watched)
+            self._watchers[2:] = self._watch(self._api(), zip(metallb(namespace), self._metallb.caches, strict=True))
         return self._metallb
 
     def _watch(self, api: Api, watched: Iterable[tuple[Resource, ObjectCache[Any]]]) -> list[Watcher]:
@@ -131,8 +135,8 @@ class ClusterSource:
         self.inputs.nfts.synced.wait(_INTRODUCTION)
         nft = self._nft()
         if nft is not None:
-            warning = deletion is not MassDeletion.REFUTED
-            self._reporter.tell([Notice(nft.ref, EventReason.LIST_DOUBTED, message, warning)])
+            is_bad = deletion is not MassDeletion.REFUTED
+            self._reporter.tell([Notice(nft.ref, EventReason.LIST_DOUBTED, message, warning=is_bad)])
 
     def stop(self, *, farewell: bool = False) -> None:
         """End all threads. farewell: first report the end of this daemon, and wait for it a moment."""

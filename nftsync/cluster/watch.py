@@ -179,8 +179,6 @@ class Watcher:
                 self._version = None
             if isinstance(error, TooLargeError):
                 self._page = SMALL_PAGE
-            if error.status == 401:
-                self._api.reload()
             if self.resource.optional and error.status in (403, 404):
                 self._go_without(error)
                 raise
@@ -320,9 +318,9 @@ class Watcher:
             case {"type": "BOOKMARK", "object": dict(subject)}:
                 pass
             case {"type": "ERROR", "object": dict(status)}:
+                self._version = None  # the cache can lack changes
                 code, message = status.get("code"), quote(status.get("message"), 300)
                 text = f"GET {self.resource.path}: the server ended the watch: {quote(code)}: {message}"
-                self._version = None  # the cache can lack changes
                 raise ApiError(text, code if type(code) is int else None)
             case {"object": dict()}:
                 raise MalformedAnswerError(f"{what} has the type {quote(event.get('type'))}, which no watch event has")

@@ -71,7 +71,6 @@ class Cluster:
     status: dict[str, Any] = field(default_factory=dict)
     exists: bool = True
     generation: int = 1
-    reloads: int = 0
     versions: int = 0
 
     def __post_init__(self) -> None:
@@ -95,9 +94,6 @@ class Cluster:
             assert asked.query["force"] == "true"
             self.apply(asked.query["fieldManager"], body["status"])
         return {}
-
-    def reload(self) -> None:
-        self.reloads += 1
 
     # --- the resource -------------------------------------------------------------------------------------
 
@@ -626,15 +622,19 @@ def test_a_server_that_says_when_to_come_back_is_obeyed(world: World, cluster: C
     assert len(cluster.events) == 1
 
 
-def test_credentials_that_are_no_longer_taken_are_read_again(world: World, cluster: Cluster) -> None:
-    def fails(_method: str, _path: str) -> ApiError | None:
-        return None if cluster.reloads else UNAUTHORIZED
+def test_what_is_refused_for_its_credentials_is_sent_with_the_next_ones(world: World, cluster: Cluster) -> None:
+    """An Api reads the kubeconfig again after a 401: see test_watch."""
+    refused = list[str]()
+
+    def fails(_method: str, path: str) -> ApiError | None:
+        refused.append(path)
+        return UNAUTHORIZED if refused.count(path) == 1 else None
 
     cluster.fails = fails
     world.report(pinholes=6)
     world.tell(news())
     world.run(15)
-    assert cluster.reloads >= 1
+    assert len(set(refused)) >= 2, "the status and an Event"
     assert cluster.router("edge1")["pinholes"] == 6
     assert [each.method for each in cluster.events][-1] == "POST"
     assert world.counts.results["event sent"] == 1
@@ -791,9 +791,6 @@ class Blocking:
         self.requests += 1
         self.asked.set()
         self.answer.wait(10 * PATIENCE)
-
-    def reload(self) -> None:
-        """Nothing to read again."""
 
 
 def test_telling_never_waits_for_the_server_and_stop_ends_the_thread(cluster: Cluster) -> None:
