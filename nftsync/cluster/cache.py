@@ -14,15 +14,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Generic, Protocol, Self, TypeVar
 
-from nftsync.objects.metallb import (
-    AddressPool,
-    Advertisement,
-    ConfigMap,
-    Peer,
-    parse_advertisement,
-    parse_peer,
-    parse_pool,
-)
+from nftsync.objects import metallb
 from nftsync.objects.names import KINDS, Name, Rejection, identify
 from nftsync.objects.nft import Nft, parse_nft
 from nftsync.objects.service import Service, parse_service
@@ -195,10 +187,10 @@ class ObjectCache(Generic[T]):
 class MetalLBCaches:
     """MetalLB's objects in one namespace."""
 
-    pools: ObjectCache[AddressPool]
-    advertisements: ObjectCache[Advertisement]
-    peers: ObjectCache[Peer]
-    config_maps: ObjectCache[ConfigMap]
+    pools: ObjectCache[metallb.AddressPool]
+    advertisements: ObjectCache[metallb.Advertisement]
+    peers: ObjectCache[metallb.Peer]
+    config_maps: ObjectCache[metallb.ConfigMap]
 
     @classmethod
     def empty(cls, wake: Callable[[], None] = lambda: None, clock: Callable[[], float] = time.monotonic) -> Self:
@@ -206,9 +198,9 @@ class MetalLBCaches:
         from nftsync.objects.metallb_v0 import parse_config_map  # it loads PyYAML
 
         return cls(
-            ObjectCache(parse_pool, wake, clock),
-            ObjectCache(parse_advertisement, wake, clock),
-            ObjectCache(parse_peer, wake, clock),
+            ObjectCache(metallb.parse_pool, wake, clock),
+            ObjectCache(metallb.parse_advertisement, wake, clock),
+            ObjectCache(metallb.parse_peer, wake, clock),
             ObjectCache(parse_config_map, wake, clock),
         )
 

@@ -25,8 +25,7 @@ class KubeconfigError(ApiError):
 
 Stamp = tuple[int, int, int] | None
 
-# The kernel finds a dead peer after 30 s of silence and three probes 10 s apart, or after 60 s
-# of unacknowledged data (tcp(7)).
+# The kernel finds a dead peer after 60 s: of silence and probes, or of unacknowledged data (tcp(7)).
 SOCKET_OPTIONS = [
     (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
     (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
@@ -73,7 +72,9 @@ class Kubeconfig:
         """Read a kubeconfig. Raises KubeconfigError. allowed: keys of UNSAFE that it may have."""
         stamps = {path: stamp(path)}
         document = _read_yaml(path)
-        stamps |= {named: stamp(named) for named in _named_files(document, path.parent)}
+        names = (entry.get(key) for section, key in _FILES for _, entry in _entries(document, section))
+        files = [path.parent / name for name in names if isinstance(name, str)]
+        stamps |= {file: stamp(file) for file in files}
         kubeconfig = cls(_load(path), stamps)
         try:
             urlsplit(kubeconfig.server)
@@ -179,16 +180,8 @@ def _entries(document: dict[str, Any], section: str) -> list[tuple[object, dict[
     return [(name, description) for name, description in described if isinstance(description, dict)]
 
 
-def _named_files(document: dict[str, Any], folder: Path) -> list[Path]:
-    names = (entry.get(key) for section, key in _FILES for _, entry in _entries(document, section))
-    return [folder / name for name in names if isinstance(name, str)]
-
-
 def stamp(path: Path) -> Stamp:
-    """A value that changes with every write or replacement, also behind a symbolic link.
-
-    None if there is no such file.
-    """
+    """A value that changes with every write or replacement; None if there is no such file."""
     try:
         status = path.stat()
     except OSError:

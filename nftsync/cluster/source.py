@@ -1,9 +1,8 @@
 """Fill the caches that a sync reads, from a Kubernetes API or from files in its place.
 
-Each kind of object in a cluster has a thread that watches it, and one more thread sends the
-reports. Files are for the demo, for previews, and for a router without a cluster. A path is a file
-or a folder of files; a file can hold Lists, as `kubectl get … -o yaml` prints them. An unreadable
-file becomes a Rejection, and its previous objects stay.
+In a cluster, a thread watches each kind of object, and one more thread sends the reports.
+Files are for the demo, for previews, and for a router without a cluster. A file can hold Lists, as
+`kubectl get … -o yaml` prints them. If it is unreadable, its previous objects stay.
 """
 
 import json
@@ -70,21 +69,15 @@ class ClusterSource:
         self._api = partial(Api, config.kubeconfig, allowed=unsafe, count=observer.requested)
         api = self._api()
         api.connect()
-        self.inputs = replace(
-            Inputs.empty(wake, clock, remembered),
-            metallb=self.metallb,
-            fresh=lambda: not self.stale(),
-        )
+        inputs = Inputs.empty(wake, clock, remembered)
+        self.inputs = replace(inputs, metallb=self.metallb, fresh=lambda: not self.stale())
         self._metallb_namespace = ""  # none is watched yet
         self._empty_metallb = partial(MetalLBCaches.empty, wake, clock)
         self._metallb = self._empty_metallb()
         self._observer = observer
         self._clock = clock
-        # MetalLB's watchers follow these two.
-        self._watchers = self._watch(
-            api,
-            ((SERVICES, self.inputs.services), (NFT.watched(*config.nft), self.inputs.nfts)),
-        )
+        watched = ((SERVICES, inputs.services), (NFT.watched(*config.nft), inputs.nfts))
+        self._watchers = self._watch(api, watched)  # MetalLB's follow these two
         self._reports = self._api(read_timeout=_REPORT_TIMEOUT)
         self._reporter = Reporter(self._reports, config.nft, config.router_name, self._nft, observer, clock=clock)
         self.tell = self._reporter.tell
@@ -135,8 +128,8 @@ class ClusterSource:
         self.inputs.nfts.synced.wait(_INTRODUCTION)
         nft = self._nft()
         if nft is not None:
-            is_bad = deletion is not MassDeletion.REFUTED
-            self._reporter.tell([Notice(nft.ref, EventReason.LIST_DOUBTED, message, warning=is_bad)])
+            warning = deletion is not MassDeletion.REFUTED
+            self._reporter.tell([Notice(nft.ref, EventReason.LIST_DOUBTED, message, warning)])
 
     def stop(self, *, farewell: bool = False) -> None:
         """End all threads. farewell: first report the end of this daemon, and wait for it a moment."""
@@ -165,7 +158,7 @@ class _Manifest:
 
 
 class Manifests:
-    """Reads files into caches and follows their changes.
+    """Reads files into caches and follows their changes. A path is a file or a folder of files.
 
     nft: the one Nft resource that counts. It names the namespace in which MetalLB's objects
     count. An object without a namespace counts.
@@ -213,10 +206,7 @@ class Manifests:
         self._thread.join(JOIN)
 
     def read(self) -> None:
-        """Read all files; afterwards every cache is synced.
-
-        Raises ManifestError if there is no file or folder at a path.
-        """
+        """Read all files into the caches. Raises ManifestError if there is nothing at a path."""
         rejections: list[Rejection] = []
         self._seen = self._signature()  # before the reading: a later change causes another
         with ExitStack() as stack:

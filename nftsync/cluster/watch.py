@@ -184,7 +184,10 @@ class Watcher:
                 raise
             at_once = self._lasted() or (goes_on and error.is_expired)
             self._observer.restarted(self.resource, error.cause)
-            self._complain(str(error), again=at_once)
+            if at_once or str(error) != self._complaint:  # log it once, not with each failed try
+                self._complaint = str(error)
+                self._recovering = True
+                log.warning("%s: %s", self.resource.kind, error)
             if not at_once:
                 self._enter(WatchState.WAITING)
                 raise
@@ -214,13 +217,6 @@ class Watcher:
 
     def _lasted(self) -> bool:
         return self._clock() - self._watching_since >= self._timing.lasting
-
-    def _complain(self, message: str, *, again: bool) -> None:
-        """Log an error once, and not again with each failed try."""
-        if again or message != self._complaint:
-            self._complaint = message
-            self._recovering = True
-            log.warning("%s: %s", self.resource.kind, message)
 
     def _list(self) -> None:
         self._enter(WatchState.LISTING)
