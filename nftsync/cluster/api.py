@@ -28,11 +28,9 @@ LONGEST_LINE = 8 << 20  # bytes
 CONNECT_TIMEOUT = 5.0  # seconds
 LONGEST_COMPLAINT = 65536  # bytes to read of an error's body
 
+_REDIRECTED = "nftsync does not follow redirects: name the API server itself in the kubeconfig"
 _ADVICE = {
-    **dict.fromkeys(
-        (301, 302, 303, 307, 308),
-        "nftsync does not follow redirects: name the API server itself in the kubeconfig",
-    ),
+    **dict.fromkeys((301, 302, 303, 307, 308), _REDIRECTED),
     401: "the API server does not know these credentials: renew the token or certificate of the kubeconfig",
     403: "grant it to the router's user in the cluster's RBAC",
     404: "the cluster does not know this resource: install its CustomResourceDefinition",
@@ -105,7 +103,7 @@ class Api:
         content_type: str = JSON,
     ) -> Any:
         """The answer's parsed JSON; None without a body. body: sent as JSON. Raises ApiError."""
-        headers = {"Accept-Encoding": "gzip", **({} if body is None else {"Content-Type": content_type})}
+        headers = {"Accept-Encoding": "gzip"} | ({} if body is None else {"Content-Type": content_type})
         with self._exchange(method, path, query or {}, headers, body) as response:
             content = bytearray()
             for piece in response.stream(PIECE, decode_content=True):
@@ -119,8 +117,8 @@ class Api:
     def stream(self, path: str, query: Mapping[str, str]) -> Iterator[Iterator[bytes]]:
         """The lines of an answer, as they come. Raises ApiError, also while you read them.
 
-        The lines end when the server ends them, or after read_timeout seconds of silence. A quiet
-        server and a dead connection look the same, and a new request helps against both.
+        They end with the answer, or after read_timeout seconds of silence: a quiet server and a
+        dead connection look the same, and a new request helps against both.
         """
         with self._exchange("GET", path, query, {"Accept-Encoding": "identity"}, None) as response:
             # Without chunks, a read blocks until its buffer is full: read byte by byte.

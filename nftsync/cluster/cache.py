@@ -66,8 +66,7 @@ class ObjectCache(Generic[T]):
 
     parse: turns an API object and its last parsed version into its new one; None ignores it.
     wake: called after every change, from the input's thread.  clock: monotonic seconds.
-    fresh: replace an object by a newer one that compares equal. This is no change and does not
-    wake the loop.
+    fresh: replace an object by a newer one that compares equal, without a change.
     remembered: the objects of the previous process. The first list is compared with them, and
     `parse` gets them as last parsed versions until then.
     """
@@ -100,11 +99,7 @@ class ObjectCache(Generic[T]):
         self._tell()
 
     def delete(self, raw: object) -> None:
-        """Forget a deleted object.
-
-        A late message about an earlier object of the same name changes nothing.
-        Raises Malformed if its name is not readable.
-        """
+        """Forget a deleted object, but no later one of the same name. Raises Malformed as put()."""
         name, uid = identify(raw)
         with self._lock:
             known = self._objects.get(name)
@@ -119,9 +114,8 @@ class ObjectCache(Generic[T]):
         """Replace all objects by a complete list, and drop those that it lacks.
 
         An exception leaves the other objects untouched.
-        is_suspect: called with the missing names and the number of known objects. If it returns
-        True, no object is dropped. A suspect first list does not count as complete, because the
-        objects that it lacks can still have rules in the kernel.
+        is_suspect: called with the missing names and the number of known objects; True drops none.
+        A suspect first list is not complete: what it lacks can still have rules in the kernel.
         """
         with self._lock:
             relist = Relist(self._store, len(self._objects.keys() | self._remembered.keys()))

@@ -97,11 +97,8 @@ class StatusWriter:
         self._written = None
 
     def _disagree(self, now: float, routers: list[RouterStatus], *, reported: bool) -> bool:
-        """True if rulesets have differed for long; a router that still catches up is no news.
-
-        reported: the status already says so. A router that started later believes it: two routers
-        must not contradict each other.
-        """
+        """True if rulesets have differed for long; a router that still catches up is no news."""
+        # If the status already says so, believe it: two routers must not contradict each other.
         differ = len({router.hash for router in routers if router.hash}) > 1
         self._differ_since = min(self._differ_since, now) if differ else float("inf")
         return differ and (reported or now - self._differ_since >= DISAGREE)
@@ -152,10 +149,8 @@ class Reporter:
         self._rng = random.Random()  # noqa: S311  # jitter is no secret
         self._wanted: RouterStatus | None = None  # None before the first sync
         self._status = StatusWriter(nft, router, utc, begins=clock() + SETTLE)
-        self._writes = _Sender(
-            "Cannot write the Nft's status",
-            {403: MEND, 404: f"the cluster's CustomResourceDefinition is too old: {MEND}"},
-        )
+        old = f"the cluster's CustomResourceDefinition is too old: {MEND}"
+        self._writes = _Sender("Cannot write the Nft's status", {403: MEND, 404: old})
         self._lock = threading.Lock()  # of the queue
         self._events = EventQueue(router, utc)
         self._events_at = 0.0
@@ -233,19 +228,16 @@ class Reporter:
         return 0.0
 
     def _refused(self, due: Request, error: ApiError) -> None:
-        """After a failure: wait and try again, drop this Event, or drop them all.
-
-        403: the router has no right, so drop all. Other 4xx: the server never takes this Event.
-        """
+        """After a failure: wait and try again, drop this Event, or drop them all."""
         with self._lock:
-            if error.status == 403 and "being terminated" not in str(error):
+            if error.status == 403 and "being terminated" not in str(error):  # no right to any
                 self._events.clear()
                 self._events_at = self._clock() + DENIED
             elif error.status in (404, 409) and due.method == "PATCH":
                 self._events.begin_anew()
                 return
             elif error.status is not None and 400 <= error.status < 500 and error.status not in (401, 408, 429):
-                self._events.drop()
+                self._events.drop()  # the server never takes this one
             else:
                 self._events_at = self._clock() + self._backoff.wait(self._sends.failures, error, self._rng)
         self._complain(self._sends, error)
@@ -261,10 +253,7 @@ class Reporter:
         return None
 
     def _complain(self, sender: _Sender, error: ApiError) -> None:
-        """Log each kind of error once, until a request succeeds again.
-
-        Two errors of one kind can name different objects, so the kind is the HTTP status.
-        """
+        """Log each HTTP status once, until a request succeeds again; messages name the object."""
         if error.status not in sender.logged and not self._stop.is_set():
             sender.logged.add(error.status)
             advice = f": {sender.advice[error.status]}" if error.status in sender.advice else ""

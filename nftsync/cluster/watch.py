@@ -193,11 +193,8 @@ class Watcher:
                 raise
 
     def _go_without(self, error: ApiError) -> None:
-        """The cluster does not serve the kind, or forbids to read it: keep the known objects.
-
-        A removed kind deletes its objects one by one first. A 404 without these deletions comes
-        from a server that is starting.
-        """
+        """The cluster does not serve the kind, or forbids to read it: keep the known objects."""
+        # A removed kind deletes its objects first. A 404 without that: the server is starting.
         self._version = None
         self._cache.unreadable()
         complaint = f"absent: {error.status}"  # the server's own words differ for a list and a watch
