@@ -8,8 +8,6 @@ The journal records each change before the kernel gets it. A process that is kil
 leaves a journal that knows every closed Service. A sync to the disk follows every few seconds.
 """
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import logging
@@ -54,7 +52,7 @@ class _Batch:
     def __bool__(self) -> bool:
         return bool(self.services or self.facts or self.whole)
 
-    def add(self, later: _Batch) -> None:
+    def add(self, later: "_Batch") -> None:
         if later.whole:
             self.services, self.whole = later.services, True
         else:

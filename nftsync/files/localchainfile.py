@@ -1,7 +1,5 @@
 """Read the file of the operator's own rules, and notice changes."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from nftsync.ruleset.localchain import LocalChainError, parse_local_chain

@@ -4,8 +4,6 @@ Those versions kept settings in state.json, names and limits of Services in `ser
 and the ruleset as text in ruleset.nft. Delete this module when nobody upgrades from them.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import re

@@ -3,8 +3,6 @@
 The marks are valid until the next boot. Source of the lock: flock(2).
 """
 
-from __future__ import annotations
-
 import fcntl
 import logging
 import os

@@ -4,8 +4,6 @@ A temporary file, fsync and rename write them, so a crash leaves the old or the 
 The first line names the format and a checksum, so a reader notices later damage.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import stat

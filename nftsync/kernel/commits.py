@@ -5,8 +5,6 @@ nf_tables sends each listener a message about every transaction and the task tha
 Source: linux/netfilter/nf_tables.h, linux/netfilter/nfnetlink.h, netlink(7).
 """
 
-from __future__ import annotations
-
 import errno
 import logging
 import socket

@@ -4,8 +4,6 @@ This module shares nothing with the Kernel that changes the tables.
 Source: linux/netfilter/nf_tables.h.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 
 from nftsync.kernel.netlink import (

@@ -1,7 +1,5 @@
 """Network namespaces without names."""
 
-from __future__ import annotations
-
 import ctypes
 import os
 from collections.abc import Callable, Iterator

@@ -4,8 +4,6 @@ libnftables runs in this process: adding an element takes 0.1 ms, starting nft t
 A context is not thread-safe: one thread owns a Kernel.
 """
 
-from __future__ import annotations
-
 import errno
 import os
 import re

@@ -4,8 +4,6 @@ Rules become a digest, which shows whether they have changed.
 Source: linux/netfilter/nf_tables.h; the numbers of types are nft's own.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
