@@ -39,7 +39,6 @@ from nftsync.files.runtime import locked, read_boot_failure
 from nftsync.kernel import commits, counters, interfaces
 from nftsync.kernel.netlink import DumpError
 from nftsync.kernel.nft import Kernel
-from nftsync.kernel.routes import reachability
 from nftsync.objects.names import NftsyncError
 from nftsync.plan.result import Outcome, SyncResult
 
@@ -162,7 +161,7 @@ class Daemon:
         self._collector = KernelCollector(
             self._reconciler.opened,
             partial(_reading, counters.read),
-            lambda opened: _reading(lambda: reachability(opened, self._last.guard.legal)),
+            lambda opened: _reading(lambda: interfaces.reachability(opened, self._last.guard.legal)),
             cap=self._config.metrics_services,
         )
         self._collector.prime()

@@ -1,16 +1,15 @@
-"""This machine's network for a sync: the public NIC, its ingress qdisc, addresses, routes and BGP peers.
+"""This machine's network: the public NIC, its ingress qdisc, addresses, routes and BGP peers.
 
-This module wraps pyroute2's errors as LinkError. Source: rtnetlink(7), sock_diag(7), tc(8).
+Links wraps pyroute2's errors as LinkError. Source: rtnetlink(7), sock_diag(7), tc(8).
 """
-
-from __future__ import annotations
 
 import errno
 import logging
 import select
 import socket
+import struct
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
@@ -19,9 +18,12 @@ from pyroute2 import DiagSocket, IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 from pyroute2.netlink.rtnl import RTMGRP_IPV4_IFADDR, RTMGRP_IPV6_IFADDR, RTMGRP_LINK
 
-from nftsync.objects.address import Address, Local
+from nftsync.kernel.netlink import Netlink, complete, fields
+from nftsync.objects.address import Address, AddressSet, Local
 from nftsync.objects.names import NftsyncError
 from nftsync.plan.snapshot import Interfaces
+from nftsync.policy.pinholes import Pinhole
+from nftsync.report.traffic import Reachability, Routes, judge
 
 INGRESS_KINDS = ("ingress", "clsact")  # either one offers the ingress hook; a NIC can have one of them
 _CHECK = 1.0  # seconds until a stopped listener notices
@@ -31,11 +33,28 @@ _ESTABLISHED = 1 << 1  # TCP_ESTABLISHED as a mask of states
 # The kernel lacks sock_diag or inet_diag, or a sandbox prevents loading them.
 _NO_DIAG = (errno.EPROTONOSUPPORT, errno.EAFNOSUPPORT, errno.ENOENT)
 
+MOST_ROUTES = 50_000  # to read; a router with the full Internet table has a million
+_GET_ROUTES = 26  # RTM_GETROUTE
+_ROUTE = struct.Struct("=BBBBBBBBI")  # struct rtmsg
+_DESTINATION, _TABLE = 1, 15  # RTA_DST, RTA_TABLE
+_LOCAL_TABLE = 255
+_UNICAST = 1  # RTN_UNICAST: neither local nor a blackhole
+_CLONED = 0x200  # RTM_F_CLONED: a cached result, not a route
+_U32 = struct.Struct("=I")
+
 log = logging.getLogger(__name__)
 
 
 class LinkError(NftsyncError):
     """The kernel refused to describe a network interface or to change it."""
+
+
+@contextmanager
+def _wrapped(doing: str) -> Iterator[None]:
+    try:
+        yield
+    except (NetlinkError, OSError) as error:
+        raise LinkError(f"the kernel refused to {doing}: {error}") from error
 
 
 class Links:
@@ -53,35 +72,35 @@ class Links:
             indices = self._netlink.link_lookup(ifname=name) or ()  # None if the clock jumped meanwhile
             return next(map(int, indices), None)
 
+    @_wrapped("list queueing disciplines")
     def ingress_kind(self, index: int) -> str | None:
         """The interface's qdisc of INGRESS_KINDS; None without one."""
-        with _wrapped("list queueing disciplines"):
-            qdiscs = [qdisc for qdisc in self._netlink.get_qdiscs(index=index) if qdisc["index"] == index]
-        kinds = {qdisc.get_attr("TCA_KIND") for qdisc in qdiscs}
+        qdiscs = self._netlink.get_qdiscs(index=index)
+        kinds = {qdisc.get_attr("TCA_KIND") for qdisc in qdiscs if qdisc["index"] == index}
         return next((kind for kind in INGRESS_KINDS if kind in kinds), None)
 
+    @_wrapped("add an ingress qdisc")
     def add_ingress(self, index: int) -> None:
         """Give the interface an ingress qdisc. Raises LinkError."""
-        with _wrapped("add an ingress qdisc"):
-            self._netlink.tc("add", "ingress", index)
+        self._netlink.tc("add", "ingress", index)
 
+    @_wrapped("remove an ingress qdisc")
     def remove_ingress(self, index: int) -> None:
         """Remove the interface's ingress qdisc. Raises LinkError."""
-        with _wrapped("remove an ingress qdisc"):
-            self._netlink.tc("del", "ingress", index)
+        self._netlink.tc("del", "ingress", index)
 
+    @_wrapped("list addresses")
     def local(self) -> Local:
         """The router's addresses now. Raises LinkError."""
         addresses, networks = set[Address](), set[IPv4Network | IPv6Network]()
-        with _wrapped("list addresses"):
-            for message in self._netlink.get_addr():
-                peer = message.get_attr("IFA_ADDRESS")
-                own = message.get_attr("IFA_LOCAL") or peer
-                broadcast = message.get_attr("IFA_BROADCAST")
-                addresses.update(ip_address(address) for address in (own, broadcast) if address)
-                networks.update(
-                    ip_network((address, message["prefixlen"]), strict=False) for address in (own, peer) if address
-                )
+        for message in self._netlink.get_addr():
+            peer = message.get_attr("IFA_ADDRESS")
+            own = message.get_attr("IFA_LOCAL") or peer
+            broadcast = message.get_attr("IFA_BROADCAST")
+            addresses.update(ip_address(address) for address in (own, broadcast) if address)
+            networks.update(
+                ip_network((address, message["prefixlen"]), strict=False) for address in (own, peer) if address
+            )
         addresses.update(  # it also answers to broadcast (RFC 919) and subnet-router anycast (RFC 4291)
             network.broadcast_address if network.version == 4 else network.network_address
             for network in networks
@@ -97,25 +116,25 @@ class Links:
         except (NetlinkError, OSError):  # unreachable, prohibited, or the kernel lacks the family
             return None
 
+    @_wrapped("list TCP connections")
     def bgp_peers(self) -> frozenset[Address]:
         """The BGP peers of this machine now: the other ends of TCP connections from or to port 179.
 
         Empty if the kernel does not support the query. Raises LinkError.
         """
-        with _wrapped("list TCP connections"):
-            try:
-                with DiagSocket() as sockets:
-                    sockets.bind()
-                    return frozenset(
-                        _unmapped(ip_address(session["idiag_dst"]))
-                        for family in (socket.AF_INET, socket.AF_INET6)
-                        for session in sockets.get_sock_stats(family=family, states=_ESTABLISHED)
-                        if _BGP in (session["idiag_sport"], session["idiag_dport"])
-                    )
-            except (NetlinkError, OSError) as error:
-                if (error.code if isinstance(error, NetlinkError) else error.errno) not in _NO_DIAG:
-                    raise
-        return frozenset()
+        try:
+            with DiagSocket() as sockets:
+                sockets.bind()
+                return frozenset(
+                    _unmapped(ip_address(session["idiag_dst"]))
+                    for family in (socket.AF_INET, socket.AF_INET6)
+                    for session in sockets.get_sock_stats(family=family, states=_ESTABLISHED)
+                    if _BGP in (session["idiag_sport"], session["idiag_dport"])
+                )
+        except (NetlinkError, OSError) as error:
+            if (error.code if isinstance(error, NetlinkError) else error.errno) not in _NO_DIAG:
+                raise
+            return frozenset()
 
 
 def _unmapped(address: Address) -> Address:
@@ -126,14 +145,6 @@ def local_now() -> Local:
     """This machine's addresses now. Raises LinkError."""
     with closing(Links()) as links:
         return links.local()
-
-
-@contextmanager
-def _wrapped(doing: str) -> Iterator[None]:
-    try:
-        yield
-    except (NetlinkError, OSError) as error:
-        raise LinkError(f"the kernel refused to {doing}: {error}") from error
 
 
 class Network:
@@ -223,3 +234,39 @@ def _listen(wake: Callable[[], None], stop: threading.Event) -> None:
                 for _ in netlink.get():
                     pass
                 wake()
+
+
+def reachability(
+    pinholes: Mapping[str, Pinhole], legal: AddressSet | None, most: int = MOST_ROUTES
+) -> Reachability | None:
+    """Compare the open pinholes with the routes of this thread's network namespace.
+
+    None if there are more than `most` routes. Raises DumpError.
+    """
+    routes = read_routes(most)
+    return None if routes is None else judge(routes, pinholes, legal)
+
+
+def read_routes(most: int = MOST_ROUTES) -> Routes | None:
+    """The routes of this thread's network namespace, without local ones.
+
+    None if there are more than `most`. Raises DumpError.
+    """
+    with Netlink(socket.NETLINK_ROUTE) as kernel:
+        return complete(lambda: _read_routes(kernel, most))
+
+
+def _read_routes(kernel: Netlink, most: int) -> Routes | None:
+    routes, seen = Routes(), 0
+    for family, version in ((socket.AF_INET, 4), (socket.AF_INET6, 6)):
+        for content in kernel.messages(_GET_ROUTES, _ROUTE.pack(family, *[0] * 8)):
+            _, length, _, _, table, _, _, kind, flags = _ROUTE.unpack_from(content)
+            route = fields(content, _ROUTE.size)
+            table = _U32.unpack(route[_TABLE])[0] if _TABLE in route else table
+            if table == _LOCAL_TABLE or flags & _CLONED:
+                continue
+            seen += 1
+            if seen > most:
+                return None
+            routes.add(version, length, int.from_bytes(route.get(_DESTINATION, b"")), forwards=kind == _UNICAST)
+    return routes

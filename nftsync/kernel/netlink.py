@@ -6,8 +6,6 @@ restarts without end while another program keeps changing any table.
 Source: netlink(7), netlink(3), linux/netfilter/nf_tables.h, linux/netfilter/nfnetlink.h.
 """
 
-from __future__ import annotations
-
 import errno
 import os
 import socket
@@ -51,6 +49,7 @@ _TABLE = 1  # names the table, in every request and message
 _SET, _ELEMENTS = 2, 3  # of a message about elements
 _GENERATION_NUMBER = 1  # in a message about a generation
 _GENERATION = slice(2, 4)  # of the ruleset, in struct nfgenmsg: each transaction changes it
+_MOST_ATTEMPTS = 20  # to read without an interruption
 _ATTEMPTS = 5  # to read one generation, before a mix of several will do
 
 
@@ -63,7 +62,7 @@ class DumpError(NftsyncError):
         super().__init__(f"the kernel's tables can't be read: {os.strerror(self.number)}")
 
 
-def complete(read: Callable[[], T], attempts: int = 20) -> T:
+def complete(read: Callable[[], T], attempts: int = _MOST_ATTEMPTS) -> T:
     """Call `read` until no change interrupts it (DumpError with EINTR), at most `attempts` times."""
     for _ in range(attempts - 1):
         try:
@@ -141,11 +140,6 @@ def fields(content: bytes, start: int = 0, end: int | None = None) -> Fields:
     return {kind: content[first:last] for kind, first, last in attributes(content, start, end)}
 
 
-def attribute(kind: int, value: bytes) -> bytes:
-    """One attribute, ready to send."""
-    return _ATTRIBUTE.pack(4 + len(value), kind) + value + bytes(-len(value) % 4)
-
-
 # --- nf_tables ----------------------------------------------------------------------------------------
 
 
@@ -165,7 +159,8 @@ class Element(NamedTuple):
 
 def name(kind: int, text: str) -> bytes:
     """A name as an attribute, ready to send."""
-    return attribute(kind, text.encode() + b"\0")
+    value = text.encode() + b"\0"
+    return _ATTRIBUTE.pack(4 + len(value), kind) + value + bytes(-len(value) % 4)
 
 
 def text(value: bytes) -> str:
@@ -191,12 +186,10 @@ def dump(kernel: Netlink, kind: int, family: str, inside: bytes = b"", *, whole:
     The mix contains every object that existed all the time, unless others change objects beside it.
     """
     request = struct.pack(">BBH", FAMILIES[family], 0, 0) + OURS + inside
-    if whole:
-        return complete(lambda: _answer(kernel, kind, request, whole=True))
     try:
-        return complete(lambda: _answer(kernel, kind, request, whole=True), _ATTEMPTS)
+        return complete(lambda: _answer(kernel, kind, request, whole=True), _MOST_ATTEMPTS if whole else _ATTEMPTS)
     except DumpError as error:
-        if error.number != errno.EINTR:
+        if whole or error.number != errno.EINTR:
             raise
         return _answer(kernel, kind, request, whole=False)
 
@@ -212,13 +205,11 @@ def _answer(kernel: Netlink, kind: int, request: bytes, *, whole: bool) -> list[
         if error.number == errno.ENOENT:
             return []
         raise
-    if (
-        whole and len({content[_GENERATION] for content in messages}) > 1
-    ):  # the kernel sets no flag in a dump of elements
+    # The kernel sets no flag in a dump of elements.
+    if whole and len({content[_GENERATION] for content in messages}) > 1:
         raise DumpError(errno.EINTR)
-    return [
-        content for content in messages if content.startswith(OURS, HEADER)
-    ]  # chains and tables include foreign ones
+    # Chains and tables include foreign ones.
+    return [content for content in messages if content.startswith(OURS, HEADER)]
 
 
 def generation(kernel: Netlink) -> int:
