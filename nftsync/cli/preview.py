@@ -16,7 +16,7 @@ from nftsync.cluster.kubeconfig import allowed
 from nftsync.cluster.source import Manifests
 from nftsync.config import Config, PoolMode
 from nftsync.files.journal import Journal
-from nftsync.files.localchainfile import read_local_chain
+from nftsync.files.sealed import read_local_chain
 from nftsync.objects.address import AddressSet, Local
 from nftsync.objects.metallb import MetalLBConfig, Pool
 from nftsync.objects.names import NFT, Malformed, ObjectRef, Reason, Rejection, metallb

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from nftsync.cluster.cache import Inputs, MetalLBCaches
 from nftsync.config import Config, PoolMode
-from nftsync.files.localchainfile import read_local_chain, stamp
+from nftsync.files.sealed import read_local_chain, stamp
 from nftsync.objects.address import Address
 from nftsync.objects.metallb import MetalLBConfig
 from nftsync.objects.names import Name

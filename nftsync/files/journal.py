@@ -90,8 +90,6 @@ class Journal:
         self._told = False  # the log already has a warning about the disk
         self.kept = True
 
-    # --- reading ------------------------------------------------------------------------------------------
-
     def load(self) -> Memory:
         """The Memory as last accepted. If the file is not usable, log a warning and start empty."""
         memory = Memory()
@@ -128,8 +126,6 @@ class Journal:
             yield record
         self._torn = self._torn or end != ""  # a record ends with its line
 
-    # --- writing ------------------------------------------------------------------------------------------
-
     def remember(self, services: Mapping[Name, Service | None], facts: Facts | None = None) -> None:
         """Begin to write, and wait up to GRACE for it, unless the disk does not answer."""
         if not services and facts is None:
@@ -137,14 +133,17 @@ class Journal:
         with self._lock:
             if self._whole and not (self._pending.whole or self._writing):
                 return  # there is no file to append to: the caller will call replace()
-            self._add(_Batch({name: (service,) for name, service in services.items()}, facts))
+            self._add(services, facts)
             if self.kept and not self._late:
-                self._late = not self._lock.wait_for(self._answered, GRACE)
+                # The disk has answered if it has taken everything or has failed.
+                self._late = not self._lock.wait_for(
+                    lambda: not (self.kept and (self._pending or self._writing)), GRACE
+                )
 
     def replace(self, memory: Memory) -> None:
         """Replace the file with the whole Memory."""
         with self._lock:
-            self._add(_Batch({name: (service,) for name, service in memory.services.items()}, memory.facts, whole=True))
+            self._add(memory.services, memory.facts, whole=True)
 
     @property
     def wants_all(self) -> bool:
@@ -161,16 +160,12 @@ class Journal:
         if self._thread:
             self._thread.join(PATIENCE)
 
-    def _add(self, batch: _Batch) -> None:
-        self._pending.add(batch)
+    def _add(self, services: Mapping[Name, Service | None], facts: Facts | None, *, whole: bool = False) -> None:
+        self._pending.add(_Batch({name: (service,) for name, service in services.items()}, facts, whole))
         if self._thread is None or not self._thread.is_alive():
             self._thread = threading.Thread(target=self._run, name="journal", daemon=True)
             self._thread.start()
         self._lock.notify_all()
-
-    def _answered(self) -> bool:
-        """True if the disk has taken everything or has failed."""
-        return not (self.kept and (self._pending or self._writing))
 
     # --- the thread that waits for the disk -----------------------------------------------------------------
 

@@ -87,12 +87,11 @@ def _take_ruleset(memory: Memory, text: str) -> None:
             sources[pinhole] = (sources.get(pinhole) or set()) | {ip_network(source[0])}
         else:
             sources[pinhole] = None  # open to all
-    for place, (pinhole, ranges) in enumerate(sources.items()):
-        address, port = pinhole
+    for place, ((address, port), ranges) in enumerate(sources.items()):
         name = Name("", f"{address}-{place}")
         networks = None if ranges is None else tuple(sorted(ranges, key=str))
         memory.services[name] = Service(
-            name, "", "", None, (ip_address(address),), (port,), networks, limits.get(pinhole), rejections=()
+            name, "", "", None, (ip_address(address),), (port,), networks, limits.get((address, port)), rejections=()
         )
 
 

@@ -19,9 +19,8 @@ from nftsync.plan.memory import BootFacts, boot_facts_record, parse_boot_facts
 FILE = "since-boot"
 LOCK = "lock"
 _FORM = 1
-_FAILURE = re.compile(
-    r"result=([a-z-]{1,32}) status=([A-Za-z0-9]{1,32}) loaded=(rules|base|nothing)\n"
-)  # see systemd/boot-fallback
+# What systemd/boot-fallback writes.
+_FAILURE = re.compile(r"result=([a-z-]{1,32}) status=([A-Za-z0-9]{1,32}) loaded=(rules|base|nothing)\n")
 
 log = logging.getLogger(__name__)
 
