@@ -12,24 +12,12 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from nftsync.kernel.netlink import (
-    FAMILIES,
-    GET_GENERATION,
-    HEADER,
-    NEW_GENERATION,
-    OURS,
-    PROTOCOL,
-    DumpError,
-    Netlink,
-    fields,
-    split,
-    text,
-)
+from nftsync.kernel import netlink
+from nftsync.kernel.netlink import FAMILIES, HEADER, OURS, PROTOCOL, DumpError, Netlink, fields, split, text
 
 _GROUP = 7  # NFNLGRP_NFTABLES
 _SOL_NETLINK, _ADD_MEMBERSHIP, _SO_RCVBUFFORCE = 270, 1, 33
 _BUFFER = 8 << 20  # bytes: a transaction of 50,000 elements
-_OUR_FAMILIES = frozenset(FAMILIES.values())
 _PID, _PROGRAM = 2, 3  # attributes of a generation
 _CHECK = 1.0  # seconds until a stopped listener notices
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 0.5  # seconds between two repairs, while others keep changing our tables
@@ -55,7 +43,7 @@ def identity() -> int | None:
     """The id of this thread in the kernel's messages about commits; None if the kernel gives none."""
     try:
         with Netlink(PROTOCOL) as kernel:
-            (answer,) = kernel.messages(GET_GENERATION, bytes(HEADER), dump=False)
+            (answer,) = kernel.messages(netlink.GET_GENERATION, bytes(HEADER), dump=False)
     except DumpError:
         return None
     commit = _commit(answer)
@@ -94,8 +82,8 @@ def _listen(
             told(None)
             continue
         for kind, _, _, content in split(received):
-            if kind != NEW_GENERATION:
-                ours = ours or (content.startswith(OURS, HEADER) and content[0] in _OUR_FAMILIES)
+            if kind != netlink.NEW_GENERATION:
+                ours = ours or (content.startswith(OURS, HEADER) and content[0] in FAMILIES.values())
                 continue
             commit = _commit(content)
             if ours and (commit is None or commit.pid != own):

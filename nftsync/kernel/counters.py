@@ -6,23 +6,8 @@ Source: linux/netfilter/nf_tables.h.
 
 from collections.abc import Iterable, Iterator
 
-from nftsync.kernel.netlink import (
-    GET_RULES,
-    HEADER,
-    LOOKUP_SET,
-    PROTOCOL,
-    PROTOCOLS,
-    RULE_CHAIN,
-    RULE_EXPRESSIONS,
-    Netlink,
-    address,
-    dump,
-    elements,
-    expressions,
-    fields,
-    name,
-    text,
-)
+from nftsync.kernel import netlink
+from nftsync.kernel.netlink import HEADER, PROTOCOL, PROTOCOLS, Netlink, address, elements, expressions, fields, text
 from nftsync.report.traffic import NOTHING, Count, Element, Reading, Rule
 from nftsync.ruleset.tables import INET, NETDEV, OPERATOR_SVC
 
@@ -77,13 +62,11 @@ def _count(statements: Iterable[tuple[bytes, bytes]]) -> Count | None:
 
 def _closed(kernel: Netlink) -> Iterator[tuple[Rule, Count]]:
     """The counters of the rules that match pools4 or pools6."""
-    for content in dump(kernel, GET_RULES, INET, name(RULE_CHAIN, OPERATOR_SVC)):
+    for content in netlink.dump(kernel, netlink.GET_RULES, INET, netlink.name(netlink.RULE_CHAIN, OPERATOR_SVC)):
         rule = fields(content, HEADER)
-        statements = list(expressions(rule.get(RULE_EXPRESSIONS, b"")))
-        sets = {text(fields(data)[LOOKUP_SET]) for called, data in statements if called == b"lookup"} & {
-            "pools4",
-            "pools6",
-        }
+        statements = list(expressions(rule.get(netlink.RULE_EXPRESSIONS, b"")))
+        sets = {text(fields(data)[netlink.LOOKUP_SET]) for called, data in statements if called == b"lookup"}
+        pools = sets & {"pools4", "pools6"}
         count = _count(statements)
-        if sets and count:
-            yield (sets.pop(), int.from_bytes(rule[_RULE_HANDLE])), count
+        if pools and count:
+            yield (pools.pop(), int.from_bytes(rule[_RULE_HANDLE])), count

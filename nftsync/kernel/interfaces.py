@@ -12,14 +12,14 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import replace
-from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 
 from pyroute2 import DiagSocket, IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 from pyroute2.netlink.rtnl import RTMGRP_IPV4_IFADDR, RTMGRP_IPV6_IFADDR, RTMGRP_LINK
 
 from nftsync.kernel.netlink import Netlink, complete, fields
-from nftsync.objects.address import Address, AddressSet, Local
+from nftsync.objects.address import Address, AddressSet, Local, unmapped
 from nftsync.objects.names import NftsyncError
 from nftsync.plan.snapshot import Interfaces
 from nftsync.policy.pinholes import Pinhole
@@ -40,7 +40,6 @@ _DESTINATION, _TABLE = 1, 15  # RTA_DST, RTA_TABLE
 _LOCAL_TABLE = 255
 _UNICAST = 1  # RTN_UNICAST: neither local nor a blackhole
 _CLONED = 0x200  # RTM_F_CLONED: a cached result, not a route
-_U32 = struct.Struct("=I")
 
 log = logging.getLogger(__name__)
 
@@ -126,7 +125,7 @@ class Links:
             with DiagSocket() as sockets:
                 sockets.bind()
                 return frozenset(
-                    _unmapped(ip_address(session["idiag_dst"]))
+                    unmapped(ip_address(session["idiag_dst"]))
                     for family in (socket.AF_INET, socket.AF_INET6)
                     for session in sockets.get_sock_stats(family=family, states=_ESTABLISHED)
                     if _BGP in (session["idiag_sport"], session["idiag_dport"])
@@ -135,10 +134,6 @@ class Links:
             if (error.code if isinstance(error, NetlinkError) else error.errno) not in _NO_DIAG:
                 raise
             return frozenset()
-
-
-def _unmapped(address: Address) -> Address:
-    return (address.ipv4_mapped or address) if isinstance(address, IPv6Address) else address
 
 
 def local_now() -> Local:
@@ -262,7 +257,7 @@ def _read_routes(kernel: Netlink, most: int) -> Routes | None:
         for content in kernel.messages(_GET_ROUTES, _ROUTE.pack(family, *[0] * 8)):
             _, length, _, _, table, _, _, kind, flags = _ROUTE.unpack_from(content)
             route = fields(content, _ROUTE.size)
-            table = _U32.unpack(route[_TABLE])[0] if _TABLE in route else table
+            table = struct.unpack("=I", route[_TABLE])[0] if _TABLE in route else table
             if table == _LOCAL_TABLE or flags & _CLONED:
                 continue
             seen += 1

@@ -23,7 +23,6 @@ Fields = Mapping[int, bytes]  # the values of attributes, by type
 
 _HEADER = struct.Struct("=IHHII")  # length, type, flags, sequence, port
 _ATTRIBUTE = struct.Struct("=HH")  # length, type
-_NUMBER = struct.Struct("=i")
 _REQUEST, _ACK, _DUMP, _INTERRUPTED = 0x1, 0x4, 0x300, 0x10  # flags
 _ERROR, _DONE = 2, 3  # types of messages
 _TYPE = 0x3FFF  # without the flags that an attribute's type carries
@@ -54,10 +53,12 @@ _ATTEMPTS = 5  # to read one generation, before a mix of several will do
 
 
 class DumpError(NftsyncError):
-    """The kernel refused a dump. number: errno(3); EINTR if a change during the dump left gaps."""
+    """The kernel refused a dump.
+
+    number: errno(3); EINTR if a change during the dump left gaps; None if the kernel did not answer in time.
+    """
 
     def __init__(self, number: int | None) -> None:
-        """number: None if the kernel did not answer in time."""
         self.number = number or errno.ETIMEDOUT
         super().__init__(f"the kernel's tables can't be read: {os.strerror(self.number)}")
 
@@ -74,10 +75,12 @@ def complete(read: Callable[[], T], attempts: int = _MOST_ATTEMPTS) -> T:
 
 
 class Netlink:
-    """A socket of the network namespace that opened it, for one thread at a time. Raises DumpError."""
+    """A socket of the network namespace that opened it, for one thread at a time. Raises DumpError.
+
+    protocol: such as socket.NETLINK_ROUTE.
+    """
 
     def __init__(self, protocol: int) -> None:
-        """protocol: such as socket.NETLINK_ROUTE."""
         try:
             self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
         except OSError as error:
@@ -107,7 +110,7 @@ class Netlink:
                         continue
                     interrupted = interrupted or bool(marks & _INTERRUPTED)
                     if answer in (_ERROR, _DONE):
-                        number = -_NUMBER.unpack_from(content)[0] if content else 0
+                        number = -struct.unpack_from("=i", content)[0] if content else 0
                         if number > 0 or interrupted:
                             raise DumpError(number or errno.EINTR)
                         return

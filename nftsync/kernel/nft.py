@@ -98,11 +98,7 @@ class Kernel:
             return read(self._netlink)
         except DumpError as error:
             raise KernelError(str(error)) from error
-        except (
-            ValueError,
-            LookupError,
-            struct.error,
-        ) as error:  # for example, elements that do not fit their set's type
+        except (ValueError, LookupError, struct.error) as error:  # such as elements of another type than their set
             raise KernelError(
                 f"our tables hold something that nft does not make, and can't be read: {error!r}"
             ) from error

@@ -12,19 +12,7 @@ from ipaddress import ip_address
 from operator import itemgetter
 
 from nftsync.kernel import netlink
-from nftsync.kernel.netlink import (
-    FAMILIES,
-    HEADER,
-    Element,
-    Fields,
-    Netlink,
-    dump,
-    elements,
-    expression,
-    expressions,
-    fields,
-    text,
-)
+from nftsync.kernel.netlink import FAMILIES, HEADER, Element, Fields, Netlink, dump, expressions, fields, text
 from nftsync.objects.address import Range
 from nftsync.objects.ratelimit import TIME_UNITS, RateLimit
 from nftsync.plan.plan import Found
@@ -61,17 +49,8 @@ _OBJECTS = {
 }  # fmt: skip
 # Foreign objects in a table, in the order to delete them: maps refer to the objects after them.
 _STRANGERS = (
-    "map",
-    "flowtable",
-    "counter",
-    "quota",
-    "limit",
-    "secmark",
-    "synproxy",
-    "ct helper",
-    "ct timeout",
-    "ct expectation",
-)
+    "map", "flowtable", "counter", "quota", "limit", "secmark", "synproxy", "ct helper", "ct timeout", "ct expectation",
+)  # fmt: skip
 
 _TYPES = {7: "ipv4_addr", 8: "ipv6_addr", 12: "inet_proto", 13: "inet_service"}  # of a field in a set's elements
 _WIDTHS = {"ipv4_addr": 4, "ipv6_addr": 16, "inet_proto": 1, "inet_service": 2}  # bytes
@@ -106,18 +85,15 @@ def _listed(kernel: Netlink, kind: int, family: str) -> list[Fields]:
     return [fields(content, HEADER) for content in dump(kernel, kind, family)]
 
 
-# --- tables -------------------------------------------------------------------------------------------
-
-
 def _table(kernel: Netlink, family: str, described: Fields, declared: Iterable[Fields]) -> Table:
     sets = [(name, _number(entry, _SET_FLAGS), entry) for name, entry in _named(declared, _NAME)]
-    objects, flowtables = _listed(kernel, netlink.GET_OBJECTS, family), _listed(kernel, netlink.GET_FLOWTABLES, family)
+    objects = _named(_listed(kernel, netlink.GET_OBJECTS, family), _NAME)
+    flowtables = _named(_listed(kernel, netlink.GET_FLOWTABLES, family), _NAME)
     foreign_objects = [
         *(("map", name) for name, flags, _ in sets if flags & (_MAP | _OBJECT) and not flags & _ANONYMOUS),
-        *((_OBJECTS.get(_number(entry, _OBJECT_TYPE), ""), name) for name, entry in _named(objects, _NAME)),
-        *(("flowtable", name) for name, _ in _named(flowtables, _NAME)),
+        *((_OBJECTS.get(_number(entry, _OBJECT_TYPE), ""), name) for name, entry in objects),
+        *(("flowtable", name) for name, _ in flowtables),
     ]
-    bits = _number(described, _TABLE_FLAGS)
     return Table(
         {name: _set(flags, entry) for name, flags, entry in sets if not flags & (_ANONYMOUS | _MAP | _OBJECT)},
         {
@@ -126,7 +102,7 @@ def _table(kernel: Netlink, family: str, described: Fields, declared: Iterable[F
             if not _number(chain, _CHAIN_FLAGS) & _BINDING
         },
         tuple((kind, name) for kind in _STRANGERS for other, name in sorted(foreign_objects) if other == kind),
-        frozenset(name for bit, name in _FLAGS.items() if bits & bit),
+        frozenset(name for bit, name in _FLAGS.items() if _number(described, _TABLE_FLAGS) & bit),
     )
 
 
@@ -146,7 +122,7 @@ def _set(flags: int, declared: Fields) -> Set:
     others = flags & ~(_INTERVAL | _CONCAT | _STATEMENT)
     is_limited = _DESCRIBED_SIZE in fields(declared.get(_SET_DESCRIBED, b""))
     strange = others or declared.keys() & _SET_OTHERWISE or is_limited or _noted(declared.get(_SET_NOTES, b""))
-    statement = _statement(*expression(declared[_SET_STATEMENT])) if _SET_STATEMENT in declared else ""
+    statement = _statement(*netlink.expression(declared[_SET_STATEMENT])) if _SET_STATEMENT in declared else ""
     return Set(" . ".join(names), "interval" if flags & _INTERVAL else "", statement + ("?" if strange else ""))
 
 
@@ -171,9 +147,6 @@ def _hook(family: str, chain: Fields) -> str:
     priority = int.from_bytes(hook[_HOOK_PRIORITY], signed=True)
     policy = _POLICIES[_number(chain, _CHAIN_POLICY) & 1]
     return f"type {text(chain[_CHAIN_TYPE])} hook {where}{device} priority {priority}; policy {policy};"
-
-
-# --- rules --------------------------------------------------------------------------------------------
 
 
 def _rules(kernel: Netlink, family: str, declared: Iterable[Fields]) -> Iterator[bytes]:
@@ -210,15 +183,12 @@ def _deciding(rule: bytes, anonymous: Mapping[bytes, bytes]) -> Iterator[bytes]:
     yield b""
 
 
-# --- elements -----------------------------------------------------------------------------------------
-
-
 def _members(kernel: Netlink, family: str, name: str, declared: Set) -> dict[str, str]:
     """The elements of a set and their statements; none if our sets do not have this type."""
     names = declared.type.split(" . ")
     if not _WIDTHS.keys() >= set(names):
         return {}
-    members = elements(kernel, family, name, whole=False)
+    members = netlink.elements(kernel, family, name, whole=False)
     if len(names) == 1 and declared.flags:
         return dict.fromkeys(_ranges(members), "")
     layout, at = [], 0
@@ -231,10 +201,9 @@ def _members(kernel: Netlink, family: str, name: str, declared: Set) -> dict[str
 def _member(member: Element, layout: list[tuple[str, slice]]) -> tuple[str, str]:
     """An element and its limits. layout: the fields of its key and their places: each begins at a multiple of four."""
     key, end, _, statements = member
-    element = (
-        " . ".join([_field(name, key[place], (end or key)[place]) for name, place in layout]) if key else _CATCHALL
-    )
-    return element, " ".join(_statement(called, data) for called, data in statements if called == b"limit")
+    parts = [_field(name, key[place], (end or key)[place]) for name, place in layout] if key else [_CATCHALL]
+    limits = [_statement(called, data) for called, data in statements if called == b"limit"]
+    return " . ".join(parts), " ".join(limits)
 
 
 def _field(name: str, first: bytes, last: bytes) -> str:
@@ -271,8 +240,7 @@ def _statement(called: bytes, data: bytes) -> str:
     limit = fields(data)
     rate, seconds = _number(limit, _LIMIT_RATE), _number(limit, _LIMIT_UNIT)
     per = next((name for name, length in TIME_UNITS.items() if length == seconds), f"{seconds} seconds")
-    packets = _number(limit, _LIMIT_TYPE) == 0
-    statement = RateLimit(rate, per, _number(limit, _LIMIT_BURST), packets).statement
+    statement = RateLimit(rate, per, _number(limit, _LIMIT_BURST), _number(limit, _LIMIT_TYPE) == 0).statement
     return statement if _number(limit, _LIMIT_FLAGS) & 1 else statement.replace(" over", "")
 
 
