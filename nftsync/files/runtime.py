@@ -85,9 +85,8 @@ def read_boot_failure(runtime: Path) -> BootFailure | None:
 
     runtime: the runtime folder; root writes the mark beside it.
     """
-    path = runtime.with_name(f"{runtime.name}-boot-failed")
     try:
-        with open(path, "rb", buffering=0, opener=_carefully) as file:
+        with open(runtime.with_name(f"{runtime.name}-boot-failed"), "rb", buffering=0, opener=_carefully) as file:
             match = _FAILURE.fullmatch((file.read(256) or b"").decode("ascii", errors="replace"))
     except FileNotFoundError:
         return None

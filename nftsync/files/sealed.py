@@ -76,7 +76,6 @@ def read_text(path: Path, errors: str = "strict") -> str:
 
 
 def _head(text: str, form: int) -> str:
-    """The start of a sealed file: its format and checksum."""
     return f"# nftsync {form} sha256:{hashlib.sha256(text.encode()).hexdigest()}"
 
 
