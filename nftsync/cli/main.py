@@ -51,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"nftsync {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for name, command, summary, own in _COMMANDS:
+    for name, command, summary, *own in _COMMANDS:
         epilog = _DIFF_STATUS if command is questions.diff else _STATUS
         added = commands.add_parser(name, help=summary, description=summary, epilog=epilog)
         added.set_defaults(command=command)
@@ -150,127 +150,61 @@ def _flush(options: argparse.Namespace) -> int:
     return 0
 
 
-# --- the words of the command line ---------------------------------------------------------------
-
-
-def _option(name: str, **settings: Any) -> Option:
-    return name, settings
+def _option(name: str, meaning: str, **settings: Any) -> Option:
+    return name, {"help": meaning, **settings}
 
 
 def _switch(name: str, meaning: str) -> Option:
-    return _option(name, action="store_true", help=meaning)
+    return _option(name, meaning, action="store_true")
+
+
+def _file(name: str, meaning: str) -> Option:
+    return _option(name, meaning, type=Path, metavar="FILE")
 
 
 _STATUS = "Exit status: 0 success, 1 failure, 2 wrong usage."
 _DIFF_STATUS = "Exit status: 0 no difference, 1 some difference, 2 trouble."
+
+# fmt: off
 _SHARED = (
-    _option("--config", type=Path, metavar="FILE", help=f"the configuration (default: {DEFAULT_PATH})"),
-    _option("--log-level", choices=("debug", "info", "warning", "error"), default="info"),
-    _option("--log-format", choices=tuple(LogFormat), default=LogFormat.AUTO, help="auto: the journal, or else text"),
+    _file("--config", f"the configuration (default: {DEFAULT_PATH})"),
+    ("--log-level", {"choices": ("debug", "info", "warning", "error"), "default": "info"}),
+    _option("--log-format", "auto: the journal, or else text", choices=tuple(LogFormat), default=LogFormat.AUTO),
 )
-_MANIFESTS = _option(
-    "--manifests",
-    type=Path,
-    nargs="+",
-    action="extend",
-    default=[],
-    metavar="PATH",
-    help="YAML files, or folders of them",
-)
+_MANIFESTS = _option("--manifests", "YAML files, or folders of them",
+                     type=Path, nargs="+", action="extend", default=[], metavar="PATH")
+_WORDS = "[SOURCE] ADDRESS:PORT[/tcp|udp|sctp], or NAMESPACE/NAME"
 
 # Each command's name, function, summary, and the options besides the shared ones.
-_COMMANDS: tuple[tuple[str, Command, str, tuple[Option, ...]], ...] = (
-    (
-        "run",
-        _run,
-        "Keep the kernel's ruleset in line with the cluster, or with manifests.",
-        (_MANIFESTS, _switch("--once", "stop after the first complete sync")),
-    ),
-    (
-        "boot",
-        _boot,
-        "Load the remembered rules, without a network and without a cluster.",
-        (_switch("--early", "load the base only while no interface but lo is up"),),
-    ),
-    (
-        "render",
-        _render,
-        "Print the ruleset of manifests. This changes nothing.",
-        (_MANIFESTS, _switch("--strict", "exit with 1 if anything was rejected")),
-    ),
-    (
-        "pools",
-        _pools,
-        "Print the legal addresses, and the object behind each.",
-        (_MANIFESTS, _switch("--json", "for programs: ranges as first-last, and rejections")),
-    ),
-    (
-        "ratelimit",
-        _ratelimit,
-        "Check the text of a ratelimit annotation.",
-        (_option("text", metavar="TEXT", nargs="+", help="e.g. '2 mbytes/second burst 512 kbytes'"),),
-    ),
-    (
-        "status",
-        questions.status,
-        "Show the state of the running daemon.",
-        (_switch("--json", "for programs"), _switch("--watch", "repeat until you press Ctrl-C")),
-    ),
-    (
-        "explain",
-        questions.explain,
-        "Say why a packet passes or not, or show the result for a Service.",
-        (
-            _MANIFESTS,
-            _option("words", metavar="WORD", nargs="*", help="[SOURCE] ADDRESS:PORT[/tcp|udp|sctp], or NAMESPACE/NAME"),
-            _switch("--json", "for programs"),
-        ),
-    ),
-    (
-        "confirm",
-        questions.confirm,
-        "Keep settings of the Nft resource that nftsync would roll back (confirm_seconds).",
-        (),
-    ),
-    (
-        "top",
-        questions.top,
-        "Show the Services with the most traffic, and the packets that their limits drop.",
-        (
-            _switch("--drops", "show the Services with the most dropped packets first"),
-            _option(
-                "--seconds",
-                type=float,
-                default=questions.WATCH,
-                metavar="N",
-                help="time of a measurement (default: %(default)s)",
-            ),
-            _switch("--once", "stop after one measurement"),
-        ),
-    ),
-    (
-        "diff",
-        questions.diff,
-        "Show the difference between the kernel and the wanted ruleset, or that of manifests.",
-        (_MANIFESTS,),
-    ),
-    ("check", _check, "Check configuration, kubeconfig, permissions, nft, kernel and NIC.", ()),
-    (
-        "bootstrap",
-        _bootstrap,
-        "Set up a cluster for its routers, and print the routers' kubeconfig.",
-        (
-            _option("--kubeconfig", type=Path, metavar="FILE", help="the administrator's (default: kubectl's)"),
-            _option(
-                "--server",
-                metavar="URL",
-                help="the API server's address for routers (default: as in that kubeconfig)",
-            ),
-            _switch("--print", "print the objects, and contact no server"),
-            _option(
-                "--output", type=Path, metavar="FILE", help="write the routers' kubeconfig to FILE, with mode 0600"
-            ),
-        ),
-    ),
-    ("flush", _flush, "Remove nftsync's tables from the kernel. This opens the firewall.", ()),
+_COMMANDS: tuple[tuple[str, Command, str, *tuple[Option, ...]], ...] = (
+    ("run", _run, "Keep the kernel's ruleset in line with the cluster, or with manifests.",
+     _MANIFESTS, _switch("--once", "stop after the first complete sync")),
+    ("boot", _boot, "Load the remembered rules, without a network and without a cluster.",
+     _switch("--early", "load the base only while no interface but lo is up")),
+    ("render", _render, "Print the ruleset of manifests. This changes nothing.",
+     _MANIFESTS, _switch("--strict", "exit with 1 if anything was rejected")),
+    ("pools", _pools, "Print the legal addresses, and the object behind each.",
+     _MANIFESTS, _switch("--json", "for programs: ranges as first-last, and rejections")),
+    ("ratelimit", _ratelimit, "Check the text of a ratelimit annotation.",
+     _option("text", "e.g. '2 mbytes/second burst 512 kbytes'", metavar="TEXT", nargs="+")),
+    ("status", questions.status, "Show the state of the running daemon.",
+     _switch("--json", "for programs"), _switch("--watch", "repeat until you press Ctrl-C")),
+    ("explain", questions.explain, "Say why a packet passes or not, or show the result for a Service.",
+     _MANIFESTS, _option("words", _WORDS, metavar="WORD", nargs="*"), _switch("--json", "for programs")),
+    ("confirm", questions.confirm, "Keep settings of the Nft resource that nftsync would roll back (confirm_seconds)."),
+    ("top", questions.top, "Show the Services with the most traffic, and the packets that their limits drop.",
+     _switch("--drops", "show the Services with the most dropped packets first"),
+     _option("--seconds", "time of a measurement (default: %(default)s)",
+             type=float, default=questions.WATCH, metavar="N"),
+     _switch("--once", "stop after one measurement")),
+    ("diff", questions.diff, "Show the difference between the kernel and the wanted ruleset, or that of manifests.",
+     _MANIFESTS),
+    ("check", _check, "Check configuration, kubeconfig, permissions, nft, kernel and NIC."),
+    ("bootstrap", _bootstrap, "Set up a cluster for its routers, and print the routers' kubeconfig.",
+     _file("--kubeconfig", "the administrator's (default: kubectl's)"),
+     _option("--server", "the API server's address for routers (default: as in that kubeconfig)", metavar="URL"),
+     _switch("--print", "print the objects, and contact no server"),
+     _file("--output", "write the routers' kubeconfig to FILE, with mode 0600")),
+    ("flush", _flush, "Remove nftsync's tables from the kernel. This opens the firewall."),
 )
+# fmt: on
