@@ -121,16 +121,19 @@ def load(path: Path | None) -> Config:
     """
     file = path or DEFAULT_PATH
     try:
-        text = file.read_text(encoding="utf-8")
+        config = parse(file.read_text(encoding="utf-8"), str(file))
     except FileNotFoundError:
-        if path is None:
-            return _with_credential(Config())
-        raise ConfigError(f"{file}: there is no such file") from None
+        if path is not None:
+            raise ConfigError(f"{file}: there is no such file") from None
+        config = Config()
     except OSError as error:
         raise ConfigError(f"{file}: {error.strerror}") from error
     except ValueError as error:  # UnicodeDecodeError names the byte
         raise ConfigError(f"{file}: {error}") from error
-    return _with_credential(parse(text, str(file)))
+    # systemd hands root's kubeconfig to the unit, because the unit's user cannot read it. Source:
+    # systemd.exec(5), LoadCredential=.
+    handed = Path(os.environ.get("CREDENTIALS_DIRECTORY", "/nonexistent"), "kubeconfig")
+    return replace(config, kubeconfig=handed) if config.kubeconfig == KUBECONFIG and handed.exists() else config
 
 
 def parse(text: str, name: str) -> Config:
@@ -144,24 +147,12 @@ def parse(text: str, name: str) -> Config:
     return replace(_config(_values(f"{name}: ", document, _KEYS)), text=text)
 
 
-def _with_credential(config: Config) -> Config:
-    """Use root's kubeconfig if systemd hands it to the unit, because the unit's user cannot read it.
-
-    Source: systemd.exec(5), LoadCredential=.
-    """
-    handed = Path(os.environ.get("CREDENTIALS_DIRECTORY", "/nonexistent"), "kubeconfig")
-    return replace(config, kubeconfig=handed) if config.kubeconfig == KUBECONFIG and handed.exists() else config
-
-
 def _values(prefix: str, table: Mapping[str, Any], keys: Keys) -> dict[str, Any]:
-    """The parsed values of a table of the file. Raises ConfigError.
-
-    prefix: the file and the table's path, for messages.
-    """
+    """The parsed values of a table. prefix: the file and the table's path, for messages."""
     values: dict[str, Any] = {}
     for key, value in table.items():
         where = f"{prefix}{ascii(key)[1:-1]}"
-        expected = keys.get(key, keys.get(_EVERY))
+        expected = keys.get(key, keys.get("*"))
         try:
             if expected is None:
                 raise ValueError(f"there is no such key; known keys: {', '.join(sorted(keys))}")
@@ -179,35 +170,30 @@ def _values(prefix: str, table: Mapping[str, Any], keys: Keys) -> dict[str, Any]
 def _config(top: dict[str, Any]) -> Config:
     """The configuration of a file's values. Keys that the file does not have keep their defaults."""
     default = Config()
-    nft, paths, caps, filters, overrides = (
-        top.pop(section, {}) for section in ("nft", "paths", "caps", "filters", "overrides")
-    )
-    metrics = {"address": default.metrics, "services": default.metrics_services, **top.pop("metrics", {})}
+    metrics = top.pop("metrics", {})
     router_name = top.pop("router_name", "") or default.router_name
     bgp_peers = top.pop("bgp_peers", [])
-    address_policy = AddressPolicy(
-        top.pop("pools", PoolMode.AUTO),
-        top.pop("advertised_pools_only", False),
-        collapse(top.pop("allowed_prefixes", [])),
-        frozenset(network.network_address for network in bgp_peers if network.num_addresses == 1),
-    )
-    return replace(
-        default,
-        **top,
-        **paths,
-        router_name=router_name,
-        nft=_NFT._replace(**nft),
-        public_nic=overrides.get(router_name, {}).get("public_nic"),
-        metrics=metrics["address"],
-        metrics_services=metrics["services"],
-        caps=Caps(**caps),
-        service_filter=Filters(**{key: frozenset(names) for key, names in filters.items()}),
-        address_policy=address_policy,
-        bgp_peers=collapse(bgp_peers),
-    )
+    settings = {  # the other keys of the file are fields of Config
+        **top.pop("paths", {}),
+        **top.pop("overrides", {}).get(router_name, {}),
+        "router_name": router_name,
+        "nft": default.nft._replace(**top.pop("nft", {})),
+        "metrics": metrics.get("address", default.metrics),
+        "metrics_services": metrics.get("services", default.metrics_services),
+        "caps": Caps(**top.pop("caps", {})),
+        "service_filter": Filters(**{key: frozenset(names) for key, names in top.pop("filters", {}).items()}),
+        "address_policy": AddressPolicy(
+            top.pop("pools", PoolMode.AUTO),
+            top.pop("advertised_pools_only", False),
+            collapse(top.pop("allowed_prefixes", [])),
+            frozenset(network.network_address for network in bgp_peers if network.num_addresses == 1),
+        ),
+        "bgp_peers": collapse(bgp_peers),
+    }
+    return replace(default, **settings, **top)
 
 
-# --- values: each function raises ValueError with the valid form ---------------------------------
+# Parsers of values. Each raises ValueError with the valid form.
 
 
 def _text(value: Any) -> str:
@@ -253,24 +239,22 @@ def _flag(value: Any) -> bool:
 
 
 def _pool_mode(value: Any) -> PoolMode:
-    try:
-        return PoolMode(_text(value))
-    except ValueError:
-        raise ValueError(f"this is not one of {', '.join(PoolMode)}") from None
+    if value not in tuple(PoolMode):
+        raise ValueError(f"this is not one of {', '.join(PoolMode)}")
+    return PoolMode(value)
 
 
 def _prefix(value: Any) -> Network:
     text = _text(value)
     try:
-        if "%" in text or not re.fullmatch(r"[^/]+(?:/[0-9]{1,3})?", text):
+        if not re.fullmatch(r"[^/%]+(?:/[0-9]{1,3})?", text):
             raise ValueError
         network = ip_network(text)
         if isinstance(network, IPv6Network) and network.network_address.ipv4_mapped is not None:
             raise ValueError
     except ValueError:
-        raise ValueError(
-            f"{quote(text)} is not a prefix without host bits such as 192.0.2.0/24 or 2001:db8::/32"
-        ) from None
+        form = "a prefix without host bits such as 192.0.2.0/24 or 2001:db8::/32"
+        raise ValueError(f"{quote(text)} is not {form}") from None
     return network
 
 
@@ -283,21 +267,20 @@ def _nic(value: Any) -> str | None:
 
 def _endpoint(value: Any) -> tuple[str, int] | None:
     """ "127.0.0.1:9469", "[::1]:9469", or "" for none."""
-    text = _text(value)
-    if not text:
+    if not _text(value):
         return None
-    match = re.fullmatch(r"(?:\[([0-9a-f:.]+)\]|([0-9.]+)):([0-9]{1,5})", text)
+    match = re.fullmatch(r"(?:\[([0-9a-f:.]+)\]|([0-9.]+)):([0-9]{1,5})", value)
     if not match or not 0 <= int(match[3]) <= 65535:
         raise ValueError('this is not an address and port such as "127.0.0.1:9469" or "[::1]:9469"')
     return str(ip_address(match[1] or match[2])), int(match[3])
 
 
-_EVERY = "*"  # stands for each key of a table
 _cap = partial(_whole, most=10_000_000)
 _names = partial(_list, parse=_kubernetes_name, what="names")
+_texts = partial(_list, parse=_text, what="texts")
 _prefixes = partial(_list, parse=_prefix, what="prefixes")
 
-# Every key of the file with the parser of its value; a table with its own keys.
+# Every key of the file with the parser of its value; a table with its own keys. "*" is any key.
 _KEYS: Keys = {
     "kubeconfig": _path,
     "unsafe_kubeconfig": _flag,
@@ -313,11 +296,6 @@ _KEYS: Keys = {
     "paths": {"local_chain": _path, "state": _path, "runtime": _path},
     "metrics": {"address": _endpoint, "services": partial(_whole, most=100_000)},
     "caps": {"pinholes": _cap, "pinholes_per_namespace": _cap},
-    "filters": {
-        "namespaces": _names,
-        "exclude_namespaces": _names,
-        "load_balancer_classes": partial(_list, parse=_text, what="texts"),
-    },
-    # By router name: one file can serve several routers.
-    "overrides": {_EVERY: {"public_nic": _nic}},
+    "filters": {"namespaces": _names, "exclude_namespaces": _names, "load_balancer_classes": _texts},
+    "overrides": {"*": {"public_nic": _nic}},  # by router name: one file can serve several routers
 }
