@@ -5,8 +5,6 @@ server-side apply, it does not overwrite other people's settings.
 Source: Kubernetes, "Server-Side Apply"; "Manually create an API token for a ServiceAccount".
 """
 
-from __future__ import annotations
-
 import base64
 import os
 from collections.abc import Callable, Mapping
@@ -21,7 +19,7 @@ from tenacity import RetryError, Retrying, retry_if_exception, retry_if_not_resu
 from nftsync.cluster.api import Api
 from nftsync.cluster.backoff import ApiError
 from nftsync.cluster.kubeconfig import UNSAFE, Kubeconfig
-from nftsync.objects.names import NFT, NftsyncError, quote
+from nftsync.objects.names import NftsyncError, quote
 
 INSTALLED = Path("/usr/share/nftsync")  # where the package puts these files
 CHECKOUT = Path(__file__).parents[2] / "packaging" / "kubernetes"
@@ -30,17 +28,6 @@ NAME = "nftsync"  # the ServiceAccount, and the kubeconfig's cluster, user and c
 PATIENCE = 20.0  # seconds to wait until the cluster serves a new kind, or fills in a token
 
 _MANAGER = "nftsync-bootstrap"
-_PLURALS = {
-    "Namespace": "namespaces",
-    "ServiceAccount": "serviceaccounts",
-    "Secret": "secrets",
-    "ClusterRole": "clusterroles",
-    "ClusterRoleBinding": "clusterrolebindings",
-    "Role": "roles",
-    "RoleBinding": "rolebindings",
-    "CustomResourceDefinition": "customresourcedefinitions",
-    NFT.name: NFT.plural,
-}
 
 
 class BootstrapError(NftsyncError):
@@ -59,11 +46,11 @@ class Manifest:
 
     @property
     def path(self) -> str:
-        """Its path in the API."""
+        """Its path in the API. An "s" makes the plural of each kind in FILES."""
         version, metadata = self.raw["apiVersion"], self.raw["metadata"]
         root = "/api/v1" if version == "v1" else f"/apis/{version}"
         within = f"/namespaces/{metadata['namespace']}" if "namespace" in metadata else ""
-        return f"{root}{within}/{_PLURALS[self.kind]}/{metadata['name']}"
+        return f"{root}{within}/{self.kind.lower()}s/{metadata['name']}"
 
     def __str__(self) -> str:
         metadata = self.raw["metadata"]
@@ -92,9 +79,8 @@ def bootstrap(kubeconfig: Path, told: Callable[[str], None], server: str | None 
     Raises BootstrapError, ApiError and OSError.
     """
     if not kubeconfig.exists():
-        raise BootstrapError(
-            f"{kubeconfig}: there is no such file: name an administrator's kubeconfig with --kubeconfig FILE"
-        )
+        remedy = "name an administrator's kubeconfig with --kubeconfig FILE"
+        raise BootstrapError(f"{kubeconfig}: there is no such file: {remedy}")
     manifests = [Manifest(raw) for raw in yaml.safe_load_all(text()) if raw]
     allowed = UNSAFE.keys() - {"insecure-skip-tls-verify"}
     with closing(Api(kubeconfig, allowed=allowed)) as api:
@@ -122,16 +108,11 @@ def _apply(api: Api, manifest: Manifest) -> str:
     except ApiError as error:
         if error.status != 409:
             raise
-        raise BootstrapError(
-            f"{manifest} exists with other settings, which nftsync does not overwrite: {error}"
-        ) from error
-    if present is not None:
-        return "changed"
-    return (
-        f"created: an example with public_nic {manifest.raw['spec']['public_nic']}"
-        if manifest.kind == "Nft"
-        else "created"
-    )
+        problem = "exists with other settings, which nftsync does not overwrite"
+        raise BootstrapError(f"{manifest} {problem}: {error}") from error
+    if manifest.kind == "Nft":
+        return f"created: an example with public_nic {manifest.raw['spec']['public_nic']}"
+    return "created" if present is None else "changed"
 
 
 def _covers(found: object, wanted: object) -> bool:
@@ -185,13 +166,12 @@ def _token(api: Api, secret: Manifest) -> str:
 
 
 def _kubeconfig(administrator: Kubeconfig, server: str | None, token: str, namespace: str) -> str:
-    cluster = {"server": server or administrator.server}
+    url = server or administrator.server
+    if not url.startswith("https://"):
+        raise BootstrapError(f"{quote(url)} is not an https:// address: routers could not verify the server")
+    cluster = {"server": url}
     if authority := administrator.configuration.ssl_ca_cert:
         cluster["certificate-authority-data"] = base64.b64encode(Path(authority).read_bytes()).decode()
-    if not cluster["server"].startswith("https://"):
-        raise BootstrapError(
-            f"{quote(cluster['server'])} is not an https:// address: routers could not verify the server"
-        )
     document = {
         "apiVersion": "v1",
         "kind": "Config",
