@@ -1,7 +1,5 @@
 """`nftsync check`: test whether this router is ready. Each line has a result and a remedy."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 from collections.abc import Iterator
@@ -151,13 +149,13 @@ def _allowed(api: Api, attributes: dict[str, str]) -> bool:
         "kind": "SelfSubjectAccessReview",
         "spec": {"resourceAttributes": attributes},
     }
-    status = _answer(api, "POST", "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", body=review).get("status")
+    status = _answer(api, "POST", "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", review).get("status")
     return isinstance(status, dict) and status.get("allowed") is True
 
 
-def _answer(api: Api, method: str, path: str, **how: Any) -> dict[str, Any]:
+def _answer(api: Api, method: str, path: str, body: object = None) -> dict[str, Any]:
     """The JSON object that the server answers. Raises ApiError."""
-    answer = api.request(method, path, **how)
+    answer = api.request(method, path, body=body)
     if not isinstance(answer, dict):
         raise ApiError(f"{method} {path}: the answer is not a JSON object: this is not a Kubernetes API server")
     return answer
@@ -190,28 +188,23 @@ def _pools(api: Api, config: Config, spec: NftSpec | None) -> Iterator[Finding]:
         yield Finding(subject, WARN, f'addresses are unguarded: pools = "{pool_mode}"; a Service may have any address')
         return
     namespace = spec.metallb_namespace if spec else METALLB_NAMESPACE
+    role = f"give it the Role there that it has in {METALLB_NAMESPACE}"
+    mend = MEND if namespace == METALLB_NAMESPACE else role
     for attributes in _METALLB:
         if missing := _missing(api, {**attributes, "namespace": namespace}):
-            what = f"may not {' or '.join(missing)} {attributes['resource']} in {namespace}"
-            mend = (
-                MEND if namespace == METALLB_NAMESPACE else f"give it the Role there that it has in {METALLB_NAMESPACE}"
-            )
-            yield Finding("RBAC", WARN, f"{what}: {mend}")
+            what = f"{attributes['resource']} in {namespace}"
+            yield Finding("RBAC", WARN, f"may not {' or '.join(missing)} {what}: {mend}")
     known, rejections = known_of_cluster(api, config, namespace)
-    for rejection in rejections:
-        yield Finding(subject, WARN, str(rejection))
-    guard = Guard.of(config.address_policy, known)
-    if guard.pools is None:
-        yield Finding(
-            subject,
-            WARN,
-            f'addresses are unguarded: {namespace} has no MetalLB configuration; pools = "required" would open nothing',
-        )
-    elif not guard.pools:
+    yield from (Finding(subject, WARN, str(rejection)) for rejection in rejections)
+    pools = Guard.of(config.address_policy, known).pools
+    if pools is None:
+        reason = f'{namespace} has no MetalLB configuration; pools = "required" would open nothing'
+        yield Finding(subject, WARN, f"addresses are unguarded: {reason}")
+    elif not pools:
         yield Finding(subject, WARN, f"no address is legal: no pool in {namespace} counts")
     else:
-        names = ", ".join(quote(pool.name)[1:-1] for pool in guard.pools[:5])
-        yield Finding(subject, OK, f"{len(guard.pools)} in {namespace}: {names}")
+        names = ", ".join(quote(pool.name)[1:-1] for pool in pools[:5])
+        yield Finding(subject, OK, f"{len(pools)} in {namespace}: {names}")
 
 
 def _nic(name: str | None) -> Finding:
@@ -223,10 +216,5 @@ def _nic(name: str | None) -> Finding:
             index = links.index(name)
     except LinkError as error:
         return Finding(subject, FAIL, str(error))
-    if index is None:
-        return Finding(
-            subject,
-            FAIL,
-            f"this machine has no interface {name}: correct public_nic in the Nft resource, or override it",
-        )
-    return Finding(subject, OK, name)
+    problem = f"this machine has no interface {name}: correct public_nic in the Nft resource, or override it"
+    return Finding(subject, FAIL, problem) if index is None else Finding(subject, OK, name)

@@ -37,8 +37,7 @@ def preview(config: Config, inputs: Inputs, chain: ChainInUse = _NO_CHAIN, local
 
     Without a usable Nft resource, the settings are the strictest ones: every interface but lo
     counts as public.
-    inputs: complete lists.
-    local: the router's addresses; this function does not look them up.
+    inputs: complete lists.  local: the router's addresses; this function does not look them up.
     """
     nft = next(iter(inputs.nfts.objects()), None)
     spec = nft.spec if nft else None
@@ -122,41 +121,31 @@ class AllowedAddresses:
         return cls(config.address_policy.pool_mode, pools, rejections)
 
     def json(self) -> str:
-        return json.dumps(
-            {
-                "pools": [
-                    {"name": pool.name, "source": pool.source, "ranges": list(map(str, pool.ranges))}
-                    for pool in self.pools or ()
-                ],
-                "rejections": [
-                    {"object": str(rejection.object), "reason": rejection.reason, "message": rejection.message}
-                    for rejection in self.rejections
-                ],
-            },
-            indent=2,
-        )
+        pools = [
+            {"name": pool.name, "source": pool.source, "ranges": list(map(str, pool.ranges))}
+            for pool in self.pools or ()
+        ]
+        rejections = [
+            {"object": str(rejection.object), "reason": rejection.reason, "message": rejection.message}
+            for rejection in self.rejections
+        ]
+        return json.dumps({"pools": pools, "rejections": rejections}, indent=2)
 
     def text(self) -> str:
         if self.pools is None:
             return f'every address is legal: nftsync uses no pool (pools = "{self.pool_mode}")'
         if not self.pools:
             return "no address is legal: there is no pool"
+        none = "none (allowed_prefixes)"
         rows = [
-            (
-                printable(pool.name),
-                pool.source,
-                ", ".join(part.element for part in pool.ranges) or "none (allowed_prefixes)",
-            )
+            (printable(pool.name), pool.source, ", ".join(part.element for part in pool.ranges) or none)
             for pool in self.pools
         ]
         return "\n".join(table([("POOL", "SOURCE", "ADDRESSES"), *rows]))
 
 
 def allowed_in_manifests(config: Config, paths: Sequence[Path]) -> AllowedAddresses:
-    """The legal addresses of manifests.
-
-    Raises ManifestError if there is no file or folder at a path.
-    """
+    """The legal addresses of manifests. Raises ManifestError if there is nothing at a path."""
     inputs = read(config, paths)
     result = preview(config, inputs)
     of_pools = (rejection for rejection in result.rejections if rejection.reason is Reason.INVALID_POOLS)

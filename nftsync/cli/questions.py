@@ -3,8 +3,6 @@
 With --manifests, explain and diff answer without a daemon.
 """
 
-from __future__ import annotations
-
 import json
 import sys
 import time
@@ -109,9 +107,9 @@ def _paths_and_words(options: Namespace) -> tuple[Sequence[Path], Sequence[str]]
     argparse takes every argument after `--manifests` for a path. Without other words, the last one
     or two of these arguments are the words.
     """
-    paths, words = options.manifests, options.words
-    if words:
-        return paths, words
+    paths = options.manifests
+    if options.words:
+        return paths, options.words
     split = len(paths) - 1
     if split > 1 and not paths[split - 1].exists():
         split -= 1
@@ -135,12 +133,11 @@ def _status_lines(answer: dict[str, Any]) -> Iterator[str]:
         True: ", ".join(map(printable, answer["pools"]["names"])),
         False: "unguarded: a Service may have any address",
     }
-    watches = ", ".join(f"{kind} {state}" for kind, state in sorted(answer["watches"].items()))
     yield f"router {answer['router']}, nftsync {answer['version']}, running for {_duration(answer['running_seconds'])}"
     yield ""
     yield from table([
         ("sync", ", ".join(filter(None, (sync["result"], ago, sync["message"])))),
-        ("watches", watches or "none yet"),
+        ("watches", ", ".join(f"{kind} {state}" for kind, state in sorted(answer["watches"].items())) or "none yet"),
         ("public NIC", _nic(answer["public_nic"])),
         ("settings", answer["settings"]["message"]),
         ("pools", pools[answer["pools"]["guarded"]]),
@@ -174,11 +171,7 @@ def _nic(nic: dict[str, Any]) -> str:
 def _top_lines(
     owners: Mapping[str, str], before: Reading, after: Reading, seconds: float, *, drops_first: bool
 ) -> Iterator[str]:
-    """Services by their traffic between two readings, as a table.
-
-    owners: pinhole key → Service.  seconds: the time between the readings.
-    drops_first: sort by dropped packets.
-    """
+    """Services by their traffic between two readings. owners: pinhole key → Service."""
     passed, packets, dropped = Counter[str](), Counter[str](), Counter[str]()
     for name, members in after.counts.items():
         for member, count in members.items():
@@ -191,16 +184,12 @@ def _top_lines(
                 passed[owner] += new.octets
     first, second = (dropped, passed) if drops_first else (passed, dropped)
     order = sorted({*passed, *dropped}, key=lambda owner: (first[owner], second[owner], owner), reverse=True)
-    rows = [
-        (
-            f"{passed[owner] / seconds / 1024:.1f}",
-            f"{packets[owner] / seconds:.0f}",
-            f"{dropped[owner] / seconds:.0f}",
-            owner,
-        )
+    rates = (
+        (passed[owner] / seconds / 1024, packets[owner] / seconds, dropped[owner] / seconds, owner)
         for owner in order[:_SHOWN]
         if passed[owner] or dropped[owner]
-    ]
+    )
+    rows = [(f"{kbytes:.1f}", f"{count:.0f}", f"{drops:.0f}", owner) for kbytes, count, drops, owner in rates]
     return table([("KBYTES/S", "PACKETS/S", "DROPPED/S", "SERVICE"), *rows])
 
 
