@@ -4,8 +4,6 @@ Every key has a default, so you can try nftsync without a file. An unknown key o
 error that names the file, the key and the value. A firewall must not silently ignore a setting.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import socket

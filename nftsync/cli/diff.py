@@ -4,8 +4,6 @@ nftsync loads the other ruleset into a new network namespace, where it can do no
 texts come from the same nft and differ only where the rules differ.
 """
 
-from __future__ import annotations
-
 import difflib
 import os
 import re
@@ -64,8 +62,8 @@ def _listed() -> str:
 
 
 def _sorted(match: re.Match[str]) -> str:
-    indent = match[1]
-    elements = sorted(" ".join(element.split()) for element in match[2].split(",") if element.strip())
+    indent, listed = match.groups()
+    elements = sorted(" ".join(element.split()) for element in listed.split(",") if element.strip())
     return f"{indent}elements = {{\n" + "".join(f"{indent}\t{element},\n" for element in elements) + f"{indent}}}"
 
 

@@ -1,7 +1,5 @@
 """The command line. An error is one line on stderr and an exit status: 1 failure, 2 wrong usage."""
 
-from __future__ import annotations
-
 import argparse
 import os
 import sys

@@ -1,7 +1,5 @@
 """The output of commands: stdout, stderr and the exit status."""
 
-from __future__ import annotations
-
 import io
 import os
 import sys
