@@ -27,7 +27,7 @@ FILES = ("crd.yaml", "rbac.yaml", "nft.yaml")
 NAME = "nftsync"  # the ServiceAccount, and the kubeconfig's cluster, user and context
 PATIENCE = 20.0  # seconds to wait until the cluster serves a new kind, or fills in a token
 
-_MANAGER = "nftsync-bootstrap"
+_QUERY = {"fieldManager": "nftsync-bootstrap"}
 
 
 class BootstrapError(NftsyncError):
@@ -101,10 +101,9 @@ def _apply(api: Api, manifest: Manifest) -> str:
             raise BootstrapError(f"{manifest} exists and is not a ServiceAccount's token: delete or rename it")
         if _covers(present, manifest.raw):
             return "exists, correct"
-    query = {"fieldManager": _MANAGER}
     patiently = _patiently(retry_if_exception(_is_absent))  # a new kind is absent until the server serves it
     try:
-        patiently(api.request, "PATCH", manifest.path, query, manifest.raw, "application/apply-patch+yaml")
+        patiently(api.request, "PATCH", manifest.path, _QUERY, manifest.raw, "application/apply-patch+yaml")
     except ApiError as error:
         if error.status != 409:
             raise

@@ -139,7 +139,6 @@ def _rights(api: Api) -> Iterator[Finding]:
 
 
 def _missing(api: Api, attributes: dict[str, str], verbs: tuple[str, ...] = _READ) -> list[str]:
-    """The verbs that the router may not use."""
     return [verb for verb in verbs if not _allowed(api, {**attributes, "verb": verb})]
 
 
@@ -181,7 +180,6 @@ def _resource(api: Api, config: Config) -> tuple[NftSpec | None, Finding]:
 
 
 def _pools(api: Api, config: Config, spec: NftSpec | None) -> Iterator[Finding]:
-    """Test whether MetalLB's pools limit the legal addresses."""
     subject = "MetalLB's pools"
     pool_mode = config.address_policy.pool_mode
     if pool_mode is PoolMode.IGNORED:

@@ -149,15 +149,13 @@ def _status_lines(answer: dict[str, Any]) -> Iterator[str]:
     for source, why in answer["stale"].items():
         yield f"stale: {source}: {why}"
     if answer["rejections"]:
-        rejections = [(row["object"], row["reason"], row["message"]) for row in answer["rejections"][:_SHOWN]]
-        yield ""
-        yield from table([("REFUSED", "REASON", "WHY"), *rejections])
+        rows = [(row["object"], row["reason"], row["message"]) for row in answer["rejections"][:_SHOWN]]
+        yield from ("", *table([("REFUSED", "REASON", "WHY"), *rows]))
         if answer["rejected"] > _SHOWN:
             yield f"… and {answer['rejected'] - _SHOWN} more (--json shows them)"
     if answer["changes"]:
         changes = [(change["time"], change["about"], change["message"]) for change in answer["changes"]]
-        yield ""
-        yield from table([("LAST CHANGES", "OF", "WHAT"), *changes])
+        yield from ("", *table([("LAST CHANGES", "OF", "WHAT"), *changes]))
 
 
 def _nic(nic: dict[str, Any]) -> str:
