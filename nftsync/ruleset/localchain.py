@@ -4,8 +4,6 @@ nft judges the rules when nftsync loads them. This module only checks that the t
 and nothing else. So an extra brace cannot close our table and reach another one.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 

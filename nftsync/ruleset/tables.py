@@ -5,8 +5,6 @@ draws a packet's way through them. The text is nft's (nft(8)). Only parsed value
 grammar, and the operator's verbatim local chain enter it from outside.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -97,9 +95,8 @@ class Table:
     @property
     def is_enforcing(self) -> bool:
         """Whether the table filters: it has all our base chains, and is not dormant."""
-        hooks = [chain.hook for chain in self.chains.values()]
         return "dormant" not in self.flags and all(
-            any(f"hook {name} " in hook for hook in hooks) for name in (INPUT, FORWARD)
+            any(f"hook {name} " in chain.hook for chain in self.chains.values()) for name in (INPUT, FORWARD)
         )
 
 
@@ -166,7 +163,7 @@ class Settings:
         bgp_peers: tuple[Network, ...] = (),
         cluster: AddressSet = AddressSet(),  # noqa: B008  # immutable
         flags: frozenset[str] = frozenset(),
-    ) -> Settings:
+    ) -> "Settings":
         """Settings from the Nft resource's spec; without a spec the strictest settings.
 
         public_nic: from the local configuration; it overrides the resource's.
@@ -319,9 +316,12 @@ def elements(pinholes: Iterable[Pinhole], settings: Settings) -> dict[str, Eleme
 
 def open_keys(found: Ruleset) -> set[str]:
     """The keys of a ruleset's open pinholes."""
-    sets = found.elements.get(INET, {})
-    names = (name for name in SETS[INET] if not name.startswith("pools"))
-    return {pinhole_key(element) for name in names for element in sets.get(name, ())}
+    return {
+        pinhole_key(element)
+        for name, members in found.elements.get(INET, {}).items()
+        if name in SETS[INET] and not name.startswith("pools")
+        for element in members
+    }
 
 
 def pinhole_key(element: str) -> str:

@@ -6,8 +6,6 @@ table, which filters nothing. It flushes and refills changed chains, and adds an
 one by one. So counters and buckets survive each change that does not concern them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -87,8 +85,11 @@ def _table(table: str, before: Table, after: Table) -> Iterator[str]:
     """The commands for a table's sets and chains."""
     replaced = [name for name, declared in before.sets.items() if after.sets.get(name) != declared]
     # The kernel deletes no set or map while a rule refers to it, so this refills every chain.
-    everything = bool(replaced or before.foreign_objects)
-    refilled = {name: chain for name, chain in after.chains.items() if everything or before.chains.get(name) != chain}
+    refilled = {
+        name: chain
+        for name, chain in after.chains.items()
+        if replaced or before.foreign_objects or before.chains.get(name) != chain
+    }
     removed = [
         name
         for name, chain in before.chains.items()
