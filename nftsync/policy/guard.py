@@ -8,8 +8,6 @@ MetalLB's objects vanish: the cluster then keeps its addresses and gets no other
 in force while nftsync cannot read its kind of objects.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -48,7 +46,7 @@ class Guard:
         known: MetalLBConfig | None,
         reserved: Iterable[Address] = (),
         attached: Iterable[Network] = (),
-    ) -> Guard:
+    ) -> "Guard":
         """The guard of a configuration.
 
         known: MetalLB's last good configuration.
@@ -149,8 +147,7 @@ class MetalLBObjects:
         An upgrade of MetalLB can leave the old ConfigMap behind. It does not count any more once
         there were pool objects.
         """
-        replaced = known is not None and known.of_pool_objects
-        config_maps = () if replaced else self.config_maps
+        config_maps = () if known is not None and known.of_pool_objects else self.config_maps
         found, rejections = configuration(self.pools, self.advertisements, self.peers, config_maps)
         if found is not None and known is not None and found.of_pool_objects:
             found = self._completed(found, known)

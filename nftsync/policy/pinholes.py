@@ -5,8 +5,6 @@ test checks that both agree for any sequence of changes. History matters only ov
 admitted Service stays admitted.
 """
 
-from __future__ import annotations
-
 from bisect import insort
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -48,9 +46,8 @@ def pinholes_of(service: Service, guard: Guard = UNGUARDED) -> dict[str, Pinhole
     """The pinholes that a Service claims, by key. Addresses that the guard refuses get none."""
     claimed = {}
     for address in filter(guard.admits, service.addresses):
-        sources = service.sources
-        if sources is not None:
-            sources = tuple(network for network in sources if network.version == address.version)
+        ranges = service.sources
+        sources = None if ranges is None else tuple(network for network in ranges if network.version == address.version)
         text = str(address)
         for protocol, port in service.ports:
             key = f"{text} . {protocol} . {port}"
@@ -86,8 +83,7 @@ class PinholeIndex:
         """
         self._filters = filters
         self._guard = guard
-        ours = [service for service in services if filters.admit(service)]
-        self._admission = Admission(caps, ours, admitted, quarantined)
+        self._admission = Admission(caps, filter(filters.admit, services), admitted, quarantined)
         self.admitted: Mapping[Name, Service] = self._admission.admitted
         self._services: dict[Name, Service] = {}  # the version of each that counts
         self._claims: dict[str, list[Name]] = {}  # every Service that claims a key, owner first

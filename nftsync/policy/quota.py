@@ -7,8 +7,6 @@ With source ranges each range counts, and counts several times. The kernel needs
 ranges and 4 s for 16,000. Meanwhile it blocks a processor, and packets.
 """
 
-from __future__ import annotations
-
 from bisect import bisect_left, insort
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
