@@ -4,15 +4,13 @@ Only the memory outlives the process. A new process plans with it until each lis
 This module turns the memory into records and back; files.journal keeps the records.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_network
 from typing import Any
 
-from nftsync.objects.address import Address, Local, Network, parse_range
+from nftsync.objects.address import Address, Local, parse_range
 from nftsync.objects.metallb import MetalLBConfig, Pool, parse_peer_address
 from nftsync.objects.names import NAME, Name
 from nftsync.objects.nft import NftSpec, describe_spec, parse_spec
@@ -85,7 +83,7 @@ class BootFacts:
     base: bool = False
 
 
-# --- records: one JSON value a line -------------------------------------------------------------------
+# Records: one JSON value a line.
 
 _ADDRESS = re.compile(r"[0-9a-f.:-]{1,64}")
 _DIGESTS = re.compile(r"[0-9a-f]{1,128} [0-9a-f]{1,128}")
@@ -146,9 +144,8 @@ def replay(memory: Memory, record: str) -> None:
 
 
 def _supersede(memory: Memory, name: Name) -> None:
-    before = memory.services.pop(name, None)
-    if before is not None:
-        memory.superseded[name] = before
+    if name in memory.services:
+        memory.superseded[name] = memory.services.pop(name)
 
 
 def _service(raw: dict[str, Any]) -> Service:
@@ -157,9 +154,9 @@ def _service(raw: dict[str, Any]) -> Service:
         uid=_text(raw["uid"]),
         created=_text(raw["created"]),
         load_balancer_class=None if raw["class"] is None else _text(raw["class"]),
-        addresses=tuple(map(_address, raw["addresses"])),
+        addresses=tuple(map(ip_address, map(_without_zone, raw["addresses"]))),
         ports=tuple(Port(Protocol(protocol), _port(number)) for protocol, number in raw["ports"]),
-        sources=None if raw["sources"] is None else tuple(map(_network, raw["sources"])),
+        sources=None if raw["sources"] is None else tuple(map(ip_network, map(_without_zone, raw["sources"]))),
         limit=None if raw["limit"] == "" else parse_ratelimit(_text(raw["limit"])),
         rejections=(),
     )
@@ -174,13 +171,16 @@ def _facts(raw: dict[str, Any]) -> Facts:
         local_chain=_text(raw["local_chain"]),
         config=_text(raw["config"]),
         local=None if raw["local"] is None else _local(*raw["local"]),
-        peers=frozenset(map(_address, raw["peers"])),
+        peers=frozenset(map(ip_address, map(_without_zone, raw["peers"]))),
         as_of=_text(raw["as_of"]),
     )
 
 
 def _local(addresses: list[object], networks: list[object]) -> Local:
-    return Local(frozenset(map(_address, addresses)), frozenset(map(_network, networks)))
+    return Local(
+        frozenset(map(ip_address, map(_without_zone, addresses))),
+        frozenset(map(ip_network, map(_without_zone, networks))),
+    )
 
 
 def _describe_pools(known: MetalLBConfig) -> dict[str, object]:
@@ -217,7 +217,7 @@ def parse_boot_facts(record: str) -> BootFacts:
         raise ValueError("rules are no digests")
     if type(ingress) not in (int, type(None)):
         raise TypeError("ingress is no index")
-    return BootFacts(rules, ingress, frozenset(map(_address, raw["former"])), raw["base"] is True)
+    return BootFacts(rules, ingress, frozenset(map(ip_address, map(_without_zone, raw["former"]))), raw["base"] is True)
 
 
 def _sorted(values: frozenset[Any]) -> list[str]:
@@ -233,15 +233,7 @@ def _name(namespace: object, name: object) -> Name:
     return Name(_text(namespace), _text(name))
 
 
-def _address(value: object) -> Address:
-    return ip_address(_plain(value))
-
-
-def _network(value: object) -> Network:
-    return ip_network(_plain(value))
-
-
-def _plain(value: object) -> str:
+def _without_zone(value: object) -> str:
     if "%" in _text(value):  # a zone could hold anything
         raise ValueError(f"{value!a} has a zone")
     return _text(value)

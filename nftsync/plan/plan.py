@@ -6,8 +6,6 @@ writes the transaction again and puts each Service's commands on lines of their 
 leaves out the causes that nft named.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -34,8 +32,6 @@ from nftsync.ruleset.tables import (
     ruleset,
 )
 from nftsync.ruleset.text import add_table, commands, render, transaction
-
-_NOTHING: Mapping[str, Elements] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +60,7 @@ class Left:
     digest: str = ""
 
     @classmethod
-    def by_another_process(cls, facts: BootFacts) -> Left:
+    def by_another_process(cls, facts: BootFacts) -> "Left":
         rules, _, digest = facts.rules.partition(" ")
         return cls(rules, digest=digest)
 
@@ -106,14 +102,16 @@ def plan(s: Snapshot, pinholes: Collection[Pinhole], found: Found, left: Left) -
     left: the tables that nftsync left in the kernel; empty if others may have changed them.
     """
     trusted = bool(left.rules) and left.rules == found.rules
-    can_stay = not s.first_since_boot and _can_stay(found.ruleset)
+    table = found.ruleset.tables.get(INET, Table())
+    # The kernel's local chain can stay if the plan replaces no set of its rules.
+    unreplaced = table.is_enforcing and table.sets == SETS[INET] and not table.foreign_objects
+    can_stay = not s.first_since_boot and unreplaced and LOCAL_CHAIN in table.chains
     chain = choose_local_chain(s.local_chain, s.verdicts.local_chains, can_stay=can_stay)
     settings = settings_of(s, found.ruleset.tables, chain)
     wanted, current = wanted_ruleset(s, pinholes, settings), found.ruleset
-    if trusted and left.tables is not None:
-        current = ours_as(current, left.tables)
-    elif trusted and left.digest == tables_digest(wanted.tables):
-        current = ours_as(current, wanted.tables)
+    if trusted:
+        as_wanted = left.tables is None and left.digest == tables_digest(wanted.tables)
+        current = _with_tables(current, wanted.tables if as_wanted else left.tables or {})
     if chain.body is None:
         wanted = _with_chain_of(wanted, current)
     if s.verdicts.limits:
@@ -159,8 +157,7 @@ def wanted_ruleset(s: Snapshot, pinholes: Collection[Pinhole], settings: Setting
     decided = ruleset(pinholes, settings)
     if not s.undecided:
         return decided
-    keys = {hole.key for hole in pinholes}
-    undecided = undecided_of(s.undecided, keys, pools=s.pools.origin is Origin.UNKNOWN)
+    undecided = undecided_of(s.undecided, {hole.key for hole in pinholes}, pools=s.pools.origin is Origin.UNKNOWN)
     elements = {family: dict(sets) for family, sets in decided.elements.items()}
     for family, table in decided.tables.items():
         for name in table.sets.keys() & undecided.get(family, {}).keys():
@@ -186,7 +183,11 @@ def elements_of_ours(found: Ruleset) -> Mapping[str, Elements]:
 
 
 def undecided_of(
-    elements: Mapping[str, Elements], known: Collection[str], *, pools: bool, earlier: Mapping[str, Elements] = _NOTHING
+    elements: Mapping[str, Elements],
+    known: Collection[str],
+    *,
+    pools: bool,
+    earlier: Mapping[str, Elements] = MappingProxyType({}),
 ) -> Mapping[str, Elements]:
     """The elements that are neither remembered nor listed.
 
@@ -201,12 +202,6 @@ def undecided_of(
             if kept:
                 undecided.setdefault(family, {})[name] = kept
     return undecided
-
-
-def _can_stay(found: Ruleset) -> bool:
-    """Whether the kernel's local chain can stay: the plan replaces no set of its rules."""
-    table = found.tables.get(INET, Table())
-    return table.is_enforcing and table.sets == SETS[INET] and not table.foreign_objects and LOCAL_CHAIN in table.chains
 
 
 def _with_chain_of(wanted: Ruleset, current: Ruleset) -> Ruleset:
@@ -224,7 +219,7 @@ def _with_limits_of(wanted: Ruleset, current: Ruleset) -> Ruleset:
     )
 
 
-def ours_as(found: Ruleset, known: Mapping[str, Table]) -> Ruleset:
+def _with_tables(found: Ruleset, known: Mapping[str, Table]) -> Ruleset:
     """The found ruleset with its known tables; unchanged if the families differ."""
     if found.tables.keys() != known.keys():
         return found
@@ -238,15 +233,13 @@ def tables_digest(tables: Mapping[str, Table]) -> str:
 
 
 Subject = Name | str
-Complaint = tuple[int, str]  # the number of a line, from 0, and nft's message about it
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
     """A line of a transaction.
 
-    subject: the Service that it belongs to; or LOCAL_CHAIN; or its family: INET for the filter,
-    NETDEV for the limits.
+    subject: its Service; or LOCAL_CHAIN; or its family: INET for the filter, NETDEV for the limits.
     """
 
     text: str
@@ -287,9 +280,10 @@ def _lines(text: str, family: str, body: int) -> Iterator[Line]:
         left = body if line == f"\tchain {LOCAL_CHAIN} {{" and not left else max(0, left - 1)
 
 
-def learn(verdicts: Verdicts, plan: Plan, lines: Sequence[Line], complaints: Sequence[Complaint]) -> Verdicts:
+def learn(verdicts: Verdicts, plan: Plan, lines: Sequence[Line], complaints: Sequence[tuple[int, str]]) -> Verdicts:
     """The verdicts after the kernel has complained; the same verdicts if nftsync finds no cause.
 
+    complaints: the number of a line, from 0, and nft's message about it.
     Only the local chain holds the operator's own text. So nftsync blames it for a complaint that
     names no line, or a line of the tables.
     """

@@ -1,7 +1,5 @@
 """The result of a sync: the source of the status, Events, metrics, the log and all answers."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -38,8 +36,7 @@ def changes_between(before: Mapping[str, Pinhole], after: Mapping[str, Pinhole])
     """The changes from `before` to `after`, ordered by Service name. Both map keys to pinholes."""
     pairs: dict[ObjectRef, list[tuple[Pinhole | None, Pinhole | None]]] = defaultdict(list)
     for key in sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key)):
-        pinhole = after.get(key) or before[key]
-        pairs[pinhole.ref].append((before.get(key), after.get(key)))
+        pairs[(after.get(key) or before[key]).ref].append((before.get(key), after.get(key)))
     return tuple(
         Change(
             service,
@@ -85,7 +82,7 @@ class Applied:
     fingerprint: int = 0
 
     @classmethod
-    def of(cls, tables: Mapping[str, Table], pinholes: dict[str, Pinhole], settings: Settings) -> Applied:
+    def of(cls, tables: Mapping[str, Table], pinholes: dict[str, Pinhole], settings: Settings) -> "Applied":
         return cls(tables, pinholes, settings, fingerprint(pinholes.values()))
 
     def replace(self, before: Mapping[str, Pinhole], after: Mapping[str, Pinhole]) -> None:
@@ -173,9 +170,7 @@ class SyncResult:
     def remembered(self) -> dict[str, str]:
         """The inputs that come from the memory until their list is complete; each with its age."""
         s = self.snapshot
-        if s is None:
-            return {}
-        origins = {"services": s.services, "settings": s.spec.origin, "pools": s.pools.origin}
+        origins = {"services": s.services, "settings": s.spec.origin, "pools": s.pools.origin} if s else {}
         said = f"remembered since {self.as_of}" if self.as_of else "remembered since an unknown time"
         return {what: said for what, origin in origins.items() if origin is Origin.REMEMBERED}
 
@@ -202,6 +197,8 @@ class SyncResult:
     @property
     def wanted(self) -> Ruleset | None:
         """The wanted ruleset; None while unknown."""
-        if self.snapshot is None or self.settings is None:
-            return None
-        return wanted_ruleset(self.snapshot, self.index.pinholes.values(), self.settings)
+        return (
+            wanted_ruleset(self.snapshot, self.index.pinholes.values(), self.settings)
+            if self.snapshot and self.settings
+            else None
+        )

@@ -30,16 +30,13 @@ def cut_off(before: NftSpec, after: NftSpec) -> str:
     """The part of a change that can lock the administrator out, for people; "" for none."""
     if before.public_nic != after.public_nic:
         return f"public_nic changed from {before.public_nic} to {after.public_nic}"
-    if _ssh(before) and not _ssh(after):
+    # Whether the rules accept ssh from the public side.
+    had_ssh, has_ssh = (spec.enable_ssh or not spec.enable_dropall for spec in (before, after))
+    if had_ssh and not has_ssh:
         return (
             "enable_ssh was switched off" if before.enable_ssh else "enable_dropall was switched on without enable_ssh"
         )
     return ""
-
-
-def _ssh(spec: NftSpec) -> bool:
-    """Whether the rules accept ssh from the public side."""
-    return spec.enable_ssh or not spec.enable_dropall
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,9 +94,7 @@ class Confirming:
         return Confirming(self.asked, Confirmation.CONFIRMED, cut=self.cut)
 
     def __str__(self) -> str:
-        if not self.cut:
-            return "the settings cannot lock you out"
-        return f"{self.cut}{_SENTENCES[self.state]}"
+        return f"{self.cut}{_SENTENCES[self.state]}" if self.cut else "the settings cannot lock you out"
 
 
 _SENTENCES = {
@@ -179,9 +174,6 @@ class Verdicts:
     out: frozenset[Name] = frozenset()
     local_chains: Mapping[str, str] = field(default_factory=dict)
     limits: str = ""
-
-    def __bool__(self) -> bool:
-        return bool(self.services or self.local_chains or self.limits)
 
     def of_services(self, blamed: Mapping[Name, str]) -> Verdicts:
         """The verdicts after the kernel has refused some Services.
