@@ -1,7 +1,5 @@
 """The HTTP endpoint: /metrics, /healthz, /readyz."""
 
-from __future__ import annotations
-
 import socket
 import threading
 from collections.abc import Callable
@@ -27,8 +25,8 @@ class Endpoint:
         self, address: tuple[str, int], metrics: Metrics, healthy: Callable[[], bool], ready: Callable[[], bool]
     ) -> None:
         checks = {"/healthz": healthy, "/readyz": ready}
-        metrics.ready.set_function(lambda: float(ready()))
-        metrics.healthy.set_function(lambda: float(healthy()))
+        metrics.ready.set_function(ready)
+        metrics.healthy.set_function(healthy)
 
         class Handler(MetricsHandler):  # type: ignore[misc]  # prometheus_client has no types for mypy
             registry = metrics.registry

@@ -1,7 +1,5 @@
 """The metrics for Prometheus: the daemon's own, and the kernel's counters, read at each scrape."""
 
-from __future__ import annotations
-
 import threading
 import time
 from collections import Counter
@@ -21,10 +19,6 @@ from nftsync.ruleset.tables import Settings
 
 # One element takes 0.1 ms, a full load takes seconds.
 _SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
-_OUTCOMES = ("waiting", "unchanged", "applied", "failed")  # the values of result.Outcome
-_LOADED = ("rules", "base", "nothing", "unknown")
-_STALE = ("settings", "pools", "services")
-
 _READ_AGAIN = 1.0  # seconds during which all scrapes share one reading
 _ROUTES_AGAIN = 30.0  # seconds between two readings of the routes
 _SERVICE = ["namespace", "service"]
@@ -89,15 +83,15 @@ class Metrics:
         gauge("build_info", "Always 1; the label names the version.", ["version"]).labels(__version__).set(1)
         # Create the known series with 0: an alert can't see the first increase of a missing series.
         self.count_rejections(())
-        for outcome in _OUTCOMES:
+        for outcome in ("waiting", "unchanged", "applied", "failed"):  # the values of result.Outcome
             self.syncs.labels(outcome)
         self.state_kept.set(1)  # no write has failed yet
         self.show_boot_failure("")
         self.show_stale({})
 
     def show_boot_failure(self, loaded: str) -> None:
-        """loaded: the replacement rules after a failed boot, one of _LOADED; "" without a failure."""
-        for rules in _LOADED:
+        """loaded: the replacement rules after a failed boot; "" without a failure."""
+        for rules in ("rules", "base", "nothing", "unknown"):
             self.boot_failed.labels(rules).set(rules == loaded)
 
     def show_settings(self, settings: Settings | None) -> None:
@@ -110,7 +104,7 @@ class Metrics:
 
         Missing sources are not stale.
         """
-        for source in _STALE:
+        for source in ("settings", "pools", "services"):
             self.stale.labels(source).set(stale.get(source, False))
 
     def count_api_request(self, verb: str, status: int | None) -> None:
@@ -162,7 +156,7 @@ class KernelCollector:
         with self._lock, self._count_errors():  # the first scrape reads again: it must see later pinholes
             self._count()
 
-    def collect(self) -> Iterator[Metric]:
+    def collect(self) -> Sequence[Metric]:
         with self._lock:
             now = self._clock()
             if now - self._read_at >= _READ_AGAIN:
@@ -173,8 +167,7 @@ class KernelCollector:
                 self._judged_at = now
                 with self._count_errors():
                     self._reachability = self._judge(self._pinholes())
-            families = self._families()
-        yield from families
+            return self._families()
 
     def _count(self) -> None:
         reading = self._read()
@@ -243,21 +236,11 @@ class KernelCollector:
             ),
         ]
         if routes is not None:
-            families.append(
-                GaugeMetricFamily(
-                    "nftsync_addresses_open_without_route",
-                    "Addresses with a pinhole but without a route, except the default route.",
-                    routes.open_without_route,
-                )
-            )
+            text = "Addresses with a pinhole but without a route, except the default route."
+            families.append(GaugeMetricFamily("nftsync_addresses_open_without_route", text, routes.open_without_route))
         if routes is not None and routes.routes_without_pinhole is not None:
-            families.append(
-                GaugeMetricFamily(
-                    "nftsync_routes_without_pinhole",
-                    "Host routes to pool addresses without a pinhole.",
-                    routes.routes_without_pinhole,
-                )
-            )
+            text = "Host routes to pool addresses without a pinhole."
+            families.append(GaugeMetricFamily("nftsync_routes_without_pinhole", text, routes.routes_without_pinhole))
         return families
 
 
