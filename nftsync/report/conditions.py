@@ -4,8 +4,6 @@ Every router writes its own entry in status.routers, and the summary in status.c
 compute the same summary from the entries. Source: api-conventions.md of Kubernetes (conditions).
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
@@ -105,9 +103,6 @@ def stamped(conditions: Iterable[Condition], before: Iterable[Condition], now: s
     return tuple(
         replace(condition, since=since.get((condition.type, condition.holds)) or now) for condition in conditions
     )
-
-
-# --- to the API ---------------------------------------------------------------------------------------
 
 
 def describe(router: RouterStatus, together: Sequence[Condition], routers: Sequence[RouterStatus]) -> dict[str, object]:

@@ -5,8 +5,6 @@ server. A full queue drops normal Events first, then the oldest warnings. Each o
 and all objects share one more. A repeated notice raises a count. Source: events.k8s.io/v1, KEP-383.
 """
 
-from __future__ import annotations
-
 import secrets
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -96,18 +94,16 @@ def of_changes(changes: Iterable[Change]) -> Iterator[Notice]:
 
 def of_rejections(before: Iterable[Rejection], after: Iterable[Rejection]) -> Iterator[Notice]:
     """One notice for each new or withdrawn rejection."""
-    old, new = ({_same(rejection): rejection for rejection in rejections} for rejections in (before, after))
+    old, new = (  # rejections with the same key make one notice
+        {(refused.object, refused.reason, refused.part or refused.message): refused for refused in rejections}
+        for rejections in (before, after)
+    )
     for rejection in (new[key] for key in new if key not in old):
         reason = _REFUSALS.get(rejection.reason, EventReason.REJECTED)
         yield Notice(rejection.object, reason, f"rejected: {rejection.reason}: {rejection.message}", warning=True)
     for rejection in (old[key] for key in old if key not in new):
         message = f"no longer rejected: {rejection.reason}: {rejection.message}"
         yield Notice(rejection.object, EventReason.ACCEPTED, message)
-
-
-def _same(rejection: Rejection) -> tuple[ObjectRef, Reason, str]:
-    """A key: rejections with the same key make one notice."""
-    return rejection.object, rejection.reason, rejection.part or rejection.message
 
 
 def _pinholes(pinholes: Sequence[Pinhole]) -> str:

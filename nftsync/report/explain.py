@@ -4,8 +4,6 @@ The packet comes from the public NIC and begins a connection. This module follow
 the rules (docs/ruleset.md). It mentions the operator's local chain but does not evaluate it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
@@ -18,8 +16,6 @@ from nftsync.policy.pinholes import Pinhole
 from nftsync.report.query import PacketQuery, parse_query
 from nftsync.ruleset.tables import FORWARD, INET, INPUT, OPERATOR_CR, OPERATOR_SVC, Settings, tables
 
-_SSH, _BGP = Port(Protocol.TCP, 22), Port(Protocol.TCP, 179)
-_SOURCE = {4: "ip saddr ", 6: "ip6 saddr "}
 # The refused part of a Service is closed.
 _CLOSING = {Reason.MALFORMED, Reason.INVALID_ADDRESS, Reason.INVALID_PORT, Reason.INVALID_PROTOCOL}
 _NAMED = 5  # the most items that a sentence names
@@ -167,8 +163,8 @@ def _opens(view: View, settings: Settings, query: PacketQuery, service: Service)
 def _to_router(settings: Settings, query: PacketQuery) -> Explanation:
     """Follow operator-cr, then the last rule of input."""
     switches = {
-        _SSH: ("enable_ssh", settings.enable_ssh, None),
-        _BGP: ("enable_bgp", settings.enable_bgp, settings.bgp_peers or None),
+        Port(Protocol.TCP, 22): ("enable_ssh", settings.enable_ssh, None),
+        Port(Protocol.TCP, 179): ("enable_bgp", settings.enable_bgp, settings.bgp_peers or None),
     }
     switch, is_open, peers = switches.get(Port(query.protocol, query.port), ("", False, None))
     ranges = peers if is_open else ()
@@ -177,8 +173,8 @@ def _to_router(settings: Settings, query: PacketQuery) -> Explanation:
     answer = Explanation(_verdict(settings, ranges, query), ExplainReason.ROUTER_PORT, lines)
     if answer.verdict is Verdict.DROPPED:
         return _not_accepted(settings, INPUT, query, answer)
-    words = [f"tcp dport {query.port} ", _SOURCE[query.destination.version] if peers else ""]
-    return replace(answer, rule=_rule(settings, OPERATOR_CR, *words))
+    source = "ip saddr " if query.destination.version == 4 else "ip6 saddr "
+    return replace(answer, rule=_rule(settings, OPERATOR_CR, f"tcp dport {query.port} ", source if peers else ""))
 
 
 def _through_router(view: View, settings: Settings, query: PacketQuery, asker: Service | None = None) -> Explanation:

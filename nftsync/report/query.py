@@ -1,7 +1,5 @@
 """The words of `nftsync explain`: they name a packet or a Service."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
