@@ -29,13 +29,8 @@ def parse_address(text: object) -> Address:
     address = read_address(text, f"{quote(text)} is not an IP address")
     if unmapped(address) is not address:
         raise Malformed(f"{quote(text)} is an IPv4 address in IPv6 notation: write {unmapped(address)}")
-    if (
-        address.is_unspecified
-        or address.is_loopback
-        or address.is_multicast
-        or address.is_link_local
-        or address == _BROADCAST
-    ):
+    special = address.is_unspecified or address.is_loopback or address.is_multicast or address.is_link_local
+    if special or address == _BROADCAST:
         raise Malformed(f"{quote(text)} can never be a Service's address")
     return address
 
@@ -139,19 +134,16 @@ def parse_range(text: object) -> Range:
     if not isinstance(text, str) or len(text) > _LONGEST:
         raise Malformed(f"{quote(text)} is neither a CIDR nor a range of addresses")
     if "-" in text:
-        ends = (end.strip() for end in text.split("-", 1))
         first, last = (
-            read_address(end, f"{quote(end)} in the range {quote(text)} is not an IP address") for end in ends
+            read_address(end, f"{quote(end)} in the range {quote(text)} is not an IP address")
+            for end in map(str.strip, text.split("-", 1))
         )
     else:
         hint = f": for one address write {text}/{128 if ':' in text else 32}" if _BARE.fullmatch(text) else ""
         complaint = f"{quote(text)} is neither a CIDR nor a range of addresses{hint}"
         first, last = Range.of(_read_network(text, complaint))
     require(unmapped(first) is first, f"{quote(text)} is IPv4 in IPv6 notation: write it in IPv4 notation")
-    require(
-        first.version == last.version,
-        f"the range {quote(text)} begins in one address family and ends in another",
-    )
+    require(first.version == last.version, f"the range {quote(text)} begins in one address family and ends in another")
     require(int(first) <= int(last), f"the range {quote(text)} begins after its end")
     return Range(first, last)
 
@@ -167,7 +159,6 @@ class AddressSet:
 
     @classmethod
     def of(cls, ranges: Iterable[Range]) -> AddressSet:
-        """The union."""
         merged: list[Range] = []
         for part in sorted(ranges, key=Range.position):
             if merged and merged[-1].version == part.version and int(part.first) <= int(merged[-1].last) + 1:

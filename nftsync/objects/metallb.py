@@ -6,8 +6,6 @@ configuration stays in force.
 Source: MetalLB's internal/config and api/v1beta1.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -175,9 +173,6 @@ def overlaps(pools: Iterable[Pool]) -> Iterator[tuple[Pool, str]]:
             yield pool, f"{part} overlaps {widest[0]} of the pool {quote(widest[1].name)}"
         if widest is None or (part.version, int(part.last)) > (widest[0].version, int(widest[0].last)):
             widest = part, pool
-
-
-# --- objects --------------------------------------------------------------------------------------
 
 
 def parse_pool(raw: object, _before: AddressPool | None) -> AddressPool:

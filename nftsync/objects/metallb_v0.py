@@ -4,8 +4,6 @@ This module is as strict as MetalLB: an unknown key anywhere is an error. It rea
 peers. Of the other keys (communities, BFD profiles, timers) it checks only the shape.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -54,10 +52,7 @@ _SHAPE = {
 _SCALARS = {
     str: ("a text", None),
     int: ("a whole number", re.compile(r"[-+]?(?:0|[1-9][0-9_]*|0x[0-9A-Fa-f_]+|0b[01_]+|0o?[0-7_]+)")),
-    bool: (
-        "true or false",
-        re.compile(r"y|Y|n|N|[Yy]es|YES|[Nn]o|NO|[Oo]n|ON|[Oo]ff|OFF|[Tt]rue|TRUE|[Ff]alse|FALSE"),
-    ),
+    bool: ("true or false", re.compile(r"y|Y|n|N|[Yy]es|YES|[Nn]o|NO|[Oo]n|ON|[Oo]ff|OFF|[Tt]rue|TRUE|[Ff]alse|FALSE")),
 }
 
 

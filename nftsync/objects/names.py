@@ -3,8 +3,6 @@
 Source of the kinds and their paths: the Kubernetes API, MetalLB's api/.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass

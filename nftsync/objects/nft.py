@@ -206,12 +206,9 @@ def parse_status(raw: object) -> NftStatus:
     """The status from its API form, without entries that are not ours."""
     try:
         status = mapping(raw, "status")
-        routers = map(_router, sequence(status.get("routers"), "status.routers")[:_MANY])
-        return NftStatus(
-            tuple(sorted(filter(None, routers), key=lambda router: router.name)),
-            _conditions(status),
-            _figures(status),
-        )
+        routers = filter(None, map(_router, sequence(status.get("routers"), "status.routers")[:_MANY]))
+        ordered = sorted(routers, key=lambda router: router.name)
+        return NftStatus(tuple(ordered), _conditions(status), _figures(status))
     except Malformed:
         return NftStatus()
 

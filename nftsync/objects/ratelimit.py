@@ -7,8 +7,6 @@ The annotation's text never reaches nft: nftsync writes a new text from the inte
 Sources: nft(8), "LIMIT STATEMENT"; net/netfilter/nft_limit.c of the kernel for the bounds.
 """
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass, replace
 
@@ -20,7 +18,6 @@ TIME_UNITS = {"second": 1, "minute": 60, "hour": 3600, "day": 86400, "week": 604
 EXAMPLES = "write e.g. '2 mbytes/second burst 512 kbytes' or '400/minute burst 10 packets'"
 MAX_LENGTH = 128  # characters; the longest sensible limit has about 60
 
-_NSEC = 1_000_000_000
 _U64 = 1 << 64
 _U32 = 1 << 32
 _DEFAULT_PACKET_BURST = 5  # nft sends this burst if a packet limit names none
@@ -110,7 +107,7 @@ def _check_bounds(limit: RateLimit, quoted: str) -> None:
 
     Source: nft_limit.c.
     """
-    nanoseconds = TIME_UNITS[limit.per] * _NSEC
+    nanoseconds = TIME_UNITS[limit.per] * 1_000_000_000
     require(limit.rate > 0, f"{quoted}: a rate of 0 is no limit; the smallest is 1")
     unit = "packets" if limit.packets else "bytes"
     require(limit.burst < _U32, f"{quoted}: the burst is too large; it must stay below {_U32} {unit}")
@@ -149,7 +146,5 @@ def _what_is_wrong(text: str) -> str:
 
 
 def _bytes(count: int) -> str:
-    for unit in ("mbytes", "kbytes"):
-        if count and count % BYTE_UNITS[unit] == 0:
-            return f"{count // BYTE_UNITS[unit]} {unit}"
-    return f"{count} bytes"
+    unit = next((unit for unit in ("mbytes", "kbytes") if count and count % BYTE_UNITS[unit] == 0), "bytes")
+    return f"{count // BYTE_UNITS[unit]} {unit}"

@@ -4,8 +4,6 @@ Every input is hostile. No dict leaves this module: it returns a Service, or Non
 is not ours. Rejections tell the Service's owner about faults.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -118,16 +116,11 @@ def _ports(spec: Mapping[str, object], refusals: list[Refusal]) -> Iterator[Port
         if protocol in (None, ""):
             protocol = "TCP"
         if type(number) is not int or not 1 <= number <= 65535:
-            refusals.append(
-                (Reason.INVALID_PORT, f"spec.ports: port {quote(number)} is not a whole number from 1 to 65535")
-            )
+            sentence = f"spec.ports: port {quote(number)} is not a whole number from 1 to 65535"
+            refusals.append((Reason.INVALID_PORT, sentence))
         elif not isinstance(protocol, str) or protocol not in Protocol.__members__:
-            refusals.append(
-                (
-                    Reason.INVALID_PROTOCOL,
-                    f"spec.ports: protocol {quote(protocol)} of port {number} is not TCP, UDP or SCTP",
-                )
-            )
+            sentence = f"spec.ports: protocol {quote(protocol)} of port {number} is not TCP, UDP or SCTP"
+            refusals.append((Reason.INVALID_PROTOCOL, sentence))
         else:
             yield Port(Protocol[protocol], number)
 

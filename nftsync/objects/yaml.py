@@ -6,8 +6,6 @@ Understood: mappings with text keys, sequences, texts, null, decimal integers an
 (kubectl reads `yes` as true). Everything else stays a text: `64512:1` and `0123` never become numbers.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Iterator, Mapping
 from itertools import takewhile
@@ -15,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from nftsync.objects.names import Malformed
+from nftsync.objects.names import Malformed, require
 
 MAX_BYTES = 64 * 1024 * 1024
 MAX_DEPTH = 64
@@ -45,8 +43,7 @@ def documents(text: str, *, plain: bool = False) -> list[object]:
     Raises Malformed. The message names the line.
     plain: return scalars without quotes, except null, as Plain. The caller must know their types.
     """
-    if len(text) > MAX_BYTES:
-        raise Malformed(f"it is larger than {MAX_BYTES // 1024 // 1024} MiB")
+    require(len(text) <= MAX_BYTES, f"it is larger than {MAX_BYTES // 1024 // 1024} MiB")
     events = yaml.parse(text, Loader=_Loader)
     resolve = _plain if plain else _resolved
     try:
