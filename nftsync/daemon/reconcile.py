@@ -5,18 +5,17 @@ shortcut: if only Services changed, the sync compares and sends their elements a
 computes everything again and reads the kernel back. It records changes after the kernel took them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from ipaddress import ip_address
 
+from nftsync.cluster.cache import Inputs
 from nftsync.daemon.observe import Changed, Observer
 from nftsync.daemon.record import Record
 from nftsync.kernel.nft import Kernel, KernelError
 from nftsync.objects.names import Rejection
-from nftsync.plan.memory import BootFacts
+from nftsync.plan.memory import BootFacts, Memory
 from nftsync.plan.plan import (
     ChainInUse,
     Found,
@@ -30,10 +29,10 @@ from nftsync.plan.plan import (
     undecided_of,
     wanted_ruleset,
 )
-from nftsync.plan.result import Outcome, SyncResult, changes_between, refused, summary
+from nftsync.plan.result import Change, Outcome, SyncResult, changes_between, refused, summary
 from nftsync.plan.snapshot import Known, Origin, Snapshot
 from nftsync.policy.pinholes import Pinhole, PinholeIndex, pinholes_of
-from nftsync.ruleset.tables import INET, Ruleset, Table, elements, open_keys
+from nftsync.ruleset.tables import INET, Elements, Ruleset, Table, elements, open_keys
 from nftsync.ruleset.text import transaction
 
 TRIES = 20  # transactions of one sync at most; each one leaves out the refused parts
@@ -48,20 +47,15 @@ class Refused(KernelError):
 class Reconciler:
     """Brings the kernel to the wanted ruleset. One thread owns a Reconciler.
 
-    record: the state that the kernel has accepted.  index: the pinholes of the Services that count.
+    index: the pinholes of the Services that count.
     base: load the base if the router has no memory: at boot, before there is a network.
     """
 
     def __init__(self, observer: Observer, kernel: Kernel, record: Record, *, base: bool = False) -> None:
-        self._observer, self._kernel, self._base = observer, kernel, base
-        self.record = record
+        self._observer, self._kernel, self.record, self._base = observer, kernel, record, base
+        unknown, former, first = Origin.UNKNOWN, record.boot.former, record.first_since_boot
         self._snapshot = Snapshot(
-            observer.config,
-            Origin.UNKNOWN,
-            Known(None, Origin.UNKNOWN),
-            Known(None, Origin.UNKNOWN),
-            former=record.boot.former,
-            first_since_boot=record.first_since_boot,
+            observer.config, unknown, Known(None, unknown), Known(None, unknown), former=former, first_since_boot=first
         )
         self._planned: Snapshot | None = None  # the last snapshot that the kernel has accepted
         self._filtered = False  # whether our tables have ever filtered packets
@@ -71,18 +65,14 @@ class Reconciler:
         self._causes = tuple[object, ...]()  # the values from which self._rejections were computed
 
     def opened(self) -> Mapping[str, Pinhole]:
-        """A copy of the pinholes that the kernel has accepted.
-
-        Any thread may call it: dict.copy() runs no Python code, so no other thread interrupts it.
-        """
+        """A copy of the accepted pinholes, for any thread: dict.copy() runs no Python code in between."""
         return self.record.applied.pinholes.copy()
 
     def sync(
         self, *, whole: bool = False, look: bool = False, resync: bool = False, changed_by: str = ""
     ) -> SyncResult:
-        """Bring the kernel up to date. Never raises KernelError: a refusal is a result.
+        """Bring the kernel up to date. A refusal is a result, and the last ruleset stays: never raises KernelError.
 
-        After a refusal the last ruleset stays.
         whole: compute everything again and read the kernel back.
         look: look at this machine's network and the local chain's file, too.
         resync: do all that; a difference between the kernel and the applied ruleset counts as drift.
@@ -100,7 +90,7 @@ class Reconciler:
             record.applied.tables = None
             result = SyncResult(Outcome.FAILED, f"the last ruleset stays: {error}")
         accepted = observer.confirming if record.applied.tables is not None else None
-        record.remember(self._snapshot, accepted, fresh=observer.inputs.fresh())
+        record.remember(self._snapshot, accepted, fresh=observer.inputs.fresh)
         return self._told(replace(result, since=since))
 
     def _sync_part(self, services: Changed) -> SyncResult | None:
@@ -132,45 +122,32 @@ class Reconciler:
         for _ in range(TRIES):
             generation, found = self._kernel.generation(), self._kernel.read()
             if self._planned is None:
-                self._begin(found)
+                self._filtered |= _filters(found.ruleset)
+                undecided = _undecided(self._snapshot, self.record.memory, found)
+                self._snapshot = replace(self._snapshot, undecided=undecided)
             if waits := self._waits(found, changed_by):
                 return SyncResult(Outcome.WAITING, waits)
-            self.index = self._from_scratch()
+            self.index = _index(self._snapshot, self._observer.inputs, self.record.memory)
             self._note_former(found)
             left = Left() if changed_by else self.record.left
             planned = plan(self._snapshot, self.index.pinholes.values(), found, left)
             self._chain = planned.local_chain
-            before = self._before(found)
+            before = _open_before(self._snapshot, self.record, self.index.pinholes, found)
             changed = self.record.changed(self.index.admitted, limits=not self._snapshot.verdicts.limits)
             facts = self.record.facts_of(self._snapshot, self._observer.confirming)
             with suppress(Refused):
                 with self.record.attempt(changed, facts):
                     self._send(planned, before, generation)
-                return self._accepted(planned, found, generation, before, resync=resync, changed_by=changed_by)
+                drift_by = self._drift_by(planned, changed_by) if resync else ""
+                return self._accepted(planned, found, generation, before, drift_by)
         raise KernelError(f"the kernel refused {TRIES} transactions, each for another reason")
-
-    def _begin(self, found: Found) -> None:
-        """Before the first change of this process, note the open pinholes that its memory lacks.
-
-        They stay open until every list is complete.
-        """
-        self._filtered |= found.ruleset.tables.get(INET, Table()).is_enforcing
-        s, memory = self._snapshot, self.record.memory
-        if s.complete or (s.first_since_boot and memory.facts.spec):
-            return
-        versions = (*memory.services.values(), *memory.superseded.values())
-        known = {key for service in versions for key in pinholes_of(service)}
-        pools = s.pools.origin is Origin.UNKNOWN
-        undecided = undecided_of(elements_of_ours(found.ruleset), known, pools=pools, earlier=s.undecided)
-        self._snapshot = replace(s, undecided=undecided)
 
     def _waits(self, found: Found, changed_by: str) -> str:
         """The reason to wait instead of applying a ruleset, for people; "" to go on.
 
-        Without settings, a sync loads nothing but the base: at boot, or if somebody removed our
-        filter or changed the base.
+        Without settings, a sync loads only the base: at boot, or after others removed our filter or changed the base.
         """
-        s, filters = self._snapshot, found.ruleset.tables.get(INET, Table()).is_enforcing
+        s, filters = self._snapshot, _filters(found.ruleset)
         stands = "" if filters else f"{NOT_FILTERING}: "
         if s.spec.value is None:
             shut = self._base or self._filtered  # at boot, or somebody removed our filter
@@ -179,32 +156,10 @@ class Reconciler:
             return "" if harmed or (shut and not filters) else stands + missing
         if s.interfaces.local is None:
             raise KernelError("nftsync could not read the router's own addresses")
-        remembered = self.record.memory.facts.spec is not None
-        return "" if s.complete or remembered or found.ruleset.tables else stands + s.missing
-
-    def _from_scratch(self) -> PinholeIndex:
-        """Compute the pinholes of all Services.
-
-        Accepted versions keep their place in the quotas.
-        """
-        s = self._snapshot
-        remembered = s.verdicts.taken(self.record.memory.services)
-        services = self._observer.inputs.services.objects() if s.services is Origin.LISTED else remembered.values()
-        return PinholeIndex(services, s.config.service_filter, s.guard, s.config.caps, remembered, s.verdicts.services)
-
-    def _before(self, found: Found) -> Mapping[str, Pinhole]:
-        """The open pinholes. After a start: the remembered and wanted ones that the kernel has."""
-        if self.record.applied.settings is not None:
-            return self.record.applied.pinholes
-        keys, s = open_keys(found.ruleset), self._snapshot
-        remembered = PinholeIndex(self.record.memory.services.values(), s.config.service_filter, s.guard).pinholes
-        return {key: hole for key, hole in {**self.index.pinholes, **remembered}.items() if key in keys}
+        return "" if s.complete or self.record.memory.facts.spec or found.ruleset.tables else stands + s.missing
 
     def _note_former(self, found: Found) -> None:
-        """Note the addresses with pinholes that the guard refuses now.
-
-        They stay cut off until the next boot.
-        """
+        """Note the addresses with pinholes that the guard refuses now. They stay cut off until the next boot."""
         s = self._snapshot
         if self._planned is not None and s.guard == self._planned.guard:
             return
@@ -217,8 +172,7 @@ class Reconciler:
     def _send(self, planned: Plan, before: Mapping[str, Pinhole], generation: int) -> None:
         """Send the plan; after a refusal line by line, to find the lines at fault.
 
-        Raises Refused if the kernel refused a part of it; the verdicts name this part now.
-        Raises KernelError if the refusal has another cause.
+        Raises Refused if the kernel refused a part of it, which the verdicts name now; KernelError otherwise.
         """
         try:
             if planned.text:
@@ -236,52 +190,39 @@ class Reconciler:
             self._snapshot = replace(self._snapshot, verdicts=verdicts)
             raise Refused from error
 
-    def _accepted(  # noqa: PLR0913  # all parts of a result
-        self,
-        planned: Plan,
-        found: Found,
-        generation: int,
-        before: Mapping[str, Pinhole],
-        *,
-        resync: bool,
-        changed_by: str,
+    def _accepted(
+        self, planned: Plan, found: Found, generation: int, before: Mapping[str, Pinhole], drift_by: str
     ) -> SyncResult:
-        """Record an accepted plan and describe its changes."""
+        """Record an accepted plan and describe its changes. drift_by: the author of the drift, "" for none."""
         s, record, pinholes = self._snapshot, self.record, dict(self.index.pinholes)
         changes = changes_between(before, pinholes)
-        drift = resync and (bool(changed_by) or planned.settings == record.applied.settings) and self._drifted(planned)
         renewed = planned.current.tables != planned.wanted.tables
         rules = self._kernel.read_tables().rules if planned.text else found.rules
         alone = not planned.text or self._kernel.generation() == generation + 1
         ingress = self._observer.network.settle(shaped=planned.settings.device is not None, ours=record.boot.ingress)
         left = f"{rules} {tables_digest(planned.wanted.tables)}" if alone else ""
         record.accept(planned, pinholes, rules, BootFacts(left, ingress, s.former, base=s.spec.value is None))
-        pools = s.pools.origin is Origin.UNKNOWN
-        undecided = undecided_of(s.undecided, pinholes, pools=pools)  # without those with an owner
+        # without those with an owner
+        undecided = undecided_of(s.undecided, pinholes, pools=s.pools.origin is Origin.UNKNOWN)
         self._snapshot = self._planned = replace(s, first_since_boot=False, undecided=undecided)
         self._filtered = True
         done = "rules renewed" if renewed and not s.verdicts.limits else ""
-        if drift:
-            done = f"{changed_by or SOMEBODY} changed nftsync's tables; nftsync repaired them"
-        applied = planned.text and (changes or drift or renewed or not s.verdicts.services)  # else: refused again
-        if s.verdicts.limits:
-            outcome, tail = Outcome.FAILED, f"pinholes are up to date, rate limits are not: {s.verdicts.limits}"
-        elif s.missing:
-            outcome, tail = Outcome.WAITING, s.missing
-        else:
-            outcome, tail = Outcome.APPLIED if applied else Outcome.UNCHANGED, ""
-        said = summary(changes) if changes or not tail else ""
-        return SyncResult(outcome, "; ".join(filter(None, (done, said, tail))), changes, drift=drift)
+        if drift_by:
+            done = f"{drift_by} changed nftsync's tables; nftsync repaired them"
+        applied = planned.text and (changes or drift_by or renewed or not s.verdicts.services)  # else: refused again
+        return _result(s, changes, done, applied=bool(applied), drift=bool(drift_by))
 
-    def _drifted(self, planned: Plan) -> bool:
-        """True if the kernel's tables differ from the accepted ones, or if our filter is gone."""
-        applied, s, current = self.record.applied, self._planned, planned.current
+    def _drift_by(self, planned: Plan, changed_by: str) -> str:
+        """The author if the kernel's tables differ from the accepted ones or our filter is gone; "" for no drift."""
+        applied, s = self.record.applied, self._planned
+        if not changed_by and planned.settings != applied.settings:
+            return ""
         if applied.tables is None or applied.settings is None or s is None:
-            return self._filtered and not current.tables.get(INET, Table()).is_enforcing
-        if applied.settings.limits_refused:
-            return False
-        believed = wanted_ruleset(s, applied.pinholes.values(), applied.settings)
-        return transaction(current, replace(believed, tables=applied.tables)) != ""
+            drift = self._filtered and not _filters(planned.current)
+        else:
+            believed = replace(wanted_ruleset(s, applied.pinholes.values(), applied.settings), tables=applied.tables)
+            drift = not applied.settings.limits_refused and transaction(planned.current, believed) != ""
+        return (changed_by or SOMEBODY) if drift else ""
 
     def _told(self, result: SyncResult) -> SyncResult:
         """The result with the state of everything that people may ask about."""
@@ -304,3 +245,44 @@ class Reconciler:
             hash=record.hash(s),
             as_of=record.memory.facts.as_of,
         )
+
+
+def _index(s: Snapshot, inputs: Inputs, memory: Memory) -> PinholeIndex:
+    """Compute the pinholes of all Services. Accepted versions keep their place in the quotas."""
+    remembered = s.verdicts.taken(memory.services)
+    services = inputs.services.objects() if s.services is Origin.LISTED else remembered.values()
+    return PinholeIndex(services, s.config.service_filter, s.guard, s.config.caps, remembered, s.verdicts.services)
+
+
+def _undecided(s: Snapshot, memory: Memory, found: Found) -> Mapping[str, Elements]:
+    """The open pinholes that the memory lacks. They stay open until every list is complete."""
+    if s.complete or (s.first_since_boot and memory.facts.spec):
+        return s.undecided
+    versions = (*memory.services.values(), *memory.superseded.values())
+    known = {key for service in versions for key in pinholes_of(service)}
+    pools = s.pools.origin is Origin.UNKNOWN
+    return undecided_of(elements_of_ours(found.ruleset), known, pools=pools, earlier=s.undecided)
+
+
+def _open_before(s: Snapshot, record: Record, wanted: Mapping[str, Pinhole], found: Found) -> Mapping[str, Pinhole]:
+    """The open pinholes. After a start: the remembered and wanted ones that the kernel has."""
+    if record.applied.settings is not None:
+        return record.applied.pinholes
+    keys = open_keys(found.ruleset)
+    remembered = PinholeIndex(record.memory.services.values(), s.config.service_filter, s.guard).pinholes
+    return {key: hole for key, hole in {**wanted, **remembered}.items() if key in keys}
+
+
+def _filters(found: Ruleset) -> bool:
+    return found.tables.get(INET, Table()).is_enforcing
+
+
+def _result(s: Snapshot, changes: tuple[Change, ...], done: str, *, applied: bool, drift: bool) -> SyncResult:
+    """The result of an accepted plan. done: what the sync did besides the changes."""
+    outcome, tail = Outcome.APPLIED if applied else Outcome.UNCHANGED, s.missing
+    if s.verdicts.limits:
+        outcome, tail = Outcome.FAILED, f"pinholes are up to date, rate limits are not: {s.verdicts.limits}"
+    elif s.missing:
+        outcome = Outcome.WAITING
+    said = summary(changes) if changes or not tail else ""
+    return SyncResult(outcome, "; ".join(filter(None, (done, said, tail))), changes, drift=drift)

@@ -1,7 +1,5 @@
 """The state that the kernel has accepted: in this process, in the journal, and in /run."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -118,7 +116,7 @@ class Record:
         self._mark.write(self.boot)
         self._local_chain = planned.local_chain.last_good
 
-    def remember(self, s: Snapshot, confirming: Confirming | None, *, fresh: bool) -> None:
+    def remember(self, s: Snapshot, confirming: Confirming | None, *, fresh: Callable[[], bool]) -> None:
         """Write down the facts of a snapshot if they have changed.
 
         confirming: None while the kernel has not accepted the snapshot. Pools count even then: the
@@ -127,11 +125,10 @@ class Record:
         """
         before, now = self.memory.facts, self._clock()
         facts = self.facts_of(s, confirming)
-        renew = confirming is not None and s.complete and fresh
-        if facts != self._written or (renew and now - self._as_of >= AS_OF):
-            if renew:
-                facts, self._as_of = replace(facts, as_of=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")), now
-            self._write({}, facts)
+        due = facts != self._written or now - self._as_of >= AS_OF
+        if due and confirming is not None and s.complete and fresh():
+            facts, self._as_of = replace(facts, as_of=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")), now
+        self._write({}, facts)
         self.memory.facts = facts
         if self.journal.wants_all and (confirming is not None or facts != before):  # keep an unreadable file
             self.journal.replace(self.memory)
