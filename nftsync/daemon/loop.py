@@ -5,8 +5,6 @@ become one transaction. Each input runs in its own thread and only says "somethi
 signals become messages, too. A tick looks once a second at everything that sends no message.
 """
 
-from __future__ import annotations
-
 import gc
 import logging
 import os
@@ -87,11 +85,6 @@ class Options:
 class Daemon:
     """One router's daemon. run() opens and closes all its effects."""
 
-    _source: Source
-    _observer: Observer
-    _record: Record
-    _reconciler: Reconciler
-
     def __init__(self, options: Options, clock: Clock = time.monotonic) -> None:
         self._options, self._clock = options, clock
         self._config = config.load(options.config)
@@ -123,8 +116,6 @@ class Daemon:
             self._loop()
         log.info("stopped; the ruleset stays")
         return 1 if self._options.once and not self._is_ready() else 0
-
-    # --- open and close -------------------------------------------------------------------------------------
 
     def _open(self, stack: ExitStack) -> None:
         """Open all effects. The stack closes them, the last one first."""
@@ -196,8 +187,6 @@ class Daemon:
         thread.start()
         self._listeners.append(thread)
 
-    # --- messages -------------------------------------------------------------------------------------------
-
     def _wake(self, message: Message) -> Callable[[], None]:
         return partial(self._messages.put, message)
 
@@ -216,19 +205,16 @@ class Daemon:
                 messages.add(self._messages.get_nowait())
         return messages
 
-    # --- turns ----------------------------------------------------------------------------------------------
-
     def _loop(self) -> None:
         """Turn until a signal stops the daemon."""
         resynced = tick_at = self._clock()
-        deadline, retry_at, retry_after = resynced, float("inf"), RETRY_FIRST
+        retry_at, retry_after = resynced, RETRY_FIRST  # the first sync is due at once
         while not self._stop.is_set():
             resync_at = min(resynced + self._config.resync_interval, self._foreign_changes.due)
-            messages = self._take_messages(min(tick_at, resync_at, retry_at, deadline))
+            messages = self._take_messages(min(tick_at, resync_at, retry_at, self._observer.deadline))
             self._turned = now = self._clock()
             if Message.REQUEST in messages:
                 self._answer()
-                deadline = self._observer.deadline
             if Message.RELOAD in messages:
                 self._reload()
             due, look = bool(messages & _DUE), Message.LINKS in messages
@@ -237,10 +223,9 @@ class Daemon:
                 look |= self._observer.local_chain_changed()
                 due |= self._tick() or look
             resync, retry = now >= resync_at, now >= retry_at
-            if self._stop.is_set() or not (due or resync or retry or now >= deadline):
+            if self._stop.is_set() or not (due or resync or retry or now >= self._observer.deadline):
                 continue
             result = self._sync(whole=retry, look=look, resync=resync)
-            deadline = self._observer.deadline
             if resync:
                 resynced = self._clock()
             if result.outcome is Outcome.FAILED:
