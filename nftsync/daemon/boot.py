@@ -7,8 +7,6 @@ of a daemon that hears nothing from a cluster. You can run it again if the first
 the memory.
 """
 
-from __future__ import annotations
-
 import fcntl
 import logging
 import socket

@@ -4,8 +4,6 @@ A connection carries one JSON object each way. The daemon's loop answers between
 answer never mixes the states of two syncs. Source: unix(7).
 """
 
-from __future__ import annotations
-
 import errno
 import json
 import logging

@@ -4,8 +4,6 @@ A record may carry `fields` that name its object, such as namespace, name and ro
 Source: systemd.journal-fields(7).
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import os

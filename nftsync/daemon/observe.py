@@ -3,8 +3,6 @@
 For each kind, the complete list counts. Until there is one, the remembered objects count.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace

@@ -3,8 +3,6 @@
 Sources: signal(7), sd_notify(3).
 """
 
-from __future__ import annotations
-
 import ctypes
 import gc
 import logging

@@ -4,8 +4,6 @@ The result of a sync becomes metrics, log lines, the Nft's status and Events. Th
 `nftsync status`, `explain`, `diff`, `top` and `confirm`.
 """
 
-from __future__ import annotations
-
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
