@@ -17,8 +17,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from tests.faultycluster import FaultyCluster, write_kubeconfig
 from tests.lab.lab import Lab
 from tests.labtools import SERVICE4, SERVICE6, Daemon, Raw, elements, eventually, nft, service
@@ -36,11 +34,6 @@ POOL: Raw = {
     "spec": {"addresses": ["172.30.254.0/24", "2001:db8:254::/64"]},
 }  # fmt: skip
 INVALID_NFT = {**nft(), "spec": {"public_nic": 7}}
-
-
-def not_yet(reason: str) -> pytest.MarkDecorator:
-    """Marks a test of a future state. It fails until the code gets there; then remove the mark."""
-    return pytest.mark.xfail(strict=True, raises=AssertionError, reason=reason)
 
 
 @dataclass

@@ -65,13 +65,13 @@ class Reconciler:
         self._causes = tuple[object, ...]()  # the values from which self._rejections were computed
 
     def opened(self) -> Mapping[str, Pinhole]:
-        """A copy of the accepted pinholes, for any thread: dict.copy() runs no Python code in between."""
+        """A copy of the accepted pinholes, for any thread: dict.copy() runs no Python code."""
         return self.record.applied.pinholes.copy()
 
     def sync(
         self, *, whole: bool = False, look: bool = False, resync: bool = False, changed_by: str = ""
     ) -> SyncResult:
-        """Bring the kernel up to date. A refusal is a result, and the last ruleset stays: never raises KernelError.
+        """Bring the kernel up to date. A refusal is a result, no KernelError: the last ruleset stays.
 
         whole: compute everything again and read the kernel back.
         look: look at this machine's network and the local chain's file, too.
@@ -145,7 +145,8 @@ class Reconciler:
     def _waits(self, found: Found, changed_by: str) -> str:
         """The reason to wait instead of applying a ruleset, for people; "" to go on.
 
-        Without settings, a sync loads only the base: at boot, or after others removed our filter or changed the base.
+        Without settings, a sync loads only the base: at boot, or after others removed our filter or
+        changed the base.
         """
         s, filters = self._snapshot, _filters(found.ruleset)
         stands = "" if filters else f"{NOT_FILTERING}: "
@@ -159,7 +160,7 @@ class Reconciler:
         return "" if s.complete or self.record.memory.facts.spec or found.ruleset.tables else stands + s.missing
 
     def _note_former(self, found: Found) -> None:
-        """Note the addresses with pinholes that the guard refuses now. They stay cut off until the next boot."""
+        """Note the addresses with pinholes that the guard refuses now: cut off until the next boot."""
         s = self._snapshot
         if self._planned is not None and s.guard == self._planned.guard:
             return
@@ -193,7 +194,7 @@ class Reconciler:
     def _accepted(
         self, planned: Plan, found: Found, generation: int, before: Mapping[str, Pinhole], drift_by: str
     ) -> SyncResult:
-        """Record an accepted plan and describe its changes. drift_by: the author of the drift, "" for none."""
+        """Record an accepted plan and describe its changes. drift_by: author of the drift, or ""."""
         s, record, pinholes = self._snapshot, self.record, dict(self.index.pinholes)
         changes = changes_between(before, pinholes)
         renewed = planned.current.tables != planned.wanted.tables
@@ -213,7 +214,7 @@ class Reconciler:
         return _result(s, changes, done, applied=bool(applied), drift=bool(drift_by))
 
     def _drift_by(self, planned: Plan, changed_by: str) -> str:
-        """The author if the kernel's tables differ from the accepted ones or our filter is gone; "" for no drift."""
+        """The author if the tables differ from the accepted ones or our filter is gone, else ""."""
         applied, s = self.record.applied, self._planned
         if not changed_by and planned.settings != applied.settings:
             return ""
