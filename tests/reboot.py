@@ -10,7 +10,7 @@ from pathlib import Path
 from nftsync.files.journal import Journal
 from nftsync.plan.memory import Memory
 from tests.lab.lab import CLUSTER, NODE, SERVICES, Lab
-from tests.labtools import Daemon
+from tests.labtools import Daemon, eventually
 
 PATIENCE = 60.0  # seconds that a boot may take: a file that is none must not be waited for
 
@@ -22,6 +22,11 @@ def journal_file(daemon: Daemon) -> Path:
 def remembered(daemon: Daemon) -> Memory:
     """The memory of a daemon that starts now."""
     return Journal(daemon.state).load()
+
+
+def remembers(daemon: Daemon) -> bool:
+    """Whether the daemon has written Services. Its first file may come a moment after the rules."""
+    return eventually(lambda: remembered(daemon).services)
 
 
 def power_off(daemon: Daemon) -> None:

@@ -48,8 +48,9 @@ _TABLE = 1  # names the table, in every request and message
 _SET, _ELEMENTS = 2, 3  # of a message about elements
 _GENERATION_NUMBER = 1  # in a message about a generation
 _GENERATION = slice(2, 4)  # of the ruleset, in struct nfgenmsg: each transaction changes it
-_MOST_ATTEMPTS = 20  # to read without an interruption
-_ATTEMPTS = 5  # to read one generation, before a mix of several will do
+_ATTEMPTS = 100  # to read one generation of a few objects, however busy others are
+_ATTEMPTS_MANY = 20  # the same for elements, because each attempt takes long
+_ATTEMPTS_MIX = 5  # the same, before a mix of several generations will do
 
 
 class DumpError(NftsyncError):
@@ -63,7 +64,7 @@ class DumpError(NftsyncError):
         super().__init__(f"the kernel's tables can't be read: {os.strerror(self.number)}")
 
 
-def complete(read: Callable[[], T], attempts: int = _MOST_ATTEMPTS) -> T:
+def complete(read: Callable[[], T], attempts: int = _ATTEMPTS_MANY) -> T:
     """Call `read` until no change interrupts it (DumpError with EINTR), at most `attempts` times."""
     for _ in range(attempts - 1):
         try:
@@ -189,8 +190,10 @@ def dump(kernel: Netlink, kind: int, family: str, inside: bytes = b"", *, whole:
     The mix contains every object that existed all the time, unless others change objects beside it.
     """
     request = struct.pack(">BBH", FAMILIES[family], 0, 0) + OURS + inside
+    many = _ATTEMPTS_MANY if whole else _ATTEMPTS_MIX
+    attempts = many if kind == GET_ELEMENTS else _ATTEMPTS
     try:
-        return complete(lambda: _answer(kernel, kind, request, whole=True), _MOST_ATTEMPTS if whole else _ATTEMPTS)
+        return complete(lambda: _answer(kernel, kind, request, whole=True), attempts)
     except DumpError as error:
         if whole or error.number != errno.EINTR:
             raise

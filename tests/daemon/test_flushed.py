@@ -17,7 +17,7 @@ from tests.faultyserver import refusal
 from tests.lab.lab import PUBLIC
 from tests.labtools import SERVICE4, SERVICE6, eventually, needs_root, nft, rules, service
 from tests.process import CLOSED, INVALID_NFT, OPEN, POOL, WEB, ClusterDaemon, cluster_daemon, flow, systemctl_start
-from tests.reboot import early_boot, power_off
+from tests.reboot import early_boot, power_off, remembers
 
 pytestmark = needs_root
 
@@ -59,7 +59,9 @@ def stopped(daemon: ClusterDaemon) -> None:
 
 
 def killed(daemon: ClusterDaemon) -> None:
-    daemon.start().kill()
+    daemon.start()
+    assert remembers(daemon)
+    daemon.kill()
 
 
 def flushed_meanwhile(daemon: ClusterDaemon) -> None:

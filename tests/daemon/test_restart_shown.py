@@ -18,7 +18,7 @@ from tests.faultycluster import METALLB, FaultyCluster
 from tests.lab.lab import Probe
 from tests.labtools import PUBLIC_NIC, SERVICE4, eventually, needs_root, nft, service
 from tests.process import POOL, WEB, ClusterDaemon, cluster_daemon
-from tests.reboot import boot, power_off
+from tests.reboot import boot, power_off, remembers
 from tests.support import ROOT
 
 pytestmark = needs_root
@@ -49,6 +49,7 @@ def terminated(daemon: ClusterDaemon) -> None:
 
 
 def killed(daemon: ClusterDaemon) -> None:
+    assert remembers(daemon)
     daemon.kill()
 
 
