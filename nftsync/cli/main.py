@@ -129,9 +129,12 @@ def _check(options: argparse.Namespace) -> int:
 def _bootstrap(options: argparse.Namespace) -> int:
     from nftsync.cli.bootstrap import administrators, bootstrap, text
 
+    if options.print:
+        sys.stdout.write(text())
+        return 0
     kubeconfig = options.kubeconfig or administrators()
-    made = text() if options.print else bootstrap(kubeconfig, lambda line: print(line, file=sys.stderr), options.server)
-    if options.print or options.output is None:
+    made = bootstrap(kubeconfig, lambda line: print(line, file=sys.stderr), options.server)
+    if options.output is None:
         sys.stdout.write(made)
         return 0
     descriptor = os.open(options.output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)

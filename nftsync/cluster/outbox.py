@@ -203,6 +203,7 @@ class Reporter:
         error = self._send(self._writes, due, self._query)
         self._observer.wrote_status("failed" if error else "written")
         if error:
+            self._writes.failures += 1
             # A 404 means either: the resource was just deleted, or its kind has no status.
             gone = error.status == 404 and self._writes.failures < ABSENT
             wait = QUIET if gone else self._backoff.wait(self._writes.failures, error, self._rng)
@@ -239,6 +240,7 @@ class Reporter:
             elif error.status is not None and 400 <= error.status < 500 and error.status not in (401, 408, 429):
                 self._events.drop()  # the server never takes this one
             else:
+                self._sends.failures += 1  # a dropped Event is no failure of the server
                 self._events_at = self._clock() + self._backoff.wait(self._sends.failures, error, self._rng)
         self._complain(self._sends, error)
 
@@ -246,7 +248,6 @@ class Reporter:
         try:
             self._api.request(request.method, request.path, query, request.body, request.content_type)
         except ApiError as error:
-            sender.failures += 1
             return error
         sender.failures = 0
         sender.logged.clear()

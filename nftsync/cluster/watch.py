@@ -175,22 +175,31 @@ class Watcher:
         except ApiError as error:
             if self._stop.is_set():
                 return
-            if error.is_expired or isinstance(error, MalformedAnswerError):
-                self._version = None
-            if isinstance(error, TooLargeError):
-                self._page = SMALL_PAGE
-            if self.resource.optional and error.status in (403, 404):
-                self._go_without(error)
+            lasted = self._lasted()
+            if not self._failed(error, at_once=lasted or (goes_on and error.is_expired)):
                 raise
-            at_once = self._lasted() or (goes_on and error.is_expired)
-            self._observer.restarted(self.resource, error.cause)
-            if at_once or str(error) != self._complaint:  # log it once, not with each failed try
-                self._complaint = str(error)
-                self._recovering = True
-                log.warning("%s: %s", self.resource.kind, error)
-            if not at_once:
-                self._enter(WatchState.WAITING)
-                raise
+        else:
+            return
+        if not lasted:
+            self._turn()  # list in the same try: if that fails too, the wait must still grow
+
+    def _failed(self, error: ApiError, *, at_once: bool) -> bool:
+        """Note a failure. Returns `at_once` if the next try need not wait."""
+        if error.is_expired or isinstance(error, MalformedAnswerError):
+            self._version = None
+        if isinstance(error, TooLargeError) and self.state is WatchState.LISTING:
+            self._page = SMALL_PAGE
+        if self.resource.optional and error.status in (403, 404):
+            self._go_without(error)
+            return False
+        self._observer.restarted(self.resource, error.cause)
+        if at_once or str(error) != self._complaint:  # log it once, not with each failed try
+            self._complaint = str(error)
+            self._recovering = True
+            log.warning("%s: %s", self.resource.kind, error)
+        if not at_once:
+            self._enter(WatchState.WAITING)
+        return at_once
 
     def _go_without(self, error: ApiError) -> None:
         """The cluster does not serve the kind, or forbids to read it: keep the known objects."""

@@ -213,6 +213,8 @@ class Daemon:
             resync_at = min(resynced + self._config.resync_interval, self._foreign_changes.due)
             messages = self._take_messages(min(tick_at, resync_at, retry_at, self._observer.deadline))
             self._turned = now = self._clock()
+            if self._stop.is_set():  # before the answers: a `confirm` counts only with the sync that follows it
+                return
             if Message.REQUEST in messages:
                 self._answer()
             if Message.RELOAD in messages:
@@ -223,7 +225,7 @@ class Daemon:
                 look |= self._observer.local_chain_changed()
                 due |= self._tick() or look
             resync, retry = now >= resync_at, now >= retry_at
-            if self._stop.is_set() or not (due or resync or retry or now >= self._observer.deadline):
+            if not (due or resync or retry or now >= self._observer.deadline):
                 continue
             result = self._sync(whole=retry, look=look, resync=resync)
             if resync:
@@ -232,17 +234,17 @@ class Daemon:
                 retry_at, retry_after = self._clock() + retry_after, min(retry_after * 2, RETRY_LAST)
             else:
                 retry_at, retry_after = float("inf"), RETRY_FIRST
-            if result.listed:
-                if self._options.once:
-                    return
-                self._stop.wait(SETTLE)
+            if result.listed and self._options.once:
+                return
+            self._stop.wait(SETTLE if result.listed else 0.0)
 
     def _tick(self) -> bool:
         """Look at everything that sends no message. True if people must hear of a change.
 
         Raises DaemonError if an input has ended.
         """
-        if not (self._source.alive and all(thread.is_alive() for thread in self._listeners)):
+        alive = self._source.alive and all(thread.is_alive() for thread in self._listeners)
+        if not (alive or self._stop.is_set()):  # in this order: the listeners end after `stop`
             raise DaemonError("an input ended by itself; this is a bug, see the traceback above; the ruleset stays")
         self._systemd.alive()
         self._metrics.state_kept.set(self._record.journal.kept)
@@ -292,7 +294,8 @@ class Daemon:
         except (ConfigError, EndpointError, ApiError, ManifestError) as error:
             log.error("the configuration was not reloaded, the running one stays in force: %s", error)
             if self._config.metrics != before.metrics and not self._endpoint:
-                self._serve_metrics(before.metrics)
+                with suppress(EndpointError):  # its address can be gone by now
+                    self._serve_metrics(before.metrics)
             self._config = before
             if self._source is not source:
                 self._source.stop()

@@ -125,7 +125,7 @@ class Record:
         """
         before, now = self.memory.facts, self._clock()
         facts = self.facts_of(s, confirming)
-        due = facts != self._written or now - self._as_of >= AS_OF
+        due = facts != before or facts != self._written or now - self._as_of >= AS_OF
         if due and confirming is not None and s.complete and fresh():
             facts, self._as_of = replace(facts, as_of=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")), now
         self._write({}, facts)

@@ -164,7 +164,7 @@ class KernelCollector:
                 with self._count_errors():
                     self._count()
             if now - self._judged_at >= _ROUTES_AGAIN:
-                self._judged_at = now
+                self._judged_at, self._reachability = now, None
                 with self._count_errors():
                     self._reachability = self._judge(self._pinholes())
             return self._families()

@@ -16,7 +16,7 @@ Network = IPv4Network | IPv6Network
 
 _BROADCAST = IPv4Address("255.255.255.255")
 _LONGEST = 128  # characters; two IPv6 addresses and a dash need 79
-_LEADING_ZEROS = re.compile(r"(?<![0-9/])0{1,8}(?=[0-9])")  # of an octet, which can have 9 digits
+_LEADING_ZEROS = re.compile(r"(?<![0-9/])(?=[0-9]{1,9}(?![0-9]))0+(?=[0-9])")  # of an octet, which can have 9 digits
 _BARE = re.compile(r"[0-9.]{7,15}|[0-9A-Fa-f:.]{2,45}")  # probably an address
 _CIDR = re.compile(r"[0-9A-Fa-f.:]{2,45}/[0-9]{1,3}")
 

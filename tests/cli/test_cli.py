@@ -585,3 +585,14 @@ def test_top_that_is_interrupted_ends_with_130_and_without_a_word(
     finally:
         server.close()
     assert capsys.readouterr() == ("", "")
+
+
+def test_bootstrap_prints_its_objects_without_a_home(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", homeless)
+    assert main(["bootstrap", "--print"]) == 0
+    assert "kind: ClusterRole" in capsys.readouterr().out

@@ -655,6 +655,14 @@ def test_events_that_the_server_never_takes_are_said_once_whatever_they_are_call
     assert len(warnings()) == 1
 
 
+def test_events_that_the_server_never_takes_make_nothing_else_wait_longer(world: World, cluster: Cluster) -> None:
+    answers = iter([*(ApiError("422", 422) for _ in range(8)), ApiError("503", 503)])
+    cluster.fails = lambda _, path: None if path == STATUS else next(answers, None)
+    world.tell(*map(news, range(9)))
+    world.run(4)
+    assert world.counts.results["event sent"] == 1
+
+
 def test_an_event_in_a_namespace_that_ends_costs_the_others_nothing(world: World, cluster: Cluster) -> None:
     ending = ApiError("403 Forbidden: because it is being terminated", 403)
     world.tell(Notice(ObjectRef("Service", "gone/x", "u"), EventReason.CLOSED, "closed"), news(1))

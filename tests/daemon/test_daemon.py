@@ -301,6 +301,22 @@ def test_a_reload_moves_the_endpoint_unless_the_new_address_is_taken(lab: Lab, d
     assert daemon.get("/readyz", "127.0.0.1:9470").status == 200
 
 
+def test_a_reload_goes_on_without_an_endpoint_if_neither_address_can_be_had(lab: Lab, daemon: Daemon) -> None:
+    lab.router.run(["ip", "address", "add", "10.9.9.9/32", "dev", "lo"])
+    daemon.start()
+    daemon.extra = '[metrics]\naddress = "10.9.9.9:9470"\n'
+    daemon.configure()
+    daemon.signal(signal.SIGHUP)
+    assert eventually(lambda: "configuration reloaded" in daemon.log())
+    lab.router.run(["ip", "address", "del", "10.9.9.9/32", "dev", "lo"])
+    daemon.extra = '[metrics]\naddress = "10.9.9.8:9470"\n'
+    daemon.configure()
+    daemon.signal(signal.SIGHUP)
+    assert eventually(lambda: "the configuration was not reloaded" in daemon.log())
+    daemon.put(service("web", SERVICE4, ports=[("TCP", 8080)]))
+    assert eventually(lambda: lab.arrives("tcp", SERVICE4, 8080)), daemon.log()
+
+
 def test_a_reload_moves_the_endpoint_to_another_address_with_the_same_port(daemon: Daemon) -> None:
     daemon.start()
     daemon.extra = '[metrics]\naddress = "0.0.0.0:9469"\n'

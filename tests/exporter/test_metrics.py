@@ -254,6 +254,7 @@ class Counting:
         self.reading: Reading | None = Reading()
         self.reads = self.judged = 0
         self.reachability: Reachability | None = Reachability(1, 2)
+        self.unroutable = False
         self.pinholes = {KEY: Pinhole(KEY, 4, None, None, Name("shop", "web"))}
         self.metrics = Metrics()
         self.collector = KernelCollector(lambda: self.pinholes, self._read, self._judge, cap, lambda: self.now)
@@ -268,6 +269,8 @@ class Counting:
     def _judge(self, pinholes: Mapping[str, Pinhole]) -> Reachability | None:
         assert pinholes is self.pinholes
         self.judged += 1
+        if self.unroutable:
+            raise ReadError
         return self.reachability
 
     def count(self, packets: int) -> None:
@@ -279,6 +282,13 @@ class Counting:
         self.now += 31
         found = self.metrics.registry.get_sample_value(f"nftsync_{name}", dict(labels or {}))
         return None if found is None else float(found)
+
+
+def test_routes_that_cannot_be_read_any_more_are_not_shown() -> None:
+    counting = Counting()
+    assert counting.value("addresses_open_without_route") == 1
+    counting.unroutable = True
+    assert counting.value("addresses_open_without_route") is None
 
 
 def test_a_scrape_tells_what_the_kernel_counted_since_counting_began() -> None:
