@@ -1214,3 +1214,28 @@ def test_stop_ends_a_doubt_that_would_last_for_hours(lab: Lab) -> None:
     lab.thread.join(PATIENCE)
     assert not lab.thread.is_alive()
     assert len(lab.held()) == 40
+
+
+def test_a_watch_that_expires_between_failures_does_not_begin_the_waits_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server ends a watch at once, says to the next one that its version is gone, and so on."""
+    stop, asked, waits = threading.Event(), itertools.count(1), list[int]()
+
+    class Server:
+        def request(self, *_: object) -> Object:
+            return {"metadata": {"resourceVersion": "1"}, "items": []}
+
+        @contextmanager
+        def stream(self, *_: object) -> Iterator[Iterator[bytes]]:
+            if next(asked) % 2 == 0:
+                raise ApiError("410 Gone", 410)
+            yield iter(())
+
+    def wait(_: Backoff, failures: int, *__: object) -> float:
+        waits.append(failures)
+        if len(waits) == 4:
+            stop.set()
+        return 0.0
+
+    monkeypatch.setattr(Backoff, "wait", wait)
+    Watcher(Server(), SERVICES, ObjectCache(parse_service), stop, Recorder()).run()  # type: ignore[arg-type]
+    assert waits == [1, 2, 3, 4]
