@@ -14,7 +14,7 @@ from nftsync.cluster.api import Api
 from nftsync.cluster.backoff import ApiError
 from nftsync.cluster.kubeconfig import allowed
 from nftsync.config import DEFAULT_PATH, Config, ConfigError, PoolMode, load
-from nftsync.files.sealed import read_local_chain
+from nftsync.files.localchainfile import read_local_chain
 from nftsync.kernel.interfaces import LinkError, Links
 from nftsync.objects.names import ADVERTISEMENT, CONFIG_MAP, KINDS, LEGACY, MEND, NFT, PEER, POOL, Malformed, quote
 from nftsync.objects.nft import METALLB_NAMESPACE, NftSpec

@@ -13,10 +13,10 @@ from nftsync.cluster.api import Api, list_objects
 from nftsync.cluster.backoff import ApiError
 from nftsync.cluster.cache import Inputs, MetalLBCaches
 from nftsync.cluster.kubeconfig import allowed
-from nftsync.cluster.source import Manifests
+from nftsync.cluster.manifests import Manifests
 from nftsync.config import Config, PoolMode
 from nftsync.files.journal import Journal
-from nftsync.files.sealed import read_local_chain
+from nftsync.files.localchainfile import read_local_chain
 from nftsync.objects.address import AddressSet, Local
 from nftsync.objects.metallb import MetalLBConfig, Pool
 from nftsync.objects.names import NFT, Malformed, ObjectRef, Reason, Rejection, metallb

@@ -28,6 +28,7 @@ from nftsync.objects.names import Malformed, Name, Resource, quote
 
 log = logging.getLogger(__name__)
 
+JOIN = 2.0  # seconds for a thread to end; it is a daemon thread, so the process never hangs on it
 _MANY = 10  # so many objects can go at once without a second look
 _STALE = 10.0  # seconds without a watch after which the known objects can be old
 SMALL_PAGE = 20  # fits for objects of any size: etcd's limit is 1.5 MB

@@ -23,7 +23,8 @@ from typing import TypeVar
 from nftsync import __version__, config
 from nftsync.cluster.backoff import ApiError
 from nftsync.cluster.cache import Inputs
-from nftsync.cluster.source import Clock, ClusterSource, ManifestError, Manifests, Source
+from nftsync.cluster.manifests import ManifestError, Manifests
+from nftsync.cluster.source import Clock, ClusterSource, Source
 from nftsync.config import ConfigError
 from nftsync.daemon.control import ControlError, RequestQueue, Server
 from nftsync.daemon.observe import Observer
@@ -34,7 +35,7 @@ from nftsync.daemon.record import Record
 from nftsync.exporter.endpoint import Endpoint, EndpointError
 from nftsync.exporter.metrics import KernelCollector, Metrics, ReadError
 from nftsync.files.runtime import locked, read_boot_failure
-from nftsync.kernel import commits, counters, interfaces
+from nftsync.kernel import commits, counters, interfaces, routes
 from nftsync.kernel.netlink import DumpError
 from nftsync.kernel.nft import Kernel
 from nftsync.objects.names import NftsyncError
@@ -152,7 +153,7 @@ class Daemon:
         self._collector = KernelCollector(
             self._reconciler.opened,
             partial(_reading, counters.read),
-            lambda opened: _reading(lambda: interfaces.reachability(opened, self._last.guard.legal)),
+            lambda opened: _reading(lambda: routes.reachability(opened, self._last.guard.legal)),
             cap=self._config.metrics_services,
         )
         self._collector.prime()

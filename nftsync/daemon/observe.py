@@ -10,14 +10,15 @@ from typing import Protocol
 
 from nftsync.cluster.cache import Inputs, MetalLBCaches
 from nftsync.config import Config, PoolMode
-from nftsync.files.sealed import read_local_chain, stamp
+from nftsync.files.localchainfile import read_local_chain, stamp
 from nftsync.objects.address import Address
 from nftsync.objects.metallb import MetalLBConfig
 from nftsync.objects.names import Name
 from nftsync.objects.nft import Nft, NftSpec
 from nftsync.objects.service import Service
 from nftsync.plan.memory import Facts
-from nftsync.plan.snapshot import Confirming, Interfaces, Known, LocalChain, Origin, Snapshot
+from nftsync.plan.snapshot import Interfaces, Known, LocalChain, Origin, Snapshot
+from nftsync.policy.confirm import Confirming
 from nftsync.policy.guard import PoolTracker
 
 Changed = Mapping[Name, Service | None]  # None: the Service is gone

@@ -18,7 +18,8 @@ from nftsync.objects.service import Service
 from nftsync.plan.memory import BootFacts, Facts
 from nftsync.plan.plan import Left, Plan
 from nftsync.plan.result import Applied
-from nftsync.plan.snapshot import Confirming, Snapshot
+from nftsync.plan.snapshot import Snapshot
+from nftsync.policy.confirm import Confirming
 from nftsync.policy.pinholes import Pinhole
 
 AS_OF = 300.0  # seconds until the journal gets a new time at which the cluster asked for the same

@@ -2,7 +2,6 @@
 
 A temporary file, fsync and rename write them, so a crash leaves the old or the new file.
 The first line names the format and a checksum, so a reader notices later damage.
-Only the operator writes the file of the local chain; nftsync reads it and notices changes.
 """
 
 import hashlib
@@ -11,7 +10,6 @@ import stat
 from pathlib import Path
 
 from nftsync import __version__
-from nftsync.ruleset.localchain import LocalChainError, parse_local_chain
 
 _BY = " by version "
 
@@ -77,27 +75,3 @@ def read_text(path: Path, errors: str = "strict") -> str:
 
 def _head(text: str, form: int) -> str:
     return f"# nftsync {form} sha256:{hashlib.sha256(text.encode()).hexdigest()}"
-
-
-def read_local_chain(path: Path) -> tuple[str | None, str]:
-    """The body of the chain and ""; an empty body without a file.
-
-    If the file is not usable: None and a sentence.
-    """
-    try:
-        return parse_local_chain(path.read_text(encoding="utf-8")), ""
-    except FileNotFoundError:
-        return "", ""
-    except OSError as error:
-        return None, f"it can't be read: {error.strerror}"
-    except (LocalChainError, UnicodeDecodeError) as error:
-        return None, str(error)
-
-
-def stamp(path: Path) -> object:
-    """A value that changes when the file changes."""
-    try:
-        status = path.stat()
-    except OSError as error:
-        return error.errno
-    return status.st_mtime_ns, status.st_size, status.st_ino

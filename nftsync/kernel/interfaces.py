@@ -1,4 +1,4 @@
-"""This machine's network: the public NIC, its ingress qdisc, addresses, routes and BGP peers.
+"""This machine's network: the public NIC, its ingress qdisc, addresses and BGP peers.
 
 Links wraps pyroute2's errors as LinkError. Source: rtnetlink(7), sock_diag(7), tc(8).
 """
@@ -7,9 +7,8 @@ import errno
 import logging
 import select
 import socket
-import struct
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
@@ -18,12 +17,9 @@ from pyroute2 import DiagSocket, IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 from pyroute2.netlink.rtnl import RTMGRP_IPV4_IFADDR, RTMGRP_IPV6_IFADDR, RTMGRP_LINK
 
-from nftsync.kernel.netlink import Netlink, complete, fields
-from nftsync.objects.address import Address, AddressSet, Local, unmapped
+from nftsync.objects.address import Address, Local, unmapped
 from nftsync.objects.names import NftsyncError
 from nftsync.plan.snapshot import Interfaces
-from nftsync.policy.pinholes import Pinhole
-from nftsync.report.traffic import Reachability, Routes, judge
 
 INGRESS_KINDS = ("ingress", "clsact")  # either one offers the ingress hook; a NIC can have one of them
 _CHECK = 1.0  # seconds until a stopped listener notices
@@ -32,14 +28,6 @@ _PEERS = 10_000  # to remember; a larger number is an attack on port 179
 _ESTABLISHED = 1 << 1  # TCP_ESTABLISHED as a mask of states
 # The kernel lacks sock_diag or inet_diag, or a sandbox prevents loading them.
 _NO_DIAG = (errno.EPROTONOSUPPORT, errno.EAFNOSUPPORT, errno.ENOENT)
-
-MOST_ROUTES = 50_000  # to read; a router with the full Internet table has a million
-_GET_ROUTES = 26  # RTM_GETROUTE
-_ROUTE = struct.Struct("=BBBBBBBBI")  # struct rtmsg
-_DESTINATION, _TABLE = 1, 15  # RTA_DST, RTA_TABLE
-_LOCAL_TABLE = 255
-_UNICAST = 1  # RTN_UNICAST: neither local nor a blackhole
-_CLONED = 0x200  # RTM_F_CLONED: a cached result, not a route
 
 log = logging.getLogger(__name__)
 
@@ -229,39 +217,3 @@ def _listen(wake: Callable[[], None], stop: threading.Event) -> None:
                 for _ in netlink.get():
                     pass
                 wake()
-
-
-def reachability(
-    pinholes: Mapping[str, Pinhole], legal: AddressSet | None, most: int = MOST_ROUTES
-) -> Reachability | None:
-    """Compare the open pinholes with the routes of this thread's network namespace.
-
-    None if there are more than `most` routes. Raises DumpError.
-    """
-    routes = read_routes(most)
-    return None if routes is None else judge(routes, pinholes, legal)
-
-
-def read_routes(most: int = MOST_ROUTES) -> Routes | None:
-    """The routes of this thread's network namespace, without local ones.
-
-    None if there are more than `most`. Raises DumpError.
-    """
-    with Netlink(socket.NETLINK_ROUTE) as kernel:
-        return complete(lambda: _read_routes(kernel, most))
-
-
-def _read_routes(kernel: Netlink, most: int) -> Routes | None:
-    routes, seen = Routes(), 0
-    for family, version in ((socket.AF_INET, 4), (socket.AF_INET6, 6)):
-        for content in kernel.messages(_GET_ROUTES, _ROUTE.pack(family, *[0] * 8)):
-            _, length, _, _, table, _, _, kind, flags = _ROUTE.unpack_from(content)
-            route = fields(content, _ROUTE.size)
-            table = struct.unpack("=I", route[_TABLE])[0] if _TABLE in route else table
-            if table == _LOCAL_TABLE or flags & _CLONED:
-                continue
-            seen += 1
-            if seen > most:
-                return None
-            routes.add(version, length, int.from_bytes(route.get(_DESTINATION, b"")), forwards=kind == _UNICAST)
-    return routes

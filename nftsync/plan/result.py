@@ -11,7 +11,8 @@ from nftsync.objects.address import Local
 from nftsync.objects.names import ObjectRef, Reason, Rejection
 from nftsync.objects.nft import Nft
 from nftsync.plan.plan import ChainInUse, wanted_ruleset
-from nftsync.plan.snapshot import Confirming, Origin, Snapshot
+from nftsync.plan.snapshot import Origin, Snapshot
+from nftsync.policy.confirm import Confirming
 from nftsync.policy.guard import UNGUARDED, Guard
 from nftsync.policy.pinholes import Pinhole, PinholeIndex
 from nftsync.ruleset.tables import Ruleset, Settings, Table

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from nftsync.cluster import source as module
+from nftsync.cluster import manifests as module
 from nftsync.cluster.cache import Inputs
-from nftsync.cluster.source import ManifestError, Manifests
+from nftsync.cluster.manifests import ManifestError, Manifests
 from nftsync.objects.names import Name, Reason
 from tests.labtools import PATIENCE
 

@@ -503,7 +503,7 @@ def test_a_resync_leaves_no_memory_behind_not_even_without_the_public_nic(daemon
     assert after(8) - at_first < 4e6
 
 
-@pytest.mark.parametrize("input_", ["nftsync.cluster.source.Manifests.follow", "nftsync.kernel.interfaces.listen"])
+@pytest.mark.parametrize("input_", ["nftsync.cluster.manifests.Manifests.follow", "nftsync.kernel.interfaces.listen"])
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_an_input_that_ends_by_itself_ends_the_daemon_and_the_ruleset_stays(
     lab: Lab, daemon: Daemon, monkeypatch: pytest.MonkeyPatch, input_: str

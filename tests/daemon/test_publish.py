@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from nftsync.cluster.source import Manifests
+from nftsync.cluster.manifests import Manifests
 from nftsync.config import AddressPolicy, PoolMode
 from nftsync.daemon.publish import LINES, RECENT, Publisher
 from nftsync.daemon.reconcile import NOT_FILTERING

@@ -20,7 +20,7 @@ import yaml
 from prometheus_client import generate_latest
 
 from nftsync.exporter.metrics import KernelCollector, Metrics
-from nftsync.kernel import counters, interfaces
+from nftsync.kernel import counters, routes
 from nftsync.kernel.nft import Kernel
 from nftsync.objects.names import Name, ObjectRef, Reason, Rejection
 from nftsync.objects.ratelimit import parse_ratelimit
@@ -294,9 +294,7 @@ def test_no_change_of_the_ruleset_waits_for_a_scrape_of_ten_thousand_services() 
         kernel.apply(render(ruleset(pinholes.values(), Settings(enable_rateshape=True))))
         metrics = Metrics()
         metrics.registry.register(
-            KernelCollector(
-                lambda: pinholes, read, lambda opened: namespace.call(interfaces.reachability, opened, None)
-            )
+            KernelCollector(lambda: pinholes, read, lambda opened: namespace.call(routes.reachability, opened, None))
         )
         with ThreadPoolExecutor(1) as pool:
             scrape = pool.submit(exposition, metrics)

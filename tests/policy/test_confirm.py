@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from nftsync.objects.nft import Confirmation, NftSpec
-from nftsync.plan.snapshot import Confirming, cut_off
+from nftsync.policy.confirm import Confirming, cut_off
 from tests.lab.lab import PUBLIC, Lab, TcpServer
 from tests.labtools import PUBLIC_NIC, SERVICE4, Daemon, Raw, eventually, needs_root, nft, service
 

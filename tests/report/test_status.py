@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from nftsync.objects.metallb import MetalLBConfig
 from nftsync.objects.nft import Condition, Confirmation, Figures, NftStatus, RouterStatus, parse_status
-from nftsync.plan.snapshot import Confirming
+from nftsync.policy.confirm import Confirming
 from nftsync.report.conditions import describe, stamped, stopped, summary
 from tests.report.views import standing
 from tests.support import json_values

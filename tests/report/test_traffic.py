@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nftsync.config import Filters
-from nftsync.kernel import counters, interfaces, netlink
+from nftsync.kernel import counters, netlink, routes
 from nftsync.kernel.netlink import DumpError
 from nftsync.kernel.nft import Kernel
 from nftsync.objects.address import AddressSet, parse_range
@@ -431,7 +431,7 @@ def test_a_dump_that_is_always_interrupted_is_one_error(monkeypatch: pytest.Monk
         raise DumpError(errno.EINTR)
 
     monkeypatch.setattr(netlink.Netlink, "messages", interrupted)
-    for read in (counters.read, interfaces.read_routes):
+    for read in (counters.read, routes.read):
         asked.clear()
         with pytest.raises(DumpError, match=r"^the kernel's tables can't be read: Interrupted system call$"):
             read()
@@ -486,24 +486,24 @@ def test_an_open_address_has_a_route_if_one_leads_on_that_is_not_the_default(
     address: str,
     reached: bool,  # noqa: FBT001
 ) -> None:
-    found = routed.run(interfaces.reachability, opened(address), None)
+    found = routed.run(routes.reachability, opened(address), None)
     assert found == Reachability(0 if reached else 1, None)
 
 
 def test_host_routes_inside_the_pools_that_no_pinhole_uses_are_counted(routed: Netns) -> None:
-    assert routed.run(interfaces.reachability, {}, LEGAL) == Reachability(0, 4)
-    assert routed.run(interfaces.reachability, opened("192.0.2.1", "2001:db8::1"), LEGAL) == Reachability(0, 2)
+    assert routed.run(routes.reachability, {}, LEGAL) == Reachability(0, 4)
+    assert routed.run(routes.reachability, opened("192.0.2.1", "2001:db8::1"), LEGAL) == Reachability(0, 2)
     nobody = {KEY: replace(hole(), sources=())}
-    assert routed.run(interfaces.reachability, nobody, LEGAL) == Reachability(0, 4), "it is open to nobody"
+    assert routed.run(routes.reachability, nobody, LEGAL) == Reachability(0, 4), "it is open to nobody"
 
 
 def test_of_too_many_routes_nothing_is_said(routed: Netns) -> None:
-    found = routed.run(interfaces.read_routes)
+    found = routed.run(routes.read)
     assert found is not None
     count = sum(map(len, found.found.values()))
-    assert routed.run(interfaces.read_routes, count + 10) is not None
-    assert routed.run(interfaces.read_routes, 3) is None
-    assert routed.run(interfaces.reachability, {}, LEGAL, 3) is None
+    assert routed.run(routes.read, count + 10) is not None
+    assert routed.run(routes.read, 3) is None
+    assert routed.run(routes.reachability, {}, LEGAL, 3) is None
 
 
 @given(

@@ -13,7 +13,8 @@ from nftsync.objects.names import Name, ObjectRef, Reason, Rejection
 from nftsync.objects.nft import Condition
 from nftsync.objects.service import Service
 from nftsync.plan.result import Outcome, SyncResult
-from nftsync.plan.snapshot import Confirming, Interfaces, Known, Origin, Snapshot
+from nftsync.plan.snapshot import Interfaces, Known, Origin, Snapshot
+from nftsync.policy.confirm import Confirming
 from nftsync.policy.pinholes import PinholeIndex
 from nftsync.report.conditions import conditions
 from nftsync.ruleset.tables import Settings
