@@ -138,6 +138,8 @@ def test_the_base_of_early_boot_is_put_back(daemon: ClusterDaemon, outage: str, 
     early_boot(daemon)
     OUTAGES[outage](daemon.cluster)
     daemon.waiting()
+    if outage == "the Nft is listed and Services are not":
+        assert eventually(lambda: "172.30.254.0/24" in rules(daemon.lab)), "the pools are listed after the first sync"
     good = rules(daemon.lab)
     assert "chain operator-svc" in good
     put_back(daemon, damage, good)

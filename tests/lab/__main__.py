@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from io import TextIOWrapper
 from pathlib import Path
 
 from nftsync.cli.output import open_output
@@ -15,6 +16,8 @@ from tests.lab.demo import DemoError, demo
 def main(arguments: Sequence[str] | None = None) -> int:
     """Show the demo; returns the exit status."""
     open_output()
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # a pipe shows each step at once, too
     parser = argparse.ArgumentParser(
         prog="python -m tests.lab", description="Build a lab of three network namespaces and show which packets pass."
     )

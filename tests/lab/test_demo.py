@@ -66,7 +66,8 @@ class Command:
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
-            env=os.environ | {"TMPDIR": str(self.temporary)},
+            env={name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+            | {"TMPDIR": str(self.temporary)},
         )
 
     def end(self) -> tuple[int, str, str]:
