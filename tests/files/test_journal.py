@@ -585,10 +585,11 @@ def test_the_disk_itself_is_waited_for_every_few_seconds_and_at_the_end(
     assert eventually(lambda: disk.calls == ["write", "fsync"])
     for number in range(2, 5):
         changed(number)
-    assert disk.calls[2:] == ["write"] * 3
+        assert eventually(lambda writes=number - 1: disk.calls[2:] == ["write"] * writes)  # type: ignore[misc]
     now[0] = module.SYNC
     changed(5)
-    assert eventually(lambda: disk.calls[5:] == ["write", "fsync"])
+    # The clock can jump before or after the journal asks it about its last write.
+    assert eventually(lambda: sorted(disk.calls[5:]) == ["fsync", "write"])
     changed(6)
     journal.finish()
     assert disk.calls[7:] == ["write", "fsync"]
