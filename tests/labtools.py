@@ -26,7 +26,9 @@ from nftsync.kernel.nft import Kernel
 from nftsync.objects.nft import parse_nft
 from nftsync.objects.service import parse_service
 from nftsync.policy.pinholes import PinholeIndex
-from nftsync.ruleset.tables import Ruleset, Settings, ruleset
+from nftsync.ruleset.model import Ruleset
+from nftsync.ruleset.settings import Settings
+from nftsync.ruleset.tables import ruleset
 from nftsync.ruleset.text import transaction
 from tests.lab.lab import Flood, Lab
 

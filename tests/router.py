@@ -28,7 +28,7 @@ from nftsync.objects.names import Name, Reason, Rejection, identify
 from nftsync.objects.nft import Confirmation
 from nftsync.plan.result import Outcome, SyncResult
 from nftsync.policy.pinholes import Pinhole
-from nftsync.ruleset.tables import Settings
+from nftsync.ruleset.settings import Settings
 from tests.lab.lab import Lab
 from tests.lab.namespace import Namespace
 from tests.labtools import Raw

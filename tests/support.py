@@ -26,7 +26,9 @@ from nftsync.objects.names import Name
 from nftsync.objects.ratelimit import RateLimit
 from nftsync.objects.service import Port, Protocol, Service
 from nftsync.policy.pinholes import PinholeIndex
-from nftsync.ruleset.tables import INET, NAME, NETDEV, Elements, Ruleset, Settings, ruleset
+from nftsync.ruleset.model import INET, NAME, NETDEV, Elements, Ruleset
+from nftsync.ruleset.settings import Settings
+from nftsync.ruleset.tables import ruleset
 
 ROOT = Path(__file__).parent.parent
 

@@ -19,7 +19,9 @@ from nftsync.kernel.interfaces import LinkError, Links
 from nftsync.objects.names import ADVERTISEMENT, CONFIG_MAP, KINDS, LEGACY, MEND, NFT, PEER, POOL, Malformed, quote
 from nftsync.objects.nft import METALLB_NAMESPACE, NftSpec
 from nftsync.policy.guard import Guard
-from nftsync.ruleset.tables import Ruleset, Settings, tables
+from nftsync.ruleset.model import Ruleset
+from nftsync.ruleset.settings import Settings
+from nftsync.ruleset.tables import tables
 from nftsync.ruleset.text import render
 
 

@@ -13,7 +13,7 @@ from nftables import Nftables
 
 from nftsync.kernel.netns import Namespace
 from nftsync.kernel.nft import Kernel, KernelError, sentence
-from nftsync.ruleset.tables import INET, NAME, NETDEV
+from nftsync.ruleset.model import INET, NAME, NETDEV
 
 _ELEMENTS = re.compile(r"^(\s*)elements = \{(.*?)\}", re.MULTILINE | re.DOTALL)
 _KEPT = re.compile(r"^(table .* \{)(?: # progname .*)?\n(?:\tflags (?:owner|persist|owner,persist)\n\n)?", re.MULTILINE)

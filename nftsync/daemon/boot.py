@@ -25,7 +25,7 @@ from nftsync.objects.address import Address, Local
 from nftsync.plan.memory import BootFacts, Facts
 from nftsync.plan.result import Outcome, SyncResult
 from nftsync.plan.snapshot import Interfaces
-from nftsync.ruleset.tables import Ruleset
+from nftsync.ruleset.model import Ruleset
 from nftsync.ruleset.text import transaction
 
 _SIOCGIFFLAGS = 0x8913  # netdevice(7)

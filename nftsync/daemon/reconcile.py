@@ -32,7 +32,8 @@ from nftsync.plan.plan import (
 from nftsync.plan.result import Change, Outcome, SyncResult, changes_between, refused, summary
 from nftsync.plan.snapshot import Known, Origin, Snapshot
 from nftsync.policy.pinholes import Pinhole, PinholeIndex, pinholes_of
-from nftsync.ruleset.tables import INET, Elements, Ruleset, Table, elements, open_keys
+from nftsync.ruleset.model import INET, Elements, Ruleset, Table
+from nftsync.ruleset.tables import elements, open_keys
 from nftsync.ruleset.text import transaction
 
 TRIES = 20  # transactions of one sync at most; each one leaves out the refused parts

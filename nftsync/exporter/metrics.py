@@ -15,7 +15,7 @@ from nftsync import __version__
 from nftsync.objects.names import Reason, Rejection
 from nftsync.policy.pinholes import Pinhole
 from nftsync.report.traffic import CAP, Reachability, Reading, Traffic
-from nftsync.ruleset.tables import Settings
+from nftsync.ruleset.settings import Settings
 
 # One element takes 0.1 ms, a full load takes seconds.
 _SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)

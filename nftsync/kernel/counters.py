@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from nftsync.kernel import netlink
 from nftsync.kernel.netlink import HEADER, PROTOCOL, PROTOCOLS, Netlink, address, elements, expressions, fields, text
 from nftsync.report.traffic import NOTHING, Count, Element, Reading, Rule
-from nftsync.ruleset.tables import INET, NETDEV, OPERATOR_SVC
+from nftsync.ruleset.model import INET, NETDEV, OPERATOR_SVC
 
 _RULE_HANDLE = 3
 _BYTES, _PACKETS = 1, 2  # of a counter

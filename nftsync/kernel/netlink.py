@@ -15,7 +15,7 @@ from ipaddress import ip_address
 from typing import NamedTuple, Self, TypeVar
 
 from nftsync.objects.names import NftsyncError
-from nftsync.ruleset.tables import INET, NAME, NETDEV
+from nftsync.ruleset.model import INET, NAME, NETDEV
 
 T = TypeVar("T")
 Span = tuple[int, int, int]  # an attribute's type, and the start and end of its value

@@ -18,7 +18,7 @@ from nftsync.kernel import netlink, readback
 from nftsync.kernel.netlink import PROTOCOL, DumpError, Netlink
 from nftsync.objects.names import NftsyncError
 from nftsync.plan.plan import Found
-from nftsync.ruleset.tables import NAME, OWNED
+from nftsync.ruleset.model import NAME, OWNED
 
 T = TypeVar("T")
 

@@ -16,7 +16,7 @@ from nftsync.kernel.netlink import FAMILIES, HEADER, Element, Fields, Netlink, d
 from nftsync.objects.address import Range
 from nftsync.objects.ratelimit import TIME_UNITS, RateLimit
 from nftsync.plan.plan import Found
-from nftsync.ruleset.tables import Chain, Ruleset, Set, Table
+from nftsync.ruleset.model import Chain, Ruleset, Set, Table
 
 _NAMEABLE = re.compile(r"[A-Za-z_.][A-Za-z0-9_./-]{0,254}")  # the names that nft takes without quotes
 _UNKNOWN = "\t\t# as found in the kernel\n"  # stands for the rules of a chain; equals no rules of ours

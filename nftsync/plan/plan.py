@@ -17,20 +17,9 @@ from nftsync.plan.memory import BootFacts
 from nftsync.plan.snapshot import LocalChain, Origin, Snapshot, Verdicts
 from nftsync.policy.pinholes import Pinhole
 from nftsync.ruleset.localchain import by_name
-from nftsync.ruleset.tables import (
-    INET,
-    LOCAL_CHAIN,
-    NAME,
-    NETDEV,
-    SETS,
-    Elements,
-    Ruleset,
-    Settings,
-    Table,
-    flags_for,
-    pinhole_key,
-    ruleset,
-)
+from nftsync.ruleset.model import INET, LOCAL_CHAIN, NAME, NETDEV, Elements, Ruleset, Table
+from nftsync.ruleset.settings import Settings
+from nftsync.ruleset.tables import SETS, flags_for, pinhole_key, ruleset
 from nftsync.ruleset.text import add_table, commands, render, transaction
 
 

@@ -15,7 +15,8 @@ from nftsync.plan.snapshot import Origin, Snapshot
 from nftsync.policy.confirm import Confirming
 from nftsync.policy.guard import UNGUARDED, Guard
 from nftsync.policy.pinholes import Pinhole, PinholeIndex
-from nftsync.ruleset.tables import Ruleset, Settings, Table
+from nftsync.ruleset.model import Ruleset, Table
+from nftsync.ruleset.settings import Settings
 
 
 @dataclass(frozen=True, slots=True)

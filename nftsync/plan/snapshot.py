@@ -19,7 +19,7 @@ from nftsync.objects.names import Name
 from nftsync.objects.nft import NftSpec
 from nftsync.objects.service import Service
 from nftsync.policy.guard import Guard
-from nftsync.ruleset.tables import Elements
+from nftsync.ruleset.model import Elements
 
 T = TypeVar("T")
 

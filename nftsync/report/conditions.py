@@ -11,7 +11,7 @@ from nftsync.config import PoolMode
 from nftsync.objects.names import Reason
 from nftsync.objects.nft import AGREE, SUMMED, Condition, Confirmation, Figures, RouterStatus, shorten
 from nftsync.plan.result import Outcome, SyncResult
-from nftsync.ruleset.tables import Settings
+from nftsync.ruleset.settings import Settings
 
 
 def conditions(result: SyncResult, stale: Mapping[str, str]) -> tuple[Condition, ...]:

@@ -14,7 +14,9 @@ from nftsync.objects.service import Port, Protocol, Service
 from nftsync.plan.result import SyncResult
 from nftsync.policy.pinholes import Pinhole
 from nftsync.report.query import PacketQuery, parse_query
-from nftsync.ruleset.tables import FORWARD, INET, INPUT, OPERATOR_CR, OPERATOR_SVC, Settings, tables
+from nftsync.ruleset.model import FORWARD, INET, INPUT, OPERATOR_CR, OPERATOR_SVC
+from nftsync.ruleset.settings import Settings
+from nftsync.ruleset.tables import tables
 
 # The refused part of a Service is closed.
 _CLOSING = {Reason.MALFORMED, Reason.INVALID_ADDRESS, Reason.INVALID_PORT, Reason.INVALID_PROTOCOL}

@@ -7,7 +7,7 @@ and nothing else. So an extra brace cannot close our table and reach another one
 import re
 from collections.abc import Iterator
 
-from nftsync.ruleset.tables import LOCAL_CHAIN
+from nftsync.ruleset.model import LOCAL_CHAIN
 
 # Comments and strings, which a lexer must skip, and the braces to count.
 _TOKENS = re.compile(r'#[^\n]*|"[^"\n]*"|[{}]|"')

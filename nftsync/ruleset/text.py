@@ -9,7 +9,7 @@ one by one. So counters and buckets survive each change that does not concern th
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from nftsync.ruleset.tables import NAME, Chain, Elements, Ruleset, Table
+from nftsync.ruleset.model import NAME, Chain, Elements, Ruleset, Table
 
 
 def render(ruleset: Ruleset, name: str = NAME) -> str:

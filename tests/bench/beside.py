@@ -18,7 +18,8 @@ from nftsync.objects.names import Name
 from nftsync.objects.service import Port, Protocol, Service
 from nftsync.policy.pinholes import PinholeIndex
 from nftsync.policy.quota import UNCAPPED
-from nftsync.ruleset.tables import Settings, ruleset
+from nftsync.ruleset.settings import Settings
+from nftsync.ruleset.tables import ruleset
 from nftsync.ruleset.text import render
 from tests.bench.measure import Goal, Samples, in_turns, spread, table
 

@@ -23,7 +23,9 @@ from nftsync.config import Filters
 from nftsync.objects.nft import NftSpec
 from nftsync.objects.service import parse_service
 from nftsync.policy.pinholes import PinholeIndex
-from nftsync.ruleset.tables import INET, OPERATOR_SVC, Chain, Ruleset, Settings, ruleset
+from nftsync.ruleset.model import INET, OPERATOR_SVC, Chain, Ruleset
+from nftsync.ruleset.settings import Settings
+from nftsync.ruleset.tables import ruleset
 from nftsync.ruleset.text import render
 from tests.bench.measure import NIC, Goal, address_of, in_turns, service, spread, table
 from tests.lab.lab import Lab

@@ -17,7 +17,8 @@ from nftsync.config import Filters
 from nftsync.objects.nft import parse_nft
 from nftsync.objects.service import parse_service
 from nftsync.policy.pinholes import PinholeIndex
-from nftsync.ruleset.tables import Settings, ruleset
+from nftsync.ruleset.settings import Settings
+from nftsync.ruleset.tables import ruleset
 from nftsync.ruleset.text import render
 from tests.apiserver.harness import Programs, find_programs
 from tests.bench.cluster import cluster

@@ -15,7 +15,8 @@ import pytest
 
 from nftsync.config import AddressPolicy, PoolMode
 from nftsync.plan.result import Outcome
-from nftsync.ruleset.tables import INET, Ruleset, ruleset
+from nftsync.ruleset.model import INET, Ruleset
+from nftsync.ruleset.tables import ruleset
 from nftsync.ruleset.text import render
 from tests.lab.lab import PUBLIC, Lab
 from tests.labtools import SERVICE4, SERVICE6, elements, eventually, needs_root, nft, rules, service

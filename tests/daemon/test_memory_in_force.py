@@ -15,7 +15,7 @@ from nftsync.files import journal as module
 from nftsync.files.journal import Journal
 from nftsync.kernel.nft import Kernel
 from nftsync.objects.names import Name
-from nftsync.ruleset.tables import INET
+from nftsync.ruleset.model import INET
 from tests.lab.lab import Lab
 from tests.labtools import needs_root, nft, rules, service
 from tests.policy.test_pools import pool

@@ -36,7 +36,7 @@ from nftsync.objects.ratelimit import RateLimit, parse_ratelimit
 from nftsync.plan import memory as records
 from nftsync.plan.plan import tables_digest
 from nftsync.plan.result import Outcome, SyncResult
-from nftsync.ruleset.tables import INET
+from nftsync.ruleset.model import INET
 from tests.lab.namespace import Namespace
 from tests.labtools import Raw, needs_root, nft, service
 from tests.router import KINDS, Router, config_in

@@ -13,7 +13,7 @@ from nftsync.kernel.commits import SOMEBODY
 from nftsync.kernel.nft import Kernel, KernelError
 from nftsync.plan.plan import Found
 from nftsync.plan.result import Outcome
-from nftsync.ruleset.tables import INET
+from nftsync.ruleset.model import INET
 from nftsync.ruleset.text import render
 from tests.lab.lab import CLIENT, PUBLIC, Lab, Probe
 from tests.labtools import (

@@ -20,7 +20,7 @@ from nftsync.objects.names import Name, ObjectRef, Reason, Rejection
 from nftsync.plan.result import Outcome
 from nftsync.policy.pinholes import Pinhole
 from nftsync.report.traffic import Count, Reachability, Reading
-from nftsync.ruleset.tables import Settings
+from nftsync.ruleset.settings import Settings
 from tests.labtools import PATIENCE
 
 

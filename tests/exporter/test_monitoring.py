@@ -26,7 +26,8 @@ from nftsync.objects.names import Name, ObjectRef, Reason, Rejection
 from nftsync.objects.ratelimit import parse_ratelimit
 from nftsync.policy.pinholes import Pinhole
 from nftsync.report.traffic import CAP, Count, Reachability, Reading
-from nftsync.ruleset.tables import Settings, ruleset
+from nftsync.ruleset.settings import Settings
+from nftsync.ruleset.tables import ruleset
 from nftsync.ruleset.text import render
 from tests.lab.lab import Lab, Probe
 from tests.lab.namespace import Namespace

@@ -34,7 +34,8 @@ from nftsync.objects.ratelimit import parse_ratelimit
 from nftsync.objects.service import parse_service
 from nftsync.plan.memory import Facts, Memory
 from nftsync.policy.pinholes import PinholeIndex
-from nftsync.ruleset.tables import Settings, ruleset
+from nftsync.ruleset.settings import Settings
+from nftsync.ruleset.tables import ruleset
 from nftsync.ruleset.text import render
 from tests.lab.lab import Lab, Probe
 from tests.labtools import PUBLIC_NIC, SERVICE4, SERVICE6, Daemon, elements, needs_root, nft, packets, rules, service

@@ -12,7 +12,9 @@ import pytest
 
 from nftsync.kernel import readback
 from nftsync.kernel.nft import Kernel, KernelError
-from nftsync.ruleset.tables import INET, Ruleset, Settings, tables
+from nftsync.ruleset.model import INET, Ruleset
+from nftsync.ruleset.settings import Settings
+from nftsync.ruleset.tables import tables
 from nftsync.ruleset.text import render
 from tests.lab.namespace import Namespace
 from tests.labtools import needs_root

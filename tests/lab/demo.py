@@ -19,7 +19,7 @@ from nftsync.config import Config
 from nftsync.objects.address import Local
 from nftsync.objects.ratelimit import RateLimit
 from nftsync.policy.pinholes import Pinhole
-from nftsync.ruleset.tables import Settings
+from nftsync.ruleset.settings import Settings
 from tests.lab.lab import CLIENT, CLUSTER, PUBLIC, Flood, Lab, LabError, Probe
 from tests.lab.lab import Protocol as ProbeProtocol
 

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from nftsync.policy.pinholes import Pinhole
-from nftsync.ruleset.tables import Settings
+from nftsync.ruleset.settings import Settings
 from tests.lab import demo
 from tests.lab.__main__ import main
 from tests.lab.lab import CLIENT, Flood, Lab

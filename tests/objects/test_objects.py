@@ -23,7 +23,8 @@ from nftsync.objects.nft import Nft, NftSpec, parse_nft
 from nftsync.objects.ratelimit import RateLimit
 from nftsync.objects.service import RATELIMIT_ANNOTATION, SOURCE_RANGES_ANNOTATION, Service, parse_service
 from nftsync.policy.pinholes import pinholes_of
-from nftsync.ruleset.tables import Settings, elements
+from nftsync.ruleset.settings import Settings
+from nftsync.ruleset.tables import elements
 from tests.support import json_leaves, json_values
 
 pytestmark = pytest.mark.usefixtures("no_dns")

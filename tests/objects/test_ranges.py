@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nftsync.objects.address import Address, AddressSet, Network, Range, parse_range
-from nftsync.ruleset.tables import NAME
+from nftsync.ruleset.model import NAME
 from tests.support import Netns
 
 LAST4, LAST6 = "255.255.255.255", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"

@@ -25,7 +25,8 @@ from nftsync.plan.result import Outcome, SyncResult
 from nftsync.report.explain import ExplainReason, Explanation, Verdict, View, explain_packet, explain_service
 from nftsync.report.query import PacketQuery, parse_query
 from nftsync.report.traffic import Count, Reading
-from nftsync.ruleset.tables import Settings, ruleset
+from nftsync.ruleset.settings import Settings
+from nftsync.ruleset.tables import ruleset
 from nftsync.ruleset.text import render
 from tests.labtools import PUBLIC_NIC, Raw, service
 from tests.report.views import result_of

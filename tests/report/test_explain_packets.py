@@ -20,7 +20,9 @@ from nftsync.objects.nft import parse_nft
 from nftsync.objects.service import Service, parse_service
 from nftsync.report.explain import Explanation, Verdict, View, explain_packet, explain_service
 from nftsync.report.query import PacketQuery, parse_query
-from nftsync.ruleset.tables import OPERATOR_SVC, Settings, ruleset
+from nftsync.ruleset.model import OPERATOR_SVC
+from nftsync.ruleset.settings import Settings
+from nftsync.ruleset.tables import ruleset
 from tests.lab.lab import CLIENT, CLUSTER, NODE, PUBLIC, SERVICES, Lab, Probe, Protocol
 from tests.labtools import PUBLIC_NIC, TCP80, Firewall, Raw, needs_root, nft, service
 from tests.report.views import result_of

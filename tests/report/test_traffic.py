@@ -21,7 +21,9 @@ from nftsync.objects.names import Name
 from nftsync.objects.service import parse_service
 from nftsync.policy.pinholes import Pinhole, PinholeIndex
 from nftsync.report.traffic import NOTHING, Count, Reachability, Reading, Routes, Traffic
-from nftsync.ruleset.tables import INET, NETDEV, OPERATOR_TC, Chain, Ruleset, Settings, Table, ruleset, tables
+from nftsync.ruleset.model import INET, NETDEV, OPERATOR_TC, Chain, Ruleset, Table
+from nftsync.ruleset.settings import Settings
+from nftsync.ruleset.tables import ruleset, tables
 from nftsync.ruleset.text import render, transaction
 from tests.lab.lab import Lab, Namespace, Probe
 from tests.labtools import (

@@ -17,7 +17,7 @@ from nftsync.plan.snapshot import Interfaces, Known, Origin, Snapshot
 from nftsync.policy.confirm import Confirming
 from nftsync.policy.pinholes import PinholeIndex
 from nftsync.report.conditions import conditions
-from nftsync.ruleset.tables import Settings
+from nftsync.ruleset.settings import Settings
 
 REFUSED_NOTHING: Mapping[Name, str] = MappingProxyType({})
 

@@ -10,7 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nftsync.ruleset.localchain import LocalChainError, by_name, parse_local_chain
-from nftsync.ruleset.tables import Ruleset, Settings, tables
+from nftsync.ruleset.model import Ruleset
+from nftsync.ruleset.settings import Settings
+from nftsync.ruleset.tables import tables
 from nftsync.ruleset.text import render
 from tests.support import ROOT, Netns
 

@@ -12,7 +12,8 @@ from ipaddress import ip_address, ip_network
 
 import pytest
 
-from nftsync.ruleset.tables import Settings, ruleset
+from nftsync.ruleset.settings import Settings
+from nftsync.ruleset.tables import ruleset
 from tests.lab.lab import CLIENT, CLUSTER, NODE, PUBLIC, Lab, Origin, Probe, Protocol, TcpServer
 from tests.labtools import PATIENCE, SERVICE4, SERVICE6, Firewall, Raw, flooded, needs_root, nft, packets, service
 

@@ -14,7 +14,9 @@ from nftsync.objects.nft import NftSpec
 from nftsync.objects.ratelimit import RateLimit, parse_ratelimit
 from nftsync.objects.service import Port, Protocol, Service
 from nftsync.policy.pinholes import Pinhole, PinholeIndex
-from nftsync.ruleset.tables import INET, NETDEV, Chain, Ruleset, Set, Settings, Table, elements, ruleset, tables
+from nftsync.ruleset.model import INET, NETDEV, Chain, Ruleset, Set, Table
+from nftsync.ruleset.settings import Settings
+from nftsync.ruleset.tables import elements, ruleset, tables
 from nftsync.ruleset.text import render
 from tests.support import NICS, Fresh, Netns, filled, rulesets, same
 

@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 
 from nftsync.kernel.nft import KernelError
 from nftsync.objects.address import AddressSet, Range
-from nftsync.ruleset.tables import INET, NETDEV, Chain, Ruleset, Set, Settings, Table, ruleset, tables
+from nftsync.ruleset.model import INET, NETDEV, Chain, Ruleset, Set, Table
+from nftsync.ruleset.settings import Settings
+from nftsync.ruleset.tables import ruleset, tables
 from nftsync.ruleset.text import render, transaction
 from tests.support import LOCAL_CHAINS, NICS, Fresh, Netns, rulesets, same
 
