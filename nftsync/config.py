@@ -18,7 +18,7 @@ from typing import Any
 
 from nftsync.objects.address import Address, Network, collapse
 from nftsync.objects.names import NAME, Malformed, Name, NftsyncError, quote
-from nftsync.objects.nft import parse_nic
+from nftsync.objects.nft import Nics, parse_nic, parse_nics
 from nftsync.objects.service import Service
 
 DEFAULT_PATH = Path("/etc/nftsync/nftsync.toml")
@@ -99,7 +99,7 @@ class Config:
     caps: Caps = field(default_factory=Caps)
     confirm_seconds: float = 0.0  # 0: no settings need a confirmation
     nft: Name = _NFT
-    public_nic: str | None = None  # overrides the Nft resource's
+    nics: Nics = field(default_factory=Nics)  # override the Nft resource's
     local_chain: Path = Path("/etc/nftables.d/local-chain.nft")
     state: Path = Path("/var/lib/nftsync")
     runtime: Path = Path("/run/nftsync")
@@ -142,7 +142,11 @@ def parse(text: str, name: str) -> Config:
         raise ConfigError(f"{name}: {error}") from error
     except RecursionError:
         raise ConfigError(f"{name}: it is nested too deep") from None
-    return replace(_config(_values(f"{name}: ", document, _KEYS)), text=text)
+    values = _values(f"{name}: ", document, _KEYS)
+    try:
+        return replace(_config(values), text=text)
+    except Malformed as error:
+        raise ConfigError(f"{name}: overrides: {error}") from None
 
 
 def _values(prefix: str, table: Mapping[str, Any], keys: Keys) -> dict[str, Any]:
@@ -173,7 +177,7 @@ def _config(top: dict[str, Any]) -> Config:
     bgp_peers = top.pop("bgp_peers", [])
     settings = {  # the other keys of the file are fields of Config
         **top.pop("paths", {}),
-        **top.pop("overrides", {}).get(router_name, {}),
+        "nics": parse_nics(top.pop("overrides", {}).get(router_name, {})),
         "router_name": router_name,
         "nft": default.nft._replace(**top.pop("nft", {})),
         "metrics": metrics.get("address", default.metrics),
@@ -256,7 +260,7 @@ def _prefix(value: Any) -> Network:
     return network
 
 
-def _nic(value: Any) -> str | None:
+def _nic(value: Any) -> str:
     try:
         return parse_nic(value)
     except Malformed as error:
@@ -276,6 +280,7 @@ def _endpoint(value: Any) -> tuple[str, int] | None:
 _cap = partial(_whole, most=10_000_000)
 _names = partial(_list, parse=_kubernetes_name, what="names")
 _texts = partial(_list, parse=_text, what="texts")
+_nics = partial(_list, parse=_nic, what="names of interfaces")
 _prefixes = partial(_list, parse=_prefix, what="prefixes")
 
 # Every key of the file with the parser of its value; a table with its own keys. "*" is any key.
@@ -295,5 +300,6 @@ _KEYS: Keys = {
     "metrics": {"address": _endpoint, "services": partial(_whole, most=100_000)},
     "caps": {"pinholes": _cap, "pinholes_per_namespace": _cap},
     "filters": {"namespaces": _names, "exclude_namespaces": _names, "load_balancer_classes": _texts},
-    "overrides": {"*": {"public_nic": _nic}},  # by router name: one file can serve several routers
+    # by router name: one file can serve several routers
+    "overrides": {"*": {"public_nic": _nic, "public_nics": _nics, "inside_nics": _nics}},
 }

@@ -23,9 +23,10 @@ import pytest
 from nftsync.cluster.cache import MetalLBCaches
 from nftsync.config import Filters
 from nftsync.kernel.nft import Kernel
-from nftsync.objects.nft import parse_nft
+from nftsync.objects.nft import Nics, parse_nft
 from nftsync.objects.service import parse_service
 from nftsync.policy.pinholes import PinholeIndex
+from nftsync.policy.public import Link, PublicSide, public_side
 from nftsync.ruleset.model import Ruleset
 from nftsync.ruleset.settings import Settings
 from nftsync.ruleset.tables import ruleset
@@ -76,11 +77,16 @@ def nft(public_nic: str = PUBLIC_NIC, /, **switches: bool) -> Raw:
     }
 
 
-def wanted(services: Iterable[Raw], resource: Raw, local_chain: str = "", *, index: int | None = None) -> Ruleset:
+def wanted(
+    services: Iterable[Raw], resource: Raw, local_chain: str = "", links: Iterable[Link] | None = None
+) -> Ruleset:
     """The ruleset for these objects, computed as the daemon does."""
     parsed = [parse_service(raw, None) for raw in services]
     desired = PinholeIndex([each for each in parsed if each], Filters())
-    settings = Settings.of(parse_nft(resource, None).spec, public_nic=None, index=index, local_chain=local_chain)
+    spec = parse_nft(resource, None).spec
+    nics = spec.nics if spec else Nics()
+    side = PublicSide.unseen(nics) if links is None else public_side(links, nics)
+    settings = Settings.of(spec, side, local_chain=local_chain)
     return ruleset(desired.pinholes.values(), settings)
 
 
@@ -175,10 +181,8 @@ def answers(connection: socket.socket, seconds: float = PATIENCE) -> bool:
 
 
 def written(shown: str) -> str:
-    """The part of rules() that a boot loads again: all but the public NIC's index."""
-    return re.sub(
-        r' iif != "\w+"(?= ct state new accept\n)|\t\tiifname != "\w+" iif "\w+" jump operator-svc\n', "", shown
-    )
+    """The part of rules() that a boot loads again: all but the indices of the public interfaces."""
+    return re.sub(r"(?<=set public-links \{\n\t\ttype iface_index\n)\t\telements = \{[^}]*\}\n", "", shown)
 
 
 def ingress_qdisc(lab: Lab, nic: str | None = None) -> str:

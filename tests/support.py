@@ -23,14 +23,27 @@ from nftsync.config import Filters
 from nftsync.kernel.nft import Kernel
 from nftsync.objects.address import Network
 from nftsync.objects.names import Name
+from nftsync.objects.nft import Nics
 from nftsync.objects.ratelimit import RateLimit
 from nftsync.objects.service import Port, Protocol, Service
 from nftsync.policy.pinholes import PinholeIndex
+from nftsync.policy.public import Link, PublicSide, public_side
 from nftsync.ruleset.model import INET, NAME, NETDEV, Elements, Ruleset
 from nftsync.ruleset.settings import Settings
 from nftsync.ruleset.tables import ruleset
 
 ROOT = Path(__file__).parent.parent
+
+
+def side(*names: str) -> PublicSide:
+    """Public interfaces of these names."""
+    return PublicSide.unseen(Nics(names))
+
+
+def absent(*names: str) -> PublicSide:
+    """The public side while none of these public NICs is there."""
+    return public_side((), Nics(names))
+
 
 _CLONE_NEWNET = 0x40000000
 
@@ -193,11 +206,13 @@ LOCAL_CHAINS = (
 @st.composite
 def router_settings(draw: st.DrawFn) -> Settings:
     """Settings for a router that has both NICS."""
-    nic = draw(st.none() | st.sampled_from(NICS))
+    chosen = draw(st.lists(st.sampled_from(NICS), unique=True, max_size=len(NICS)))
+    inside = [nic for nic in NICS if nic not in chosen] if draw(st.booleans()) else []
+    links = [Link(number, nic) for number, nic in enumerate(NICS, 2) if draw(st.booleans())]
+    nics = Nics(tuple(chosen), tuple(inside))
+    interfaces = draw(st.sampled_from([PublicSide(), PublicSide.unseen(nics), public_side(links, nics)]))
     bgp, dropall, rateshape, ssh = draw(st.tuples(*4 * [st.booleans()]))
-    return Settings(
-        nic, bgp, dropall, rateshape, ssh, draw(st.sampled_from([None, 0, 7])), draw(st.sampled_from(LOCAL_CHAINS))
-    )
+    return Settings(interfaces, bgp, dropall, rateshape, ssh, draw(st.sampled_from(LOCAL_CHAINS)))
 
 
 def rulesets() -> st.SearchStrategy[Ruleset]:

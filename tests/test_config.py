@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from nftsync import config
 from nftsync.config import AddressPolicy, Caps, Config, ConfigError, Filters, PoolMode, load, parse
 from nftsync.objects.names import Name
+from nftsync.objects.nft import Nics
 from tests.support import ROOT
 
 pytestmark = pytest.mark.usefixtures("no_dns")
@@ -66,7 +67,10 @@ KEYS: dict[str, tuple[str, Any]] = {
     (
         'router_name = "edge1"\noverrides.edge1.public_nic = "enp2s0"\n'
         'overrides.edge2.public_nic = "enp3s0"'
-    ): ("public_nic", "enp2s0"),
+    ): ("nics", Nics(("enp2s0",))),
+    (
+        'router_name = "edge1"\n[overrides.edge1]\npublic_nic = "a"\npublic_nics = ["b", "a"]\ninside_nics = ["c"]'
+    ): ("nics", Nics(("a", "b"), ("c",))),
     'pools = "required"': ("address_policy", AddressPolicy(PoolMode.REQUIRED)),
     'pools = "ignored"': ("address_policy", AddressPolicy(PoolMode.IGNORED)),
     "advertised_pools_only = true": ("address_policy", AddressPolicy(advertised_only=True)),
@@ -105,7 +109,7 @@ def test_the_router_is_called_as_the_host_unless_it_is_named(tmp_path: Path) -> 
 
 
 def test_an_override_for_another_router_changes_nothing_here(tmp_path: Path) -> None:
-    assert read(tmp_path, 'router_name = "edge1"\n[overrides.edge2]\npublic_nic = "enp3s0"').public_nic is None
+    assert read(tmp_path, 'router_name = "edge1"\n[overrides.edge2]\npublic_nic = "enp3s0"').nics == Nics()
 
 
 def test_the_configuration_is_frozen() -> None:
@@ -140,7 +144,7 @@ MISTAKES = {
     ),
     "[nft]\nnam = 5": "nft.nam = 5: there is no such key; known keys: name, namespace",
     "[overrides.edge1]\nenable_bgp = true": (
-        "overrides.edge1.enable_bgp = True: there is no such key; known keys: public_nic"
+        "overrides.edge1.enable_bgp = True: there is no such key; known keys: inside_nics, public_nic, public_nics"
     ),
     "[Metrics]": "Metrics = a dict: there is no such key",
     '"a\\nb" = 5': r"a\nb = 5: there is no such key",
@@ -194,6 +198,7 @@ MISTAKES = {
     'overrides.edge2.public_nic = "lo"': (
         "overrides.edge2.public_nic = 'lo': this is not the name of a network interface"
     ),
+    'router_name = "a"\noverrides.a = {public_nic = "x", inside_nics = ["x"]}': "overrides: x is in inside_nics",
     'overrides.edge2.public_nic = "x\\" accept"': "this is not the name of a network interface",
     "kubeconfig\n": "line 1",
     'router_name = "a"\n\nrouter_name = "b"\n': "line 3",

@@ -2,7 +2,7 @@
 
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from enum import StrEnum
@@ -15,10 +15,13 @@ from nftsync.cluster.backoff import ApiError
 from nftsync.cluster.kubeconfig import allowed
 from nftsync.config import DEFAULT_PATH, Config, ConfigError, PoolMode, load
 from nftsync.files.localchainfile import read_local_chain
-from nftsync.kernel.interfaces import LinkError, Links
+from nftsync.kernel.links import read_links, read_uplinks
+from nftsync.kernel.netlink import DumpError
+from nftsync.objects.address import AddressSet
 from nftsync.objects.names import ADVERTISEMENT, CONFIG_MAP, KINDS, LEGACY, MEND, NFT, PEER, POOL, Malformed, quote
-from nftsync.objects.nft import METALLB_NAMESPACE, NftSpec
+from nftsync.objects.nft import METALLB_NAMESPACE, NftSpec, Nics
 from nftsync.policy.guard import Guard
+from nftsync.policy.public import PublicSide, public_side
 from nftsync.ruleset.model import Ruleset
 from nftsync.ruleset.settings import Settings
 from nftsync.ruleset.tables import tables
@@ -75,7 +78,7 @@ def findings(path: Path | None) -> Iterator[Finding]:
     yield _state(config.state)
     yield _nft()
     yield from _forwarding()
-    spec = None
+    spec = legal = None
     try:
         with closing(Api(config.kubeconfig, allowed=allowed(unsafe=config.unsafe_kubeconfig))) as api:
             version = _answer(api, "GET", "/version").get("gitVersion", "")
@@ -83,10 +86,10 @@ def findings(path: Path | None) -> Iterator[Finding]:
             yield from _rights(api)
             spec, finding = _resource(api, config)
             yield finding
-            yield from _pools(api, config, spec)
+            legal = yield from _pools(api, config, spec)
     except ApiError as error:
         yield Finding("kubeconfig", FAIL, str(error))
-    yield _nic(config.public_nic or (spec.public_nic if spec else None))
+    yield from _nics(config.nics.over(spec.nics if spec else Nics()), legal)
 
 
 def _local_chain(path: Path) -> Finding:
@@ -105,7 +108,8 @@ def _state(folder: Path) -> Finding:
 
 def _nft() -> Finding:
     """Load a ruleset with every feature into a new network namespace, where it can do no harm."""
-    settings = Settings(public_nic="lo", enable_bgp=True, enable_rateshape=True)
+    side = PublicSide.unseen(Nics(("lo",)))
+    settings = Settings(side, enable_bgp=True, enable_rateshape=True)
     try:
         version = _command("nft", "--version").stdout.strip()
         loaded = _command("unshare", "--net", "nft", "-f", "-", text=render(Ruleset(tables(settings))))
@@ -171,7 +175,7 @@ def _resource(api: Api, config: Config) -> tuple[NftSpec | None, Finding]:
         elif nft.spec is None:
             problem = "; ".join(rejection.message for rejection in nft.rejections)
         else:
-            return nft.spec, Finding(subject, OK, f"public_nic {nft.spec.public_nic}")
+            return nft.spec, Finding(subject, OK, f"public_nic {nft.spec.nics}")
     except Malformed as error:
         problem = str(error)
     except ApiError as error:
@@ -181,12 +185,13 @@ def _resource(api: Api, config: Config) -> tuple[NftSpec | None, Finding]:
     return None, Finding(subject, FAIL, problem)
 
 
-def _pools(api: Api, config: Config, spec: NftSpec | None) -> Iterator[Finding]:
+def _pools(api: Api, config: Config, spec: NftSpec | None) -> Generator[Finding, None, AddressSet | None]:
+    """Returns the addresses that may be opened, None for all."""
     subject = "MetalLB's pools"
     pool_mode = config.address_policy.pool_mode
     if pool_mode is PoolMode.IGNORED:
         yield Finding(subject, WARN, f'addresses are unguarded: pools = "{pool_mode}"; a Service may have any address')
-        return
+        return None
     namespace = spec.metallb_namespace if spec else METALLB_NAMESPACE
     role = f"give it the Role there that it has in {METALLB_NAMESPACE}"
     mend = MEND if namespace == METALLB_NAMESPACE else role
@@ -196,7 +201,8 @@ def _pools(api: Api, config: Config, spec: NftSpec | None) -> Iterator[Finding]:
             yield Finding("RBAC", WARN, f"may not {' or '.join(missing)} {what}: {mend}")
     known, rejections = known_of_cluster(api, config, namespace)
     yield from (Finding(subject, WARN, str(rejection)) for rejection in rejections)
-    pools = Guard.of(config.address_policy, known).pools
+    guard = Guard.of(config.address_policy, known)
+    pools = guard.pools
     if pools is None:
         reason = f'{namespace} has no MetalLB configuration; pools = "required" would open nothing'
         yield Finding(subject, WARN, f"addresses are unguarded: {reason}")
@@ -205,16 +211,23 @@ def _pools(api: Api, config: Config, spec: NftSpec | None) -> Iterator[Finding]:
     else:
         names = ", ".join(quote(pool.name)[1:-1] for pool in pools[:5])
         yield Finding(subject, OK, f"{len(pools)} in {namespace}: {names}")
+    return guard.legal
 
 
-def _nic(name: str | None) -> Finding:
+def _nics(nics: Nics, legal: AddressSet | None) -> Iterator[Finding]:
+    """The interfaces that count as public, as the daemon works them out."""
     subject = "public NIC"
-    if name is None:
-        return Finding(subject, FAIL, "unknown: set public_nic in the Nft resource or in [overrides]")
+    if not nics.public:
+        yield Finding(subject, FAIL, "unknown: set public_nic in the Nft resource or in [overrides]")
+        return
     try:
-        with closing(Links()) as links:
-            index = links.index(name)
-    except LinkError as error:
-        return Finding(subject, FAIL, str(error))
-    problem = f"this machine has no interface {name}: correct public_nic in the Nft resource, or override it"
-    return Finding(subject, FAIL, problem) if index is None else Finding(subject, OK, name)
+        side = public_side(read_links(), nics, read_uplinks(legal))
+    except DumpError as error:
+        yield Finding(subject, FAIL, str(error))
+        return
+    for name in side.missing:
+        problem = f"this machine has no interface {name}: correct public_nic in the Nft resource, or override it"
+        yield Finding(subject, FAIL, problem)
+    if len(side.missing) < len(nics.public):
+        yield Finding(subject, OK, f"these interfaces count as public: {side}")
+    yield from (Finding(subject, WARN, warning) for warning in side.warnings)

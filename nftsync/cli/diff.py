@@ -17,11 +17,8 @@ from nftsync.ruleset.model import INET, NAME, NETDEV
 
 _ELEMENTS = re.compile(r"^(\s*)elements = \{(.*?)\}", re.MULTILINE | re.DOTALL)
 _KEPT = re.compile(r"^(table .* \{)(?: # progname .*)?\n(?:\tflags (?:owner|persist|owner,persist)\n\n)?", re.MULTILINE)
-_NIC = r'(?:"[^"]*"|[0-9]+)'
-# The lines with the public NIC's index, which differs between machines.
-_INDEX = re.compile(
-    rf" iif != {_NIC}(?= ct state new accept$)|^\s*iifname != {_NIC} iif {_NIC} jump \S+\n", re.MULTILINE
-)
+# The indices of the public interfaces, which differ between machines.
+_INDICES = re.compile(r"(?<=\tset public-links \{\n\t\ttype iface_index\n)\t\telements = \{[^}]*\}\n")
 _DEVICE = re.compile(r'^\s*type filter hook ingress device "([^"]+)"', re.MULTILINE)
 
 
@@ -57,7 +54,7 @@ def _listed() -> str:
         if code and "No such file" not in error:
             raise KernelError(sentence(error))
         kept = _KEPT.sub(r"\1\n", str(output))  # a table's owner is no difference
-        listed += _sorted_blocks(_ELEMENTS.sub(_sorted, _INDEX.sub("", kept)))
+        listed += _sorted_blocks(_ELEMENTS.sub(_sorted, _INDICES.sub("", kept)))
     return listed
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Iterable, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,6 +17,8 @@ from nftsync.cluster.manifests import Manifests
 from nftsync.config import Config, PoolMode
 from nftsync.files.journal import Journal
 from nftsync.files.localchainfile import read_local_chain
+from nftsync.kernel.links import read_links
+from nftsync.kernel.netlink import DumpError
 from nftsync.objects.address import AddressSet, Local
 from nftsync.objects.metallb import MetalLBConfig, Pool
 from nftsync.objects.names import NFT, Malformed, ObjectRef, Reason, Rejection, metallb
@@ -26,23 +28,31 @@ from nftsync.plan.result import Outcome, SyncResult, refused
 from nftsync.plan.snapshot import Interfaces, Known, Origin, Snapshot
 from nftsync.policy.guard import Guard, MetalLBObjects
 from nftsync.policy.pinholes import PinholeIndex
+from nftsync.policy.public import Link, public_side
 from nftsync.report.explain import View
 
 _NO_CHAIN = ChainInUse("")
 _STRICTEST = "there is no such resource: run would apply nothing; this is the strictest ruleset"
 
 
-def preview(config: Config, inputs: Inputs, chain: ChainInUse = _NO_CHAIN, local: Local | None = None) -> SyncResult:
-    """The result of a first sync, as if this machine had the public NIC.
+def preview(
+    config: Config,
+    inputs: Inputs,
+    chain: ChainInUse = _NO_CHAIN,
+    local: Local | None = None,
+    links: Iterable[Link] | None = None,
+) -> SyncResult:
+    """The result of a first sync.
 
     Without a usable Nft resource, the settings are the strictest ones: every interface but lo
     counts as public.
-    inputs: complete lists.  local: the router's addresses; this function does not look them up.
+    inputs: complete lists.  local: the router's addresses.  links: its interfaces; None to take the
+    public ones as if they were there.
     """
     nft = next(iter(inputs.nfts.objects()), None)
     spec = nft.spec if nft else None
     if spec is not None:
-        spec = replace(spec, public_nic=config.public_nic or spec.public_nic)
+        spec = replace(spec, nics=config.nics.over(spec.nics))
     ignored = config.address_policy.pool_mode is PoolMode.IGNORED
     objects = MetalLBObjects() if ignored else inputs.metallb("").objects()
     pools, pool_rejections = objects.judge(None)
@@ -52,7 +62,7 @@ def preview(config: Config, inputs: Inputs, chain: ChainInUse = _NO_CHAIN, local
         Known(spec, Origin.LISTED if nft else Origin.UNKNOWN),
         Known(pools, Origin.LISTED),
         objects.speakers,
-        Interfaces(local=local),
+        Interfaces(None if links is None else public_side(links, spec.nics if spec else config.nics), local),
     )
     index = PinholeIndex(inputs.services.objects(), config.service_filter, snapshot.guard, config.caps)
     missing = () if nft else (Rejection(ObjectRef("Nft", str(config.nft)), Reason.MISSING_SETTINGS, _STRICTEST),)
@@ -71,12 +81,10 @@ def preview_here(config: Config, paths: Sequence[Path]) -> View:
     """The result of manifests on this router, with its own addresses, and all their Services."""
     from nftsync.kernel.interfaces import LinkError, local_now
 
-    inputs = read(config, paths)
-    try:
-        local = local_now()
-    except LinkError:
-        local = None
-    result = preview(config, inputs, local_chain(config), local)
+    inputs, local, links = read(config, paths), None, None
+    with suppress(LinkError, DumpError):
+        local, links = local_now(), read_links()
+    result = preview(config, inputs, local_chain(config), local, links)
     return View(result, {service.name: service for service in inputs.services.objects()})
 
 

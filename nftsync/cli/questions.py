@@ -138,7 +138,7 @@ def _status_lines(answer: dict[str, Any]) -> Iterator[str]:
     yield from table([
         ("sync", ", ".join(filter(None, (sync["result"], ago, sync["message"])))),
         ("watches", ", ".join(f"{kind} {state}" for kind, state in sorted(answer["watches"].items())) or "none yet"),
-        ("public NIC", _nic(answer["public_nic"])),
+        ("public NIC", _nic(answer["public_nic"], answer["public"])),
         ("settings", answer["settings"]["message"]),
         ("pools", pools[answer["pools"]["guarded"]]),
         ("open", f"{answer['pinholes']} pinholes of {answer['services']} Services"),
@@ -146,6 +146,8 @@ def _status_lines(answer: dict[str, Any]) -> Iterator[str]:
     ])  # fmt: skip
     if answer["boot_failure"]:
         yield f"boot: {answer['boot_failure']}"
+    for warning in answer["public"]["warnings"]:
+        yield f"public NIC: {printable(warning)}"
     for source, why in answer["stale"].items():
         yield f"stale: {source}: {why}"
     if answer["rejections"]:
@@ -158,12 +160,13 @@ def _status_lines(answer: dict[str, Any]) -> Iterator[str]:
         yield from ("", *table([("LAST CHANGES", "OF", "WHAT"), *changes]))
 
 
-def _nic(nic: dict[str, Any]) -> str:
+def _nic(nic: dict[str, Any], public: dict[str, Any]) -> str:
     if nic["name"] is None:
         return "not known yet"
-    if nic["missing"]:
-        return f"{nic['name']} is not there: every interface counts as public, and no rate limit is in force"
-    return f"{nic['name']}, " + ("rate limits in force" if nic["attached"] else "without rate limits")
+    names = public["interfaces"]
+    counted = "" if names in (None, [nic["name"]]) else f" (these interfaces count as public: {', '.join(names)})"
+    limits = f"rate limits in force at {', '.join(public['attached'])}" if nic["attached"] else "without rate limits"
+    return printable(f"{public['absence'] or nic['name']}{counted}{', ' + limits if names is not None else ''}")
 
 
 def _top_lines(

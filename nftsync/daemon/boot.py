@@ -11,6 +11,9 @@ import fcntl
 import logging
 import socket
 import struct
+from collections.abc import Collection
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from nftsync import config
@@ -22,9 +25,11 @@ from nftsync.daemon.record import Record
 from nftsync.files.runtime import BootMark, LockedError, locked
 from nftsync.kernel.nft import Kernel, KernelError
 from nftsync.objects.address import Address, Local
+from nftsync.objects.nft import Nics
 from nftsync.plan.memory import BootFacts, Facts
 from nftsync.plan.result import Outcome, SyncResult
 from nftsync.plan.snapshot import Interfaces
+from nftsync.policy.public import PublicSide
 from nftsync.ruleset.model import Ruleset
 from nftsync.ruleset.text import transaction
 
@@ -40,14 +45,26 @@ class _NoNetwork:
     def __init__(self, facts: Facts) -> None:
         self._facts = facts
 
-    def look(self, _: str | None) -> Interfaces:
-        return Interfaces(None, self._facts.local or Local(), self._facts.peers)
+    def look(self, nics: Nics) -> Interfaces:
+        """The remembered interfaces, and the named ones by their real names."""
+        named = nics._replace(public=tuple(map(_real_name, nics.public)))
+        side, facts = PublicSide.unseen(nics), self._facts
+        names = None if side.names is None else side.names | set(named.public) | facts.public
+        devices = facts.devices or named.public
+        return Interfaces(replace(side, names=names, devices=devices), facts.local or Local(), facts.peers)
 
-    def settle(self, *, shaped: bool, ours: int | None) -> int | None:  # noqa: ARG002  # the daemon sees to it
+    def settle(self, devices: Collection[str], ours: frozenset[int]) -> frozenset[int]:  # noqa: ARG002  # the daemon does
         return ours
 
     def routed(self, _: Address) -> bool | None:
         return None
+
+
+def _real_name(name: str) -> str:
+    """The name of an interface that you may have called by an alternative name; the same if it is not there."""
+    with suppress(OSError):
+        return socket.if_indextoname(socket.if_nametoindex(name))
+    return name
 
 
 def boot(path: Path | None, *, early: bool) -> None:
@@ -124,11 +141,12 @@ def flush(chosen: Config) -> None:
 
     with locked(chosen.runtime):
         kernel, mark, network = Kernel(), BootMark(chosen.runtime), Links()
-        ours = mark.facts.ingress if mark.facts else None
+        ours = mark.facts.ingress if mark.facts else ()
         try:
             kernel.apply(transaction(kernel.read().ruleset, Ruleset()))
-            if ours is not None and network.ingress_kind(ours) == "ingress":
-                network.remove_ingress(ours)
+            for index in ours:
+                if network.ingress_kind(index) == "ingress":
+                    network.remove_ingress(index)
         finally:
             network.close()
         mark.write(BootFacts())

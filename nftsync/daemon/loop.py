@@ -122,16 +122,17 @@ class Daemon:
         """Open all effects. The stack closes them, the last one first."""
         self._record = Record(self._config.state, self._config.runtime)
         stack.callback(self._record.finish)
-        network, facts = stack.enter_context(closing(interfaces.Links())), self._record.memory.facts
+        links, facts = stack.enter_context(closing(interfaces.Links())), self._record.memory.facts
+        self._network = interfaces.Network(links, facts.local, facts.peers)
         self._source = self._open_source()
         stack.callback(self._leave)
-        self._observer = Observer(
-            self._config, self._source.inputs, interfaces.Network(network, facts.local, facts.peers), facts, self._clock
-        )
+        self._observer = Observer(self._config, self._source.inputs, self._network, facts, self._clock)
         self._reconciler = Reconciler(self._observer, Kernel(), self._record)
         if not self._options.once:
             self._serve(stack)
-        self._listen("links", interfaces.listen, self._wake(Message.LINKS))
+        wake = self._wake(Message.LINKS)
+        self._listen("links", interfaces.listen, wake)
+        self._listen("uplinks", self._network.watch_uplinks, lambda: self._last.guard.legal, wake)
         self._listen("commits", commits.listen, self._foreign_changes.tell, commits.identity())
         log.info("nftsync %s started as router %s", __version__, self._config.router_name)
         if self._boot_failure:
@@ -315,7 +316,8 @@ class Daemon:
 def _in_words(result: SyncResult) -> str:
     """A sentence for `systemctl status`."""
     if result.outcome in (Outcome.APPLIED, Outcome.UNCHANGED):
-        return "The kernel holds what the cluster asks for."
+        absence = result.settings.side.absence if result.settings else ""
+        return f"Public NIC: {absence}." if absence else "The kernel holds what the cluster asks for."
     remembered = next(iter(result.remembered.values()), "") if result.settings else ""
     said = f"{result.outcome.capitalize()}: {result.message or 'the last ruleset stays'}"
     return f"{said}; the ruleset in force is {remembered}" if remembered else said

@@ -4,7 +4,7 @@ For each kind, the complete list counts. Until there is one, the remembered obje
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from typing import Protocol
 
@@ -14,7 +14,7 @@ from nftsync.files.localchainfile import read_local_chain, stamp
 from nftsync.objects.address import Address
 from nftsync.objects.metallb import MetalLBConfig
 from nftsync.objects.names import Name
-from nftsync.objects.nft import Nft, NftSpec
+from nftsync.objects.nft import Nft, NftSpec, Nics
 from nftsync.objects.service import Service
 from nftsync.plan.memory import Facts
 from nftsync.plan.snapshot import Interfaces, Known, LocalChain, Origin, Snapshot
@@ -27,18 +27,18 @@ Changed = Mapping[Name, Service | None]  # None: the Service is gone
 class Network(Protocol):
     """This machine's network, as a sync needs it."""
 
-    def look(self, nic: str | None) -> Interfaces:
-        """The interfaces of this moment. nic: name of the public NIC, None if it is not known."""
+    def look(self, nics: Nics) -> Interfaces:
+        """The interfaces of this moment."""
 
-    def settle(self, *, shaped: bool, ours: int | None) -> int | None:
-        """Add or remove the ingress qdisc of the public NIC, as its rate limits need it.
+    def settle(self, devices: Collection[str], ours: frozenset[int]) -> frozenset[int]:
+        """Add or remove ingress qdiscs, as the rate limits need them.
 
-        shaped: whether there are rate limits.  ours: index of the NIC that has our ingress qdisc.
-        Returns the index of the NIC that has it now, None for no NIC.
+        devices: the interfaces with limits.  ours: indices of those that have our ingress qdisc.
+        Returns the indices of those that have it now.
         """
 
     def routed(self, address: Address) -> bool | None:
-        """Whether a route to it leads elsewhere than through the public NIC; None if not known."""
+        """Whether a route to it leads elsewhere than through a public interface; None if not known."""
 
 
 class Observer:
@@ -67,7 +67,7 @@ class Observer:
         self.pools = PoolTracker(facts.pools)
         # the caches of the last look, and whether each was readable
         self._metallb: tuple[MetalLBCaches, tuple[bool, ...]] | None = None
-        self._nic: str | None = None  # of the last look
+        self._nics: Nics | None = None  # of the last look
         self._interfaces: Interfaces | None = None
         self._chain = LocalChain()
         self._stamp: object = object()  # of the local chain's file
@@ -109,9 +109,9 @@ class Observer:
         sinces += pools_sinces
         if changes and changes.objects:
             sinces.append(changes.since)
-        nic = spec.value.public_nic if spec.value else self.config.public_nic
-        if look or self._interfaces is None or nic != self._nic:
-            self._nic, self._interfaces = nic, self.network.look(nic)
+        nics = spec.value.nics if spec.value else self.config.nics
+        if look or self._interfaces is None or nics != self._nics:
+            self._nics, self._interfaces = nics, self.network.look(nics)
             self._stamp = stamp(self.config.local_chain)
             self._chain = LocalChain(*read_local_chain(self.config.local_chain))
         snapshot = replace(
@@ -138,7 +138,7 @@ class Observer:
             if self.nft is not None and self.nft.spec is not None:
                 self._asked = self.nft.spec
         if self._asked is not None:
-            asked = replace(self._asked, public_nic=self.config.public_nic or self._asked.public_nic)
+            asked = replace(self._asked, nics=self.config.nics.over(self._asked.nics))
             self.confirming = self.confirming.take(asked, self.config.confirm_seconds, self._clock())
         return Known(self.confirming.in_force, Origin.LISTED if listed else known), sinces
 

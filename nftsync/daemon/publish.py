@@ -26,6 +26,7 @@ from nftsync.objects.names import NFT, SERVICE, Reason, Resource
 from nftsync.objects.nft import RouterStatus
 from nftsync.plan.result import Outcome, SyncResult
 from nftsync.plan.snapshot import Origin
+from nftsync.policy.public import PublicSide
 from nftsync.report import explain
 from nftsync.report.conditions import conditions
 from nftsync.report.events import EventReason, Notice, of_changes, of_confirmation, of_rejections
@@ -232,7 +233,7 @@ def answer(view: View, request: Request) -> Answer:
 
 def _status(view: View, _: Request) -> Answer:
     last, settings, s = view.last, view.last.settings, view.last.snapshot
-    pools = last.guard.pools
+    pools, side = last.guard.pools, settings.side if settings else PublicSide()
     return {
         "router": s.config.router_name if s else "",
         "version": __version__,
@@ -246,10 +247,18 @@ def _status(view: View, _: Request) -> Answer:
         "boot_failure": view.boot_failure,
         "watches": dict(view.source.watches()),
         "public_nic": {
-            "name": settings.public_nic if settings else None,
-            "attached": bool(settings and settings.device),
-            "missing": bool(settings and settings.nic_missing),
+            "name": ", ".join(side.named) or None,
+            "attached": bool(settings and settings.devices),
+            "missing": bool(side.missing),
             "rate_shaping": bool(settings and settings.enable_rateshape),
+        },
+        "public": {
+            "interfaces": None if side.names is None else sorted(side.names - set(side.missing)),
+            "inside": None if side.inside is None else sorted(side.inside),
+            "missing": side.missing,
+            "attached": settings.devices if settings else (),
+            "absence": side.absence,
+            "warnings": side.warnings,
         },
         "settings": {"confirmation": last.confirming.state, "message": str(last.confirming)},
         "pools": {

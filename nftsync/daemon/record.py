@@ -14,6 +14,7 @@ from nftsync.files.journal import Journal
 from nftsync.files.runtime import BootMark
 from nftsync.kernel.nft import KernelError
 from nftsync.objects.names import Name
+from nftsync.objects.nft import Nics
 from nftsync.objects.service import Service
 from nftsync.plan.memory import BootFacts, Facts
 from nftsync.plan.plan import Left, Plan
@@ -147,8 +148,10 @@ class Record:
                 config=s.config.text,
                 local_chain=self._local_chain,
             )
-        if confirming is not None and s.interfaces.index is not None:  # None: did not look yet
-            facts = replace(facts, local=s.interfaces.local, peers=s.interfaces.peers)
+        seen = s.interfaces
+        if confirming is not None and seen.live and seen.side:
+            public, devices = frozenset(seen.side.names or ()), seen.side.devices
+            facts = replace(facts, local=seen.local, peers=seen.peers, public=public, devices=devices)
         return facts
 
     def hash(self, s: Snapshot) -> str:
@@ -158,7 +161,7 @@ class Record:
         """
         of = (self.applied.fingerprint, s.spec.value, s.guard)
         if of != self._hashed:
-            spec = replace(s.spec.value, public_nic="") if s.spec.value else None
+            spec = replace(s.spec.value, nics=Nics()) if s.spec.value else None
             common = f"{self.applied.fingerprint} {spec} {s.guard.legal}"
             self._hashed, self._hash = of, blake2b(common.encode(), digest_size=16).hexdigest()
         return self._hash

@@ -97,7 +97,7 @@ class Metrics:
     def show_settings(self, settings: Settings | None) -> None:
         """Show the rate limits of the settings in force. settings: None while there are none."""
         self.rateshape_wanted.set(settings is not None and settings.enable_rateshape)
-        self.nic_attached.set(settings is not None and settings.device is not None)
+        self.nic_attached.set(settings is not None and bool(settings.devices))
 
     def show_stale(self, stale: Mapping[str, bool]) -> None:
         """stale: True by source ("settings", "pools", "services") if the last good input is in use.

@@ -10,12 +10,13 @@ from nftsync.kernel import netlink
 from nftsync.kernel.netlink import HEADER, PROTOCOL, PROTOCOLS, Netlink, address, elements, expressions, fields, text
 from nftsync.report.traffic import NOTHING, Count, Element, Reading, Rule
 from nftsync.ruleset.model import INET, NETDEV, OPERATOR_SVC
+from nftsync.ruleset.tables import SETS
 
 _RULE_HANDLE = 3
 _BYTES, _PACKETS = 1, 2  # of a counter
 
 _COUNTING = {INET: ("services", "sources"), NETDEV: ("dropped",)}
-_OTHERS = {INET: ("pools4", "pools6"), NETDEV: ("limited4", "limited6", "limited4-packets", "limited6-packets")}
+_OTHERS = {family: [name for name in SETS[family] if not name.startswith(stems)] for family, stems in _COUNTING.items()}
 
 
 def read() -> Reading:

@@ -1,4 +1,4 @@
-"""This machine's network: the public NIC, its ingress qdisc, addresses and BGP peers.
+"""This machine's network: the public interfaces, their ingress qdiscs, addresses and BGP peers.
 
 Links wraps pyroute2's errors as LinkError. Source: rtnetlink(7), sock_diag(7), tc(8).
 """
@@ -7,22 +7,27 @@ import errno
 import logging
 import select
 import socket
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from threading import Event
 
 from pyroute2 import DiagSocket, IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 from pyroute2.netlink.rtnl import RTMGRP_IPV4_IFADDR, RTMGRP_IPV6_IFADDR, RTMGRP_LINK
 
-from nftsync.objects.address import Address, Local, unmapped
+from nftsync.kernel.links import read_links, read_uplinks
+from nftsync.kernel.netlink import DumpError
+from nftsync.objects.address import Address, AddressSet, Local, unmapped
 from nftsync.objects.names import NftsyncError
+from nftsync.objects.nft import Nics
 from nftsync.plan.snapshot import Interfaces
+from nftsync.policy.public import PublicSide, Uplink, public_side
 
 INGRESS_KINDS = ("ingress", "clsact")  # either one offers the ingress hook; a NIC can have one of them
 _CHECK = 1.0  # seconds until a stopped listener notices
+_UPLINKS = 60.0  # seconds between looks at the routes
 _BGP = 179
 _PEERS = 10_000  # to remember; a larger number is an attack on port 179
 _ESTABLISHED = 1 << 1  # TCP_ESTABLISHED as a mask of states
@@ -52,12 +57,6 @@ class Links:
 
     def close(self) -> None:
         self._netlink.close()
-
-    def index(self, name: str) -> int | None:
-        """The interface's index; None while there is no such interface."""
-        with _wrapped(f"look for the interface {name}"):
-            indices = self._netlink.link_lookup(ifname=name) or ()  # None if the clock jumped meanwhile
-            return next(map(int, indices), None)
 
     @_wrapped("list queueing disciplines")
     def ingress_kind(self, index: int) -> str | None:
@@ -139,11 +138,20 @@ class Network:
     def __init__(self, links: Links, local: Local | None, peers: frozenset[Address]) -> None:
         self._links = links
         self._seen = Interfaces(None, local, peers)
-        self._missed: str | None = None  # the NIC that does not exist
+        self._names: Mapping[str, int] = {}  # the index of each interface
+        self._told = set[str]()  # what the log says of the interfaces
+        self.uplinks = frozenset[Uplink]()  # another thread replaces it
 
-    def look(self, nic: str | None) -> Interfaces:
+    def look(self, nics: Nics) -> Interfaces:
         """The network now. If the kernel refuses a part, the previous values hold."""
-        self._look_for(nic)
+        try:
+            links = read_links()
+            self._names = {link.name: link.index for link in links}
+            side = public_side(links, nics, self.uplinks)
+            self._tell(side)
+            self._seen = replace(self._seen, side=side, live=True)
+        except DumpError as error:
+            log.warning("the interfaces can't be read: %s; the previous ones hold", error)
         try:
             self._seen = replace(self._seen, local=self._links.local())
             peers = self._links.bgp_peers()
@@ -153,48 +161,65 @@ class Network:
             log.warning("%s; the previous values hold", error)
         return self._seen
 
-    def _look_for(self, nic: str | None) -> None:
-        try:
-            index = self._links.index(nic) if nic else None
-        except LinkError as error:
-            log.warning("%s; the previous values hold", error)
-            return
-        missed = nic if index is None else None
-        if missed and missed != self._missed:
-            log.warning(
-                "there is no interface %s: until it exists, every interface counts as public and no rate limit applies",
-                missed,
-            )
-        elif self._missed and not missed:
-            log.info("the interface %s exists; only it counts as public now", nic)
-        self._missed, self._seen = missed, replace(self._seen, index=index or 0)
+    def _tell(self, side: PublicSide) -> None:
+        """Log each new fact about the public interfaces once."""
+        facts = set(side.warnings) | ({side.absence} if side.absence else set())
+        for fact in sorted(facts - self._told):
+            log.warning("%s", fact)
+        before = self._seen.side
+        if side.named and (before is None or before.names != side.names or (before.absence and not side.absence)):
+            log.info("these interfaces count as public: %s", side)
+        self._told = facts
 
-    def settle(self, *, shaped: bool, ours: int | None) -> int | None:
-        """Give the public NIC an ingress qdisc if its limits need one; remove our qdisc from other NICs.
+    def watch_uplinks(self, legal: Callable[[], AddressSet | None], wake: Callable[[], None], stop: Event) -> None:
+        """Look for uplinks now and then, until `stop`; call `wake` if they have changed.
 
-        ours: index of the NIC that has our qdisc, or None. Returns the new index.
+        legal: the addresses that the cluster may use; None while no pools are known.
+        Blocks: give it a thread of its own.
+        """
+        began = False
+        while not stop.wait(_UPLINKS if began else 0.0):
+            began = True
+            with suppress(DumpError):
+                uplinks = read_uplinks(legal())
+                if uplinks != self.uplinks:
+                    self.uplinks = uplinks
+                    wake()
+
+    def settle(self, devices: Collection[str], ours: frozenset[int]) -> frozenset[int]:
+        """Give interfaces with rate limits an ingress qdisc; remove our qdisc from the others.
+
+        devices: names.  ours: indices of the interfaces that have our qdisc. Returns the new ones.
         Foreign qdiscs stay untouched.
         """
-        wanted = self._seen.index if shaped else None
+        wanted = {self._names[name] for name in devices if name in self._names}
+        kept = set(ours & wanted)
+        for index in sorted(ours - wanted):
+            with self._warned():
+                if self._links.ingress_kind(index) == "ingress":
+                    self._links.remove_ingress(index)
+        for index in sorted(wanted - ours):
+            with self._warned():
+                if self._links.ingress_kind(index) is None:
+                    self._links.add_ingress(index)
+                    kept.add(index)
+        return frozenset(kept)
+
+    @staticmethod
+    @contextmanager
+    def _warned() -> Iterator[None]:
         try:
-            if ours is not None and ours != wanted:
-                if self._links.ingress_kind(ours) == "ingress":
-                    self._links.remove_ingress(ours)
-                ours = None
-            if wanted and self._links.ingress_kind(wanted) is None:
-                self._links.add_ingress(wanted)
-                ours = wanted
+            yield
         except LinkError as error:
             log.warning("public NIC: %s", error)
-        return ours
 
     def routed(self, address: Address) -> bool:
-        """True if the router sends packets for an address on, and not through the public NIC."""
+        """True if the router sends packets for an address on, and not through a public interface."""
         way = self._links.way_to(address)
-        return way is not None and way != self._seen.index
+        return way is not None and not (self._seen.side and way in self._seen.side.indices)
 
 
-def listen(wake: Callable[[], None], stop: threading.Event) -> None:
+def listen(wake: Callable[[], None], stop: Event) -> None:
     """Call `wake` whenever an interface or an address appears, changes or goes, until `stop`.
 
     Blocks: give it a thread of its own.
@@ -207,7 +232,7 @@ def listen(wake: Callable[[], None], stop: threading.Event) -> None:
             stop.wait(_CHECK)
 
 
-def _listen(wake: Callable[[], None], stop: threading.Event) -> None:
+def _listen(wake: Callable[[], None], stop: Event) -> None:
     with IPRoute() as netlink:
         netlink.bind(groups=RTMGRP_LINK | RTMGRP_IPV4_IFADDR | RTMGRP_IPV6_IFADDR)
         poll = select.poll()  # select() takes no descriptor above 1023

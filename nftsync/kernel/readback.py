@@ -5,6 +5,7 @@ Source: linux/netfilter/nf_tables.h; the numbers of types are nft's own.
 """
 
 import re
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from hashlib import blake2b
@@ -52,8 +53,9 @@ _STRANGERS = (
     "map", "flowtable", "counter", "quota", "limit", "secmark", "synproxy", "ct helper", "ct timeout", "ct expectation",
 )  # fmt: skip
 
-_TYPES = {7: "ipv4_addr", 8: "ipv6_addr", 12: "inet_proto", 13: "inet_service"}  # of a field in a set's elements
-_WIDTHS = {"ipv4_addr": 4, "ipv6_addr": 16, "inet_proto": 1, "inet_service": 2}  # bytes
+# The type of a field in a set's elements, and its bytes.
+_TYPES = {7: "ipv4_addr", 8: "ipv6_addr", 12: "inet_proto", 13: "inet_service", 20: "iface_index", 41: "ifname"}
+_WIDTHS = {"ipv4_addr": 4, "ipv6_addr": 16, "inet_proto": 1, "inet_service": 2, "iface_index": 4, "ifname": 16}
 _TYPE_BITS = 6  # of each field, in the number of a set's type
 
 
@@ -207,7 +209,11 @@ def _member(member: Element, layout: list[tuple[str, slice]]) -> tuple[str, str]
 
 
 def _field(name: str, first: bytes, last: bytes) -> str:
-    """One field of a concatenation: an address, a prefix, a range, a protocol's name or number, a port."""
+    """One field of a key: an address, a prefix, a range, a protocol's name or number, a port, an interface."""
+    if name == "ifname":
+        return f'"{text(first)}"'
+    if name == "iface_index":
+        return str(int.from_bytes(first, sys.byteorder))
     if name in ("ipv4_addr", "ipv6_addr"):
         return netlink.address(first) if first == last else Range(ip_address(first), ip_address(last)).element
     low, high = int.from_bytes(first), int.from_bytes(last)

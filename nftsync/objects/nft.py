@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
+from typing import NamedTuple
 
 from nftsync.objects.names import (
     Malformed,
@@ -22,6 +23,7 @@ from nftsync.objects.names import (
     kubernetes_name,
     mapping,
     quote,
+    require,
     sequence,
 )
 
@@ -29,16 +31,37 @@ _NIC = re.compile(r"[A-Za-z0-9_.:+=@][A-Za-z0-9_.:+=@-]{0,14}")  # IFNAMSIZ; no 
 METALLB_NAMESPACE = "metallb-system"  # unless the resource says otherwise
 _BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 _LONGEST = 512  # characters of a message
+_MOST_NICS = 32
 _MANY = 64  # the most routers, and the most conditions of each, that nftsync reads
 AGREE = "RoutersAgree"
-SUMMED = ("Ready", "Running", "PoolsGuarded", "RateShaping", "LocalChainValid", "Confirmed", "Stale")
+SUMMED = (
+    "Ready", "Running", "PoolsGuarded", "PublicInterfaces", "RateShaping", "LocalChainValid", "Confirmed", "Stale",
+)  # fmt: skip
+
+
+class Nics(NamedTuple):
+    """Names of network interfaces: the public ones, and those that count as inside.
+
+    Alternative names are valid (ip-link(8)).  inside: empty for every interface that is not public.
+    """
+
+    public: tuple[str, ...] = ()
+    inside: tuple[str, ...] = ()
+
+    def over(self, other: Nics) -> Nics:
+        """These names; of each kind that has none here, the other ones. What is public is not inside."""
+        public = self.public or other.public
+        return Nics(public, tuple(name for name in self.inside or other.inside if name not in public))
+
+    def __str__(self) -> str:
+        return ", ".join(self.public) + (f" (inside: {', '.join(self.inside)})" if self.inside else "")
 
 
 @dataclass(frozen=True, slots=True)
 class NftSpec:
     """The spec of an Nft resource: the router's settings. The defaults are the CRD's."""
 
-    public_nic: str
+    nics: Nics
     enable_bgp: bool = True
     enable_dropall: bool = True
     enable_rateshape: bool = True
@@ -163,12 +186,13 @@ def parse_nft(raw: object, before: Nft | None) -> Nft:
 def parse_spec(raw: object) -> NftSpec:
     """The spec from its API form. Raises Malformed."""
     spec = mapping(raw, "spec")
-    namespace = spec.get("metallb-namespace")
+    namespace, nics = spec.get("metallb-namespace"), parse_nics(spec)
+    require(bool(nics.public), "public_nic is required: the name of the router's public interface, e.g. enp1s0")
     return NftSpec(
         metallb_namespace=(
             METALLB_NAMESPACE if namespace is None else kubernetes_name(namespace, "spec.metallb-namespace")
         ),
-        public_nic=parse_nic(spec.get("public_nic")),
+        nics=nics,
         enable_bgp=_switch(spec, "enable_bgp"),
         enable_dropall=_switch(spec, "enable_dropall"),
         enable_rateshape=_switch(spec, "enable_rateshape"),
@@ -177,16 +201,31 @@ def parse_spec(raw: object) -> NftSpec:
 
 
 def describe_spec(spec: NftSpec) -> dict[str, object]:
-    """The spec in its API form, for parse_spec()."""
-    return {**asdict(spec), "metallb-namespace": spec.metallb_namespace}
+    """The spec in its API form, for parse_spec() of this version and of the ones before."""
+    first, *others = spec.nics.public
+    nics = {"public_nic": first, "public_nics": others, "inside_nics": list(spec.nics.inside)}
+    switches = {key: value for key, value in asdict(spec).items() if key.startswith("enable_")}
+    return {**nics, **switches, "metallb-namespace": spec.metallb_namespace}
+
+
+def parse_nics(spec: Mapping[str, object]) -> Nics:
+    """The names in public_nic, public_nics and inside_nics. Raises Malformed."""
+    first = spec.get("public_nic")
+    names = [*([] if first is None else [first]), *sequence(spec.get("public_nics"), "public_nics")]
+    nics = Nics(
+        tuple(dict.fromkeys(parse_nic(name) for name in names)),
+        tuple(dict.fromkeys(parse_nic(name) for name in sequence(spec.get("inside_nics"), "inside_nics"))),
+    )
+    require(len(names) <= _MOST_NICS and len(nics.inside) <= _MOST_NICS, f"more than {_MOST_NICS} interfaces are named")
+    both = set(nics.public) & set(nics.inside)
+    require(not both, f"{min(both, default='')} is in inside_nics, and public as well")
+    return nics
 
 
 def parse_nic(value: object) -> str:
     """The name of a network interface that may be public. Raises Malformed."""
-    if value is None:
-        raise Malformed("public_nic is required: the name of the router's public interface, e.g. enp1s0")
     if not isinstance(value, str) or not _NIC.fullmatch(value) or value in (".", "..", "lo"):
-        raise Malformed(f"public_nic {quote(value)} is not the name of a network interface that can be public")
+        raise Malformed(f"{quote(value)} is not the name of a network interface that can be public")
     return value
 
 

@@ -16,6 +16,7 @@ from nftsync.objects.names import NAME, Name
 from nftsync.objects.nft import NftSpec, describe_spec, parse_spec
 from nftsync.objects.ratelimit import parse_ratelimit
 from nftsync.objects.service import Port, Protocol, Service
+from nftsync.policy.public import is_writable
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,7 @@ class Facts:
     local_chain: the last body that the kernel accepted from the operator's file.
     config: the text of the configuration file.
     local: the router's addresses, None if unknown.  peers: addresses of BGP peers.
+    public: names of the interfaces that counted as public.  devices: those with the ingress hook.
     as_of: last time at which the cluster asked for all this, RFC 3339, "" for never.
     """
 
@@ -40,6 +42,8 @@ class Facts:
     config: str = ""
     local: Local | None = None
     peers: frozenset[Address] = frozenset()
+    public: frozenset[str] = frozenset()
+    devices: tuple[str, ...] = ()
     as_of: str = ""
 
 
@@ -71,14 +75,14 @@ class BootFacts:
     """Facts that a reboot makes void.
 
     rules: digest of the rules after this boot's last transaction, "" if others may have changed them.
-    ingress: index of the NIC with nftsync's ingress qdisc.
+    ingress: indices of the interfaces with nftsync's ingress qdisc.
     former: addresses that had pinholes before they left the pools.
     base: True if nftsync loaded only the base because it could not read the memory. The daemon must
     still load the remembered rules.
     """
 
     rules: str = ""
-    ingress: int | None = None
+    ingress: frozenset[int] = frozenset()
     former: frozenset[Address] = frozenset()
     base: bool = False
 
@@ -120,6 +124,8 @@ def facts_record(facts: Facts) -> str:
         "config": facts.config,
         "local": None if facts.local is None else [_sorted(facts.local.addresses), _sorted(facts.local.networks)],
         "peers": _sorted(facts.peers),
+        "public": _sorted(facts.public),
+        "devices": list(facts.devices),
         "as_of": facts.as_of,
     }
     return _json([FACTS, described])
@@ -172,6 +178,8 @@ def _facts(raw: dict[str, Any]) -> Facts:
         config=_text(raw["config"]),
         local=None if raw["local"] is None else _local(*raw["local"]),
         peers=frozenset(map(ip_address, map(_without_zone, raw["peers"]))),
+        public=frozenset(map(_nic, raw.get("public", ()))),  # former versions knew none
+        devices=tuple(map(_nic, raw.get("devices", ()))),
         as_of=_text(raw["as_of"]),
     )
 
@@ -206,7 +214,8 @@ def parse_pools(raw: dict[str, Any]) -> MetalLBConfig:
 
 
 def boot_facts_record(facts: BootFacts) -> str:
-    return _json({"rules": facts.rules, "ingress": facts.ingress, "former": _sorted(facts.former), "base": facts.base})
+    ingress = sorted(facts.ingress)
+    return _json({"rules": facts.rules, "ingress": ingress, "former": _sorted(facts.former), "base": facts.base})
 
 
 def parse_boot_facts(record: str) -> BootFacts:
@@ -215,9 +224,13 @@ def parse_boot_facts(record: str) -> BootFacts:
     rules, ingress = _text(raw["rules"]), raw["ingress"]
     if rules and not _DIGESTS.fullmatch(rules):
         raise ValueError("rules are no digests")
-    if type(ingress) not in (int, type(None)):
+    former_version = [] if ingress is None else [ingress]
+    indices = ingress if isinstance(ingress, list) else former_version
+    if any(type(index) is not int for index in indices):
         raise TypeError("ingress is no index")
-    return BootFacts(rules, ingress, frozenset(map(ip_address, map(_without_zone, raw["former"]))), raw["base"] is True)
+    return BootFacts(
+        rules, frozenset(indices), frozenset(map(ip_address, map(_without_zone, raw["former"]))), raw["base"] is True
+    )
 
 
 def _sorted(values: frozenset[Any]) -> list[str]:
@@ -236,6 +249,12 @@ def _name(namespace: object, name: object) -> Name:
 def _without_zone(value: object) -> str:
     if "%" in _text(value):  # a zone could hold anything
         raise ValueError(f"{value!a} has a zone")
+    return _text(value)
+
+
+def _nic(value: object) -> str:
+    if not is_writable(_text(value)):
+        raise ValueError(f"{value!a} is no interface")
     return _text(value)
 
 

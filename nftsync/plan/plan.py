@@ -16,10 +16,11 @@ from nftsync.objects.names import Name
 from nftsync.plan.memory import BootFacts
 from nftsync.plan.snapshot import LocalChain, Origin, Snapshot, Verdicts
 from nftsync.policy.pinholes import Pinhole
+from nftsync.policy.public import PublicSide
 from nftsync.ruleset.localchain import by_name
 from nftsync.ruleset.model import INET, LOCAL_CHAIN, NAME, NETDEV, Elements, Ruleset, Table
 from nftsync.ruleset.settings import Settings
-from nftsync.ruleset.tables import SETS, flags_for, pinhole_key, ruleset
+from nftsync.ruleset.tables import SETS, flags_for, has_pinholes, pinhole_key, ruleset
 from nftsync.ruleset.text import add_table, commands, render, transaction
 
 
@@ -129,11 +130,9 @@ def choose_local_chain(chain: LocalChain, refused: Mapping[str, str], *, can_sta
 
 def settings_of(s: Snapshot, current: Mapping[str, Table], chain: ChainInUse) -> Settings:
     """The settings of the wanted tables. current: the tables in the kernel."""
-    spec = s.spec.value
     return Settings.of(
-        spec,
-        public_nic=spec.public_nic if spec else s.config.public_nic,
-        index=s.interfaces.index if spec else None,
+        s.spec.value,
+        s.interfaces.side or PublicSide.unseen(s.nics),
         local_chain=chain.last_good if chain.body is None else chain.body,
         bgp_peers=s.config.bgp_peers,
         cluster=s.cluster,
@@ -151,7 +150,7 @@ def wanted_ruleset(s: Snapshot, pinholes: Collection[Pinhole], settings: Setting
     for family, table in decided.tables.items():
         for name in table.sets.keys() & undecided.get(family, {}).keys():
             # Undecided pools replace the other ranges, because the ranges of a set must not overlap.
-            present = {} if name.startswith("pools") else elements[family].get(name, {})
+            present = elements[family].get(name, {}) if has_pinholes(name) else {}
             elements[family][name] = {**present, **undecided[family][name]}
     return Ruleset(decided.tables, elements)
 
@@ -186,7 +185,7 @@ def undecided_of(
     undecided = {family: dict(sets) for family, sets in earlier.items()}
     for family, sets in elements.items():
         for name, members in sets.items():
-            undecidable = pools or not name.startswith("pools")
+            undecidable = has_pinholes(name) or (pools and name.startswith("pools"))
             kept = {key: said for key, said in members.items() if undecidable and pinhole_key(key) not in known}
             if kept:
                 undecided.setdefault(family, {})[name] = kept

@@ -16,9 +16,10 @@ from nftsync.config import Config, PoolMode
 from nftsync.objects.address import Address, AddressSet, Local, Range
 from nftsync.objects.metallb import MetalLBConfig
 from nftsync.objects.names import Name
-from nftsync.objects.nft import NftSpec
+from nftsync.objects.nft import NftSpec, Nics
 from nftsync.objects.service import Service
 from nftsync.policy.guard import Guard
+from nftsync.policy.public import PublicSide
 from nftsync.ruleset.model import Elements
 
 T = TypeVar("T")
@@ -48,13 +49,15 @@ class Known(Generic[T]):
 class Interfaces:
     """This machine's network.
 
-    index: the public NIC's (if_nametoindex(3)); 0 while no NIC has its name, None before a look.
+    side: the interfaces that count as public, None before a look.
+    live: whether all this is the kernel's present state.
     local: the router's addresses, None while unknown.  peers: the other ends of its BGP sessions.
     """
 
-    index: int | None = None
+    side: PublicSide | None = None
     local: Local | None = None
     peers: frozenset[Address] = frozenset()
+    live: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +153,11 @@ class Snapshot:
             verdicts = replace(verdicts, local_chains={})
         verdicts = verdicts.without(changed)
         return self if verdicts == self.verdicts else replace(self, verdicts=verdicts)
+
+    @property
+    def nics(self) -> Nics:
+        """The named interfaces."""
+        return self.spec.value.nics if self.spec.value else self.config.nics
 
     @property
     def complete(self) -> bool:

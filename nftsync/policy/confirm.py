@@ -14,8 +14,8 @@ from nftsync.objects.nft import Confirmation, NftSpec
 
 def cut_off(before: NftSpec, after: NftSpec) -> str:
     """The part of a change that can lock the administrator out, for people; "" for none."""
-    if before.public_nic != after.public_nic:
-        return f"public_nic changed from {before.public_nic} to {after.public_nic}"
+    if before.nics != after.nics:
+        return f"public_nic changed from {before.nics} to {after.nics}"
     # Whether the rules accept ssh from the public side.
     had_ssh, has_ssh = (spec.enable_ssh or not spec.enable_dropall for spec in (before, after))
     if had_ssh and not has_ssh:

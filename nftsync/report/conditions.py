@@ -11,6 +11,7 @@ from nftsync.config import PoolMode
 from nftsync.objects.names import Reason
 from nftsync.objects.nft import AGREE, SUMMED, Condition, Confirmation, Figures, RouterStatus, shorten
 from nftsync.plan.result import Outcome, SyncResult
+from nftsync.policy.public import PublicSide
 from nftsync.ruleset.settings import Settings
 
 
@@ -19,7 +20,8 @@ def conditions(result: SyncResult, stale: Mapping[str, str]) -> tuple[Condition,
 
     stale: by source, why the last good settings, pools or Services are in use.
     """
-    waits = result.message if result.outcome in (Outcome.WAITING, Outcome.FAILED) else ""
+    side = result.settings.side if result.settings else PublicSide()
+    waits = result.message if result.outcome in (Outcome.WAITING, Outcome.FAILED) else side.absence
     chain = next((refusal.message for refusal in result.rejections if refusal.reason is Reason.INVALID_LOCAL_CHAIN), "")
     confirmed = result.confirming.state not in (Confirmation.WAITING, Confirmation.ROLLED_BACK)
     old = "; ".join(f"{source}: {why}" for source, why in sorted(stale.items()))
@@ -29,11 +31,17 @@ def conditions(result: SyncResult, stale: Mapping[str, str]) -> tuple[Condition,
         else "no address is opened: no pool of MetalLB counts"
     )
     return (
-        _condition("Ready", waits, ("Synced", "NotSynced"), "the kernel has the rules that the cluster asks for"),
+        _condition(
+            "Ready",
+            waits,
+            ("Synced", "NicMissing" if waits == side.absence else "NotSynced"),
+            "the kernel has the rules that the cluster asks for",
+        ),
         Condition("Running", True, "Running", "nftsync runs"),
         _condition(
             "PoolsGuarded", _unguarded(result), ("Guarded" if result.guard.pools else "NoPools", "Unguarded"), pools
         ),
+        _public(side, known=result.settings is not None),
         _condition("RateShaping", _unshaped(result.settings), ("Attached", "NotAttached"), "rate limits are in force"),
         _condition("LocalChainValid", chain, ("Valid", "Refused"), "the local chain is in force"),
         Condition("Confirmed", confirmed, result.confirming.state, shorten(str(result.confirming))),
@@ -62,7 +70,19 @@ def _unshaped(settings: Settings | None) -> str:
         return "nothing is applied yet"
     if not settings.enable_rateshape:
         return "enable_rateshape is false"
-    return "" if settings.device else f"there is no interface {settings.public_nic}"
+    return "" if settings.devices else settings.side.absence or "no public interface can carry them"
+
+
+def _public(side: PublicSide, *, known: bool) -> Condition:
+    """The interfaces that count as public, and what you may have forgotten."""
+    wrong = "; ".join(filter(None, (side.absence, *side.warnings)))
+    message = "; ".join(filter(None, (side.absence or f"public: {side}", *side.warnings)))
+    return Condition(
+        "PublicInterfaces",
+        known and not wrong,
+        ("NicMissing" if side.absence else "Doubtful" if wrong else "Known") if known else "NotSynced",
+        shorten(message if known else "nothing is applied yet"),
+    )
 
 
 def stopped(router: RouterStatus) -> RouterStatus:

@@ -140,7 +140,7 @@ def explain_service(view: View, name: Name) -> Explanation:
     parts = [_through_router(view, settings, query, service) for query in detailed]
     dropped = [part.reason for part in parts if part.verdict is Verdict.DROPPED]
     opened = len(pairs) - len(dropped) - len(closed[_NAMED:])
-    verdict = Verdict.LIMITED if service.limit and settings.device else Verdict.PASSES
+    verdict = Verdict.LIMITED if service.limit and settings.devices else Verdict.PASSES
     if opened < len(pairs) or any(rejection.reason in _CLOSING for rejection in service.rejections):
         verdict = Verdict.DEPENDS if opened else Verdict.DROPPED
     invalid = [ExplainReason.INVALID for _ in service.rejections]
@@ -241,7 +241,7 @@ def _limited(view: View, settings: Settings, hole: Pinhole | None, answer: Expla
     """Add the rate limit. The ingress hook comes first, but a later drop makes it irrelevant."""
     if answer.verdict is Verdict.DROPPED or hole is None or hole.limit is None or hole.sources == ():
         return answer
-    if settings.device:
+    if settings.devices:
         drops = view.drops(hole.key)
         line = f"its limit is {hole.limit}" + ("" if drops is None else f"; packets dropped over it: {drops}")
         answer = replace(answer, verdict=Verdict.LIMITED) if answer.verdict is Verdict.PASSES else answer
@@ -332,9 +332,9 @@ def _with_remarks(view: View, settings: Settings, answer: Explanation) -> Explan
             "the local chain comes first and is not empty: your own rule may decide differently",
         ),
         (
-            settings.nic_missing,
+            settings.side.absence,
             ExplainReason.NIC_MISSING,
-            f"there is no interface {settings.public_nic}: every interface counts as public, and no limit is in force",
+            settings.side.absence,
         ),
     )
     also = {reason: line for applies, reason, line in remarks if applies}

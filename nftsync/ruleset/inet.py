@@ -1,12 +1,14 @@
 """The table `inet nftsync`: which packets pass. docs/ruleset.md draws a packet's way through it."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from nftsync.policy.pinholes import Pinhole
+from nftsync.policy.public import PublicSide
 from nftsync.ruleset.model import (
     ENDPOINT,
     FORWARD,
+    FROM_INSIDE,
     GLOBAL,
     INPUT,
     IP,
@@ -30,22 +32,23 @@ SETS: Mapping[str, Set] = {
         (f"sources{version}", Set(f"{endpoint} . ipv{version}_addr", flags="interval", statement="counter")),
         (f"pools{version}", Set(f"ipv{version}_addr", flags="interval")),
     )
-}
+} | {"public": Set("ifname"), "public-links": Set("iface_index"), "inside": Set("ifname")}
+
+# How a packet tells its interface. The index comes first, because it costs least. It keeps an interface
+# public while somebody renames it; the name does so while somebody unplugs and plugs it. The port of
+# a VRF is in sdifname, and the VRF in iifname.
+_PUBLIC = ("iif @public-links", "iif != @public-links iifname @public", "meta sdifname @public")
+_INSIDE = ("iifname @inside", "meta sdifname @inside")
 
 
 def chains(settings: Settings) -> dict[str, Chain]:
-    public = f'iifname "{settings.public}" ' if settings.public else ""
-    # While somebody renames the public NIC, the rules match it by index. Its packets still go through
-    # operator-svc and never count as inside.
-    other = f'iifname != "{settings.public}" '
-    inside = f"{other}iif != {settings.index} " if settings.index else other
     verdict = "drop" if settings.enable_dropall else "accept"
     return {
         LOCAL_CHAIN: Chain(settings.local_chain),
         OPERATOR_CR: Chain(
             lines(
-                *(f"{public}{peers}tcp dport 179 accept" for peers in _bgp_peers(settings) if settings.enable_bgp),
-                f"{public}tcp dport 22 accept" if settings.enable_ssh else "",
+                *(f"{peers}tcp dport 179 accept" for peers in _bgp_peers(settings) if settings.enable_bgp),
+                "tcp dport 22 accept" if settings.enable_ssh else "",
             )
         ),
         OPERATOR_SVC: Chain(
@@ -68,29 +71,58 @@ def chains(settings: Settings) -> dict[str, Chain]:
         GLOBAL: Chain(
             lines(
                 'iifname "lo" accept',
-                f"{inside}ct state new accept" if settings.public else "",
+                f"ct state new jump {FROM_INSIDE}",
                 "ct state established,related accept",
                 "ct state invalid drop",
                 "meta l4proto icmp accept",
                 "meta l4proto ipv6-icmp accept",
             )
         ),
+        FROM_INSIDE: Chain(lines(*_from_inside(settings.side))),
         # The last rule decides before the policy does. If that rule is missing, the policy drops.
         INPUT: Chain(
-            lines(f"jump {LOCAL_CHAIN}", f"jump {OPERATOR_CR}", f"jump {GLOBAL}", verdict),
+            lines(
+                f"jump {LOCAL_CHAIN}",
+                *_from_public(settings.side, f"jump {OPERATOR_CR}"),
+                f"jump {GLOBAL}",
+                verdict,
+            ),
             hook="type filter hook input priority 0; policy drop;",
         ),
         FORWARD: Chain(
             lines(
                 f"jump {LOCAL_CHAIN}",
-                f"{public}jump {OPERATOR_SVC}",
-                f"{other}iif {settings.index} jump {OPERATOR_SVC}" if settings.index else "",
+                *_from_public(settings.side, f"jump {OPERATOR_SVC}"),
                 f"jump {GLOBAL}",
                 verdict,
             ),
             hook="type filter hook forward priority 0; policy drop;",
         ),
     }
+
+
+def _from_public(side: PublicSide, action: str) -> Iterator[str]:
+    """The rules for an action on packets that come in by a public interface."""
+    if side.names is None:
+        return iter([action if side.inside is None else f"iifname != @inside {action}"])
+    return (f"{match} {action}" for match in _PUBLIC)
+
+
+def _from_inside(side: PublicSide) -> Iterator[str]:
+    """The rules that accept packets from inside."""
+    if side.names is not None:
+        yield from (f"{match} return" for match in _PUBLIC)
+    if side.inside is not None:
+        yield from (f"{match} accept" for match in _INSIDE)
+    elif side.names is not None:
+        yield "accept"
+
+
+def interfaces(side: PublicSide) -> Elements:
+    """The elements of the sets of interfaces."""
+    quoted = {"public": side.names or (), "inside": side.inside or ()}
+    found: Elements = {name: {f'"{nic}"': "" for nic in nics} for name, nics in quoted.items()}
+    return {**found, "public-links": {str(index): "" for index in side.indices}}
 
 
 def _bgp_peers(settings: Settings) -> list[str]:

@@ -29,11 +29,14 @@ def chains(settings: Settings) -> dict[str, Chain]:
         for version, endpoint in endpoints.items()
         for suffix in _LIMITS
     )
-    chains = {OPERATOR_TC: Chain(lines(*over))}
-    if settings.device:
-        hook = f'type filter hook ingress device "{settings.device}" priority 0; policy accept;'
-        chains[RATELIMIT] = Chain(lines(f"jump {OPERATOR_TC}"), hook=hook)
-    return chains
+    found = {OPERATOR_TC: Chain(lines(*over))}
+    for number, device in enumerate(settings.devices, 1):
+        name = RATELIMIT if number == 1 else f"{RATELIMIT}-{number}"  # a device's name may be no word of nft's
+        hook = f'type filter hook ingress device "{device}" priority 0; policy accept;'
+        # The hook of a VLAN's interface sees the packet, too. It must not count twice.
+        tagged = "ether type { 8021q, 8021ad } return" if device in settings.side.trunks else ""
+        found[name] = Chain(lines(tagged, f"jump {OPERATOR_TC}"), hook=hook)
+    return found
 
 
 def elements(pinholes: Iterable[Pinhole]) -> Elements:

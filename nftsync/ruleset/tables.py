@@ -11,6 +11,7 @@ from nftsync.ruleset import inet, netdev
 from nftsync.ruleset.model import INET, NETDEV, Elements, Ruleset, Set, Table
 from nftsync.ruleset.settings import Settings
 
+_OF_PINHOLES = ("services", "sources", "limited", "dropped")  # the sets whose names begin so
 # The sets of each table, the same with any settings.
 SETS: Mapping[str, Mapping[str, Set]] = {INET: inet.SETS, NETDEV: netdev.SETS}
 
@@ -40,6 +41,7 @@ def ruleset(pinholes: Iterable[Pinhole], settings: Settings) -> Ruleset:
     found = elements(pinholes, settings)
     for pool in settings.cluster.ranges:
         found[INET].setdefault(f"pools{pool.version}", {})[pool.element] = ""
+    found[INET].update(inet.interfaces(settings.side))
     return Ruleset(tables(settings), found)
 
 
@@ -57,11 +59,16 @@ def open_keys(found: Ruleset) -> set[str]:
     return {
         pinhole_key(element)
         for name, members in found.elements.get(INET, {}).items()
-        if name in SETS[INET] and not name.startswith("pools")
+        if name in SETS[INET] and has_pinholes(name)
         for element in members
     }
 
 
+def has_pinholes(set_name: str) -> bool:
+    """Whether each element of a set of ours belongs to a pinhole."""
+    return set_name.startswith(_OF_PINHOLES)
+
+
 def pinhole_key(element: str) -> str:
-    """The key of the pinhole to which an element of another set than "pools" belongs."""
+    """The key of the pinhole to which an element of such a set belongs."""
     return " ".join(element.split(" ", 5)[:5])

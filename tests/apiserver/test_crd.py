@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from nftsync.objects.names import Malformed
-from nftsync.objects.nft import NftSpec, parse_nft, parse_nic
+from nftsync.objects.nft import NftSpec, Nics, parse_nft, parse_nic
 from tests.apiserver.client import Client, RefusedError, refusal_of
 from tests.apiserver.conftest import Start
 from tests.apiserver.harness import MANIFESTS, NAMESPACE, NFTS, ApiServer, eventually
@@ -118,7 +118,7 @@ def test_what_is_absent_gets_the_defaults_that_the_daemon_assumes(create: Create
         "enable_ssh": True,
         "metallb-namespace": "metallb-system",
     }
-    assert parse_nft(created, None).spec == NftSpec("enp1s0")
+    assert parse_nft(created, None).spec == NftSpec(Nics(("enp1s0",)))
 
 
 def test_what_is_present_stays(create: Create) -> None:
@@ -189,7 +189,7 @@ def test_the_example_is_accepted_and_holds_the_defaults(apiserver: ApiServer) ->
     example = yaml.safe_load((MANIFESTS / "nft.yaml").read_text(encoding="utf-8"))
     accepted = apiserver.admin.post(NFTS, example, DRY_RUN)
     assert accepted["spec"] == example["spec"]
-    assert parse_nft(accepted, None).spec == NftSpec("enp1s0")
+    assert parse_nft(accepted, None).spec == NftSpec(Nics(("enp1s0",)))
 
 
 # --- the Ansible operator's resources -----------------------------------------------------------------
@@ -199,7 +199,7 @@ def test_a_resource_of_the_old_operator_is_accepted_with_its_status(apiserver: A
     old = old_resource()
     name = create(old["spec"], annotations=old["metadata"]["annotations"])["metadata"]["name"]
     accepted = apiserver.admin.patch(f"{NFTS}/{name}/status", {"status": old["status"]})
-    assert parse_nft(accepted, None).spec == NftSpec("enp1s0", enable_dropall=False)
+    assert parse_nft(accepted, None).spec == NftSpec(Nics(("enp1s0",)), enable_dropall=False)
     conditions = [{key: each[key] for key in each if key != "ansibleResult"} for each in old["status"]["conditions"]]
     assert accepted["status"] == {"conditions": conditions}
 
@@ -220,7 +220,7 @@ def test_the_crd_takes_the_place_of_the_old_operators_and_its_resource_lives_on(
         return found if "metallb-namespace" in found["spec"] else None
 
     found = eventually(with_defaults, "the new schema is not in force")
-    assert parse_nft(found, None).spec == NftSpec("enp1s0", enable_dropall=False)
+    assert parse_nft(found, None).spec == NftSpec(Nics(("enp1s0",)), enable_dropall=False)
     router = server.client(server.issue_token())
     reported = router.apply(f"{NFTS}/nft/status", _report("edge-1"), "edge-1")
     assert [each["type"] for each in reported["status"]["conditions"]] == ["Running", "Failure"]

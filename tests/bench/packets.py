@@ -20,9 +20,10 @@ from functools import partial
 from statistics import median
 
 from nftsync.config import Filters
-from nftsync.objects.nft import NftSpec
+from nftsync.objects.nft import NftSpec, Nics
 from nftsync.objects.service import parse_service
 from nftsync.policy.pinholes import PinholeIndex
+from nftsync.policy.public import PublicSide
 from nftsync.ruleset.model import INET, OPERATOR_SVC, Chain, Ruleset
 from nftsync.ruleset.settings import Settings
 from nftsync.ruleset.tables import ruleset
@@ -105,9 +106,10 @@ def _rulesets() -> dict[str, str]:
     """The firewalls' text. The rules in a line stand where ours has its one look-up; all else is the same."""
     parsed = [parse_service(service(number, protocol="UDP"), None) for number in range(COUNT)]
     pinholes = PinholeIndex([each for each in parsed if each], Filters()).pinholes.values()
-    spec = NftSpec(public_nic=NIC)
-    limited = Settings.of(spec, public_nic=None, local_chain="")
-    plain = Settings.of(replace(spec, enable_rateshape=False), public_nic=None, local_chain="")
+    nics = Nics((NIC,))
+    spec, side = NftSpec(nics), PublicSide.unseen(nics)
+    limited = Settings.of(spec, side, local_chain="")
+    plain = Settings.of(replace(spec, enable_rateshape=False), side, local_chain="")
     ours = ruleset(pinholes, plain)
     line = "".join(
         f'\t\tiifname "{NIC}" ip daddr {address_of(number)} udp dport 443 accept\n' for number in range(COUNT)

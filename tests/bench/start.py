@@ -14,9 +14,10 @@ from pathlib import Path
 from statistics import median
 
 from nftsync.config import Filters
-from nftsync.objects.nft import parse_nft
+from nftsync.objects.nft import Nics, parse_nft
 from nftsync.objects.service import parse_service
 from nftsync.policy.pinholes import PinholeIndex
+from nftsync.policy.public import public_side
 from nftsync.ruleset.settings import Settings
 from nftsync.ruleset.tables import ruleset
 from nftsync.ruleset.text import render
@@ -109,7 +110,8 @@ def _bench(namespace: Namespace, kubeconfig: Path, folder: Path, count: int) -> 
 def _rules(count: int) -> str:
     parsed = [parse_service(service(number), None) for number in range(count)]
     desired = PinholeIndex([each for each in parsed if each], Filters())
-    settings = Settings.of(parse_nft(nft_resource(), None).spec, public_nic=None, index=0, local_chain="")
+    spec = parse_nft(nft_resource(), None).spec
+    settings = Settings.of(spec, public_side((), spec.nics if spec else Nics()), local_chain="")
     return render(ruleset(desired.pinholes.values(), settings))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +13,8 @@ import pytest
 
 from nftsync.cli.check import Finding, Level, findings
 from nftsync.cli.main import main
-from nftsync.kernel.interfaces import LinkError, Links
+from nftsync.kernel.netlink import DumpError
+from nftsync.policy.public import Link
 from tests.labtools import needs_root
 
 pytestmark = needs_root
@@ -109,12 +111,12 @@ def test_a_right_that_is_missing_and_a_resource_that_is_not_there_are_findings(t
 def test_a_kernel_that_does_not_tell_of_interfaces_is_a_finding(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(_: Links, name: str) -> int:
-        raise LinkError(f"the kernel refused to look for the interface {name}: no")
+    def refuse() -> tuple[Link, ...]:
+        raise DumpError(errno.EPERM)
 
-    monkeypatch.setattr(Links, "index", refuse)
+    monkeypatch.setattr("nftsync.cli.check.read_links", refuse)
     path = configuration(tmp_path, None)
     path.write_text('router_name = "edge1"\n' + path.read_text() + '[overrides.edge1]\npublic_nic = "eth7"\n')
     finding = found(path)["public NIC"]
     assert finding.level is Level.FAIL
-    assert finding.message == "the kernel refused to look for the interface eth7: no"
+    assert finding.message.endswith("Operation not permitted")

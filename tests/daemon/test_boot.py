@@ -17,7 +17,7 @@ import pytest
 
 from nftsync.files.runtime import BootMark
 from nftsync.objects.names import Name
-from nftsync.objects.nft import NftSpec
+from nftsync.objects.nft import NftSpec, Nics
 from nftsync.plan.memory import Memory
 from tests.lab.lab import PUBLIC, Lab, Probe, TcpServer
 from tests.labtools import (
@@ -353,7 +353,7 @@ def test_whenever_it_is_killed_the_file_is_whole(daemon: Daemon) -> None:
         assert daemon.process
         daemon.process.wait()
         assert remembered(daemon).services.keys() >= {Name("default", name) for name in ("web", "slow", "friends")}
-        assert remembered(daemon).facts.spec == NftSpec(PUBLIC_NIC)
+        assert remembered(daemon).facts.spec == NftSpec(Nics((PUBLIC_NIC,)))
 
 
 def test_ten_thousand_services_are_in_force_after_a_reboot(daemon: Daemon) -> None:

@@ -423,7 +423,10 @@ def test_the_status_says_what_the_router_does(router: Told) -> None:
     assert (found.name, found.services, found.pinholes, found.rejected) == ("edge1", 2, 2, 1)
     assert router.metric("services") == 2
     assert router.metric("pinholes") == 2
-    assert router.condition("RateShaping").message == f"there is no interface {PUBLIC_NIC}"
+    assert (
+        router.condition("RateShaping").message
+        == f"{PUBLIC_NIC} is not there: every interface counts as public, and no rate limit is in force"
+    )
     router.put(nft(enable_rateshape=False))
     router.sync()
     assert router.condition("RateShaping").message == "enable_rateshape is false"

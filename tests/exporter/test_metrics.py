@@ -22,6 +22,7 @@ from nftsync.policy.pinholes import Pinhole
 from nftsync.report.traffic import Count, Reachability, Reading
 from nftsync.ruleset.settings import Settings
 from tests.labtools import PATIENCE
+from tests.support import absent, side
 
 
 class Served:
@@ -194,10 +195,9 @@ def test_every_outcome_of_a_sync_is_reported_from_the_start() -> None:
     ("settings", "wanted", "attached"),
     [
         (None, 0, 0),
-        (Settings("pub0"), 0, 0),
-        (Settings("pub0", index=3), 0, 0),
-        (Settings("pub0", enable_rateshape=True, index=0), 1, 0),
-        (Settings("pub0", enable_rateshape=True), 1, 1),
+        (Settings(side("pub0")), 0, 0),
+        (Settings(absent("pub0"), enable_rateshape=True), 1, 0),
+        (Settings(side("pub0"), enable_rateshape=True), 1, 1),
     ],
 )
 def test_the_nic_counts_as_attached_only_if_limits_are_wanted_and_it_is_there(

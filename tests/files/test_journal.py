@@ -19,13 +19,13 @@ from nftsync.files import journal as module
 from nftsync.files import sealed
 from nftsync.files.journal import Journal
 from nftsync.objects.names import Name
-from nftsync.objects.nft import NftSpec
+from nftsync.objects.nft import NftSpec, Nics
 from nftsync.objects.service import Port, Protocol, Service
 from nftsync.plan.memory import Facts, Memory
 from tests.labtools import eventually, needs_root
 from tests.support import ROOT
 
-FACTS = Facts(spec=NftSpec("eth0"), local_chain='\ttcp dport 9 accept # "ü"\n', as_of="2026-11-01T00:00:00Z")
+FACTS = Facts(spec=NftSpec(Nics(("eth0",))), local_chain='\ttcp dport 9 accept # "ü"\n', as_of="2026-11-01T00:00:00Z")
 LONG = 60.0  # seconds: longer than any test may take
 
 

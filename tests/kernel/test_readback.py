@@ -19,7 +19,7 @@ from nftsync.ruleset.text import render
 from tests.lab.namespace import Namespace
 from tests.labtools import needs_root
 from tests.storm import storm
-from tests.support import NICS, Fresh, Netns
+from tests.support import NICS, Fresh, Netns, side
 
 pytestmark = needs_root
 
@@ -34,7 +34,7 @@ def router(shared_netns: Netns) -> Netns:
 
 def load(router: Netns, local_chain: str = "") -> str:
     """Load the tables with this local chain; returns how their rules are read back."""
-    router.nft(CLEAR + render(Ruleset(tables(Settings(NICS[0], local_chain=local_chain)))))
+    router.nft(CLEAR + render(Ruleset(tables(Settings(side(NICS[0]), local_chain=local_chain)))))
     return Fresh.of(router).rules
 
 
@@ -145,7 +145,7 @@ def test_who_changes_another_table_all_the_time_holds_up_no_reading(rate: int) -
     try:
         kernel = namespace.call(Kernel)
         elements = {f"10.1.{n // 250}.{n % 250 + 1} . tcp . 80": "" for n in range(10_000)}
-        kernel.apply(render(Ruleset(tables(Settings("pub0")), {INET: {"services4": elements}})))
+        kernel.apply(render(Ruleset(tables(Settings(side("pub0"))), {INET: {"services4": elements}})))
         rules = kernel.read_tables().rules
         with storm(namespace, rate):
             for _ in range(10):

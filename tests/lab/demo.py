@@ -52,10 +52,10 @@ def demo(manifests: Sequence[Path] | None) -> None:
     config = Config()
     shown = preview(config, read(config, paths), local=Local(frozenset((*PUBLIC, *CLUSTER))))
     pinholes, settings = list(shown.pinholes.values()), shown.settings
-    if settings is None or settings.public_nic is None:
+    if settings is None or not settings.side.named:
         raise DemoError(f"{', '.join(map(str, paths))}: the demo needs an Nft resource with a public_nic")
     try:
-        with Lab(public_nic=settings.public_nic, gso=False) as lab, tempfile.TemporaryDirectory() as state:
+        with Lab(public_nic=settings.side.named[0], gso=False) as lab, tempfile.TemporaryDirectory() as state:
             for address in {pinhole.key.split()[0] for pinhole in pinholes}:
                 if not address.startswith("172.30.254."):
                     lab.route(address)

@@ -19,7 +19,7 @@ from nftsync.cluster.cache import ObjectCache
 from nftsync.config import Filters
 from nftsync.objects.address import parse_address, parse_source_range
 from nftsync.objects.names import Malformed, Name, Reason, Rejection, identify, quote
-from nftsync.objects.nft import Nft, NftSpec, parse_nft
+from nftsync.objects.nft import Nft, NftSpec, Nics, parse_nft
 from nftsync.objects.ratelimit import RateLimit
 from nftsync.objects.service import RATELIMIT_ANNOTATION, SOURCE_RANGES_ANNOTATION, Service, parse_service
 from nftsync.policy.pinholes import pinholes_of
@@ -465,7 +465,7 @@ def nft(spec: Any, **metadata: Any) -> dict[str, Any]:
 def test_every_switch_of_an_nft_resource_is_true_if_absent() -> None:
     found = parse_nft(nft({"public_nic": "enp1s0"}), None)
     assert found == Nft(
-        Name("arbf-operators", "nft"), "n1", 3, NftSpec("enp1s0", True, True, True, True, "metallb-system")
+        Name("arbf-operators", "nft"), "n1", 3, NftSpec(Nics(("enp1s0",)), True, True, True, True, "metallb-system")
     )
     assert parse_nft(nft({"public_nic": "enp1s0", "enable_bgp": None, "metallb-namespace": None}), None) == found
 
@@ -504,7 +504,7 @@ def test_metallb_may_live_in_another_namespace() -> None:
         (None, "public_nic is required"),
         ({}, "public_nic is required"),
         ("enp1s0", "spec is not an object"),
-        ({"public_nic": ""}, "public_nic '' is not the name of a network interface"),
+        ({"public_nic": ""}, "'' is not the name of a network interface"),
         ({"public_nic": "lo"}, "can be public"),
         ({"public_nic": ".."}, "can be public"),
         ({"public_nic": "*"}, "can be public"),
@@ -516,7 +516,13 @@ def test_metallb_may_live_in_another_namespace() -> None:
         ({"public_nic": "-j"}, "can be public"),
         ({"public_nic": "eth/0"}, "can be public"),
         ({"public_nic": "ëth0"}, "can be public"),
-        ({"public_nic": 5}, "public_nic 5 is not the name"),
+        ({"public_nic": 5}, "5 is not the name"),
+        ({"public_nics": []}, "public_nic is required"),
+        ({"public_nics": "eth0"}, "public_nics is not a list"),
+        ({"public_nics": ["eth0", "lo"]}, "'lo' is not the name"),
+        ({"public_nic": "eth0", "inside_nics": ["eth1", 'x"']}, "is not the name"),
+        ({"public_nic": "eth0", "inside_nics": ["eth0"]}, "eth0 is in inside_nics, and public as well"),
+        ({"public_nics": [f"eth{number}" for number in range(33)]}, "more than 32 interfaces are named"),
         ({"public_nic": "eth0", "enable_ssh": "perhaps"}, "spec.enable_ssh 'perhaps' is neither true nor false"),
         ({"public_nic": "eth0", "enable_dropall": 0}, "spec.enable_dropall 0 is neither true nor false"),
         ({"public_nic": "eth0", "enable_dropall": []}, "spec.enable_dropall a list is neither true nor false"),
@@ -664,7 +670,7 @@ def test_no_settings_end_in_anything_but_settings_or_a_rejection(spec: object) -
     found = parse_nft(nft(spec), None)
     assert (found.spec is None) == bool(found.rejections)
     if found.spec is not None:
-        assert re.fullmatch(r"[A-Za-z0-9_.:+=@-]{1,15}", found.spec.public_nic)
+        assert all(re.fullmatch(r"[A-Za-z0-9_.:+=@-]{1,15}", name) for name in found.spec.nics.public)
 
 
 def test_nothing_unparsed_reaches_nft_and_nothing_is_opened_that_was_not_asked_for() -> None:

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from nftsync.objects.address import Address, Local, Network, Range
 from nftsync.objects.metallb import MetalLBConfig, Pool
 from nftsync.objects.names import Name, ObjectRef, Reason, Rejection
-from nftsync.objects.nft import NftSpec
+from nftsync.objects.nft import NftSpec, Nics
 from nftsync.objects.ratelimit import RateLimit
 from nftsync.objects.service import Port, Protocol, Service
 from nftsync.plan.memory import (
@@ -65,9 +65,10 @@ pools = st.builds(Pool, texts, texts, st.lists(ranges(), max_size=4).map(tuple),
 configurations = st.builds(
     MetalLBConfig, st.lists(pools, max_size=3).map(tuple), st.frozensets(addresses.filter(unmapped), max_size=4)
 )
+nics = st.lists(st.sampled_from(["eth0", "enp1s0.7", "br-lan", "public0"]), max_size=3, unique=True).map(tuple)
 specs = st.builds(
     NftSpec,
-    st.sampled_from(["eth0", "enp1s0.7", "br-lan", "public0"]),
+    st.builds(Nics, nics.filter(len), nics.map(lambda names: tuple(f"in{name}" for name in names))),
     *4 * [st.booleans()],
     st.sampled_from(["metallb-system", "metallb"]),
 )
@@ -87,7 +88,10 @@ classes = st.none() | st.sampled_from(["", "example.com/other", "ü\n"])
 accepted = st.builds(lambda service, known: replace(service, load_balancer_class=known), services(), classes)
 hashes = st.text("0123456789abcdef", min_size=1, max_size=64)
 boot_facts = st.builds(
-    BootFacts, st.just("") | st.builds("{} {}".format, hashes, hashes), st.none() | st.integers(1, 2**31), address_sets
+    BootFacts,
+    st.just("") | st.builds("{} {}".format, hashes, hashes),
+    st.frozensets(st.integers(1, 2**31), max_size=3),
+    address_sets,
 )
 
 
@@ -179,8 +183,8 @@ GOOD: dict[str, Any] = {
 FACTS: dict[str, Any] = json.loads(
     facts_record(
         Facts(
-            NftSpec("eth0"),
-            NftSpec("eth1"),
+            NftSpec(Nics(("eth0",))),
+            NftSpec(Nics(("eth1",))),
             MetalLBConfig(
                 (Pool("a", "s", (Range(ip_address("192.0.2.0"), ip_address("192.0.2.9")),), advertised=True),)
             ),
@@ -279,7 +283,7 @@ def test_a_record_of_facts_that_can_not_be_is_refused(kind: str) -> None:
     assert memory == replayed(json.dumps(["facts", FACTS])), "and changes nothing"
 
 
-@pytest.mark.parametrize("key", [*GOOD, *FACTS])
+@pytest.mark.parametrize("key", [*GOOD, *(key for key in FACTS if key not in ("public", "devices"))])
 def test_a_record_that_lacks_something_is_refused(key: str) -> None:
     kind, whole = (SERVICE, GOOD) if key in GOOD else ("facts", FACTS)
     with pytest.raises(REFUSALS):
@@ -300,12 +304,14 @@ def test_a_record_of_no_kind_that_there_is_is_refused(record: str) -> None:
 @pytest.mark.parametrize(
     "change",
     [{"rules": "one"}, {"rules": "a b c"}, {"rules": "a g"}, {"rules": None}, {"rules": " "}, {"ingress": True},
-     {"ingress": "5"},
+     {"ingress": "5"}, {"ingress": ["5"]},
      {"ingress": 5.0}, {"former": None}, {"former": [5]}, {"former": ["fe80::1%x"]}],
 )  # fmt: skip
 def test_facts_of_this_boot_that_can_not_be_are_refused(change: dict[str, object]) -> None:
     good = {"rules": "ab 12", "ingress": 7, "former": ["192.0.2.1"], "base": False}
-    assert parse_boot_facts(json.dumps(good)) == BootFacts("ab 12", 7, frozenset({ip_address("192.0.2.1")}))
+    assert parse_boot_facts(json.dumps(good)) == BootFacts(
+        "ab 12", frozenset({7}), frozenset({ip_address("192.0.2.1")})
+    )
     with pytest.raises(REFUSALS):
         parse_boot_facts(json.dumps(good | change))
 

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from nftsync.objects.nft import Confirmation, NftSpec
+from nftsync.objects.nft import Confirmation, NftSpec, Nics
 from nftsync.policy.confirm import Confirming, cut_off
 from tests.lab.lab import PUBLIC, Lab, TcpServer
 from tests.labtools import PUBLIC_NIC, SERVICE4, Daemon, Raw, eventually, needs_root, nft, service
 
-OPEN = NftSpec("eth0")
-NO_SSH, OTHER_NIC = replace(OPEN, enable_ssh=False), replace(OPEN, public_nic="eth1")
+OPEN = NftSpec(Nics(("eth0",)))
+NO_SSH, OTHER_NIC = replace(OPEN, enable_ssh=False), replace(OPEN, nics=Nics(("eth1",)))
 HARMLESS = replace(OPEN, enable_bgp=False)
 
 
@@ -96,7 +96,7 @@ def test_another_change_meanwhile_waits_anew_and_what_it_is_taken_back_to_is_wha
     confirming: Confirming,
 ) -> None:
     waiting = confirming.take(NO_SSH, 60, NOW)
-    both = replace(NO_SSH, public_nic="eth1")
+    both = replace(NO_SSH, nics=Nics(("eth1",)))
     second = waiting.take(both, 60, NOW + 50)
     assert second.in_force == both
     assert second.deadline == NOW + 50 + 60

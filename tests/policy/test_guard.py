@@ -5,6 +5,7 @@ Also: which pools hold while MetalLB's are invalid or gone.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
 from pathlib import Path
@@ -20,7 +21,7 @@ from nftsync.daemon.observe import Observer
 from nftsync.objects.address import Address, AddressSet, Network, parse_range
 from nftsync.objects.metallb import MetalLBConfig, Pool
 from nftsync.objects.names import Reason
-from nftsync.objects.nft import NftSpec
+from nftsync.objects.nft import NftSpec, Nics
 from nftsync.plan.memory import Facts
 from nftsync.plan.snapshot import Interfaces, Known, Origin, Snapshot
 from nftsync.policy.guard import GRACE_PERIOD, MAX_GRACE_PERIOD, UNGUARDED, Guard
@@ -338,10 +339,10 @@ def test_where_no_address_is_illegal_none_is_the_clusters_alone() -> None:
 class _NoNetwork:
     """Nothing is there, and nobody asks."""
 
-    def look(self, _: str | None) -> Interfaces:
+    def look(self, _: Nics) -> Interfaces:
         return Interfaces()
 
-    def settle(self, *, shaped: bool, ours: int | None) -> int | None:  # noqa: ARG002  # nothing is shaped here
+    def settle(self, _: Collection[str], ours: frozenset[int]) -> frozenset[int]:
         return ours
 
     def routed(self, _: Address) -> bool | None:
@@ -355,7 +356,7 @@ class Seen:
         self.now = 1000.0
         self.metallb = MetalLBCaches.empty(lambda: None, lambda: self.now)
         self._config = Config(local_chain=Path("/nowhere/local-chain.nft"))
-        self._facts = Facts(spec=NftSpec("eth0"), pools=known)
+        self._facts = Facts(spec=NftSpec(Nics(("eth0",))), pools=known)
         inputs = replace(Inputs.empty(), metallb=lambda _: self.metallb)
         self._observer = Observer(self._config, inputs, _NoNetwork(), self._facts, lambda: self.now)
         self.pools = self._observer.pools

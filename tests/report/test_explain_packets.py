@@ -26,6 +26,7 @@ from nftsync.ruleset.tables import ruleset
 from tests.lab.lab import CLIENT, CLUSTER, NODE, PUBLIC, SERVICES, Lab, Probe, Protocol
 from tests.labtools import PUBLIC_NIC, TCP80, Firewall, Raw, needs_root, nft, service
 from tests.report.views import result_of
+from tests.support import absent, side
 
 pytestmark = needs_root
 
@@ -97,8 +98,7 @@ def generated(seed: int) -> World:
     ]
     settings = Settings.of(
         parse_nft(nft(PUBLIC_NIC, **switches, enable_dropall=draw.random() < 0.85), None).spec,
-        public_nic=None,
-        index=None if draw.random() < 0.8 else 0,
+        (side if draw.random() < 0.8 else absent)(PUBLIC_NIC),
         local_chain=draw.choice(["", "", NEVER_USED]),
         bgp_peers=tuple(peers) if draw.random() < 0.5 else (),
         cluster=result.guard.cluster,
@@ -261,7 +261,7 @@ def test_a_limited_packet_passes_up_to_its_limit(router: tuple[Lab, Firewall]) -
     lab, firewall = router
     parsed = parse_service(service("slow", ADDRESSES[0], limit="1/week burst 3 packets"), None)
     assert parsed
-    settings = Settings(PUBLIC_NIC, enable_rateshape=True)
+    settings = Settings(side(PUBLIC_NIC), enable_rateshape=True)
     view = View(result_of([parsed], settings, local=LOCAL), {parsed.name: parsed}, _routed, lambda _: 5)
     world = World(view, settings, [Probe("tcp", ADDRESSES[0], 80, source=SOURCES[0])] * 8)
     world.load(lab, firewall)

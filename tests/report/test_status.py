@@ -37,6 +37,7 @@ def test_a_router_in_order_has_these_conditions() -> None:
         "Ready": True,
         "Running": True,
         "PoolsGuarded": True,
+        "PublicInterfaces": True,
         "RateShaping": True,
         "LocalChainValid": True,
         "Confirmed": True,
@@ -50,16 +51,19 @@ def test_what_is_wrong_stands_in_the_message_and_the_reason_is_one_word() -> Non
     found = by_type(
         standing("the kernel says no", pools=None, nic_missing=True, local_chain="line 3: syntax error", stale=stale)
     )
-    assert [found[kind].holds for kind in ("Ready", "PoolsGuarded", "RateShaping", "LocalChainValid", "Stale")] == [
-        False
-    ] * 4 + [True]
+    assert [
+        found[kind].holds
+        for kind in ("Ready", "PoolsGuarded", "PublicInterfaces", "RateShaping", "LocalChainValid", "Stale")
+    ] == [False] * 5 + [True]
     assert found["Ready"].message == "the kernel says no"
     assert found["PoolsGuarded"].message == "no MetalLB configuration was seen"
-    assert found["RateShaping"].message == "there is no interface enp9s0"
+    absence = "enp9s0 is not there: every interface counts as public, and no rate limit is in force"
+    assert found["RateShaping"].message == absence
+    assert absence in found["PublicInterfaces"].message
     assert found["LocalChainValid"].message == "line 3: syntax error"
     assert found["Stale"].message == "pools: x; settings: y"
     assert {each.reason for each in found.values()} == {
-        "NotSynced", "Running", "Unguarded", "NotAttached", "Refused", "NotNeeded", "LastGoodHolds",
+        "NotSynced", "Running", "Unguarded", "NicMissing", "NotAttached", "Refused", "NotNeeded", "LastGoodHolds",
     }  # fmt: skip
 
 
@@ -102,7 +106,7 @@ def test_messages_are_bounded_however_much_is_wrong(long: str) -> None:
     together = summary([router(f"edge{number}", told, hash=f"{number:032}") for number in range(64)], disagree=True)
     for each in (*told, *together):
         assert len(each.message) <= 512
-        ours = each.type in ("PoolsGuarded", "RateShaping") and each in told
+        ours = each.type in ("PoolsGuarded", "PublicInterfaces", "RateShaping") and each in told
         assert each.type == "Running" or ours or each.message.endswith("…")
 
 

@@ -38,7 +38,7 @@ from tests.labtools import (
     needs_root,
     service,
 )
-from tests.support import Netns
+from tests.support import Netns, absent, side
 
 WEB, DNS, MAIL = (Name("shop", name) for name in ("web", "dns", "mail"))
 KEY = "192.0.2.1 . tcp . 80"
@@ -192,11 +192,11 @@ def test_a_cap_that_is_lowered_or_raised_holds_from_the_next_reading_on() -> Non
 # --- what the kernel counts ----------------------------------------------------------------------------
 
 SHAPED = Settings(
-    PUBLIC_NIC,
+    side(PUBLIC_NIC),
     enable_rateshape=True,
     cluster=AddressSet.of(parse_range(each) for each in ("172.30.254.0/24", "2001:db8:254::/64")),
 )
-UNHOOKED = replace(SHAPED, index=0)
+UNHOOKED = replace(SHAPED, side=absent("pub0"))
 UNSHAPED = replace(SHAPED, enable_rateshape=False)
 BYTES4, PACKETS4 = "172.30.254.11", "172.30.254.12"
 SLOW_BYTES = service("slow-bytes", BYTES4, limit="4 kbytes/week burst 1 kbytes")

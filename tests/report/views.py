@@ -18,6 +18,7 @@ from nftsync.policy.confirm import Confirming
 from nftsync.policy.pinholes import PinholeIndex
 from nftsync.report.conditions import conditions
 from nftsync.ruleset.settings import Settings
+from tests.support import absent, side
 
 REFUSED_NOTHING: Mapping[Name, str] = MappingProxyType({})
 
@@ -44,7 +45,7 @@ def result_of(  # noqa: PLR0913  # all that decides
 
 
 ONE_POOL = MetalLBConfig((Pool("public", "IPAddressPool metallb-system/public", (parse_range("192.0.2.0/24"),), True),))
-SETTINGS = Settings("enp9s0", enable_rateshape=True)
+SETTINGS = Settings(side("enp9s0"), enable_rateshape=True)
 NOTHING_OLD: Mapping[str, str] = MappingProxyType({})
 
 
@@ -58,7 +59,7 @@ def standing(  # noqa: PLR0913  # each is a condition
     confirming: Confirming | None = None,
 ) -> tuple[Condition, ...]:
     """A router's conditions: all is in order but what is named."""
-    result = result_of([], replace(SETTINGS, index=0 if nic_missing else None), pools=pools)
+    result = result_of([], replace(SETTINGS, side=(absent if nic_missing else side)("enp9s0")), pools=pools)
     refused = (Rejection(ObjectRef("File", "/x"), Reason.INVALID_LOCAL_CHAIN, local_chain),) if local_chain else ()
     outcome = Outcome.FAILED if not_ready else Outcome.UNCHANGED
     told = replace(

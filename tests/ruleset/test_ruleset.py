@@ -10,15 +10,16 @@ from hypothesis import given, settings
 
 from nftsync.config import Filters
 from nftsync.objects.names import Name
-from nftsync.objects.nft import NftSpec
+from nftsync.objects.nft import NftSpec, Nics
 from nftsync.objects.ratelimit import RateLimit, parse_ratelimit
 from nftsync.objects.service import Port, Protocol, Service
 from nftsync.policy.pinholes import Pinhole, PinholeIndex
+from nftsync.policy.public import Link, public_side
 from nftsync.ruleset.model import INET, NETDEV, Chain, Ruleset, Set, Table
 from nftsync.ruleset.settings import Settings
 from nftsync.ruleset.tables import elements, ruleset, tables
 from nftsync.ruleset.text import render
-from tests.support import NICS, Fresh, Netns, filled, rulesets, same
+from tests.support import NICS, Fresh, Netns, absent, filled, rulesets, same, side
 
 WEB = Name("shop", "web")
 BYTES = RateLimit(1024, "second", 0, packets=False)
@@ -132,63 +133,75 @@ def test_whatever_has_a_limit_has_a_counter_of_what_the_limit_dropped(shown: Rul
 
 
 def test_only_what_is_switched_on_reaches_the_router_itself() -> None:
-    nic = Settings("enp1s0", enable_bgp=True, enable_ssh=True)
+    nic = Settings(side("enp1s0"), enable_bgp=True, enable_ssh=True)
+    assert chain(nic, "operator-cr") == "\t\ttcp dport 179 accept\n\t\ttcp dport 22 accept\n"
     assert (
-        chain(nic, "operator-cr")
-        == '\t\tiifname "enp1s0" tcp dport 179 accept\n\t\tiifname "enp1s0" tcp dport 22 accept\n'
+        chain(Settings(side("enp1s0"), enable_bgp=False, enable_ssh=True), "operator-cr") == "\t\ttcp dport 22 accept\n"
     )
-    assert (
-        chain(Settings("enp1s0", enable_bgp=False, enable_ssh=True), "operator-cr")
-        == '\t\tiifname "enp1s0" tcp dport 22 accept\n'
-    )
-    assert chain(Settings("enp1s0", enable_bgp=False, enable_ssh=False), "operator-cr") == ""
+    assert chain(Settings(side("enp1s0"), enable_bgp=False, enable_ssh=False), "operator-cr") == ""
 
 
 @pytest.mark.parametrize("base", ["input", "forward"])
 def test_every_base_chain_ends_in_an_explicit_verdict_and_its_policy_is_drop(base: str) -> None:
     for dropall, verdict in ((True, "drop"), (False, "accept")):
-        shown = tables(Settings("enp1s0", enable_dropall=dropall))[INET].chains[base]
+        shown = tables(Settings(side("enp1s0"), enable_dropall=dropall))[INET].chains[base]
         assert shown.rules.splitlines()[0] == "\t\tjump local-chain"
         assert shown.rules.splitlines()[-1] == f"\t\t{verdict}"
         assert shown.hook.endswith("policy drop;")
 
 
 def test_without_a_public_nic_every_interface_but_lo_counts_as_public() -> None:
-    assert "iifname" not in chain(Settings(), "forward")
-    assert "ct state new accept" not in chain(Settings(), "global")
-    assert '\t\tiifname != "enp1s0" ct state new accept\n' in chain(Settings("enp1s0"), "global")
+    for anybody in (Settings(), Settings(absent("enp1s0"))):
+        assert "iif" not in chain(anybody, "forward")
+        assert chain(anybody, "from-inside") == ""
+    assert chain(Settings(side("enp1s0")), "from-inside").endswith("\t\taccept\n")
 
 
-def test_the_public_nic_is_told_by_its_index_too_and_while_it_is_missing_there_is_none() -> None:
-    assert '\t\tiifname != "enp1s0" iif != 7 ct state new accept\n' in chain(Settings("enp1s0", index=7), "global")
-    assert '\t\tiifname != "enp1s0" iif 7 jump operator-svc\n' in chain(Settings("enp1s0", index=7), "forward")
-    missing = tables(Settings("enp1s0", enable_bgp=True, index=0))[INET]
-    assert missing == tables(Settings(enable_bgp=True))[INET]
+def test_packets_tell_a_public_interface_by_index_by_name_and_by_the_port_of_a_vrf() -> None:
+    links = [Link(7, "enp1s0", frozenset({"wan"})), Link(8, "enp6s0")]
+    settings = Settings(public_side(links, Nics(("wan",))))
+    shown = ruleset([], settings)
+    assert shown.elements[INET]["public"] == {'"enp1s0"': ""}
+    assert shown.elements[INET]["public-links"] == {"7": ""}
+    matches = ("iif @public-links", "iif != @public-links iifname @public", "meta sdifname @public")
+    for name, action in (("forward", "jump operator-svc"), ("input", "jump operator-cr"), ("from-inside", "return")):
+        for match in matches:
+            assert f"\t\t{match} {action}\n" in chain(settings, name)
+
+
+def test_with_inside_nics_nobody_else_counts_as_inside() -> None:
+    settings = Settings(public_side([Link(7, "enp1s0"), Link(8, "enp6s0")], Nics(("enp1s0",), ("enp6s0",))))
+    assert ruleset([], settings).elements[INET]["inside"] == {'"enp6s0"': ""}
+    assert chain(settings, "from-inside").endswith("\t\tiifname @inside accept\n\t\tmeta sdifname @inside accept\n")
+    missing = Settings(public_side([Link(8, "enp6s0")], Nics(("enp1s0",), ("enp6s0",))))
+    assert "\t\tiifname != @inside jump operator-svc\n" in chain(missing, "forward")
 
 
 def test_no_packet_from_a_source_port_is_let_in_for_that_alone() -> None:
-    assert "sport" not in render(Ruleset(tables(Settings("enp1s0", enable_bgp=True, enable_rateshape=True))))
+    assert "sport" not in render(Ruleset(tables(Settings(side("enp1s0"), enable_bgp=True, enable_rateshape=True))))
 
 
 def test_the_nic_is_hooked_only_while_it_is_there() -> None:
-    shown = tables(Settings("enp1s0", enable_rateshape=True, index=0))[NETDEV]
+    shown = tables(Settings(absent("enp1s0"), enable_rateshape=True))[NETDEV]
     assert list(shown.chains) == ["operator-tc"]
-    hooked = tables(Settings("enp1s0", enable_rateshape=True))[NETDEV]
+    hooked = tables(Settings(side("enp1s0"), enable_rateshape=True))[NETDEV]
     assert hooked.chains["ratelimit"].hook == 'type filter hook ingress device "enp1s0" priority 0; policy accept;'
 
 
-def test_settings_follow_the_resource_and_the_local_configuration_overrides_the_nic() -> None:
-    spec = NftSpec("enp1s0", enable_bgp=False, enable_ssh=False, enable_dropall=False, enable_rateshape=True)
-    assert Settings.of(spec, public_nic=None, local_chain="x") == Settings(
-        "enp1s0", enable_bgp=False, enable_dropall=False, enable_rateshape=True, enable_ssh=False, local_chain="x"
+def test_settings_follow_the_resource_and_the_interfaces() -> None:
+    spec = NftSpec(Nics(("enp1s0",)), enable_bgp=False, enable_ssh=False, enable_dropall=False, enable_rateshape=True)
+    assert Settings.of(spec, side("enp1s0"), local_chain="x") == Settings(
+        side("enp1s0"), enable_bgp=False, enable_dropall=False, enable_rateshape=True, enable_ssh=False, local_chain="x"
     )
-    assert Settings.of(spec, public_nic="enp2s0", local_chain="").device == "enp2s0"
-    assert Settings.of(spec, public_nic=None, index=0, local_chain="").device is None
+    assert Settings.of(spec, side("enp2s0"), local_chain="").devices == ("enp2s0",)
+    assert Settings.of(spec, absent("enp1s0"), local_chain="").devices == ()
 
 
 def test_without_settings_the_strictest_hold() -> None:
-    strict = Settings.of(None, public_nic="enp2s0", local_chain="x")
-    assert strict == Settings("enp2s0", enable_bgp=False, enable_dropall=True, enable_rateshape=False, local_chain="x")
+    strict = Settings.of(None, side("enp2s0"), local_chain="x")
+    assert strict == Settings(
+        side("enp2s0"), enable_bgp=False, enable_dropall=True, enable_rateshape=False, local_chain="x"
+    )
 
 
 # --- kernel --------------------------------------------------------------------------------------------
@@ -225,7 +238,7 @@ def test_every_kind_of_pinhole_survives_the_way_from_the_service_to_the_kernel_a
         )
         for number, (sources, limit) in enumerate(((s, li) for s in ranges for li in (None, *limited)), start=1)
     ]  # fmt: skip
-    shown = ruleset(PinholeIndex(services, Filters()).pinholes.values(), Settings("pub0", enable_rateshape=True))
+    shown = ruleset(PinholeIndex(services, Filters()).pinholes.values(), Settings(side("pub0"), enable_rateshape=True))
     router.nft(
         "add table inet nftsync\nadd table netdev nftsync\ndelete table inet nftsync\ndelete table netdev nftsync\n"
         + render(shown)

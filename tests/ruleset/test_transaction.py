@@ -18,11 +18,11 @@ from nftsync.ruleset.model import INET, NETDEV, Chain, Ruleset, Set, Table
 from nftsync.ruleset.settings import Settings
 from nftsync.ruleset.tables import ruleset, tables
 from nftsync.ruleset.text import render, transaction
-from tests.support import LOCAL_CHAINS, NICS, Fresh, Netns, rulesets, same
+from tests.support import LOCAL_CHAINS, NICS, Fresh, Netns, absent, rulesets, same, side
 
 CLEAR = "".join(f"add table {family} nftsync\ndelete table {family} nftsync\n" for family in (INET, NETDEV))
 OPEN = "192.0.2.1 . tcp . 80"
-SETTINGS = Settings("pub0", enable_rateshape=True)
+SETTINGS = Settings(side("pub0"), enable_rateshape=True)
 
 
 def with_elements(shown: Settings, family: str = INET, **sets: dict[str, str]) -> Ruleset:
@@ -76,7 +76,7 @@ def test_a_chain_that_differs_is_refilled_and_nothing_else_is_touched() -> None:
 
 
 def test_a_chain_whose_nic_went_is_removed_and_made_again_when_another_comes() -> None:
-    gone, other = replace(SETTINGS, index=0), replace(SETTINGS, public_nic="pub1")
+    gone, other = replace(SETTINGS, side=absent("pub0")), replace(SETTINGS, side=side("pub1"))
     assert transaction(Ruleset(tables(SETTINGS)), Ruleset(tables(gone))).endswith(
         "add table netdev nftsync\nflush chain netdev nftsync ratelimit\ndelete chain netdev nftsync ratelimit\n"
     )
@@ -162,8 +162,8 @@ CHANGES: dict[str, Settings] = {
     "only elements": SETTINGS,
     "the local chain": replace(SETTINGS, local_chain=LOCAL_CHAINS[2]),
     "the switches": replace(SETTINGS, enable_bgp=True, enable_ssh=False, enable_dropall=False),
-    "the public NIC": Settings("pub1", enable_rateshape=True),
-    "no NIC": replace(SETTINGS, index=0),
+    "the public NIC": Settings(side("pub1"), enable_rateshape=True),
+    "no NIC": replace(SETTINGS, side=absent("pub0")),
     "no rate shaping": replace(SETTINGS, enable_rateshape=False),
 }
 
@@ -212,7 +212,7 @@ def passing(count: int) -> int:
 
 @pytest.mark.parametrize("device", [True, False], ids=["the hook stays", "the hook is made anew"])
 def test_a_bucket_that_is_empty_stays_empty_while_others_come_and_go(router: Netns, device: bool) -> None:  # noqa: FBT001
-    shaped = Settings("lo", enable_rateshape=True, enable_dropall=False)
+    shaped = Settings(side("lo"), enable_rateshape=True, enable_dropall=False)
     counted = {"dropped4": {LIMITED: ""}}
     before = with_elements(shaped, NETDEV, limited4_packets={LIMITED: SLOW}, **counted)
     load(router, before)
@@ -220,7 +220,7 @@ def test_a_bucket_that_is_empty_stays_empty_while_others_come_and_go(router: Net
     more = {LIMITED: SLOW, "127.0.0.1 . udp . 9998": SLOW}
     after = with_elements(replace(shaped, local_chain=LOCAL_CHAINS[1]), NETDEV, limited4_packets=more, **counted)
     if not device:
-        unhooked = Ruleset(tables(replace(shaped, index=0)), before.elements)
+        unhooked = Ruleset(tables(replace(shaped, side=absent("lo"))), before.elements)
         router.run(router.kernel.apply, transaction(before, unhooked))
         assert router.run(passing, 10) == 10, "nothing is limited without the hook"
         before = unhooked

@@ -1,0 +1,125 @@
+"""Read the network interfaces and the uplinks of this thread's network namespace through netlink.
+
+Source: rtnetlink(7), linux/if_link.h, linux/rtnetlink.h; drivers/net/ppp/pppoe.c of the kernel.
+"""
+
+import socket
+import struct
+import sys
+from collections.abc import Iterator
+from ipaddress import ip_network
+from pathlib import Path
+
+from nftsync.kernel.netlink import Fields, Netlink, attributes, complete, fields, text
+from nftsync.objects.address import AddressSet, Range
+from nftsync.policy.public import Link, Uplink
+
+_GET_LINKS, _GET_ADDRESSES, _GET_ROUTES = 18, 22, 26  # RTM_GETLINK, RTM_GETADDR, RTM_GETROUTE
+_LINK = struct.Struct("=BxHiII")  # struct ifinfomsg; the third is the index
+_ADDRESS = struct.Struct("=BBBBI")  # struct ifaddrmsg: family, prefix length, flags, scope, index
+_ROUTE = struct.Struct("=BBBBBBBBI")  # struct rtmsg: the third last is the protocol, the last but one the type
+_NAME, _LOWER, _MASTER, _INFO, _ELSEWHERE, _NAMES = 3, 5, 10, 18, 37, 52  # IFLA_*
+_INFO_KIND, _ALTNAME = 1, 53  # in IFLA_LINKINFO, IFLA_PROP_LIST
+_LINK_SCOPE = 253  # RT_SCOPE_LINK
+_DESTINATION, _INTERFACE, _TABLE, _HOPS = 1, 4, 15, 9  # RTA_*
+_HOP = struct.Struct("=HBBi")  # struct rtnexthop; the last is the interface
+_LOCAL_TABLE, _UNICAST, _CLONED = 255, 1, 0x200
+_ROUTING = {186: "BGP", 12: "BIRD"}  # RTPROT_*: sources of routes
+# IFLA_LINK of these is the other end of a pair, which carries nothing.
+_PAIRS = ("veth", "netkit", "vxcan")
+_PPPOE = Path("/proc/net/pppoe")  # "Id Address Device": a line for each session
+_MOST_ROUTES = 50_000  # to read: default routes come first
+
+
+def read_links() -> tuple[Link, ...]:
+    """Every interface. Raises DumpError."""
+    with Netlink(socket.NETLINK_ROUTE) as kernel:
+        return complete(lambda: _read_links(kernel))
+
+
+def _read_links(kernel: Netlink) -> tuple[Link, ...]:
+    addressed = set()
+    for content in kernel.messages(_GET_ADDRESSES, _ADDRESS.pack(*[0] * 5)):
+        _, _, _, scope, index = _ADDRESS.unpack_from(content)
+        if scope != _LINK_SCOPE:
+            addressed.add(index)
+    found = [
+        (_LINK.unpack_from(content)[2], fields(content, _LINK.size), content)
+        for content in kernel.messages(_GET_LINKS, _LINK.pack(*[0] * 5))
+    ]
+    by_name = {text(values[_NAME]): index for index, values, _ in found}
+    ethernet = [by_name[device] for device in _pppoe_devices() if device in by_name]
+    return tuple(_link(index, values, index in addressed, ethernet) for index, values, _ in found)
+
+
+def _link(index: int, values: Fields, addressed: bool, ethernet: list[int]) -> Link:  # noqa: FBT001
+    kind = text(fields(values.get(_INFO, b"")).get(_INFO_KIND, b""))
+    lower = 0 if _ELSEWHERE in values or kind in _PAIRS else _integer(values.get(_LOWER, b""))
+    if kind == "ppp" and len(ethernet) == 1:  # with several the kernel does not tell which
+        lower = ethernet[0]
+    listed = values.get(_NAMES, b"")
+    altnames = {text(listed[start:end]) for kind, start, end in attributes(listed, 0, len(listed)) if kind == _ALTNAME}
+    return Link(
+        index,
+        text(values[_NAME]),
+        frozenset(altnames),
+        kind,
+        _integer(values.get(_MASTER, b"")),
+        lower if lower != index else 0,
+        addressed,
+    )
+
+
+def _pppoe_devices() -> set[str]:
+    """The interfaces with a PPPoE session."""
+    try:
+        lines = _PPPOE.read_text(encoding="utf-8", errors="replace").splitlines()[1:]
+    except OSError:
+        return set()
+    return {line.split()[-1] for line in lines if line.strip()}
+
+
+def read_uplinks(legal: AddressSet | None) -> frozenset[Uplink]:
+    """The interfaces with a default route, or with a route of a routing daemon out of the pools.
+
+    Each interface with one such route at most of each kind.  legal: None while no pools are known;
+    then only default routes count.  Raises DumpError.
+    """
+    with Netlink(socket.NETLINK_ROUTE) as kernel:
+        return complete(lambda: frozenset(_uplinks(kernel, legal)))
+
+
+def _uplinks(kernel: Netlink, legal: AddressSet | None) -> Iterator[Uplink]:
+    told: set[tuple[int, str]] = set()
+    for family in (socket.AF_INET, socket.AF_INET6):
+        for number, content in enumerate(kernel.messages(_GET_ROUTES, _ROUTE.pack(family, *[0] * 8))):
+            if number > _MOST_ROUTES:
+                return  # the socket goes, and the rest of the answer with it
+            _, length, _, _, table, source, _, kind, flags = _ROUTE.unpack_from(content)
+            route = fields(content, _ROUTE.size)
+            table = _integer(route[_TABLE]) if _TABLE in route else table
+            if table == _LOCAL_TABLE or kind != _UNICAST or flags & _CLONED or (length and source not in _ROUTING):
+                continue
+            network = ip_network((route.get(_DESTINATION, b"\0" * (4 if family == socket.AF_INET else 16)), length))
+            if length and (legal is None or legal.covers(Range.of(network))):
+                continue
+            what = f"a route to {network} by {_ROUTING[source]}" if length else "a default route"
+            for index in _interfaces(route):
+                if (index, what[:9]) not in told:
+                    told.add((index, what[:9]))
+                    yield Uplink(index, what)
+
+
+def _interfaces(route: Fields) -> Iterator[int]:
+    """The interfaces of a route: one, or one for each of its next hops."""
+    if _INTERFACE in route:
+        yield _integer(route[_INTERFACE])
+    hops, at = route.get(_HOPS, b""), 0
+    while at + _HOP.size <= len(hops):
+        length, _, _, index = _HOP.unpack_from(hops, at)
+        yield index
+        at += max(length + 3 & ~3, _HOP.size)
+
+
+def _integer(value: bytes) -> int:
+    return int.from_bytes(value, sys.byteorder)
