@@ -14,6 +14,7 @@ from nftsync.objects.service import Port, Protocol, Service
 from nftsync.plan.result import SyncResult
 from nftsync.policy.pinholes import Pinhole
 from nftsync.report.query import PacketQuery, parse_query
+from nftsync.ruleset.inet import BFD
 from nftsync.ruleset.model import FORWARD, INET, INPUT, OPERATOR_CR, OPERATOR_SVC
 from nftsync.ruleset.settings import Settings
 from nftsync.ruleset.tables import tables
@@ -164,9 +165,14 @@ def _opens(view: View, settings: Settings, query: PacketQuery, service: Service)
 
 def _to_router(settings: Settings, query: PacketQuery) -> Explanation:
     """Follow operator-cr, then the last rule of input."""
+    bfd = settings.enable_bgp and bool(settings.bgp_peers)
     switches = {
         Port(Protocol.TCP, 22): ("enable_ssh", settings.enable_ssh, None),
         Port(Protocol.TCP, 179): ("enable_bgp", settings.enable_bgp, settings.bgp_peers or None),
+        **{
+            Port(Protocol.UDP, port): (f"enable_bgp (BFD, TTL {ttl})", bfd, settings.bgp_peers)
+            for port, ttl in BFD.items()
+        },
     }
     switch, is_open, peers = switches.get(Port(query.protocol, query.port), ("", False, None))
     ranges = peers if is_open else ()
@@ -176,7 +182,8 @@ def _to_router(settings: Settings, query: PacketQuery) -> Explanation:
     if answer.verdict is Verdict.DROPPED:
         return _not_accepted(settings, INPUT, query, answer)
     source = "ip saddr " if query.destination.version == 4 else "ip6 saddr "
-    return replace(answer, rule=_rule(settings, OPERATOR_CR, f"tcp dport {query.port} ", source if peers else ""))
+    words = (f"{query.protocol} dport ", f" {query.port} ", source if peers else "")
+    return replace(answer, rule=_rule(settings, OPERATOR_CR, *words))
 
 
 def _through_router(view: View, settings: Settings, query: PacketQuery, asker: Service | None = None) -> Explanation:

@@ -22,6 +22,12 @@ from nftsync.ruleset.model import (
 )
 from nftsync.ruleset.settings import Settings
 
+# The UDP ports of BFD, and the TTL or hop limit that a packet must have: 255 over one hop (RFC 5881,
+# section 5), 254 if a peer returns an echo, any over several hops (RFC 5883). The source port does
+# not matter: BIRD on Linux sends from 32768 on, below the range of RFC 5881.
+BFD = {3784: "255", 3785: "254-255", 4784: "1-255"}
+
+_TTL = {4: "ip ttl", 6: "ip6 hoplimit"}
 _CLOSED = "meta l4proto { tcp, udp, sctp } ct direction original"
 
 SETS: Mapping[str, Set] = {
@@ -47,7 +53,7 @@ def chains(settings: Settings) -> dict[str, Chain]:
         LOCAL_CHAIN: Chain(settings.local_chain),
         OPERATOR_CR: Chain(
             lines(
-                *(f"{peers}tcp dport 179 accept" for peers in _bgp_peers(settings) if settings.enable_bgp),
+                *(_bgp(settings) if settings.enable_bgp else ()),
                 "tcp dport 22 accept" if settings.enable_ssh else "",
             )
         ),
@@ -125,11 +131,16 @@ def interfaces(side: PublicSide) -> Elements:
     return {**found, "public-links": {str(index): "" for index in side.indices}}
 
 
-def _bgp_peers(settings: Settings) -> list[str]:
-    """The matches of permitted BGP peers: one for each family, or one that matches everybody."""
-    peers = {ip: [peer for peer in settings.bgp_peers if peer.version == version] for version, ip in IP.items()}
-    matches = [f"{ip} saddr {{ {', '.join(map(str, sorted(some)))} }} " for ip, some in peers.items() if some]
-    return matches or [""]
+def _bgp(settings: Settings) -> Iterator[str]:
+    """The rules for BGP peers: BGP and BFD from listed peers; without a list, BGP from everybody."""
+    for version, ip in IP.items():
+        peers = ", ".join(str(peer) for peer in sorted(each for each in settings.bgp_peers if each.version == version))
+        if peers:
+            ports = ", ".join(f"{port} . {ttl}" for port, ttl in BFD.items())
+            yield f"{ip} saddr {{ {peers} }} tcp dport 179 accept"
+            yield f"{ip} saddr {{ {peers} }} udp dport . {_TTL[version]} {{ {ports} }} accept"
+    if not settings.bgp_peers:
+        yield "tcp dport 179 accept"
 
 
 def elements(pinholes: Iterable[Pinhole]) -> Elements:

@@ -22,14 +22,17 @@ from typing import Literal
 from tests.lab.namespace import PATIENCE, LabError, Namespace, Socket
 
 Pair = tuple[IPv4Address, IPv6Address]
-Protocol = Literal["tcp", "udp", "sctp", "icmp"]  # icmp is ICMPv6 where the destination is IPv6
+# icmp is ICMPv6 where the destination is IPv6. ah is for IPv4 alone: in IPv6 it is an extension header.
+Protocol = Literal["tcp", "udp", "sctp", "icmp", "vrrp", "ospf", "esp", "ah", "gre"]
 Origin = Literal["client", "node"]
 CLIENT: Pair = IPv4Address("198.51.100.2"), IPv6Address("2001:db8:100::2")
 PUBLIC: Pair = IPv4Address("198.51.100.1"), IPv6Address("2001:db8:100::1")  # the router's, on the public NIC
 CLUSTER: Pair = IPv4Address("172.30.250.1"), IPv6Address("2001:db8:250::1")  # the router's, on cluster0
 NODE: Pair = IPv4Address("172.30.250.2"), IPv6Address("2001:db8:250::2")
 _OWN = {"client": CLIENT, "node": NODE}
+_PORTLESS = {"vrrp", "ospf", "esp", "ah", "gre"}
 ROUTER_MAC, PEER_MAC = "02:00:00:00:00:01", "02:00:00:00:00:02"  # on either link
+_NUMBERS = {"tcp": 6, "udp": 17, "gre": 47, "esp": 50, "ah": 51, "ospf": 89, "vrrp": 112, "sctp": 132}
 _BATCH = 256  # probes before a fence: well below net.core.netdev_max_backlog
 ETHERTYPES = {4: 0x0800, 6: 0x86DD}
 _FENCE = 0x88B5  # IEEE 802 local experimental ethertype
@@ -42,9 +45,11 @@ MARK = struct.Struct("!IQ")  # the prober's number and the packet's: the last by
 class Probe:
     """One packet: a TCP SYN, a UDP datagram, an SCTP INIT or an ICMP echo request, with right checksums.
 
+    Of the other protocols, it has eight zero bytes as a header: nothing that a firewall looks at.
     port: destination port; of ICMP, the sequence number. source: any address; None is the sender's own. sport: source
     port; of ICMP, the identifier; None is another one for each of 40,000 probes. length: bytes of the IP packet, as
     nft's limits count them; never shorter than headers and mark, which are 40 to 68 bytes in IPv4, 60 to 88 in IPv6.
+    ttl: IPv4's time to live or IPv6's hop limit.
     """
 
     protocol: Protocol
@@ -53,6 +58,7 @@ class Probe:
     source: str | None = None
     sport: int | None = None
     length: int = 0
+    ttl: int = 64
 
 
 class Prober:
@@ -73,7 +79,7 @@ class Prober:
             self._inputs = {  # a raw socket hears packets after the input hook; IPv6 removes the header
                 self._ear(router, family, socket.SOCK_RAW, number): missing
                 for family, icmp, missing in ((socket.AF_INET, 1, 0), (socket.AF_INET6, 58, 40))
-                for number in (6, 17, 132, icmp)
+                for number in (*_NUMBERS.values(), icmp)
             }
         except BaseException:
             self._opened.close()
@@ -183,20 +189,22 @@ def packet(probe: Probe, own: Pair, serial: int, mark: bytes) -> bytes:
     if source.version != destination.version:
         raise ValueError(f"{source} cannot send to {destination}")
     header, number = (20, 1) if source.version == 4 else (40, 58)
-    number = {"tcp": 6, "udp": 17, "sctp": 132}.get(probe.protocol, number)
+    number = _NUMBERS.get(probe.protocol, number)
     sport = 20_000 + serial % 40_000 if probe.sport is None else probe.sport
     room = probe.length - header - len(_segment(probe, number, sport, mark, b""))
     body = bytes(max(0, room)) + mark
     pseudo = source.packed + destination.packed
     segment = _segment(probe, number, sport, body, pseudo)
     if source.version == 6:
-        return struct.pack("!IHBB", 6 << 28, len(segment), number, 64) + pseudo + segment
-    start = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(segment), 0, 0, 64, number, 0)
+        return struct.pack("!IHBB", 6 << 28, len(segment), number, probe.ttl) + pseudo + segment
+    start = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(segment), 0, 0, probe.ttl, number, 0)
     return start[:10] + _checksum(start + pseudo) + pseudo + segment
 
 
 def _segment(probe: Probe, number: int, sport: int, body: bytes, pseudo: bytes) -> bytes:
     """The packet's transport part: RFC 9293, 768, 9260, 792, 4443."""
+    if probe.protocol in _PORTLESS:
+        return bytes(8) + body
     ports = struct.pack("!HH", sport, probe.port)
     if number == 132:
         chunk = struct.pack("!BBHIIHHIHH", 1, 0, 24 + len(body), 1, 65536, 1, 1, 1, 0x8001, 4 + len(body)) + body

@@ -436,6 +436,21 @@ def test_bgp_peers_alone_may_speak_bgp() -> None:
     assert ask(loose, f"{OWN}:179").reason is ExplainReason.EVERYTHING_PASSES
 
 
+@pytest.mark.parametrize(("port", "ttl"), [(3784, "255"), (3785, "254-255"), (4784, "1-255")])
+def test_listed_bgp_peers_alone_may_speak_bfd(port: int, ttl: str) -> None:
+    shown = view(enable_bgp=True, bgp_peers=(ip_network("192.0.2.0/28"), ip_network("2001:db8:179::/64")))
+    within = ask(shown, "192.0.2.1", f"{OWN}:{port}/udp")
+    assert (within.verdict, within.rule) == (
+        Verdict.PASSES,
+        "operator-cr: ip saddr { 192.0.2.0/28 } udp dport . ip ttl { 3784 . 255, 3785 . 254-255, 4784 . 1-255 } accept",
+    )
+    assert f"enable_bgp (BFD, TTL {ttl}) opens 198.51.100.1 udp {port} to 192.0.2.0/28" in within.lines[0]
+    assert short(ask(shown, "192.0.2.99", f"{OWN}:{port}/udp"))[:2] == ("dropped", "router_port")
+    assert short(ask(shown, "192.0.2.1", f"{OWN}:{port}/tcp"))[:2] == ("dropped", "router_port")
+    for closed in (view(enable_bgp=True), view(enable_bgp=False, bgp_peers=(ip_network("192.0.2.0/28"),))):
+        assert short(ask(closed, "192.0.2.1", f"{OWN}:{port}/udp"))[:2] == ("dropped", "router_port")
+
+
 # --- Services -----------------------------------------------------------------------------------------
 
 

@@ -141,6 +141,22 @@ def test_only_what_is_switched_on_reaches_the_router_itself() -> None:
     assert chain(Settings(side("enp1s0"), enable_bgp=False, enable_ssh=False), "operator-cr") == ""
 
 
+def test_bfd_is_open_to_listed_bgp_peers_of_each_family_and_to_nobody_else() -> None:
+    ports = "{ 3784 . 255, 3785 . 254-255, 4784 . 1-255 } accept"
+    peers = (ip_network("2001:db8::/64"), ip_network("192.0.2.1/32"))
+    bfd = [
+        line.strip()
+        for line in chain(Settings(side("enp1s0"), enable_bgp=True, bgp_peers=peers), "operator-cr").splitlines()
+        if "udp" in line
+    ]
+    assert bfd == [
+        f"ip saddr {{ 192.0.2.1/32 }} udp dport . ip ttl {ports}",
+        f"ip6 saddr {{ 2001:db8::/64 }} udp dport . ip6 hoplimit {ports}",
+    ]
+    assert "udp" not in chain(Settings(side("enp1s0"), enable_bgp=False, bgp_peers=peers), "operator-cr")
+    assert "udp" not in chain(Settings(side("enp1s0"), enable_bgp=True), "operator-cr")
+
+
 @pytest.mark.parametrize("base", ["input", "forward"])
 def test_every_base_chain_ends_in_an_explicit_verdict_and_its_policy_is_drop(base: str) -> None:
     for dropall, verdict in ((True, "drop"), (False, "accept")):
