@@ -124,7 +124,11 @@ OSPF = [
     *(Probe("ospf", each, source=NEIGHBOUR["4"], ttl=1) for each in ("224.0.0.5", "224.0.0.6", OWN["4"])),
     *(Probe("ospf", each, source="fe80::2", ttl=1) for each in ("ff02::5", "ff02::6", "fe80::1")),
 ]
-BFD = [*both("udp", 3784, ttl=255), Probe("udp", "fe80::1", 3784, source="fe80::2", ttl=255)]
+BFD = [
+    replace(probe, port=port, ttl=ttl)
+    for port, ttl in ((3784, 255), (3785, 255), (3785, 254))
+    for probe in (*both("udp"), Probe("udp", "fe80::1", source="fe80::2"))
+]
 DHCP = [Probe("udp", "fe80::1", 546, source="fe80::2", sport=547)]
 MANAGED = [*both("tcp", 22, 9100, sources=MANAGEMENT), *both("udp", 123, 161, sources=MANAGEMENT)]
 IPSEC = [*both("udp", 500, 4500), *both("esp")]
@@ -144,10 +148,10 @@ CASES = {
         *from_strangers(OSPF), *vary(OSPF, protocol="vrrp"),
         *vary(OSPF[:1], destination="224.0.0.18"), *vary(OSPF[3:4], destination="ff02::12"),
     ]),
-    "BFD without BGP": Case(BFD, [
-        *from_strangers(BFD), *vary(BFD, ttl=254), *vary(BFD, port=3785), *vary(BFD, port=4784),
-        *vary(BFD, protocol="tcp"), *vary(BFD[:2], sport=3784, port=53),
-    ], uncounted=["dport 3785"]),
+    "BFD": Case(BFD, [
+        *from_strangers(BFD), *vary(BFD[:3], ttl=254), *vary(BFD, ttl=253), *vary(BFD, port=4784),
+        *vary(BFD, protocol="tcp"), *vary(BFD, sport=3784, port=53),
+    ], uncounted=["ip daddr 198.51.100.2"]),
     "DHCPv6 client": Case(DHCP, [
         *vary(DHCP, source="2001:db8:100::2"), *vary(DHCP, destination=OWN["6"]), *vary(DHCP, sport=546),
         *vary(DHCP, port=547), *vary(DHCP, port=53),
@@ -268,6 +272,38 @@ def test_a_recipe_passes_its_packets_and_no_others(lab: Lab, firewall: Firewall,
     assert [rule for rule in idle_rules(lab) if not any(part in rule for part in case.uncounted)] == []
 
 
+def test_hosts_inside_need_no_recipe_for_routing_protocols(lab: Lab, firewall: Firewall) -> None:
+    firewall.load([], nft(PUBLIC_NIC))
+    inside = [*VRRP, *OSPF, *BFD, *BGP, *both("udp", 3780, sources=INSIDE)]
+    assert arrived(lab, inside, "node") == inside
+    assert arrived(lab, [*VRRP, *OSPF, *BFD], "client") == []
+
+
+def test_ipv6_neighbour_discovery_router_advertisements_and_mld_need_no_recipe(lab: Lab, firewall: Firewall) -> None:
+    load(firewall)
+    messages = {
+        130: socket.inet_pton(socket.AF_INET6, "::"),  # MLD query
+        134: bytes.fromhex("4000070800000000 00000000"),  # router advertisement
+        135: socket.inet_pton(socket.AF_INET6, "fe80::1"),  # neighbour solicitation
+        136: socket.inet_pton(socket.AF_INET6, "fe80::2"),  # neighbour advertisement
+    }
+    lab.client.ip("address replace fe80::2/64 dev eth0 nodad")
+    index = lab.client.call(socket.if_nametoindex, "eth0")
+    with (
+        lab.client.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6) as sender,
+        lab.router.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6) as receiver,
+    ):
+        sender.bind(("fe80::2", 0, 0, index))
+        sender.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, 255)
+        receiver.settimeout(PATIENCE)
+        for kind, body in messages.items():
+            sender.sendto(struct.pack("!BBHI", kind, 0, 0, 0) + body, ("ff02::1", 0, 0, index))
+        heard = set[int]()
+        while not messages.keys() <= heard:
+            packet, (source, *_) = receiver.recvfrom(2000)
+            heard |= {packet[0]} if source.startswith("fe80::2") else set()
+
+
 def test_the_daemon_takes_all_recipes_at_once_and_sees_no_drift_while_they_count(lab: Lab, tmp_path: Path) -> None:
     lab.router.nft("flush ruleset")
     rules = "".join(block for recipe in RECIPES.values() for block in recipe.chains).replace(OTHER_NIC, "cluster0")
@@ -292,7 +328,7 @@ def test_an_ipv4_neighbours_bfd_echo_turns_round_at_the_router(lab: Lab, firewal
     echo = Probe("udp", own, 3785, source=own, ttl=255)
     strange = [replace(echo, port=3786), replace(echo, source=STRANGER["4"])]
     assert _returns(lab, firewall, "", [echo, *strange]) == set()
-    assert _returns(lab, firewall, RECIPES["BFD without BGP"].chains[0], [echo, *strange]) == {(own, 3785, 254)}
+    assert _returns(lab, firewall, RECIPES["BFD"].chains[0], [echo, *strange]) == {(own, 3785, 254)}
 
 
 def _returns(lab: Lab, firewall: Firewall, recipe: str, probes: Sequence[Probe]) -> set[tuple[str, int, int]]:
