@@ -176,7 +176,13 @@ CASES = {
         *vary(BGP[:1], destination=str(CLIENT[0])), *vary(BGP[1:], destination=str(CLIENT[1])),
     ], origin="node", block=1),
 }  # fmt: skip
-APART = {"Block a source", "FTP", "DNS without connection tracking", "Docker"}  # recipes with tests of their own
+APART = {
+    "Block a source",
+    "Slow down ssh guessing",
+    "FTP",
+    "DNS without connection tracking",
+    "Docker",
+}  # recipes with tests of their own
 
 
 def test_each_recipe_of_the_page_is_tried() -> None:
@@ -231,12 +237,12 @@ def firewall(router: tuple[Lab, Firewall]) -> Firewall:
     return firewall
 
 
-def load(firewall: Firewall, recipe: str = "", services: Sequence[Raw] = ()) -> None:
-    """Our tables with a recipe in the local chain. Both interfaces count as public, and ssh and BGP are closed."""
+def load(firewall: Firewall, recipe: str = "", services: Sequence[Raw] = (), *, enable_ssh: bool = False) -> None:
+    """Our tables with a recipe in the local chain. Both interfaces count as public, and BGP is closed."""
     parse_local_chain(f"chain local-chain {{\n{recipe}}}\n")  # raises if the daemon refuses it
     parsed = [parse_service(raw, None) for raw in services]
     pinholes = PinholeIndex([each for each in parsed if each], Filters()).pinholes.values()
-    switches = {"enable_ssh": False, "enable_bgp": False, "enable_rateshape": False}
+    switches = {"enable_ssh": enable_ssh, "enable_bgp": False, "enable_rateshape": False}
     settings = Settings.of(
         parse_nft(nft(PUBLIC_NIC, **switches), None).spec,
         side(PUBLIC_NIC, "cluster0"),
@@ -316,10 +322,11 @@ def test_the_daemon_takes_all_recipes_at_once_and_sees_no_drift_while_they_count
         held = lab.router.run(["nft", "list", "chain", "inet", "nftsync", "local-chain"]).stdout
         assert held.count("counter packets 0 bytes 0") == len(rules.splitlines())
         before = daemon.metric("nftsync_syncs_total", {"result": "unchanged"})
-        assert arrived(lab, [*VRRP, *both("udp", 4784)]) == [*VRRP, *both("udp", 4784)]
+        known = [*VRRP, *both("udp", 4784), *both("tcp", 22)]
+        assert arrived(lab, known) == known
         assert eventually(lambda: daemon.metric("nftsync_syncs_total", {"result": "unchanged"}) >= before + 2)
         assert daemon.metric("nftsync_drift_repairs_total") == 0
-        assert len(idle_rules(lab)) == len(rules.splitlines()) - 2, "the counters go on"
+        assert len(idle_rules(lab)) == len(rules.splitlines()) - 2, "VRRP's rules have counted"
         assert daemon.stop() == 0
 
 
@@ -405,6 +412,23 @@ def test_a_blocked_source_reaches_no_service_and_its_neighbours_do(lab: Lab, fir
     load(firewall, RECIPES["Block a source"].chains[0], [web])
     assert arrived(lab, [*blocked, *others]) == others
     assert idle_rules(lab) == []
+
+
+@FAMILIES
+def test_a_source_begins_a_few_ssh_connections_at_once_and_its_neighbours_begin_theirs(
+    lab: Lab, firewall: Firewall, family: int
+) -> None:
+    own, guesser = str(PUBLIC[family]), ("192.0.2.66", "2001:db8:66::1")[family]
+    neighbour = ("192.0.2.67", "2001:db8:66:1::1")[family]
+    load(firewall, RECIPES["Slow down ssh guessing"].chains[0], enable_ssh=True)
+    guesses = [Probe("tcp", own, 22, source=guesser) for _ in range(60)]
+    same_network = Probe("tcp", own, 22, source=(guesser, "2001:db8:66::2")[family])
+    others = [Probe("tcp", own, 22, source=neighbour) for _ in range(5)]
+    passed = arrived(lab, [*guesses, same_network, *others])
+    assert passed[:5] == guesses[:5]
+    assert passed[-5:] == others
+    assert len(passed) < 30
+    assert not any(probe is same_network for probe in passed)
 
 
 @FAMILIES
