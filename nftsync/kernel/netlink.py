@@ -38,7 +38,7 @@ NEW_GENERATION, GET_GENERATION = _NFTABLES | 15, _NFTABLES | 16
 GET_OBJECTS, GET_FLOWTABLES = _NFTABLES | 19, _NFTABLES | 23
 
 RULE_CHAIN, RULE_EXPRESSIONS = 2, 4
-KEY, VALUE, FLAGS, _EXPRESSION, KEY_END, _EXPRESSIONS = 1, 2, 3, 7, 10, 11  # of an element; only maps have values
+KEY, VALUE, FLAGS, EXPRESSION, KEY_END, EXPRESSIONS = 1, 2, 3, 7, 10, 11  # of an element; only maps have values
 _INTERVAL_END = 1  # a flag: this element only marks the end of a range
 LOOKUP_SET = 1  # of a look-up's data
 PROTOCOLS = {6: "tcp", 17: "udp", 132: "sctp"}
@@ -243,9 +243,9 @@ def elements(kernel: Netlink, family: str, set_name: str, *, whole: bool = True)
                 end = content[first + 4 : last]
             elif kind == FLAGS:
                 ends_interval = bool(content[last - 1] & _INTERVAL_END)
-            elif kind == _EXPRESSION:
+            elif kind == EXPRESSION:
                 statements.append(expression(content, first, last))
-            elif kind == _EXPRESSIONS:
+            elif kind == EXPRESSIONS:
                 statements.extend(expressions(content, first, last))
         yield Element(key, end, ends_interval, statements)
 

@@ -17,7 +17,7 @@ from nftsync.kernel.netlink import FAMILIES, HEADER, Element, Fields, Netlink, d
 from nftsync.objects.address import Range
 from nftsync.objects.ratelimit import TIME_UNITS, RateLimit
 from nftsync.plan.plan import Found
-from nftsync.ruleset.model import Chain, Ruleset, Set, Table
+from nftsync.ruleset.model import DYNAMIC, Chain, Ruleset, Set, Table
 
 _NAMEABLE = re.compile(r"[A-Za-z_.][A-Za-z0-9_./-]{0,254}")  # the names that nft takes without quotes
 _UNKNOWN = "\t\t# as found in the kernel\n"  # stands for the rules of a chain; equals no rules of ours
@@ -34,15 +34,19 @@ _HOOKS = {
 _POLICIES = ("drop", "accept")
 _NAME = 2  # of a set, an object, a flowtable
 _SET_FLAGS, _SET_TYPE, _SET_DESCRIBED, _SET_NOTES, _SET_STATEMENT = 3, 4, 9, 13, 17
-_SET_OTHERWISE = {11, 12, 18}  # timeout, garbage collection, several statements: our sets have none
+_SET_TIMEOUT = 11
+_SET_OTHERWISE = {_SET_TIMEOUT, 12, 18}  # the others: garbage collection, several statements; our sets have none
 _DESCRIBED_SIZE = 1
 _NOTED_MERGE, _NOTED_COMMENT = 2, 7
 _ANONYMOUS, _INTERVAL, _MAP, _OBJECT, _CONCAT, _STATEMENT = 0x1, 0x4, 0x8, 0x40, 0x80, 0x100  # a set's flags
+_DYNAMIC = 0x20  # one more: packets add elements, as to a `meter`
+_DECLARING = (_NAME, _SET_FLAGS, _SET_TYPE, _SET_DESCRIBED, _SET_TIMEOUT)
 _DECIDING = (netlink.KEY, netlink.KEY_END, netlink.VALUE, netlink.FLAGS)  # of an element
 _CATCHALL = "*"  # the element that stands for all others
 _LIMIT_RATE, _LIMIT_UNIT, _LIMIT_BURST, _LIMIT_TYPE, _LIMIT_FLAGS = 1, 2, 3, 4, 5
 _COUNTING = (b"counter", b"last")  # expressions that hold only counts
-_QUOTA_CONSUMED = 4
+_QUOTA_FLAGS, _QUOTA_CONSUMED = 2, 4
+_DEPLETED = 0x2  # a quota's flag: packets have used it up
 _OBJECT_TYPE = 3
 _OBJECTS = {
     1: "counter", 2: "quota", 3: "ct helper", 4: "limit", 7: "ct timeout", 8: "secmark", 9: "ct expectation",
@@ -121,11 +125,12 @@ def _set(flags: int, declared: Fields) -> Set:
         kind = number & (1 << _TYPE_BITS) - 1
         names.insert(0, _TYPES.get(kind, f"type{kind}"))
         number >>= _TYPE_BITS
-    others = flags & ~(_INTERVAL | _CONCAT | _STATEMENT)
+    others = flags & ~(_INTERVAL | _CONCAT | _STATEMENT | _DYNAMIC)
     is_limited = _DESCRIBED_SIZE in fields(declared.get(_SET_DESCRIBED, b""))
     strange = others or declared.keys() & _SET_OTHERWISE or is_limited or _noted(declared.get(_SET_NOTES, b""))
     statement = _statement(*netlink.expression(declared[_SET_STATEMENT])) if _SET_STATEMENT in declared else ""
-    return Set(" . ".join(names), "interval" if flags & _INTERVAL else "", statement + ("?" if strange else ""))
+    called = DYNAMIC if flags & _DYNAMIC else "interval" if flags & _INTERVAL else ""
+    return Set(" . ".join(names), called, statement + ("?" if strange else ""))
 
 
 def _noted(notes: bytes) -> bool:
@@ -154,41 +159,58 @@ def _hook(family: str, chain: Fields) -> str:
 def _rules(kernel: Netlink, family: str, declared: Iterable[Fields]) -> Iterator[bytes]:
     """The parts of the rules that decide, chain by chain, sorted by the chain's name."""
     anonymous = {
-        described[_NAME]: _content(kernel, family, text(described[_NAME]))
+        described[_NAME]: _content(kernel, family, described)
         for described in declared
         if _number(described, _SET_FLAGS) & _ANONYMOUS
     }
     chains: dict[bytes, list[bytes]] = {}
     for rule in _listed(kernel, netlink.GET_RULES, family):
         chains.setdefault(rule[netlink.RULE_CHAIN], []).extend(
-            _deciding(rule.get(netlink.RULE_EXPRESSIONS, b""), anonymous)
+            _deciding(expressions(rule.get(netlink.RULE_EXPRESSIONS, b"")), anonymous)
         )
     for chain, parts in sorted(chains.items()):
         yield chain
         yield from parts
 
 
-def _content(kernel: Netlink, family: str, name: str) -> bytes:
-    """The content of an anonymous set: its name is only a number that the kernel chose."""
-    members = (fields(content, start, end) for content, (_, start, end) in netlink.places(kernel, family, name))
-    return b"\0".join(sorted(b"".join(member.get(kind, b"") + b"\0" for kind in _DECIDING) for member in members))
+def _content(kernel: Netlink, family: str, declared: Fields) -> bytes:
+    """What an anonymous set means to its rule. The kernel chose its name, so the name does not count.
+
+    A `meter` counts by its declaration, because packets add its elements.
+    """
+    if _number(declared, _SET_FLAGS) & _DYNAMIC:
+        return b"\0".join(declared.get(kind, b"") for kind in _DECLARING)
+    members = (
+        fields(content, *place) for content, (_, *place) in netlink.places(kernel, family, text(declared[_NAME]))
+    )
+    return b"\0".join(sorted(b"".join(part + b"\0" for part in _member_parts(member)) for member in members))
 
 
-def _deciding(rule: bytes, anonymous: Mapping[bytes, bytes]) -> Iterator[bytes]:
-    """The expressions of one rule without what they count, and an end mark."""
-    for called, data in expressions(rule):
+def _member_parts(member: Fields) -> Iterator[bytes]:
+    """The parts of an anonymous set's element that decide."""
+    yield from (member.get(kind, b"") for kind in _DECIDING)
+    if netlink.EXPRESSION in member:
+        yield from _deciding([netlink.expression(member[netlink.EXPRESSION])], {})
+    yield from _deciding(expressions(member.get(netlink.EXPRESSIONS, b"")), {})
+
+
+def _deciding(statements: Iterable[tuple[bytes, bytes]], anonymous: Mapping[bytes, bytes]) -> Iterator[bytes]:
+    """The expressions of a rule or an element, without their counts, and an end mark."""
+    for called, data in statements:
         yield called
         if called not in _COUNTING:
             for kind, value in fields(data).items():
-                if (called, kind) != (b"quota", _QUOTA_CONSUMED):
+                if (called, kind) == (b"quota", _QUOTA_FLAGS):
+                    yield bytes([kind, int.from_bytes(value) & ~_DEPLETED])
+                elif (called, kind) != (b"quota", _QUOTA_CONSUMED):
                     yield bytes([kind]) + anonymous.get(value, value)
     yield b""
 
 
 def _members(kernel: Netlink, family: str, name: str, declared: Set) -> dict[str, str]:
-    """The elements of a set and their statements; none if our sets do not have this type."""
+    """The elements of a set and their statements; none if our sets do not have this type, or packets add them."""
     names = declared.type.split(" . ")
-    if not _WIDTHS.keys() >= set(names):
+    if declared.flags == DYNAMIC or not _WIDTHS.keys() >= set(names):
         return {}
     members = netlink.elements(kernel, family, name, whole=False)
     if len(names) == 1 and declared.flags:

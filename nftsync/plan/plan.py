@@ -18,7 +18,7 @@ from nftsync.plan.snapshot import LocalChain, Origin, Snapshot, Verdicts
 from nftsync.policy.pinholes import Pinhole
 from nftsync.policy.public import PublicSide
 from nftsync.ruleset.localchain import by_name
-from nftsync.ruleset.model import INET, LOCAL_CHAIN, NAME, NETDEV, Elements, Ruleset, Table
+from nftsync.ruleset.model import DYNAMIC, INET, LOCAL_CHAIN, NAME, NETDEV, Elements, Ruleset, Table
 from nftsync.ruleset.settings import Settings
 from nftsync.ruleset.tables import SETS, flags_for, has_pinholes, pinhole_key, ruleset
 from nftsync.ruleset.text import add_table, commands, render, transaction
@@ -102,6 +102,7 @@ def plan(s: Snapshot, pinholes: Collection[Pinhole], found: Found, left: Left) -
     if trusted:
         as_wanted = left.tables is None and left.digest == tables_digest(wanted.tables)
         current = _with_tables(current, wanted.tables if as_wanted else left.tables or {})
+        current = _with_meters(current, wanted, table)
     if chain.body is None:
         wanted = _with_chain_of(wanted, current)
     if s.verdicts.limits:
@@ -213,6 +214,19 @@ def _with_tables(found: Ruleset, known: Mapping[str, Table]) -> Ruleset:
         return found
     tables = {family: replace(table, flags=found.tables[family].flags) for family, table in known.items()}
     return Ruleset(tables, found.elements)
+
+
+def _with_meters(current: Ruleset, wanted: Ruleset, found: Table) -> Ruleset:
+    """Add the sets that the local chain's `meter` statements made, if the local chain changes.
+
+    nft 1.1 makes named sets of them, so the transaction must delete them. Earlier versions make
+    anonymous sets, which go with their rules.
+    """
+    table = current.tables.get(INET)
+    if table is None or table.chains.get(LOCAL_CHAIN) == wanted.tables[INET].chains[LOCAL_CHAIN]:
+        return current
+    meters = {name: declared for name, declared in found.sets.items() if declared.flags == DYNAMIC}
+    return replace(current, tables={**current.tables, INET: replace(table, sets={**table.sets, **meters})})
 
 
 def tables_digest(tables: Mapping[str, Table]) -> str:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 NAME = "nftsync"  # of both tables
 INET = "inet"
 NETDEV = "netdev"
+DYNAMIC = "dynamic"  # the flag of a set to which packets add elements
 OWNED = frozenset({"owner", "persist"})  # only the creator can change the table; it outlives him
 
 LOCAL_CHAIN = "local-chain"
