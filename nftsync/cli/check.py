@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nftsync.cli.preview import known_of_cluster, nft_of_cluster
+from nftsync.cli.trial import refusal
 from nftsync.cluster.api import Api
 from nftsync.cluster.backoff import ApiError
 from nftsync.cluster.kubeconfig import allowed
@@ -18,7 +19,19 @@ from nftsync.files.localchainfile import read_local_chain
 from nftsync.kernel.links import read_links, read_uplinks
 from nftsync.kernel.netlink import DumpError
 from nftsync.objects.address import AddressSet
-from nftsync.objects.names import ADVERTISEMENT, CONFIG_MAP, KINDS, LEGACY, MEND, NFT, PEER, POOL, Malformed, quote
+from nftsync.objects.names import (
+    ADVERTISEMENT,
+    CONFIG_MAP,
+    KINDS,
+    LEGACY,
+    MEND,
+    NFT,
+    PEER,
+    POOL,
+    Malformed,
+    NftsyncError,
+    quote,
+)
 from nftsync.objects.nft import METALLB_NAMESPACE, NftSpec, Nics
 from nftsync.policy.guard import Guard
 from nftsync.policy.public import PublicSide, public_side
@@ -93,10 +106,14 @@ def findings(path: Path | None) -> Iterator[Finding]:
 
 
 def _local_chain(path: Path) -> Finding:
-    _, error = read_local_chain(path)
+    chain, subject = read_local_chain(path), "local chain"
+    try:
+        error = chain.error or refusal(chain)
+    except NftsyncError as reason:
+        return Finding(subject, WARN, f"{path}: nft could not try it: {reason}")
     if error:
-        return Finding("local chain", FAIL, f"{path}: {error}")
-    return Finding("local chain", OK, str(path) if path.exists() else f"{path} is not there, the chain is empty")
+        return Finding(subject, FAIL, f"{path}: {error}")
+    return Finding(subject, OK, f"nft accepts {path}" if path.exists() else f"{path} is not there, the chain is empty")
 
 
 def _state(folder: Path) -> Finding:

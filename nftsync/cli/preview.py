@@ -97,8 +97,8 @@ def read(config: Config, paths: Sequence[Path]) -> Inputs:
 
 def local_chain(config: Config) -> ChainInUse:
     """This router's local chain. An invalid one is empty and becomes a rejection."""
-    body, error = read_local_chain(config.local_chain)
-    return ChainInUse(body or "", error, "the chain is empty")
+    chain = read_local_chain(config.local_chain)
+    return ChainInUse(chain.body or "", chain.error, "the chain is empty")
 
 
 # --- the legal addresses -------------------------------------------------------------------------

@@ -113,7 +113,7 @@ class Observer:
         if look or self._interfaces is None or nics != self._nics:
             self._nics, self._interfaces = nics, self.network.look(nics)
             self._stamp = stamp(self.config.local_chain)
-            self._chain = LocalChain(*read_local_chain(self.config.local_chain))
+            self._chain = read_local_chain(self.config.local_chain)
         snapshot = replace(
             before,
             config=self.config,

@@ -2,22 +2,21 @@
 
 from pathlib import Path
 
+from nftsync.plan.snapshot import LocalChain
 from nftsync.ruleset.localchain import LocalChainError, parse_local_chain
 
 
-def read_local_chain(path: Path) -> tuple[str | None, str]:
-    """The body of the chain and ""; an empty body without a file.
-
-    If the file is not usable: None and a sentence.
-    """
+def read_local_chain(path: Path) -> LocalChain:
+    """The chain in the file, without the last good one; an empty chain without a file."""
     try:
-        return parse_local_chain(path.read_text(encoding="utf-8")), ""
+        body, line, column = parse_local_chain(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        return "", ""
+        return LocalChain()
     except OSError as error:
-        return None, f"it can't be read: {error.strerror}"
+        return LocalChain(None, f"it can't be read: {error.strerror}")
     except (LocalChainError, UnicodeDecodeError) as error:
-        return None, str(error)
+        return LocalChain(None, str(error))
+    return LocalChain(body, line=line, column=column)
 
 
 def stamp(path: Path) -> object:

@@ -19,6 +19,7 @@ from nftsync.kernel.netlink import PROTOCOL, DumpError, Netlink
 from nftsync.objects.names import NftsyncError
 from nftsync.plan.plan import Found
 from nftsync.ruleset.model import NAME, OWNED
+from nftsync.ruleset.text import Complaint
 
 T = TypeVar("T")
 
@@ -60,26 +61,19 @@ class Kernel:
         """Run a transaction, whole or not at all. Raises KernelError."""
         _run(self._commands, text)
 
-    def apply_lines(self, lines: Sequence[str]) -> list[tuple[int, str]]:
-        """Run a transaction, whole or not at all. Returns nft's complaints: line number, from 0, and sentence.
+    def apply_lines(self, lines: Sequence[str]) -> list[Complaint]:
+        """Run a transaction, whole or not at all. Returns nft's complaints.
 
-        nft names lines only for files. The kernel keeps looking for errors after the first one.
-        A complaint without a line gets the number after the last line.
+        The kernel keeps looking for errors after the first one.
         """
-        with os.fdopen(os.memfd_create("nftsync"), "w", encoding="utf-8") as file:
-            file.write("".join(f"{line}\n" for line in lines))
-            file.flush()
-            path = f"/proc/self/fd/{file.fileno()}"
-            code, _, error = self._commands.cmd(f'include "{path}"')
-        if code == 0:
-            return []
-        # For an included file nft prints "In file included from PATH:LINE:COLUMNS:", then the error.
-        complaints = re.findall(rf"{path}:([0-9]+):[0-9-]+:(?:[^\n]*\n)?[^\n]*?Error: ([^\n]*)", error)
-        return [(int(line) - 1, _printable(said)) for line, said in complaints] or [(len(lines), sentence(error))]
+        return _complaints(self._commands, lines)
 
-    def check(self, text: str) -> None:
-        """Let nft parse and evaluate a transaction without running it. Raises KernelError."""
-        _run(self._rehearsal, text)
+    def check_lines(self, lines: Sequence[str]) -> list[Complaint]:
+        """Let nft and the kernel judge a transaction without running it. Returns nft's complaints.
+
+        The kernel judges each command but not the result as a whole, such as chains that jump in a circle.
+        """
+        return _complaints(self._rehearsal, lines)
 
     def read(self) -> Found:
         """Read our tables back. The result omits missing tables. Raises KernelError."""
@@ -108,6 +102,25 @@ def _run(context: Nftables, text: str) -> None:
     code, _, error = context.cmd(text)
     if code != 0:
         raise KernelError(sentence(error))
+
+
+def _complaints(context: Nftables, lines: Sequence[str]) -> list[Complaint]:
+    """Give a context a transaction. nft names lines only for files.
+
+    A complaint without a line gets the number after the last line.
+    """
+    with os.fdopen(os.memfd_create("nftsync"), "w", encoding="utf-8") as file:
+        file.write("".join(f"{line}\n" for line in lines))
+        file.flush()
+        path = f"/proc/self/fd/{file.fileno()}"
+        code, _, error = context.cmd(f'include "{path}"')
+    if code == 0:
+        return []
+    # For an included file nft prints "In file included from PATH:LINE:COLUMNS:", then the error.
+    complaints = re.findall(rf"{path}:([0-9]+):([0-9]+)-([0-9]+):(?:[^\n]*\n)?[^\n]*?Error: ([^\n]*)", error)
+    return [
+        Complaint(int(line) - 1, _printable(said), (int(first), int(last))) for line, first, last, said in complaints
+    ] or [Complaint(len(lines), sentence(error))]
 
 
 def sentence(error: str) -> str:

@@ -17,11 +17,11 @@ from nftsync.plan.memory import BootFacts
 from nftsync.plan.snapshot import LocalChain, Origin, Snapshot, Verdicts
 from nftsync.policy.pinholes import Pinhole
 from nftsync.policy.public import PublicSide
-from nftsync.ruleset.localchain import by_name
+from nftsync.ruleset.localchain import Body, by_name, explain_complaint
 from nftsync.ruleset.model import DYNAMIC, INET, LOCAL_CHAIN, NAME, NETDEV, Elements, Ruleset, Table
 from nftsync.ruleset.settings import Settings
 from nftsync.ruleset.tables import SETS, flags_for, has_pinholes, pinhole_key, ruleset
-from nftsync.ruleset.text import add_table, commands, render, transaction
+from nftsync.ruleset.text import Complaint, add_table, commands, render, transaction
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +61,15 @@ class ChainInUse:
 
     body: None to keep the chain in the kernel.
     error: why the file's version is not in use, "" if it is.
+    line, column: the place of the file's version in the file (see localchain.Body).
     """
 
     body: str | None
     error: str = ""
     instead: str = ""
     last_good: str = ""
+    line: int = 0
+    column: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +122,7 @@ def choose_local_chain(chain: LocalChain, refused: Mapping[str, str], *, can_sta
     can_stay: whether the kernel has a local chain of ours that can stay.
     """
     if chain.body is not None and chain.body not in refused:
-        return ChainInUse(chain.body, last_good=chain.body)
+        return ChainInUse(chain.body, last_good=chain.body, line=chain.line, column=chain.column)
     candidates: tuple[tuple[str | None, str], ...] = (
         (chain.last_good, "the last good chain stays"),
         (by_name(chain.last_good), "the last good chain is in force, its interfaces by name"),
@@ -277,28 +280,35 @@ def lines_of(plan: Plan, before: Mapping[str, Pinhole], after: Mapping[str, Pinh
 def _lines(text: str, family: str, body: int) -> Iterator[Line]:
     """body: number of lines of the local chain."""
     left = 0
-    for line in text.splitlines():
+    for line in text.split("\n"):  # as nft counts them
         yield Line(line, LOCAL_CHAIN if left else family)
         left = body if line == f"\tchain {LOCAL_CHAIN} {{" and not left else max(0, left - 1)
 
 
-def learn(verdicts: Verdicts, plan: Plan, lines: Sequence[Line], complaints: Sequence[tuple[int, str]]) -> Verdicts:
+def learn(verdicts: Verdicts, plan: Plan, lines: Sequence[Line], complaints: Sequence[Complaint]) -> Verdicts:
     """The verdicts after the kernel has complained; the same verdicts if nftsync finds no cause.
 
-    complaints: the number of a line, from 0, and nft's message about it.
+    complaints: about the lines.
     Only the local chain holds the operator's own text. So nftsync blames it for a complaint that
     names no line, or a line of the tables.
     """
     subjects = {number: line.subject for number, line in enumerate(lines)}
-    blamed = {subjects.get(number, INET): message for number, message in reversed(complaints)}
-    services = {subject: message for subject, message in blamed.items() if isinstance(subject, Name)}
-    chain = blamed.get(LOCAL_CHAIN, "" if services or NETDEV in blamed else blamed.get(INET, ""))
+    blamed = {subjects.get(complaint.line, INET): complaint for complaint in reversed(complaints)}
+    services = {subject: said.message for subject, said in blamed.items() if isinstance(subject, Name)}
+    chain = blamed.get(LOCAL_CHAIN, None if services or NETDEV in blamed else blamed.get(INET))
     current, wanted = plan.current.tables.get(INET), plan.wanted.tables[INET]
     loaded = current is None or current.chains.get(LOCAL_CHAIN) != wanted.chains[LOCAL_CHAIN]
     if chain and loaded and plan.local_chain.body:
-        verdicts = replace(verdicts, local_chains={**verdicts.local_chains, plan.local_chain.body: chain})
+        said = _about_chain(plan.local_chain, lines, chain)
+        verdicts = replace(verdicts, local_chains={**verdicts.local_chains, plan.local_chain.body: said})
     elif INET in blamed:
         return verdicts
     if NETDEV in blamed:  # then every Service's limit fails, too
-        return replace(verdicts, limits=blamed[NETDEV])
+        return replace(verdicts, limits=blamed[NETDEV].message)
     return verdicts.of_services(services) if services else verdicts
+
+
+def _about_chain(chain: ChainInUse, lines: Sequence[Line], complaint: Complaint) -> str:
+    first = next((number for number, line in enumerate(lines) if line.subject == LOCAL_CHAIN), len(lines))
+    body = Body(chain.body or "", chain.line, chain.column)
+    return explain_complaint(body, complaint._replace(line=complaint.line - first))

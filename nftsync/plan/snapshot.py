@@ -66,11 +66,14 @@ class LocalChain:
 
     body: of the present file, None if it is not usable; then `error` says why.
     last_good: the last body of the file that the kernel accepted.
+    line, column: the place of the body in the file (see localchain.Body).
     """
 
     body: str | None = ""
     error: str = ""
     last_good: str = ""
+    line: int = 0
+    column: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,13 +1,18 @@
 """Reads the operator's own rules, `chain local-chain { … }`, from a file and keeps them verbatim.
 
 nft judges the rules when nftsync loads them. This module only checks that the text is one such chain
-and nothing else. So an extra brace cannot close our table and reach another one.
+and nothing else. So an extra brace cannot close our table and reach another one. It also refuses
+rules that take something from outside of the file: nobody would notice its changes.
 """
 
 import re
 from collections.abc import Iterator
+from typing import NamedTuple
 
-from nftsync.ruleset.model import LOCAL_CHAIN
+from nftsync.objects.names import quote
+from nftsync.ruleset.hostnames import host_names
+from nftsync.ruleset.model import INET, LOCAL_CHAIN, NAME
+from nftsync.ruleset.text import Complaint
 
 # Comments and strings, which a lexer must skip, and the braces to count.
 _TOKENS = re.compile(r'#[^\n]*|"[^"\n]*"|[{}]|"')
@@ -19,14 +24,37 @@ _INDEX = re.compile(
     r"\b([io])if\b(?!\s*(?:[!=<>&|^]+|[a-z]+\s)?\s*(?:\d|\{(?:[^}]*,)?\s*\d+\s*[,}:]))"
 )
 _BASE_CHAIN = re.compile(r"(?:^|[;{\n])\s*(?:type\s+\w+\s+hook|policy)\b")
+_INCLUDE = re.compile(r"(?<![\w./-])include(?![\w./-])")
+_TO_SET = re.compile(r"(?<!flow )\b(?:add|update|delete)\s[^;\n{}]*@")  # also nft's other spelling, `set add KEY @NAME`
+
+# What nft's complaints mean here.
+_ADVICE = {
+    "No such file or directory": (
+        f"table {INET} {NAME} has no set, map, counter, quota, limit, helper, flowtable or chain of that name, "
+        "and rules can use only objects of their own table"
+    ),
+    "Too many links": "its jumps lead back to it",
+    "Operation not supported": "one of its statements is not possible at the hooks input and forward",
+}
+_STATEMENT = "or this kernel does not have the statement"
+_NAMED = re.compile(r'@[\w-]+$|"[^"]*"$|\b(?:jump|goto)\s+\S+$')  # the end of a statement that names an object
+_LONGEST = 100  # characters of a line in a sentence
 
 
 class LocalChainError(ValueError):
     """A file that does not hold exactly one local-chain; the message names the fault."""
 
 
-def parse_local_chain(text: str) -> str:
-    """The body of the one `chain local-chain { … }` in `text`, verbatim; "" if there are only comments.
+class Body(NamedTuple):
+    """The inside of the chain, verbatim, and its place: the lines before it, and the characters in its first line."""
+
+    text: str = ""
+    line: int = 0
+    column: int = 0
+
+
+def parse_local_chain(text: str) -> Body:
+    """The body of the one `chain local-chain { … }` in `text`; empty if there are only comments.
 
     Raises LocalChainError.
     """
@@ -42,12 +70,55 @@ def parse_local_chain(text: str) -> str:
     if rest and (rest != ";" or not blocks):
         raise LocalChainError(f"there is something outside of chain {LOCAL_CHAIN}: {rest[:40]!a}")
     if not blocks:
-        return ""
-    body = text[start:end]
-    if _BASE_CHAIN.search(_blank(body)):
+        return Body()
+    body = text[start:end].lstrip(" \t").removeprefix("\n")
+    start = end - len(body)
+    _judge(body, _line(text, start) - 1)
+    body = body.rstrip(" \t")
+    column = start - (text.rfind("\n", 0, start) + 1)
+    return Body(body if not body or body.endswith("\n") else f"{body}\n", _line(text, start) - 1, column)
+
+
+def _judge(body: str, before: int) -> None:
+    """Refuse rules that are wrong in a local chain. before: number of lines before the body."""
+    code = _TOKENS.sub(lambda token: token[0] if token[0] in "{}" else " " * len(token[0]), body)
+    if _BASE_CHAIN.search(code):
         raise LocalChainError(f"{LOCAL_CHAIN} is not a base chain: remove its hook and its policy")
-    body = body.lstrip(" \t").removeprefix("\n").rstrip(" \t")
-    return body if not body or body.endswith("\n") else f"{body}\n"
+    if found := _INCLUDE.search(code):
+        raise LocalChainError(
+            f"line {before + _line(body, found.start())}: nft reads an included file only when it loads the chain, "
+            "so later changes of that file have no effect: write its rules here in place of `include`"
+        )
+    if found := _TO_SET.search(code):
+        raise LocalChainError(
+            f"line {before + _line(body, found.start())}: the sets of table {INET} {NAME} hold the cluster's wishes, "
+            "so no rule can change them: use a `meter`"
+        )
+    for name, place in host_names(body):
+        raise LocalChainError(
+            f"line {before + _line(body, place)}: nft looks up the host name {quote(name)} only when it loads the "
+            "chain, and not without a network: write its addresses"
+        )
+
+
+def explain_complaint(body: Body, complaint: Complaint) -> str:
+    """nft's complaint about the local chain as one sentence, with the place in the file.
+
+    complaint: its line counts from the body's first line. A line outside of the body is no place.
+    """
+    said, lines = complaint.message, body.text.split("\n")[:-1]
+    advice = next((f": {meaning}" for error, meaning in _ADVICE.items() if said.endswith(error)), "")
+    if not 0 <= complaint.line < len(lines):
+        return said + advice
+    line, (first, last) = lines[complaint.line], complaint.columns
+    marked = line[first - 1 : last].strip() if first else ""
+    if advice and not _NAMED.search(line[:last]):
+        advice += f"; {_STATEMENT}"
+    column = first + (0 if complaint.line else body.column)
+    place = f"line {body.line + complaint.line + 1}" + (f", column {column}" if first else "")
+    whole = line.strip()
+    at = f"{quote(marked, _LONGEST)} in " if marked and marked != whole else ""
+    return f"{place}: {said}: {at}{quote(whole, _LONGEST)}{advice}"
 
 
 def by_name(body: str) -> str:

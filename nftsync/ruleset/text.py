@@ -43,6 +43,17 @@ def chain_block(name: str, chain: Chain) -> str:
     return f"\tchain {name} {{\n{hook}{chain.rules}\t}}\n"
 
 
+class Complaint(NamedTuple):
+    """nft's complaint about a line of a text.
+
+    line: its number, from 0.  columns: the first and the last one at fault, from 1; (0, 0) if unknown.
+    """
+
+    line: int
+    message: str
+    columns: tuple[int, int] = (0, 0)
+
+
 class Command(NamedTuple):
     """A command of a transaction. elements: those that it adds to a set or deletes, if it does so."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,8 +15,10 @@ import pytest
 from nftsync.cli.check import Finding, Level, findings
 from nftsync.cli.main import main
 from nftsync.kernel.netlink import DumpError
+from nftsync.kernel.nft import Kernel, KernelError
 from nftsync.policy.public import Link
-from tests.labtools import needs_root
+from tests.lab.lab import Lab
+from tests.labtools import SERVICE4, Daemon, needs_root, nft, service
 
 pytestmark = needs_root
 
@@ -120,3 +123,67 @@ def test_a_kernel_that_does_not_tell_of_interfaces_is_a_finding(
     finding = found(path)["public NIC"]
     assert finding.level is Level.FAIL
     assert finding.message.endswith("Operation not permitted")
+
+
+NO_SUCH = "No such file or directory: {} in {}: table inet nftsync has no set, map, counter"
+TRIED = {
+    'counter name "web" accept': "line 4, column 15: Could not process rule: "
+    + NO_SUCH.format("'\"web\"'", "'counter name \"web\" accept'"),
+    "ip saddr @bad accept": "line 4, column 11: " + NO_SUCH.format("'@bad'", "'ip saddr @bad accept'"),
+    "jump nowhere": "line 4, column 7: Could not process rule: " + NO_SUCH.format("'nowhere'", "'jump nowhere'"),
+    "tcp dport 22 accept\n\tflow add @f": "line 5, column 2: Could not process rule: No such file or directory: 'flow",
+    'ct helper set "ftp"': "line 4, column 16: Could not process rule: No such file or directory: '\"ftp\"' in",
+    "tcp dport 22 accpt": "line 4, column 20: syntax error, unexpected newline: 'tcp dport 22 accpt'",
+    'iif "lo" accept; iif gone0 accept': "line 4, column 23: Interface does not exist: 'gone0' in",
+    "jump local-chain": "Could not process rule: Too many links: its jumps lead back to it",
+    "masquerade": "Operation not supported: one of its statements is not possible at the hooks input and forward",
+    "ip saddr \x1b[2J accept": "line 4, column 11: syntax error, unexpected junk: '\\x1b' in 'ip saddr \\x1b[2J",
+    'include "/etc/more.nft"': "line 4: nft reads an included file only when it loads the chain",
+}
+
+
+def chain_finding(folder: Path, rules: str) -> Finding:
+    path = configuration(folder, None)
+    (folder / "local-chain.nft").write_text(f"# mine\n\nchain local-chain {{\n\t{rules}\n}}\n")
+    return found(path)["local chain"]
+
+
+@pytest.mark.parametrize("rules", TRIED)
+def test_nft_tries_the_local_chain_and_its_complaint_has_the_place_in_the_file(tmp_path: Path, rules: str) -> None:
+    finding = chain_finding(tmp_path, rules)
+    assert finding.level is Level.FAIL
+    assert TRIED[rules] in finding.message
+    assert finding.message.isprintable()
+
+
+@pytest.mark.parametrize("rules", [
+    "", 'iif "lo" accept', "meter x { ip saddr limit rate 3/minute } accept", "ip daddr @pools4 accept", "goto global",
+    "fib saddr . iif oif missing drop", "ct state new limit rate 3/second accept",
+])  # fmt: skip
+def test_a_local_chain_that_nft_accepts_is_ok_and_the_trial_changes_nothing(tmp_path: Path, rules: str) -> None:
+    before = subprocess.run(["nft", "list", "ruleset"], capture_output=True, check=True).stdout
+    finding = chain_finding(tmp_path, rules)
+    assert finding.level is Level.OK, finding.message
+    assert subprocess.run(["nft", "list", "ruleset"], capture_output=True, check=True).stdout == before
+
+
+def test_the_daemon_says_the_same_of_a_local_chain_as_the_check(tmp_path: Path) -> None:
+    rules = 'tcp dport 22 counter name "web" accept'
+    said = chain_finding(tmp_path, rules).message.partition(": ")[2]
+    with Lab() as lab, Daemon(lab, tmp_path / "daemon") as daemon:
+        daemon.local_chain.write_text((tmp_path / "local-chain.nft").read_text())
+        daemon.put(nft(), service("web", SERVICE4))
+        daemon.start()
+        assert said in daemon.log()
+
+
+def test_without_root_the_local_chain_is_read_and_the_rest_is_said(tmp_path: Path) -> None:
+    def refuse(_: object) -> None:
+        raise KernelError("run this as root")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Kernel, "__init__", refuse)
+        finding = chain_finding(tmp_path, "accept")
+        assert finding.level is Level.WARN
+        assert "nft could not try it: run this as root" in finding.message
+        assert chain_finding(tmp_path, 'include "x"').level is Level.FAIL

@@ -42,23 +42,38 @@ class Fault:
     loaded: str
 
 
+def run_by(daemon: ClusterDaemon, version: str, *words: str) -> None:
+    """version: "nftsync", or "tests.earlier", which takes chains that reach outside of their file."""
+    daemon.program = (*words, sys.executable, "-m", version)
+
+
+def named_by(daemon: ClusterDaemon, version: str) -> None:
+    run_by(daemon, version, "unshare", "--mount", "sh", "-c", IN_FOLDER, str(daemon.folder))
+
+
 def with_a_name(daemon: ClusterDaemon) -> None:
     (daemon.folder / "resolv.conf").write_text("")
     (daemon.folder / "hosts").write_text("192.0.2.77 gateway.example\n")
-    nftsync = (sys.executable, "-m", "nftsync")
-    daemon.program = ("unshare", "--mount", "sh", "-c", IN_FOLDER, str(daemon.folder), *nftsync)
+    named_by(daemon, "tests.earlier")
 
 
 def without_the_name(daemon: ClusterDaemon) -> None:
     (daemon.folder / "hosts").write_text("127.0.0.1 localhost\n")
+    named_by(daemon, "nftsync")
+
+
+def with_its_address(daemon: ClusterDaemon) -> None:
+    write_chain(daemon, "ip saddr 192.0.2.77 accept")
 
 
 def with_a_file(daemon: ClusterDaemon) -> None:
     (daemon.folder / "extra.nft").write_text("udp dport 81 accept\n")
+    run_by(daemon, "tests.earlier")
 
 
 def without_the_file(daemon: ClusterDaemon) -> None:
     (daemon.folder / "extra.nft").unlink()
+    run_by(daemon, "nftsync")
 
 
 def with_an_interface(daemon: ClusterDaemon) -> None:
@@ -79,6 +94,11 @@ def without_both(daemon: ClusterDaemon) -> None:
     without_the_file(daemon)
 
 
+def with_the_interface_alone(daemon: ClusterDaemon) -> None:
+    with_an_interface(daemon)
+    write_chain(daemon, 'iif "vpn0" accept')
+
+
 def on_a_kernel_that_has_all(daemon: ClusterDaemon) -> None:
     (daemon.folder / "lacks").write_text("")
     daemon.program = (sys.executable, "-m", "tests.oldkernel", str(daemon.folder / "lacks"))
@@ -93,7 +113,11 @@ def with_the_file_broken(daemon: ClusterDaemon) -> None:
 
 
 def with_the_file_mended(daemon: ClusterDaemon) -> None:
-    daemon.local_chain.write_text(f"chain local-chain {{\n\tudp dport 81 accept\n\t{ALWAYS}\n}}\n")
+    write_chain(daemon, "udp dport 81 accept")
+
+
+def write_chain(daemon: ClusterDaemon, rule: str) -> None:
+    daemon.local_chain.write_text(f"chain local-chain {{\n\t{rule}\n\t{ALWAYS}\n}}\n")
 
 
 def nothing_at_all(_: ClusterDaemon) -> None:
@@ -103,11 +127,11 @@ def nothing_at_all(_: ClusterDaemon) -> None:
 FAULTS = {
     "a host name without DNS": Fault(
         "ip saddr gateway.example accept", "ip saddr 192.0.2.77 accept",
-        with_a_name, without_the_name, with_a_name, "nothing",
+        with_a_name, without_the_name, with_its_address, "nothing",
     ),
     "an included file that is gone": Fault(
         'include "{folder}/extra.nft"', "udp dport 81 accept",
-        with_a_file, without_the_file, with_a_file, "nothing",
+        with_a_file, without_the_file, with_the_file_mended, "nothing",
     ),
     "an interface that is gone": Fault(
         'iif "vpn0" accept', 'iif "vpn0" accept',
@@ -115,7 +139,7 @@ FAULTS = {
     ),
     "an interface and an included file that are gone": Fault(
         'iif "vpn0" accept\n\tinclude "{folder}/extra.nft"', 'iif "vpn0" accept',
-        with_both, without_both, with_both, "nothing",
+        with_both, without_both, with_the_interface_alone, "nothing",
     ),
     "an expression that the kernel lacks": Fault(
         "fib saddr oif 0 drop", "fib saddr oif 0 drop",
@@ -141,8 +165,7 @@ def harmed(daemon: ClusterDaemon, fault: Fault) -> None:
     Then the router was switched off, and its local chain can't be loaded any more.
     """
     fault.arrange(daemon)
-    rule = fault.rule.format(folder=daemon.folder)
-    daemon.local_chain.write_text(f"chain local-chain {{\n\t{rule}\n\t{ALWAYS}\n}}\n")
+    write_chain(daemon, fault.rule.format(folder=daemon.folder))
     daemon.start()
     assert eventually(lambda: verbatim(daemon, fault)), f"{rules(daemon.lab)}\n{daemon.log()}"
     power_off(daemon)
@@ -225,3 +248,30 @@ def test_once_the_cluster_answers_the_pinholes_are_what_it_says(daemon: ClusterD
     as_asked_for(daemon, fault)
     assert daemon.lab.arrives("tcp", "172.30.254.5", 80)
     assert eventually(lambda: told(daemon)), daemon.status()["rejections"]
+
+
+@pytest.mark.parametrize(("rule", "shown", "arrange", "why"), [
+    ('include "{folder}/extra.nft"', "udp dport 81 accept", with_a_file, "included file"),
+    ('include "{folder}/ext*.nft"', "udp dport 81 accept", with_a_file, "included file"),
+    ("ip saddr gateway.example accept", "ip saddr 192.0.2.77 accept", with_a_name, "host name 'gateway.example'"),
+])  # fmt: skip
+def test_after_an_upgrade_a_chain_that_reaches_outside_of_its_file_stays_in_force_and_is_told(
+    daemon: ClusterDaemon, rule: str, shown: str, arrange: Callable[[ClusterDaemon], None], why: str
+) -> None:
+    arrange(daemon)
+    write_chain(daemon, rule.format(folder=daemon.folder))
+    daemon.start()
+    assert shown in rules(daemon.lab)
+    good = rules(daemon.lab)
+    for rebooted in (False, True):
+        daemon.stop()
+        if rebooted:
+            power_off(daemon)
+        daemon.program = tuple("nftsync" if word == "tests.earlier" else word for word in daemon.program)
+        daemon.start()
+        assert rules(daemon.lab) == good
+        assert eventually(lambda: told(daemon)), daemon.status()["rejections"]
+        assert why in daemon.status()["rejections"][0]["message"]
+    write_chain(daemon, shown)
+    assert eventually(lambda: daemon.status()["rejections"] == [])
+    assert rules(daemon.lab) == good

@@ -15,6 +15,7 @@ from nftsync.objects import service as objects
 from nftsync.objects.names import Name, Reason
 from nftsync.objects.ratelimit import RateLimit, parse_ratelimit
 from nftsync.plan.result import Outcome
+from nftsync.ruleset.text import Complaint
 from tests.lab.lab import Lab
 from tests.labtools import elements, eventually, needs_root, nft, service, tables
 from tests.router import LabRouter, config_in
@@ -181,10 +182,10 @@ def test_a_refusal_that_is_nobodys_fault_quarantines_nobody(router: LabRouter, m
         tries += 1
         raise KernelError("Could not process rule: No buffer space available")
 
-    def complain(_: Kernel, lines: Sequence[str]) -> list[tuple[int, str]]:
+    def complain(_: Kernel, lines: Sequence[str]) -> list[Complaint]:
         nonlocal tries
         tries += 1
-        return [(len(lines), "Could not process rule: No buffer space available")]
+        return [Complaint(len(lines), "Could not process rule: No buffer space available")]
 
     with monkeypatch.context() as patched:
         patched.setattr(Kernel, "apply", full)

@@ -14,6 +14,7 @@ from nftsync.objects.names import Name, Reason
 from nftsync.objects.ratelimit import RateLimit, parse_ratelimit
 from nftsync.plan import memory as records
 from nftsync.plan.result import Outcome
+from nftsync.ruleset.text import Complaint
 from tests.lab.lab import Lab
 from tests.labtools import elements, needs_root, nft, rules, service
 from tests.router import LabRouter, config_in
@@ -55,8 +56,12 @@ def refuse_limits(monkeypatch: pytest.MonkeyPatch) -> None:
             raise KernelError("no such device")
         real(kernel, text)
 
-    def apply_lines(kernel: Kernel, lines: list[str]) -> list[tuple[int, str]]:
-        found = [(number, "no such device") for number, line in enumerate(lines) if line.startswith("add table netdev")]
+    def apply_lines(kernel: Kernel, lines: list[str]) -> list[Complaint]:
+        found = [
+            Complaint(number, "no such device")
+            for number, line in enumerate(lines)
+            if line.startswith("add table netdev")
+        ]
         return found or real_lines(kernel, lines)
 
     monkeypatch.setattr(Kernel, "apply", apply)

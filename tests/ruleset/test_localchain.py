@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nftsync.ruleset.hostnames import host_names
 from nftsync.ruleset.localchain import LocalChainError, by_name, parse_local_chain
 from nftsync.ruleset.model import Ruleset
 from nftsync.ruleset.settings import Settings
@@ -32,6 +33,8 @@ TAKEN = {
     "chain local-chain {\r\n\taccept\r\n}\r\n": "\r\n\taccept\r\n",
     'chain local-chain { comment "type filter hook input"; }': 'comment "type filter hook input";\n',
     "chain local-chain { # type filter hook input\n}": "# type filter hook input\n",
+    'chain local-chain { log prefix "include add @x " # include "x"\n}': 'log prefix "include add @x " # include "x"\n',
+    "chain local-chain { iifname include0 accept }": "iifname include0 accept\n",
     "": "",
     " \n\t# nothing yet { }\n": "",
 }
@@ -62,12 +65,18 @@ REFUSED = {
     "chain local-chain {\n\taccept\n\ttype  filter\n hook input priority 0;\n}": "remove its hook and its policy",
     "chain local-chain { accept; policy drop; }": "remove its hook and its policy",
     "chain local-chain { accept\0 }": "it holds a NUL character",
+    'chain local-chain {\n\tinclude "/etc/extra.nft"\n}': "line 2: nft reads an included file only when it loads",
+    '# mine\nchain local-chain { accept; include "/etc/nftables.d/*.nft"\n}': "line 2: nft reads an included file",
+    'chain local-chain {\n\taccept\n\tinclude"x"\n}': "line 3: nft reads an included file",
+    "chain local-chain {\n\n\tip saddr gateway.example accept\n}": "line 3: nft looks up the host name",
+    "chain local-chain {\n\tadd @services4 { ip daddr . meta l4proto . th dport }\n}": "line 2: the sets of table inet",
+    "chain local-chain {\n\tset update ip saddr @pools4\n}": "line 2: the sets of table inet nftsync",
 }
 
 
 @pytest.mark.parametrize(("text", "body"), TAKEN.items())
 def test_the_body_of_the_chain_is_kept_verbatim(text: str, body: str) -> None:
-    assert parse_local_chain(text) == body
+    assert parse_local_chain(text).text == body
 
 
 @pytest.mark.parametrize(("text", "wrong"), REFUSED.items())
@@ -79,7 +88,7 @@ def test_what_is_not_exactly_one_such_chain_is_refused_with_the_reason(text: str
 
 
 def test_the_shipped_file_is_a_chain_without_rules() -> None:
-    body = parse_local_chain((ROOT / "etc/local-chain.nft").read_text(encoding="utf-8"))
+    body = parse_local_chain((ROOT / "etc/local-chain.nft").read_text(encoding="utf-8")).text
     assert [line for line in body.splitlines() if not line.strip().startswith("#")] == []
 
 
@@ -98,7 +107,7 @@ texts = st.lists(pieces, max_size=20).map("".join)
 @given(st.text() | texts | texts.map("chain local-chain {{\n{}\n}}".format))
 def test_no_text_ends_in_anything_but_a_body_or_a_sentence(text: str) -> None:
     try:
-        body = parse_local_chain(text)
+        body = parse_local_chain(text).text
     except LocalChainError as refused:
         message = str(refused)
         assert message.isprintable()
@@ -116,7 +125,7 @@ def test_whatever_is_taken_no_body_reaches_beyond_our_table(shared_netns: Netns)
     @given(texts.map("chain local-chain {{\n{}\n}}".format))
     def attempt(text: str) -> None:
         try:
-            taken.add(parse_local_chain(text))
+            taken.add(parse_local_chain(text).text)
         except LocalChainError:
             return
 
@@ -138,9 +147,62 @@ def test_whatever_is_taken_no_body_reaches_beyond_our_table(shared_netns: Netns)
 
 
 def test_a_file_that_ends_within_a_comment_still_closes_our_chain(netns: Netns, tmp_path: Path) -> None:
-    body = parse_local_chain("chain local-chain { accept # mine\n}")
+    body = parse_local_chain("chain local-chain { accept # mine\n}").text
     netns.nft(render(Ruleset(tables(Settings(local_chain=body)))))
     assert "chain forward" in netns.command("nft", "list", "ruleset")
+
+
+PLACES = {
+    "chain local-chain {\n\taccept\n}": (1, 0),
+    "# mine\n\nchain local-chain\n{\n\n\taccept\n}": (4, 0),
+    "chain local-chain { accept }": (0, 20),
+    "": (0, 0),
+}
+
+
+@pytest.mark.parametrize(("text", "place"), PLACES.items())
+def test_the_place_of_the_body_in_the_file_is_known(text: str, place: tuple[int, int]) -> None:
+    body = parse_local_chain(text)
+    assert (body.line, body.column) == place
+    lines = text.split("\n")[body.line :]
+    assert body.text.rstrip("\n").split("\n")[0] in (lines[0][body.column :], lines[0][body.column : -2])
+
+
+HOST_NAMES = {
+    "ip saddr gateway.example accept": ["gateway.example"],
+    "ip saddr != { a.example, 192.0.2.1, gw } drop": ["a.example", "gw"],
+    "ip6 daddr {\n\t2001:db8::1,\n\tlocalhost\n} accept": ["localhost"],
+    'ip saddr "gw" accept': ["gw"],
+    "ip saddr vmap { gw : accept, b.example:drop, 192.0.2.1 : drop }": ["gw", "b.example"],
+    "ip saddr . tcp dport { a.example . ssh, 192.0.2.1 . http } accept": ["a.example"],
+    "define x = a.example\n ip saddr $x accept": ["a.example"],
+    "ct original ip saddr gw accept": ["gw"],
+}
+NO_HOST_NAMES = [
+    "ip saddr 192.0.2.1 accept # a.example",
+    "ip saddr { 192.0.2.0/24, 198.51.100.1-198.51.100.9 } accept",
+    "ip6 saddr { fe80::/10, abcd::1, 2001:db8::1-2001:db8::9 } accept",
+    'ip saddr @pools4 iifname eth0.lan log prefix "ip saddr gw" accept comment "saddr gw"',
+    'ip saddr . iifname { 192.0.2.1 . "eth0.100" } accept',
+    "ether saddr aa:bb:cc:dd:ee:ff accept",
+    "meter x { ip saddr limit rate 3/minute } accept",
+    "meter y { ip saddr . tcp dport timeout 5s counter } accept",
+    "fib saddr . iif oif missing drop",
+    "fib daddr type local accept",
+    "tcp dport { ssh, https } accept",
+    "ip protocol icmp ip saddr & 255.0.0.0 == 10.0.0.0 accept",
+    "define web = { http, https }\n tcp dport $web accept",
+    "meta mark set ip saddr map { 192.0.2.1 : 1 }",
+    "ip saddr",
+    "ip saddr . {",
+]
+
+
+@pytest.mark.parametrize("rules", [*HOST_NAMES, *NO_HOST_NAMES])
+def test_host_names_are_told_from_all_other_words(rules: str) -> None:
+    found = list(host_names(rules))
+    assert [name for name, _ in found] == HOST_NAMES.get(rules, [])
+    assert all(rules[place:].lstrip('"').startswith(name) for name, place in found)
 
 
 BY_NAME = {
