@@ -103,7 +103,8 @@ class Reconciler:
         assert settings is not None
         before = {key: applied.pinholes[key] for key in keys if key in applied.pinholes}
         after = {key: wanted[key] for key in keys if key in wanted}
-        old, new = (Ruleset(tables, elements(pinholes.values(), settings)) for pinholes in (before, after))
+        beside = applied.limits_beside(before, after)
+        old, new = (Ruleset(tables, elements(pinholes.values(), settings, beside)) for pinholes in (before, after))
         text = transaction(old, new)
         try:
             with self.record.attempt(self.index.take_changed()):

@@ -235,6 +235,16 @@ class KernelCollector:
                 ),
             ),
         ]
+        families.append(
+            _labelled(
+                CounterMetricFamily(
+                    "nftsync_fragment_limit_drops",
+                    "Later fragments that the limit of their address dropped.",
+                    labels=["family"],
+                ),
+                (([f"ipv{version}"], count.packets) for version, count in self._traffic.fragments.items()),
+            )
+        )
         if routes is not None:
             text = "Addresses with a pinhole but without a route, except the default route."
             families.append(GaugeMetricFamily("nftsync_addresses_open_without_route", text, routes.open_without_route))

@@ -4,12 +4,13 @@ This module shares nothing with the Kernel that changes the tables.
 Source: linux/netfilter/nf_tables.h.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 from nftsync.kernel import netlink
 from nftsync.kernel.netlink import HEADER, PROTOCOL, PROTOCOLS, Netlink, address, elements, expressions, fields, text
 from nftsync.report.traffic import NOTHING, Count, Element, Reading, Rule
-from nftsync.ruleset.model import INET, NETDEV, OPERATOR_SVC
+from nftsync.ruleset.limits import FRAGMENT_SETS
+from nftsync.ruleset.model import FRAGMENTS, INET, NETDEV, OPERATOR_SVC
 from nftsync.ruleset.tables import SETS
 
 _RULE_HANDLE = 3
@@ -36,7 +37,12 @@ def read() -> Reading:
             for family, names in _OTHERS.items()
             for set_name in names
         }
-        return Reading(counts, sizes, dict(_closed(kernel)))
+        return Reading(
+            counts,
+            sizes,
+            dict(_by_rule(kernel, INET, OPERATOR_SVC, {"pools4", "pools6"})),
+            dict(_by_rule(kernel, NETDEV, FRAGMENTS, FRAGMENT_SETS)),
+        )
 
 
 def _counted(kernel: Netlink, family: str, set_name: str, width: int) -> Iterator[tuple[Element, Count]]:
@@ -61,13 +67,13 @@ def _count(statements: Iterable[tuple[bytes, bytes]]) -> Count | None:
     return None
 
 
-def _closed(kernel: Netlink) -> Iterator[tuple[Rule, Count]]:
-    """The counters of the rules that match pools4 or pools6."""
-    for content in netlink.dump(kernel, netlink.GET_RULES, INET, netlink.name(netlink.RULE_CHAIN, OPERATOR_SVC)):
+def _by_rule(kernel: Netlink, family: str, chain: str, names: Collection[str]) -> Iterator[tuple[Rule, Count]]:
+    """The counters of a chain's rules that match one of these sets."""
+    for content in netlink.dump(kernel, netlink.GET_RULES, family, netlink.name(netlink.RULE_CHAIN, chain)):
         rule = fields(content, HEADER)
         statements = list(expressions(rule.get(netlink.RULE_EXPRESSIONS, b"")))
         sets = {text(fields(data)[netlink.LOOKUP_SET]) for called, data in statements if called == b"lookup"}
-        pools = sets & {"pools4", "pools6"}
+        matched = sets.intersection(names)
         count = _count(statements)
-        if pools and count:
-            yield (pools.pop(), int.from_bytes(rule[_RULE_HANDLE])), count
+        if matched and count:
+            yield (matched.pop(), int.from_bytes(rule[_RULE_HANDLE])), count

@@ -59,6 +59,11 @@ class RateLimit:
         return f"{_bytes(self.rate)}/{self.per}{burst}"
 
     @property
+    def bucket(self) -> int:
+        """The bytes or packets that may pass at once. A bucket of bytes holds one unit of rate plus the burst."""
+        return self.burst if self.packets else self.rate + max(self.burst, 1)
+
+    @property
     def statement(self) -> str:
         """The nft statement of a set element.
 

@@ -17,6 +17,7 @@ from nftsync.plan.memory import BootFacts
 from nftsync.plan.snapshot import LocalChain, Origin, Snapshot, Verdicts
 from nftsync.policy.pinholes import Pinhole
 from nftsync.policy.public import PublicSide
+from nftsync.ruleset.limits import FRAGMENT_SETS, slowest_at
 from nftsync.ruleset.localchain import Body, by_name, explain_complaint
 from nftsync.ruleset.model import DYNAMIC, INET, LOCAL_CHAIN, NAME, NETDEV, Elements, Ruleset, Table
 from nftsync.ruleset.settings import Settings
@@ -189,8 +190,10 @@ def undecided_of(
     undecided = {family: dict(sets) for family, sets in earlier.items()}
     for family, sets in elements.items():
         for name, members in sets.items():
-            undecidable = has_pinholes(name) or (pools and name.startswith("pools"))
-            kept = {key: said for key, said in members.items() if undecidable and pinhole_key(key) not in known}
+            of_address = name in FRAGMENT_SETS
+            undecidable = has_pinholes(name) or of_address or (pools and name.startswith("pools"))
+            owned = {key.partition(" ")[0] for key in known} if of_address else known
+            kept = {key: said for key, said in members.items() if undecidable and pinhole_key(key) not in owned}
             if kept:
                 undecided.setdefault(family, {})[name] = kept
     return undecided
@@ -263,6 +266,7 @@ def lines_of(plan: Plan, before: Mapping[str, Pinhole], after: Mapping[str, Pinh
         for family, table in plan.wanted.tables.items()
         if family != left_out
     ]
+    slowest = slowest_at(after.values())
     for command in commands(plan.current, plan.wanted):
         if command.family == left_out:
             continue
@@ -271,7 +275,7 @@ def lines_of(plan: Plan, before: Mapping[str, Pinhole], after: Mapping[str, Pinh
         elements = defaultdict[Subject, list[str]](list)
         for element in command.elements:
             key = pinhole_key(element)
-            owner = after.get(key) or before.get(key)
+            owner = after.get(key) or before.get(key) or slowest.get((command.head.split()[-1], element.split()[0]))
             elements[owner.service if owner else command.family].append(element)
         lines.extend(Line(str(command._replace(elements=some)), subject) for subject, some in elements.items())
     return lines

@@ -1,6 +1,6 @@
 """The result of a sync: the source of the status, Events, metrics, the log and all answers."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -10,11 +10,13 @@ from nftsync.config import Config, Filters, PoolMode
 from nftsync.objects.address import Local
 from nftsync.objects.names import ObjectRef, Reason, Rejection
 from nftsync.objects.nft import Nft
+from nftsync.objects.ratelimit import RateLimit
 from nftsync.plan.plan import ChainInUse, wanted_ruleset
 from nftsync.plan.snapshot import Origin, Snapshot
 from nftsync.policy.confirm import Confirming
 from nftsync.policy.guard import UNGUARDED, Guard
 from nftsync.policy.pinholes import Pinhole, PinholeIndex
+from nftsync.ruleset.limits import limits_at
 from nftsync.ruleset.model import Ruleset, Table
 from nftsync.ruleset.settings import Settings
 
@@ -75,20 +77,36 @@ class Applied:
     """The accepted tables, pinholes and settings.
 
     tables: None while unknown.  settings: None before the first transaction.
-    fingerprint: of the pinholes.
+    fingerprint: of the pinholes.  limits: of the pinholes, by address.
     """
 
     tables: Mapping[str, Table] | None = None
     pinholes: dict[str, Pinhole] = field(default_factory=dict)
     settings: Settings | None = None
     fingerprint: int = 0
+    limits: dict[str, Counter[RateLimit]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, tables: Mapping[str, Table], pinholes: dict[str, Pinhole], settings: Settings) -> "Applied":
-        return cls(tables, pinholes, settings, fingerprint(pinholes.values()))
+        holes = pinholes.values()
+        return cls(tables, pinholes, settings, fingerprint(holes), limits_at(holes))
+
+    def limits_beside(
+        self, before: Mapping[str, Pinhole], after: Mapping[str, Pinhole]
+    ) -> dict[str, Counter[RateLimit]]:
+        """The limits of the other pinholes at the same addresses, if `after` takes the place of `before`."""
+        own, nothing = limits_at(before.values()), Counter[RateLimit]()
+        addresses = {hole.address for hole in (*before.values(), *after.values())}
+        return {address: self.limits[address] - own.get(address, nothing) for address in addresses & self.limits.keys()}
 
     def replace(self, before: Mapping[str, Pinhole], after: Mapping[str, Pinhole]) -> None:
         """Record that the kernel accepted the pinholes `after` in place of `before`."""
+        added = limits_at(after.values())
+        for address, others in self.limits_beside(before, after).items():
+            self.limits[address] = others + added.pop(address, Counter())
+            if not self.limits[address]:
+                del self.limits[address]
+        self.limits.update(added)
         for key in before:
             del self.pinholes[key]
         self.pinholes.update(after)

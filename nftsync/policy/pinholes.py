@@ -37,6 +37,10 @@ class Pinhole:
     uid: str = field(default="", compare=False)
 
     @property
+    def address(self) -> str:
+        return self.key.partition(" ")[0]
+
+    @property
     def ref(self) -> ObjectRef:
         """The Service that owns it."""
         return ObjectRef("Service", str(self.service), self.uid)

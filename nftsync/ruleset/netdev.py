@@ -2,34 +2,39 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 
 from nftsync.policy.pinholes import Pinhole
-from nftsync.ruleset.model import ENDPOINT, IP, OPERATOR_TC, RATELIMIT, Chain, Elements, Set, lines
+from nftsync.ruleset.limits import FRAGMENT_SETS, Limits, drops_over, limit_sets, limits_at, set_of, strictest
+from nftsync.ruleset.model import ENDPOINT, FRAGMENTS, IP, OPERATOR_TC, RATELIMIT, Chain, Elements, Set, lines
 from nftsync.ruleset.settings import Settings
 
-# The kind of limit in a set's declaration. Each element has a limit of its own.
-_LIMITS = {"": "limit rate over 1 bytes/second burst 1 bytes", "-packets": "limit rate over 1/second burst 1 packets"}
+# Only the first fragment of a packet has its ports.
+_LATER_FRAGMENT = ("ip frag-off & 0x1fff != 0", "frag frag-off != 0")
 
 SETS: Mapping[str, Set] = {
-    f"limited{version}{suffix}": Set(endpoint, statement=limit)
-    for version, endpoint in ENDPOINT.items()
-    for suffix, limit in _LIMITS.items()
-} | {
+    **limit_sets("limited", ENDPOINT),
+    **FRAGMENT_SETS,
     # A second look-up counts packets over a limit, because a limit hides a counter on the same
     # element in a listing.
-    f"dropped{version}": Set(endpoint, statement="counter")
-    for version, endpoint in ENDPOINT.items()
+    **{f"dropped{version}": Set(endpoint, statement="counter") for version, endpoint in ENDPOINT.items()},
 }
 
 
 def chains(settings: Settings) -> dict[str, Chain]:
     endpoints = {version: f"{ip} daddr . meta l4proto . th dport" for version, ip in IP.items()}
     over = (
-        f"{endpoint} @limited{version}{suffix} {endpoint} @dropped{version} drop"
+        rule
         for version, endpoint in endpoints.items()
-        for suffix in _LIMITS
+        for rule in drops_over("limited", version, endpoint, f"{endpoint} @dropped{version}")
     )
-    found = {OPERATOR_TC: Chain(lines(*over))}
+    fragments = (
+        rule for version, ip in IP.items() for rule in drops_over("fragments", version, f"{ip} daddr", "counter")
+    )
+    found = {
+        FRAGMENTS: Chain(lines(*fragments)),
+        OPERATOR_TC: Chain(lines(*(f"{is_one} goto {FRAGMENTS}" for is_one in _LATER_FRAGMENT), *over)),
+    }
     for number, device in enumerate(settings.devices, 1):
         name = RATELIMIT if number == 1 else f"{RATELIMIT}-{number}"  # a device's name may be no word of nft's
         hook = f'type filter hook ingress device "{device}" priority 0; policy accept;'
@@ -39,12 +44,19 @@ def chains(settings: Settings) -> dict[str, Chain]:
     return found
 
 
-def elements(pinholes: Iterable[Pinhole]) -> Elements:
-    """The elements of pinholes with a limit, by set."""
+def elements(pinholes: Iterable[Pinhole], others: Limits = MappingProxyType({})) -> Elements:
+    """The elements of pinholes with a limit, by set.
+
+    others: the limits of further pinholes at the same addresses. Later fragments share one limit.
+    """
     found: Elements = defaultdict(dict)
-    for hole in pinholes:
-        if hole.limit is not None and hole.sources != ():
-            suffix = "-packets" if hole.limit.packets else ""
-            found[f"limited{hole.version}{suffix}"][hole.key] = hole.limit.statement
-            found[f"dropped{hole.version}"][hole.key] = ""
+    limited = [hole for hole in pinholes if hole.limit is not None and hole.sources != ()]
+    for hole in limited:
+        assert hole.limit is not None
+        found[set_of("limited", hole.version, hole.limit)][hole.key] = hole.limit.statement
+        found[f"dropped{hole.version}"][hole.key] = ""
+    own = limits_at(limited)
+    for address in own.keys() | others.keys():
+        for limit in strictest({*own.get(address, ()), *others.get(address, ())}):
+            found[set_of("fragments", 6 if ":" in address else 4, limit)][address] = limit.statement
     return found

@@ -5,9 +5,11 @@ values, names of a checked grammar, and the operator's verbatim local chain ente
 """
 
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 
 from nftsync.policy.pinholes import Pinhole
 from nftsync.ruleset import inet, netdev
+from nftsync.ruleset.limits import Limits
 from nftsync.ruleset.model import INET, NETDEV, Elements, Ruleset, Set, Table
 from nftsync.ruleset.settings import Settings
 
@@ -45,12 +47,17 @@ def ruleset(pinholes: Iterable[Pinhole], settings: Settings) -> Ruleset:
     return Ruleset(tables(settings), found)
 
 
-def elements(pinholes: Iterable[Pinhole], settings: Settings) -> dict[str, Elements]:
-    """The set elements of pinholes, by family and set."""
+def elements(
+    pinholes: Iterable[Pinhole], settings: Settings, others: Limits = MappingProxyType({})
+) -> dict[str, Elements]:
+    """The set elements of pinholes, by family and set.
+
+    others: the limits of further pinholes at the same addresses.
+    """
     holes = list(pinholes)
     return {
         INET: inet.elements(holes),
-        NETDEV: netdev.elements(holes) if settings.enable_rateshape else {},
+        NETDEV: netdev.elements(holes, others) if settings.enable_rateshape else {},
     }
 
 
@@ -59,7 +66,7 @@ def open_keys(found: Ruleset) -> set[str]:
     return {
         pinhole_key(element)
         for name, members in found.elements.get(INET, {}).items()
-        if name in SETS[INET] and has_pinholes(name)
+        if name.startswith(("services", "sources"))
         for element in members
     }
 

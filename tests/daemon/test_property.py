@@ -197,7 +197,7 @@ _services = st.builds(
     st.lists(st.sampled_from(ADDRESSES), min_size=1, max_size=2, unique=True),
     st.lists(st.sampled_from([("TCP", 80), ("UDP", 53)]), min_size=1, max_size=2, unique=True),
     st.just(()) | st.lists(st.sampled_from(SOURCES), max_size=2, unique=True),
-    st.sampled_from([None, None, "2 mbytes/second burst 512 kbytes", "400/second"]),
+    st.sampled_from([None, None, "2 mbytes/second burst 512 kbytes", "3 mbytes/minute", "400/second"]),
     st.sampled_from([OLD, NEW]),
 )  # fmt: skip
 _damage = st.sampled_from([

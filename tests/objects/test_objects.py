@@ -298,6 +298,8 @@ def test_each_port_of_a_limited_service_gets_a_bucket_of_its_own() -> None:
         "limited6-packets": {"2001:db8::1 . tcp . 80", "2001:db8::1 . tcp . 443"},
         "dropped4": {"192.0.2.1 . tcp . 80", "192.0.2.1 . tcp . 443"},
         "dropped6": {"2001:db8::1 . tcp . 80", "2001:db8::1 . tcp . 443"},
+        "fragments4-packets": {"192.0.2.1"},
+        "fragments6-packets": {"2001:db8::1"},
     }
 
 
@@ -622,6 +624,7 @@ some_services: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
 
 KEY = re.compile(r"([0-9]{1,3}(\.[0-9]{1,3}){3}|[0-9a-f:]{2,39}) \. (tcp|udp|sctp) \. [1-9][0-9]{0,4}")
 SOURCE = re.compile(rf"{KEY.pattern} \. [0-9a-f:.]{{2,39}}(/[0-9]{{1,3}})?")
+FORMS = {"sources": SOURCE, "fragments": re.compile(KEY.pattern.partition(r" \.")[0])}  # of elements, by set
 STATEMENT = re.compile(
     r"limit rate over ([0-9]+ [km]?bytes/[a-z]{3,6} burst [0-9]+ [km]?bytes|[0-9]+/[a-z]{3,6} burst [0-9]+ packets)"
 )
@@ -692,8 +695,10 @@ def test_nothing_unparsed_reaches_nft_and_nothing_is_opened_that_was_not_asked_f
         for family in elements(holes.values(), Settings(enable_rateshape=True)).values():
             for name, members in family.items():
                 for key, statement in members.items():
-                    assert (SOURCE if name.startswith("sources") else KEY).fullmatch(key)
-                    assert bool(STATEMENT.fullmatch(statement)) if name.startswith("limited") else statement == ""
+                    form = next((form for stem, form in FORMS.items() if name.startswith(stem)), KEY)
+                    assert form.fullmatch(key)
+                    limits = name.startswith(("limited", "fragments"))
+                    assert bool(STATEMENT.fullmatch(statement)) if limits else statement == ""
                     seen[name.rstrip("46")] += 1
 
     look()

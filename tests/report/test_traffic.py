@@ -21,6 +21,7 @@ from nftsync.objects.names import Name
 from nftsync.objects.service import parse_service
 from nftsync.policy.pinholes import Pinhole, PinholeIndex
 from nftsync.report.traffic import NOTHING, Count, Reachability, Reading, Routes, Traffic
+from nftsync.ruleset.limits import FRAGMENT_SETS
 from nftsync.ruleset.model import INET, NETDEV, OPERATOR_TC, Chain, Ruleset, Table
 from nftsync.ruleset.settings import Settings
 from nftsync.ruleset.tables import ruleset, tables
@@ -144,6 +145,14 @@ def test_drops_at_closed_ports_survive_a_refill_of_the_chain() -> None:
     traffic.take(Reading(), {})  # enable_dropall is off for a while
     traffic.take(Reading(closed={("pools4", 11): Count(2, 2), ("pools6", 12): Count(1, 1)}), {})
     assert traffic.closed == {"pools4": Count(114, 114), "pools6": Count(1, 1)}
+
+
+def test_drops_of_fragments_are_a_total_of_each_family() -> None:
+    traffic = Traffic()
+    for packets, handle in ((100, 7), (104, 7), (3, 9)):
+        counts = {("fragments4", handle): Count(packets, 1), ("fragments4-packets", handle + 1): Count(packets, 1)}
+        traffic.take(Reading(fragments={**counts, ("fragments6", 3): Count(5, 5)}), {})
+    assert {version: count.packets for version, count in traffic.fragments.items()} == {4: 14, 6: 0}
 
 
 # --- the cap -------------------------------------------------------------------------------------------
@@ -350,12 +359,15 @@ def test_every_element_is_read_under_its_pinhole_s_key(netns: Netns) -> None:
     found = netns.run(counters.read)
     expected = {name: members for sets in shown.elements.values() for name, members in sets.items()}
     assert found.sizes == {name: len(expected.get(name, ())) for table in shown.tables.values() for name in table.sets}
-    assert found.counts.keys() == {name for name in found.sizes if not name.startswith(("pools", "limited"))}
+    assert found.counts.keys() == {
+        name for name in found.sizes if not name.startswith(("pools", "limited", "fragments"))
+    }
     for name, members in found.counts.items():
         assert len(members) == len(expected.get(name, ()))
         assert {key for key, _ in members} == {" . ".join(key.split(" . ")[:3]) for key in expected.get(name, ())}
         assert set(members.values()) <= {NOTHING}
     assert [(name, count) for (name, _), count in found.closed.items()] == [("pools4", NOTHING), ("pools6", NOTHING)]
+    assert {name: count for (name, _), count in found.fragments.items()} == dict.fromkeys(FRAGMENT_SETS, NOTHING)
 
 
 def test_counters_are_read_beside_another_statement_and_strange_elements_do_no_harm(netns: Netns) -> None:
