@@ -21,6 +21,12 @@ Command = Callable[[argparse.Namespace], int]
 Option = tuple[str, dict[str, Any]]  # an argument's name, and argparse's settings for it
 
 
+_JOINED = (
+    "note: the kernel can join many packets of a connection into one (GRO), and then the limit counts one. "
+    "Use a limit in bytes, e.g. '1 mbytes/second', if this matters"
+)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     open_output()
@@ -96,9 +102,12 @@ def _render(options: argparse.Namespace) -> int:
 
 def _ratelimit(options: argparse.Namespace) -> int:
     try:
-        print(parse_ratelimit(" ".join(options.text)))
+        limit = parse_ratelimit(" ".join(options.text))
     except Malformed as error:
         return fail(WRONG, str(error))
+    print(limit)
+    if limit.packets:
+        print(_JOINED, file=sys.stderr)
     return 0
 
 

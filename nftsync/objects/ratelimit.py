@@ -9,6 +9,7 @@ Sources: nft(8), "LIMIT STATEMENT"; net/netfilter/nft_limit.c of the kernel for 
 
 import re
 from dataclasses import dataclass, replace
+from fractions import Fraction
 
 from nftsync.objects.names import Malformed, require
 
@@ -81,16 +82,13 @@ def parse_ratelimit(text: str) -> RateLimit:
     quoted = ascii(text[:MAX_LENGTH])
     require(len(text) <= MAX_LENGTH, f"{quoted}… is longer than {MAX_LENGTH} characters; {EXAMPLES}")
     match = _LIMIT.fullmatch(text)
-    if match is None:
-        raise Malformed(f"{quoted} {_what_is_wrong(text)}; {EXAMPLES}")
-    unit, per = match["unit"], match["time"]
-    require(per in TIME_UNITS, f"{quoted}: the time unit '{per}' is not one of {', '.join(TIME_UNITS)}; {EXAMPLES}")
-    require(
-        unit is None or unit in BYTE_UNITS,
-        f"{quoted}: the unit '{unit}' is not one of {', '.join(BYTE_UNITS)} (packets have none); {EXAMPLES}",
-    )
+    if wrong := _what_is_wrong(text, match):
+        suggested = suggestion(text)
+        raise Malformed(f"{quoted}{wrong}; " + (f"write '{suggested}'" if suggested else EXAMPLES))
+    assert match is not None
+    unit = match["unit"]
     rate = _integer(match["rate"], quoted) * BYTE_UNITS[unit or "bytes"]
-    limit = RateLimit(rate, per, _burst(match, quoted), packets=unit is None)
+    limit = RateLimit(rate, match["time"], _burst(match, quoted), packets=unit is None)
     _check_bounds(limit, quoted)
     return limit
 
@@ -143,11 +141,70 @@ def _integer(digits: str, quoted: str) -> int:
     return int(digits)
 
 
-def _what_is_wrong(text: str) -> str:
-    """The most helpful complaint about a text that does not fit the grammar."""
-    limit = _LIMIT.match(text)
-    complaint = f"has extra text after the limit: {text[limit.end() :][:40]!a}" if limit else "is not a rate limit"
-    return next((known for pattern, known in _COMPLAINTS.items() if re.match(pattern, text)), complaint)
+def _what_is_wrong(text: str, match: re.Match[str] | None) -> str:
+    """The most helpful complaint about a text that does not fit the grammar or nft's words; "" if it does."""
+    if match is None:
+        limit = _LIMIT.match(text)
+        complaint = f"has extra text after the limit: {text[limit.end() :][:40]!a}" if limit else "is not a rate limit"
+        return " " + next((known for pattern, known in _COMPLAINTS.items() if re.match(pattern, text)), complaint)
+    unit, per = match["unit"], match["time"]
+    if per not in TIME_UNITS:
+        return f": the time unit '{per}' is not one of {', '.join(TIME_UNITS)}"
+    if unit not in (None, *BYTE_UNITS):
+        return f": the unit '{unit}' is not one of {', '.join(BYTE_UNITS)} (packets have none)"
+    return ""
+
+
+# Words that other tools have: "10 Mbit/s", "1.5mbps", "2 MB/s burst 512 kB", "400 pps", "400 per minute".
+_LETTERS = "kmgt"
+_PREFIXES = {
+    **{letter: 1000**n for n, letter in enumerate(_LETTERS, 1)},
+    **{f"{letter}i": 1024**n for n, letter in enumerate(_LETTERS, 1)},
+    "": 1,
+}
+_TIMES = {word: unit for unit in TIME_UNITS for word in (unit, f"{unit}s", unit[:3], f"{unit[:3]}s", unit[0])}
+_AMOUNT = r"(?P<{0}>[0-9]+(?:[.][0-9]+)?)\s*(?P<{0}_unit>(?:[kmgt]i?)?(?:bits?|bytes?|b)|k?p|k?(?:packets?|pkts?))?"
+_OTHERS_LIMIT = re.compile(
+    rf"\s*{_AMOUNT.format('rate')}\s*(?:(?:/|per\b|p)\s*(?P<time>{'|'.join(_TIMES)}))?"
+    rf"(?:\s*,?\s*burst\s*{_AMOUNT.format('burst')})?\s*",
+    re.IGNORECASE | re.ASCII,
+)
+_COARSE = 100 * BYTE_UNITS["kbytes"]  # from here on, whole kbytes are exact enough
+
+
+def suggestion(text: str) -> str:
+    """The limit that somebody probably means who writes it in another tool's words; "" if unclear.
+
+    A number that nft cannot write is rounded down. The result is always a valid limit.
+    """
+    match = _OTHERS_LIMIT.fullmatch(text)
+    if match is None or not (match["rate_unit"] or match["time"]):
+        return ""
+    per = _TIMES[(match["time"] or "second").lower()]
+    rate, packets = _amount(match["rate"], match["rate_unit"])
+    suggested = f"{rate}/{per}" if packets else f"{_bytes(rate)}/{per}"
+    if match["burst"]:
+        burst, counted = _amount(match["burst"], match["burst_unit"])
+        if match["burst_unit"] and counted is not packets:
+            return ""
+        suggested += f" burst {burst} packets" if packets else f" burst {_bytes(burst)}"
+    try:
+        parse_ratelimit(suggested)
+    except Malformed:  # too large, or 0
+        return ""
+    return suggested
+
+
+def _amount(number: str, unit: str | None) -> tuple[int, bool]:
+    """Bytes or packets, rounded down, and whether they are packets. "k" is 1000, but 1024 in nft's "kbytes"."""
+    word = (unit or "p").lower()
+    packets = "p" in word
+    prefix = word[: 1 + (word[1:2] == "i")] if word[0] in _LETTERS else ""
+    factor = Fraction(_PREFIXES[f"{prefix[:1]}i"] if prefix and "byte" in word else _PREFIXES[prefix])
+    if "bit" in word or (unit or "").endswith("b"):  # "B" is bytes
+        factor /= 8
+    amount = int(Fraction(number) * factor)
+    return (amount if packets or amount < _COARSE else amount // 1024 * 1024), packets
 
 
 def _bytes(count: int) -> str:

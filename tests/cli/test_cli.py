@@ -259,6 +259,16 @@ def test_ratelimit_prints_the_normalised_limit(capsys: pytest.CaptureFixture[str
     assert capsys.readouterr() == ("2 mbytes/second burst 512 kbytes\n", "")
 
 
+def test_ratelimit_names_a_better_limit_than_one_in_packets(capsys: pytest.CaptureFixture[str]) -> None:
+    assert status("ratelimit", "50/second") == 0
+    said = capsys.readouterr()
+    assert said.out == "50/second burst 5 packets\n"
+    assert "GRO" in said.err
+    assert "limit in bytes" in said.err
+    assert status("ratelimit", "50 kbytes/second") == 0
+    assert capsys.readouterr().err == ""
+
+
 def test_ratelimit_takes_bytes_that_are_no_text_for_what_they_are() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "nftsync", "ratelimit", b"\xff/second"], cwd=ROOT, capture_output=True, check=False
@@ -268,14 +278,14 @@ def test_ratelimit_takes_bytes_that_are_no_text_for_what_they_are() -> None:
 
 
 @given(st.text() | near_misses)
-def test_whatever_is_asked_about_a_limit_is_answered_on_one_line(text: str) -> None:
+def test_whatever_is_asked_about_a_limit_is_answered_on_a_line(text: str) -> None:
     with pytest.MonkeyPatch.context() as patch:
         lines: list[str] = []
         patch.setattr("builtins.print", lambda *words, **_: lines.append(" ".join(map(str, words))))
         found = status("ratelimit", "--", text)
     assert found in (0, WRONG)
-    assert len(lines) == 1
-    assert lines[0].isprintable()
+    assert len(lines) == 1 + ("note: " in lines[-1])
+    assert all(line.isprintable() for line in lines)
 
 
 # --- pools ---------------------------------------------------------------------------------------------

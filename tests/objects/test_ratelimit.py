@@ -16,7 +16,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from nftsync.objects.names import Malformed
-from nftsync.objects.ratelimit import BYTE_UNITS, EXAMPLES, RateLimit, parse_ratelimit
+from nftsync.objects.ratelimit import BYTE_UNITS, EXAMPLES, RateLimit, parse_ratelimit, suggestion
 from tests.support import Netns, limits, seconds
 
 KBYTE, MBYTE = 1024, 1024 * 1024
@@ -123,9 +123,91 @@ def test_a_wrong_limit_is_refused_with_a_sentence_that_says_what_is_wrong_and_wh
     message = str(refused.value)
     assert wrong in message
     assert ascii(text[:60])[1:-1] in message, "the sentence shows what was written"
-    right = (EXAMPLES, "the smallest is 1", "it must stay below", "at most", "write it without", "is too large")
+    right = (
+        EXAMPLES,
+        "; write '",
+        "the smallest is 1",
+        "it must stay below",
+        "at most",
+        "write it without",
+        "is too large",
+    )
     assert any(each in message for each in right), "and what is right"
     assert message.isprintable()
+
+
+SUGGESTED = {
+    "10 mbit/s": "1220 kbytes/second",
+    "10mbit": "1220 kbytes/second",
+    "10 Mbit/s": "1220 kbytes/second",
+    "10 mbps": "1220 kbytes/second",
+    "10Mbps": "1220 kbytes/second",
+    "10 Mb/s": "1220 kbytes/second",
+    "1.5 mbit/s": "183 kbytes/second",
+    "64 kbit/s": "8000 bytes/second",
+    "1 Gbit/s": "122070 kbytes/second",
+    "1gbps": "122070 kbytes/second",
+    "10 bits/s": "1 bytes/second",
+    "8 Mibit/s": "1 mbytes/second",
+    "2 MB/s": "1953 kbytes/second",
+    "2 MiB/s": "2 mbytes/second",
+    "500 kB/s": "488 kbytes/second",
+    "100 KiB/s": "100 kbytes/second",
+    "90 MB/min": "87890 kbytes/minute",
+    "2mbytes/second": "2 mbytes/second",
+    "2 mbytes/sec": "2 mbytes/second",
+    "2 Mbytes per second": "2 mbytes/second",
+    "2 mbytes/ second": "2 mbytes/second",
+    "0.5 mbytes/second": "512 kbytes/second",
+    "2 gbytes/second": "2048 mbytes/second",
+    "400 pps": "400/second",
+    "10 kpps": "10000/second",
+    "50 p/s": "50/second",
+    "50 packets/s": "50/second",
+    "50 packets/second": "50/second",
+    "50 pkts/min": "50/minute",
+    "50/s": "50/second",
+    "50/sec": "50/second",
+    "50/mins": "50/minute",
+    "50 per second": "50/second",
+    "50 per hour": "50/hour",
+    "10 mbit/s burst 1 mbit": "1220 kbytes/second burst 122 kbytes",
+    "2 MB/s, burst 512 kB": "1953 kbytes/second burst 500 kbytes",
+    "400/minute burst 10": "400/minute burst 10 packets",
+    "fast": "",
+    "2": "",
+    "-5/second": "",
+    "1 bit/s": "",
+    "9999999 gbit/s": "",
+    "0 mbit/s": "",
+    "5 packets/s burst 1 kB": "",
+    "5 parsecs": "",
+    "2 mbytes/second; flush ruleset": "",
+}
+
+
+@pytest.mark.parametrize(("text", "meant"), SUGGESTED.items())
+def test_words_of_other_tools_are_refused_and_the_sentence_says_what_to_write(text: str, meant: str) -> None:
+    assert suggestion(text) == meant
+    with pytest.raises(Malformed) as refused:
+        parse_ratelimit(text)
+    assert str(refused.value).endswith(f"; write '{meant}'") == bool(meant)
+
+
+_others = st.builds(
+    "{}{}{}{}{}".format,
+    st.integers(0, 10**9) | st.decimals(0, 10**6, places=2),
+    st.sampled_from(["", " "]),
+    st.sampled_from(["", "k", "M", "g", "Ti", "Ki"]),
+    st.sampled_from(["", "b", "B", "bit", "bits", "byte", "bytes", "p", "packets", "Bytes"]),
+    st.sampled_from(["", "/s", "ps", " per second", "/min", " / hours", "/w", " burst 5", "/s burst 1.5 kB"]),
+)
+
+
+@given(_others)
+def test_a_suggestion_is_a_limit_of_its_own(text: str) -> None:
+    if suggested := suggestion(text):
+        assert parse_ratelimit(suggested)
 
 
 def test_the_examples_in_the_sentences_are_right() -> None:
