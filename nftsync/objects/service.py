@@ -15,6 +15,7 @@ from nftsync.objects.names import Malformed, Name, ObjectRef, Reason, Rejection,
 from nftsync.objects.ratelimit import RateLimit, parse_ratelimit
 
 RATELIMIT_ANNOTATION = "ratelimit"
+EGRESS_ANNOTATION = "nftsync.io/ratelimit-egress"
 SOURCE_RANGES_ANNOTATION = "service.beta.kubernetes.io/load-balancer-source-ranges"
 
 Refusal = tuple[Reason, str]  # of a part of the Service, with a sentence
@@ -45,6 +46,7 @@ class Service:
     load_balancer_class: "" for none, None if unknown.
     addresses: status.loadBalancer.ingress[].ip.
     sources: None for everybody; otherwise only these ranges, collapsed; () for nobody.
+    limit: of packets to each address and port.  limit_egress: of packets from there to the public network.
     """
 
     name: Name
@@ -56,6 +58,7 @@ class Service:
     sources: tuple[Network, ...] | None
     limit: RateLimit | None
     rejections: tuple[Rejection, ...]
+    limit_egress: RateLimit | None = None
 
     @property
     def ref(self) -> ObjectRef:
@@ -88,7 +91,8 @@ def parse_service(raw: object, before: Service | None) -> Service | None:
             addresses=tuple(dict.fromkeys(_addresses(service, refusals))),
             ports=tuple(dict.fromkeys(_ports(spec, refusals))),
             sources=_sources(spec, annotations, refusals),
-            limit=_limit(annotations, before.limit if before else None, refusals),
+            limit=_limit(annotations, RATELIMIT_ANNOTATION, before and before.limit, refusals),
+            limit_egress=_limit(annotations, EGRESS_ANNOTATION, before and before.limit_egress, refusals),
             rejections=tuple(Rejection(ObjectRef("Service", str(name), uid), *refusal) for refusal in refusals),
         )
     except Malformed as error:
@@ -147,9 +151,11 @@ def _sources(
     return collapse(networks)
 
 
-def _limit(annotations: Mapping[str, object], before: RateLimit | None, refusals: list[Refusal]) -> RateLimit | None:
+def _limit(
+    annotations: Mapping[str, object], annotation: str, before: RateLimit | None, refusals: list[Refusal]
+) -> RateLimit | None:
     """The annotation's limit; the previous limit stays if the annotation is invalid."""
-    text = annotations.get(RATELIMIT_ANNOTATION)
+    text = annotations.get(annotation)
     if text is None:
         return None
     try:
@@ -158,5 +164,5 @@ def _limit(annotations: Mapping[str, object], before: RateLimit | None, refusals
         return parse_ratelimit(text)
     except Malformed as error:
         stays = f"the previous limit, {before}, stays" if before else "the Service is not limited"
-        refusals.append((Reason.INVALID_RATELIMIT, f"annotation {RATELIMIT_ANNOTATION}: {error}; {stays}"))
+        refusals.append((Reason.INVALID_RATELIMIT, f"annotation {annotation}: {error}; {stays}"))
         return before

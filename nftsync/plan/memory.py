@@ -14,7 +14,7 @@ from nftsync.objects.address import Address, Local, parse_range
 from nftsync.objects.metallb import MetalLBConfig, Pool, parse_peer_address
 from nftsync.objects.names import NAME, Name
 from nftsync.objects.nft import NftSpec, describe_spec, parse_spec
-from nftsync.objects.ratelimit import parse_ratelimit
+from nftsync.objects.ratelimit import RateLimit, parse_ratelimit
 from nftsync.objects.service import Port, Protocol, Service
 from nftsync.policy.public import is_writable
 
@@ -110,6 +110,7 @@ def service_record(name: Name, service: Service | None) -> str:
         "ports": [list(port) for port in service.ports],
         "sources": None if service.sources is None else list(map(str, service.sources)),
         "limit": str(service.limit or ""),
+        "limit_egress": str(service.limit_egress or ""),
     }
     return _json([SERVICE, described])
 
@@ -163,9 +164,14 @@ def _service(raw: dict[str, Any]) -> Service:
         addresses=tuple(map(ip_address, map(_without_zone, raw["addresses"]))),
         ports=tuple(Port(Protocol(protocol), _port(number)) for protocol, number in raw["ports"]),
         sources=None if raw["sources"] is None else tuple(map(ip_network, map(_without_zone, raw["sources"]))),
-        limit=None if raw["limit"] == "" else parse_ratelimit(_text(raw["limit"])),
+        limit=_limit(raw["limit"]),
         rejections=(),
+        limit_egress=_limit(raw.get("limit_egress", "")),  # older records lack it
     )
+
+
+def _limit(value: object) -> RateLimit | None:
+    return None if value == "" else parse_ratelimit(_text(value))
 
 
 def _facts(raw: dict[str, Any]) -> Facts:

@@ -47,7 +47,9 @@ def changes_between(before: Mapping[str, Pinhole], after: Mapping[str, Pinhole])
             opened=tuple(new for old, new in changed if new and not old),
             closed=tuple(old for old, new in changed if old and not new),
             altered=tuple(new for old, new in changed if old and new),
-            limit_changed=any(old and new and old.limit != new.limit for old, new in changed),
+            limit_changed=any(
+                old and new and (old.limit, old.limit_egress) != (new.limit, new.limit_egress) for old, new in changed
+            ),
         )
         for service, changed in sorted(pairs.items(), key=lambda item: item[0].name)
     )
@@ -58,7 +60,7 @@ def fingerprint(pinholes: Iterable[Pinhole]) -> int:
 
     The fingerprints of disjoint parts add up to the fingerprint of the whole.
     """
-    texts = (f"{pinhole.key} {pinhole.sources} {pinhole.limit}" for pinhole in pinholes)
+    texts = (f"{pinhole.key} {pinhole.sources} {pinhole.limit}{pinhole.limit_egress or ''}" for pinhole in pinholes)
     return sum(int.from_bytes(blake2b(text.encode(), digest_size=16).digest()) for text in texts)
 
 

@@ -118,7 +118,9 @@ class Verdicts:
         if not self.unlimited:
             return remembered
         left = {name: service for name, service in remembered.items() if name not in self.out}
-        return left | {name: replace(left[name], limit=None) for name in left.keys() & self.unlimited}
+        return left | {
+            name: replace(left[name], limit=None, limit_egress=None) for name in left.keys() & self.unlimited
+        }
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ class Pinhole:
 
     key: identifies the pinhole in nft's notation, e.g. "192.0.2.1 . tcp . 80".
     sources: None for everybody; otherwise only these ranges, of the address's own family.
+    limit: of packets to it.  limit_egress: of packets from it to the public network.
     service, uid: the owner.
     """
 
@@ -35,6 +36,7 @@ class Pinhole:
     limit: RateLimit | None
     service: Name
     uid: str = field(default="", compare=False)
+    limit_egress: RateLimit | None = None
 
     @property
     def address(self) -> str:
@@ -55,7 +57,9 @@ def pinholes_of(service: Service, guard: Guard = UNGUARDED) -> dict[str, Pinhole
         text = str(address)
         for protocol, port in service.ports:
             key = f"{text} . {protocol} . {port}"
-            claimed[key] = Pinhole(key, address.version, sources, service.limit, service.name, service.uid)
+            claimed[key] = Pinhole(
+                key, address.version, sources, service.limit, service.name, service.uid, service.limit_egress
+            )
     return claimed
 
 

@@ -116,7 +116,10 @@ def _pinholes(pinholes: Sequence[Pinhole]) -> str:
 
 
 def _limit(pinholes: Sequence[Pinhole]) -> str:
-    return f", each limited to {pinholes[0].limit}" if pinholes[0].limit else ""
+    inwards, outwards = pinholes[0].limit, pinholes[0].limit_egress
+    said = [f"to {inwards}"] if inwards else []
+    said += [f"to {outwards} outwards"] if outwards else []
+    return f", each limited {' and '.join(said)}" if said else ""
 
 
 def _sources(pinhole: Pinhole) -> str:
