@@ -106,6 +106,7 @@ class Config:
     metrics: tuple[str, int] | None = ("127.0.0.1", 9469)  # address and port; None: no endpoint
     metrics_services: int = 1000  # number of Services with series of their own
     own_tables: bool = True  # nobody else can change the tables, if nft and the kernel support it
+    stateless: bool = False  # packets of the pools bypass connection tracking
     service_filter: Filters = field(default_factory=Filters)
     address_policy: AddressPolicy = field(default_factory=AddressPolicy)
     bgp_peers: tuple[Network, ...] = ()  # may speak BGP on the public side; empty for everybody
@@ -291,6 +292,7 @@ _KEYS: Keys = {
     "resync_interval": _seconds,
     "confirm_seconds": partial(_seconds, or_none=True),
     "own_tables": _flag,
+    "stateless": _flag,
     "pools": _pool_mode,
     "advertised_pools_only": _flag,
     "allowed_prefixes": _prefixes,

@@ -211,8 +211,9 @@ def router_settings(draw: st.DrawFn) -> Settings:
     links = [Link(number, nic) for number, nic in enumerate(NICS, 2) if draw(st.booleans())]
     nics = Nics(tuple(chosen), tuple(inside))
     interfaces = draw(st.sampled_from([PublicSide(), PublicSide.unseen(nics), public_side(links, nics)]))
-    bgp, dropall, rateshape, ssh = draw(st.tuples(*4 * [st.booleans()]))
-    return Settings(interfaces, bgp, dropall, rateshape, ssh, draw(st.sampled_from(LOCAL_CHAINS)))
+    bgp, dropall, rateshape, ssh, stateless = draw(st.tuples(*5 * [st.booleans()]))
+    local_chain = draw(st.sampled_from(LOCAL_CHAINS))
+    return Settings(interfaces, bgp, dropall, rateshape, ssh, local_chain, stateless=stateless)
 
 
 def rulesets() -> st.SearchStrategy[Ruleset]:

@@ -126,7 +126,7 @@ def _state(folder: Path) -> Finding:
 def _nft() -> Finding:
     """Load a ruleset with every feature into a new network namespace, where it can do no harm."""
     side = PublicSide.unseen(Nics(("lo",)))
-    settings = Settings(side, enable_bgp=True, enable_rateshape=True)
+    settings = Settings(side, enable_bgp=True, enable_rateshape=True, stateless=True)
     try:
         version = _command("nft", "--version").stdout.strip()
         loaded = _command("unshare", "--net", "nft", "-f", "-", text=render(Ruleset(tables(settings))))

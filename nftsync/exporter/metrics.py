@@ -234,6 +234,11 @@ class KernelCollector:
                     for name, family in (("pools4", "ipv4"), ("pools6", "ipv6"))
                 ),
             ),
+            CounterMetricFamily(
+                "nftsync_invalid_drops",
+                "Packets dropped because connection tracking calls them invalid.",
+                self._traffic.invalid.packets,
+            ),
         ]
         families.append(
             _labelled(

@@ -7,10 +7,10 @@ Source: linux/netfilter/nf_tables.h.
 from collections.abc import Collection, Iterable, Iterator
 
 from nftsync.kernel import netlink
-from nftsync.kernel.netlink import HEADER, PROTOCOL, PROTOCOLS, Netlink, address, elements, expressions, fields, text
+from nftsync.kernel.netlink import HEADER, PROTOCOL, Netlink, address, elements, expressions, fields, text
 from nftsync.report.traffic import NOTHING, Count, Element, Reading, Rule
 from nftsync.ruleset.limits import FRAGMENT_SETS
-from nftsync.ruleset.model import FRAGMENTS, INET, NETDEV, OPERATOR_SVC
+from nftsync.ruleset.model import FRAGMENTS, GLOBAL, INET, NETDEV, OPERATOR_SVC, PROTOCOLS
 from nftsync.ruleset.tables import SETS
 
 _RULE_HANDLE = 3
@@ -42,6 +42,7 @@ def read() -> Reading:
             sizes,
             dict(_by_rule(kernel, INET, OPERATOR_SVC, {"pools4", "pools6"})),
             dict(_by_rule(kernel, NETDEV, FRAGMENTS, FRAGMENT_SETS)),
+            dict(_by_rule(kernel, INET, GLOBAL, ())),
         )
 
 
@@ -68,12 +69,12 @@ def _count(statements: Iterable[tuple[bytes, bytes]]) -> Count | None:
 
 
 def _by_rule(kernel: Netlink, family: str, chain: str, names: Collection[str]) -> Iterator[tuple[Rule, Count]]:
-    """The counters of a chain's rules that match one of these sets."""
+    """The counters of a chain's rules that match one of these sets; of all its rules without names."""
     for content in netlink.dump(kernel, netlink.GET_RULES, family, netlink.name(netlink.RULE_CHAIN, chain)):
         rule = fields(content, HEADER)
         statements = list(expressions(rule.get(netlink.RULE_EXPRESSIONS, b"")))
         sets = {text(fields(data)[netlink.LOOKUP_SET]) for called, data in statements if called == b"lookup"}
         matched = sets.intersection(names)
         count = _count(statements)
-        if matched and count:
-            yield (matched.pop(), int.from_bytes(rule[_RULE_HANDLE])), count
+        if count and (matched or not names):
+            yield (matched.pop() if matched else chain, int.from_bytes(rule[_RULE_HANDLE])), count

@@ -41,7 +41,6 @@ RULE_CHAIN, RULE_EXPRESSIONS = 2, 4
 KEY, VALUE, FLAGS, EXPRESSION, KEY_END, EXPRESSIONS = 1, 2, 3, 7, 10, 11  # of an element; only maps have values
 _INTERVAL_END = 1  # a flag: this element only marks the end of a range
 LOOKUP_SET = 1  # of a look-up's data
-PROTOCOLS = {6: "tcp", 17: "udp", 132: "sctp"}
 
 _NAME, _DATA = 1, 2  # of an expression
 _TABLE = 1  # names the table, in every request and message

@@ -17,7 +17,7 @@ from nftsync.kernel.netlink import FAMILIES, HEADER, Element, Fields, Netlink, d
 from nftsync.objects.address import Range
 from nftsync.objects.ratelimit import TIME_UNITS, RateLimit
 from nftsync.plan.plan import Found
-from nftsync.ruleset.model import DYNAMIC, Chain, Ruleset, Set, Table
+from nftsync.ruleset.model import DYNAMIC, PROTOCOLS, Chain, Ruleset, Set, Table
 
 _NAMEABLE = re.compile(r"[A-Za-z_.][A-Za-z0-9_./-]{0,254}")  # the names that nft takes without quotes
 _UNKNOWN = "\t\t# as found in the kernel\n"  # stands for the rules of a chain; equals no rules of ours
@@ -33,7 +33,7 @@ _HOOKS = {
 }
 _POLICIES = ("drop", "accept")
 _NAME = 2  # of a set, an object, a flowtable
-_SET_FLAGS, _SET_TYPE, _SET_DESCRIBED, _SET_NOTES, _SET_STATEMENT = 3, 4, 9, 13, 17
+_SET_FLAGS, _SET_TYPE, _SET_KEY, _SET_DESCRIBED, _SET_NOTES, _SET_STATEMENT = 3, 4, 5, 9, 13, 17
 _SET_TIMEOUT = 11
 _SET_OTHERWISE = {_SET_TIMEOUT, 12, 18}  # the others: garbage collection, several statements; our sets have none
 _DESCRIBED_SIZE = 1
@@ -59,7 +59,13 @@ _STRANGERS = (
 
 # The type of a field in a set's elements, and its bytes.
 _TYPES = {7: "ipv4_addr", 8: "ipv6_addr", 12: "inet_proto", 13: "inet_service", 20: "iface_index", 41: "ifname"}
-_WIDTHS = {"ipv4_addr": 4, "ipv6_addr": 16, "inet_proto": 1, "inet_service": 2, "iface_index": 4, "ifname": 16}
+_WIDTHS = {
+    "ipv4_addr": 4, "ipv6_addr": 16, "inet_proto": 1, "inet_service": 2, "iface_index": 4, "ifname": 16,
+    "integer8": 1, "integer16": 2, "integer32": 4, "integer128": 16,
+}  # fmt: skip
+# The kernel knows no widths of integers, only the bytes of a whole key. These are our own sets', by the
+# number of the type and those bytes.
+_INTEGERS = {(0x4104, 12): "integer32 . integer8 . integer16", (0x4104, 24): "integer128 . integer8 . integer16"}
 _TYPE_BITS = 6  # of each field, in the number of a set's type
 
 
@@ -121,6 +127,7 @@ def _named(objects: Iterable[Fields], kind: int) -> list[tuple[str, Fields]]:
 def _set(flags: int, declared: Fields) -> Set:
     """The declaration in our notation. A "?" marks a property that our sets do not have."""
     number, names = _number(declared, _SET_TYPE), list[str]()
+    integers = _INTEGERS.get((number, _number(declared, _SET_KEY)))
     while number:
         kind = number & (1 << _TYPE_BITS) - 1
         names.insert(0, _TYPES.get(kind, f"type{kind}"))
@@ -130,7 +137,7 @@ def _set(flags: int, declared: Fields) -> Set:
     strange = others or declared.keys() & _SET_OTHERWISE or is_limited or _noted(declared.get(_SET_NOTES, b""))
     statement = _statement(*netlink.expression(declared[_SET_STATEMENT])) if _SET_STATEMENT in declared else ""
     called = DYNAMIC if flags & _DYNAMIC else "interval" if flags & _INTERVAL else ""
-    return Set(" . ".join(names), called, statement + ("?" if strange else ""))
+    return Set(integers or " . ".join(names), called, statement + ("?" if strange else ""))
 
 
 def _noted(notes: bytes) -> bool:
@@ -238,10 +245,12 @@ def _field(name: str, first: bytes, last: bytes) -> str:
         return str(int.from_bytes(first, sys.byteorder))
     if name in ("ipv4_addr", "ipv6_addr"):
         return netlink.address(first) if first == last else Range(ip_address(first), ip_address(last)).element
+    if name in ("integer32", "integer128"):
+        return f"0x{first.hex()}"
     low, high = int.from_bytes(first), int.from_bytes(last)
     if low != high:
         return f"{low}-{high}"
-    return netlink.PROTOCOLS.get(low, str(low)) if name == "inet_proto" else str(low)
+    return PROTOCOLS.get(low, str(low)) if name == "inet_proto" else str(low)
 
 
 def _ranges(members: Iterable[Element]) -> Iterator[str]:

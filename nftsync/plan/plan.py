@@ -141,6 +141,7 @@ def settings_of(s: Snapshot, current: Mapping[str, Table], chain: ChainInUse) ->
         local_chain=chain.last_good if chain.body is None else chain.body,
         bgp_peers=s.config.bgp_peers,
         cluster=s.cluster,
+        stateless=s.config.stateless,
         flags=flags_for(current, s.flags if s.config.own_tables else frozenset()),
     )
 

@@ -18,7 +18,7 @@ from nftsync.policy.pinholes import Pinhole
 CAP = 1000  # Services with their own series
 
 Element = tuple[str, bytes]  # the pinhole's key, and bytes that distinguish its elements
-Rule = tuple[str, int]  # the set that a rule matches, and its handle: a new rule has a new one
+Rule = tuple[str, int]  # the set that a rule matches, or its chain; and its handle: a new rule has a new one
 
 
 class Count(NamedTuple):
@@ -47,12 +47,14 @@ class Reading:
     counts: by set and element.  sizes: number of elements by set.
     closed: packets dropped without a pinhole, by rule; its set is "pools4" or "pools6".
     fragments: later fragments dropped by a limit, by rule.
+    invalid: packets dropped because of their state in connection tracking, by rule.
     """
 
     counts: Mapping[str, Mapping[Element, Count]] = field(default_factory=dict)
     sizes: Mapping[str, int] = field(default_factory=dict)
     closed: Mapping[Rule, Count] = field(default_factory=dict)
     fragments: Mapping[Rule, Count] = field(default_factory=dict)
+    invalid: Mapping[Rule, Count] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -76,6 +78,7 @@ class Traffic:
         self.totals: dict[Name, Total] = {}
         self.closed: dict[str, Count] = {"pools4": NOTHING, "pools6": NOTHING}
         self.fragments = {4: NOTHING, 6: NOTHING}
+        self.invalid = NOTHING
         self.left_out: set[Name] = set()
         self.dropped = 0  # how often a Service became left out
         self._before: Reading | None = None
@@ -100,6 +103,8 @@ class Traffic:
             self.closed[rule[0]] += count.since(before.closed.get(rule))
         for rule, count in reading.fragments.items():
             self.fragments[6 if "6" in rule[0] else 4] += count.since(before.fragments.get(rule))
+        for rule, count in reading.invalid.items():
+            self.invalid += count.since(before.invalid.get(rule))
 
     def _admit(self, pinholes: Mapping[str, Pinhole]) -> None:
         """Give totals to Services that own pinholes, up to the cap."""

@@ -5,20 +5,26 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from nftsync.policy.pinholes import Pinhole
 from nftsync.policy.public import PublicSide
+from nftsync.ruleset import stateless
 from nftsync.ruleset.model import (
+    ANSWERS,
     ENDPOINT,
     FORWARD,
     FROM_INSIDE,
     GLOBAL,
+    ICMP_ERRORS,
     INPUT,
     IP,
     LOCAL_CHAIN,
     OPERATOR_CR,
     OPERATOR_SVC,
+    QUOTED_DESTINATION,
+    QUOTED_SOURCE,
     Chain,
     Elements,
     Set,
     lines,
+    quoted,
 )
 from nftsync.ruleset.settings import Settings
 
@@ -30,6 +36,12 @@ BFD = {3784: "255", 3785: "254-255", 4784: "1-255"}
 _TTL = {4: "ip ttl", 6: "ip6 hoplimit"}
 _CLOSED = "meta l4proto { tcp, udp, sctp } ct direction original"
 
+_BITS = {4: 32, 6: 128}  # of an address
+_ERRORS = {
+    4: "icmp type { destination-unreachable, time-exceeded, parameter-problem }",
+    6: "icmpv6 type { destination-unreachable, packet-too-big, time-exceeded, parameter-problem }",
+}
+
 SETS: Mapping[str, Set] = {
     name: declared
     for version, endpoint in ENDPOINT.items()
@@ -37,6 +49,7 @@ SETS: Mapping[str, Set] = {
         (f"services{version}", Set(endpoint, statement="counter")),
         (f"sources{version}", Set(f"{endpoint} . ipv{version}_addr", flags="interval", statement="counter")),
         (f"pools{version}", Set(f"ipv{version}_addr", flags="interval")),
+        (f"errors{version}", Set(f"integer{_BITS[version]} . integer8 . integer16", typeof=QUOTED_SOURCE[version])),
     )
 } | {"public": Set("ifname"), "public-links": Set("iface_index"), "inside": Set("ifname")}
 
@@ -44,6 +57,7 @@ SETS: Mapping[str, Set] = {
 # public while somebody renames it; the name does so while somebody unplugs and plugs it. The port of
 # a VRF is in sdifname, and the VRF in iifname.
 _PUBLIC = ("iif @public-links", "iif != @public-links iifname @public", "meta sdifname @public")
+_TO_PUBLIC = ("oif @public-links", "oif != @public-links oifname @public")
 _INSIDE = ("iifname @inside", "meta sdifname @inside")
 
 
@@ -64,27 +78,23 @@ def chains(settings: Settings) -> dict[str, Chain]:
                     for version, ip in IP.items()
                     for name, source in (("services", ""), ("sources", f" . {ip} saddr"))
                 ),
-                # Drops established connections, too, so closing a pinhole cuts them off. It drops only
-                # connections that began outside: replies to the cluster and to other hosts with an
-                # address of a pool pass. ICMP passes, because path MTU discovery needs its errors.
-                *(
-                    f"{_CLOSED} {ip} daddr @pools{version} counter drop"
-                    for version, ip in IP.items()
-                    if settings.enable_dropall
-                ),
+                *(stateless.closed(settings) if settings.is_stateless else _closed(settings)),
             )
         ),
         GLOBAL: Chain(
             lines(
                 'iifname "lo" accept',
-                f"ct state new jump {FROM_INSIDE}",
+                f"ct state {'new,untracked' if settings.is_stateless else 'new'} jump {FROM_INSIDE}",
                 "ct state established,related accept",
-                "ct state invalid drop",
+                f"ct state invalid,untracked jump {ICMP_ERRORS}",
+                "ct state invalid counter drop",
                 "meta l4proto icmp accept",
                 "meta l4proto ipv6-icmp accept",
             )
         ),
-        FROM_INSIDE: Chain(lines(*_from_inside(settings.side))),
+        FROM_INSIDE: Chain(lines(*_from_inside(settings))),
+        ICMP_ERRORS: Chain(lines(*_icmp_errors(settings.side))),
+        **(stateless.chains(settings) if settings.is_stateless else {}),
         # The last rule decides before the policy does. If that rule is missing, the policy drops.
         INPUT: Chain(
             lines(
@@ -107,6 +117,28 @@ def chains(settings: Settings) -> dict[str, Chain]:
     }
 
 
+def _closed(settings: Settings) -> Iterator[str]:
+    """The last rules for packets from the public network to a pool: no pinhole has accepted them.
+
+    They drop established connections, too, so closing a pinhole cuts them off. They drop only
+    connections that began outside: replies to the cluster and to other hosts with an address of a
+    pool pass. ICMP passes, because path MTU discovery needs its errors.
+    """
+    if settings.enable_dropall:
+        yield from (f"{_CLOSED} {ip} daddr @pools{version} counter drop" for version, ip in IP.items())
+
+
+def _icmp_errors(side: PublicSide) -> Iterator[str]:
+    """The rules that accept ICMP errors about a packet from a pinhole, and outwards about one to a pinhole.
+
+    Any router on the way can send them, so the quoted packet counts. This router may not have seen
+    its connection.
+    """
+    yield from (f"{_ERRORS[version]} {QUOTED_SOURCE[version]} @errors{version} accept" for version in IP)
+    outwards = (f"{_ERRORS[version]} {QUOTED_DESTINATION[version]} @errors{version} accept" for version in IP)
+    yield from _to_public(side, *outwards)
+
+
 def _from_public(side: PublicSide, action: str) -> Iterator[str]:
     """The rules for an action on packets that come in by a public interface."""
     if side.names is None:
@@ -114,10 +146,20 @@ def _from_public(side: PublicSide, action: str) -> Iterator[str]:
     return (f"{match} {action}" for match in _PUBLIC)
 
 
-def _from_inside(side: PublicSide) -> Iterator[str]:
+def _to_public(side: PublicSide, *actions: str) -> Iterator[str]:
+    """The rules for actions on packets that leave by a public interface."""
+    if side.names is None:
+        return iter(actions)
+    return (f"{match} {action}" for match in _TO_PUBLIC for action in actions)
+
+
+def _from_inside(settings: Settings) -> Iterator[str]:
     """The rules that accept packets from inside."""
+    side = settings.side
     if side.names is not None:
         yield from (f"{match} return" for match in _PUBLIC)
+    if settings.is_stateless:
+        yield from _to_public(side, f"ct state untracked jump {ANSWERS}")
     if side.inside is not None:
         yield from (f"{match} accept" for match in _INSIDE)
     elif side.names is not None:
@@ -147,6 +189,8 @@ def elements(pinholes: Iterable[Pinhole]) -> Elements:
     """The elements of pinholes, by set."""
     found: Elements = defaultdict(dict)
     for hole in pinholes:
+        if hole.sources != ():
+            found[f"errors{hole.version}"][quoted(hole.key)] = ""
         if hole.sources is None:
             found[f"services{hole.version}"][hole.key] = ""
         for network in hole.sources or ():  # nft writes one address without a prefix length

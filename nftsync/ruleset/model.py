@@ -5,6 +5,7 @@ The text in them is nft's (nft(8)).
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from ipaddress import ip_address
 
 NAME = "nftsync"  # of both tables
 INET = "inet"
@@ -19,25 +20,42 @@ OPERATOR_TC = "operator-tc"
 FRAGMENTS = "fragments"
 GLOBAL = "global"
 FROM_INSIDE = "from-inside"
+ICMP_ERRORS = "icmp-errors"
+ANSWERS = "answers"
+PREROUTING = "prerouting"
 INPUT = "input"
 FORWARD = "forward"
+OUTPUT = "output"
 RATELIMIT = "ratelimit"
 
 IP = {4: "ip", 6: "ip6"}  # the matches of each IP version
+PROTOCOLS = {6: "tcp", 17: "udp", 132: "sctp"}  # by number
+_NUMBERS = {name: number for number, name in PROTOCOLS.items()}
 ENDPOINT = {4: "ipv4_addr . inet_proto . inet_service", 6: "ipv6_addr . inet_proto . inet_service"}  # of a pinhole
+# Address, protocol and port in the packet that an ICMP error quotes: of its source, and of its
+# destination. This holds for IPv4 headers without options and IPv6 headers without extensions.
+# Source: RFC 792, RFC 4443.
+QUOTED_SOURCE = {4: "@th,160,32 . @th,136,8 . @th,224,16", 6: "@th,128,128 . @th,112,8 . @th,384,16"}
+QUOTED_DESTINATION = {4: "@th,192,32 . @th,136,8 . @th,240,16", 6: "@th,256,128 . @th,112,8 . @th,400,16"}
 
 
 @dataclass(frozen=True, slots=True)
 class Set:
-    """A set's declaration: its type, its flags and the kind of its elements' statement."""
+    """A set's declaration: its type, its flags and the kind of its elements' statement.
+
+    typeof: expressions of the type, if a field of it has no name. `type` calls such fields
+    "integer" with their bits, because the kernel does not know the expressions.
+    """
 
     type: str
     flags: str = ""
     statement: str = ""
+    typeof: str = field(default="", compare=False)
 
     def __str__(self) -> str:
         flags = f"flags {self.flags}; " if self.flags else ""
-        return f"type {self.type}; {flags}{self.statement}{';' if self.statement else ''}".rstrip()
+        kind = f"typeof {self.typeof}" if self.typeof else f"type {self.type}"
+        return f"{kind}; {flags}{self.statement}{';' if self.statement else ''}".rstrip()
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,3 +102,17 @@ class Ruleset:
 def lines(*rules: str) -> str:
     """The rules of a chain. Leaves out empty ones."""
     return "".join(f"\t\t{rule}\n" for rule in rules if rule)
+
+
+def quoted(key: str) -> str:
+    """A pinhole's key as an element of the sets of QUOTED_SOURCE: in numbers, the address in hex."""
+    address, protocol, port = key.split(" . ")
+    # For IPv4, ip_address() takes ten times as long.
+    packed = ip_address(address).packed if ":" in address else bytes(map(int, address.split(".")))
+    return f"0x{packed.hex()} . {_NUMBERS[protocol]} . {port}"
+
+
+def unquoted(element: str) -> str:
+    """The pinhole's key of such an element."""
+    address, protocol, port = element.split(" . ")
+    return f"{ip_address(bytes.fromhex(address[2:]))} . {PROTOCOLS.get(int(protocol), protocol)} . {port}"

@@ -15,6 +15,7 @@ class Settings:
     local_chain: the body of the operator's own chain, verbatim.
     bgp_peers: peers that may speak BGP with the router on its public side; empty for everybody.
     cluster: addresses that only the cluster uses (see guard.Guard).
+    stateless: whether packets of the pools shall bypass connection tracking.
     flags: of the tables.
     limits_refused: whether the kernel refused the limits; then its present limits stay.
     """
@@ -27,6 +28,7 @@ class Settings:
     local_chain: str = ""
     bgp_peers: tuple[Network, ...] = ()
     cluster: AddressSet = field(default_factory=AddressSet)
+    stateless: bool = False
     flags: frozenset[str] = frozenset()
     limits_refused: bool = False
 
@@ -34,6 +36,15 @@ class Settings:
     def devices(self) -> tuple[str, ...]:
         """The interfaces with the ingress hook; none while no limit is in force."""
         return self.side.devices if self.enable_rateshape and not self.limits_refused else ()
+
+    @property
+    def is_stateless(self) -> bool:
+        """Whether packets of the pools bypass connection tracking.
+
+        They do not while every interface is public: then nothing tells an answer from a packet that
+        pretends to be one.
+        """
+        return self.stateless and self.side.names is not None
 
     @classmethod
     def of(  # noqa: PLR0913  # each is a setting of its own
@@ -44,6 +55,7 @@ class Settings:
         local_chain: str,
         bgp_peers: tuple[Network, ...] = (),
         cluster: AddressSet = AddressSet(),  # noqa: B008  # immutable
+        stateless: bool = False,
         flags: frozenset[str] = frozenset(),
     ) -> "Settings":
         """Settings from the Nft resource's spec; without a spec the strictest settings."""
@@ -58,5 +70,6 @@ class Settings:
             local_chain=local_chain,
             bgp_peers=bgp_peers,
             cluster=cluster,
+            stateless=stateless,
             flags=flags,
         )

@@ -10,10 +10,10 @@ from types import MappingProxyType
 from nftsync.policy.pinholes import Pinhole
 from nftsync.ruleset import inet, netdev
 from nftsync.ruleset.limits import Limits
-from nftsync.ruleset.model import INET, NETDEV, Elements, Ruleset, Set, Table
+from nftsync.ruleset.model import INET, NETDEV, Elements, Ruleset, Set, Table, unquoted
 from nftsync.ruleset.settings import Settings
 
-_OF_PINHOLES = ("services", "sources", "limited", "dropped")  # the sets whose names begin so
+_OF_PINHOLES = ("services", "sources", "errors", "limited", "dropped")  # the sets whose names begin so
 # The sets of each table, the same with any settings.
 SETS: Mapping[str, Mapping[str, Set]] = {INET: inet.SETS, NETDEV: netdev.SETS}
 
@@ -78,4 +78,4 @@ def has_pinholes(set_name: str) -> bool:
 
 def pinhole_key(element: str) -> str:
     """The key of the pinhole to which an element of such a set belongs."""
-    return " ".join(element.split(" ", 5)[:5])
+    return unquoted(element) if element.startswith("0x") else " ".join(element.split(" ", 5)[:5])

@@ -275,7 +275,12 @@ class Counting:
 
     def count(self, packets: int) -> None:
         counts = {name: {(KEY, b""): Count(packets, packets * 100)} for name in ("services4", "dropped4")}
-        self.reading = Reading(counts, {"services4": 1, "pools4": 0}, {("pools4", 7): Count(packets, 0)})
+        self.reading = Reading(
+            counts,
+            {"services4": 1, "pools4": 0},
+            {("pools4", 7): Count(packets, 0)},
+            {("global", 9): Count(packets, 0)},
+        )
 
     def value(self, name: str, labels: Mapping[str, str] | None = None) -> float | None:
         """After enough time that everything is read again."""
@@ -302,6 +307,7 @@ def test_a_scrape_tells_what_the_kernel_counted_since_counting_began() -> None:
     assert counting.value("service_rate_limit_drops_total", WEB) == 3
     assert counting.value("closed_port_drops_total", {"family": "ipv4"}) == 3
     assert counting.value("closed_port_drops_total", {"family": "ipv6"}) == 0
+    assert counting.value("invalid_drops_total") == 3
     assert counting.value("kernel_elements", {"set": "services4"}) == 1
     assert counting.value("kernel_elements", {"set": "pools4"}) == 0
     assert counting.value("addresses_open_without_route") == 1

@@ -92,6 +92,13 @@ def test_a_total_never_falls_whatever_happens_to_the_element(values: list[int | 
     assert traffic.totals[WEB].passed == Count(total, total * 10)
 
 
+def test_packets_dropped_as_invalid_are_a_total_that_new_rules_do_not_set_back() -> None:
+    traffic = Traffic()
+    for rule, packets in ((1, 5), (1, 7), (2, 0), (2, 3)):
+        traffic.take(Reading(invalid={("global", rule): Count(packets, packets * 10)}), {})
+    assert traffic.invalid == Count(5, 50)
+
+
 @given(st.lists(st.none() | st.integers(0, 50), min_size=1, max_size=30))
 def test_a_total_is_everything_that_was_seen_to_be_counted(values: list[int | None]) -> None:
     traffic, expected, held = Traffic(), 0, values[0]
@@ -359,15 +366,14 @@ def test_every_element_is_read_under_its_pinhole_s_key(netns: Netns) -> None:
     found = netns.run(counters.read)
     expected = {name: members for sets in shown.elements.values() for name, members in sets.items()}
     assert found.sizes == {name: len(expected.get(name, ())) for table in shown.tables.values() for name in table.sets}
-    assert found.counts.keys() == {
-        name for name in found.sizes if not name.startswith(("pools", "limited", "fragments"))
-    }
+    assert found.counts.keys() == {name for name in found.sizes if name.startswith(("services", "sources", "dropped"))}
     for name, members in found.counts.items():
         assert len(members) == len(expected.get(name, ()))
         assert {key for key, _ in members} == {" . ".join(key.split(" . ")[:3]) for key in expected.get(name, ())}
         assert set(members.values()) <= {NOTHING}
     assert [(name, count) for (name, _), count in found.closed.items()] == [("pools4", NOTHING), ("pools6", NOTHING)]
     assert {name: count for (name, _), count in found.fragments.items()} == dict.fromkeys(FRAGMENT_SETS, NOTHING)
+    assert [(name, count) for (name, _), count in found.invalid.items()] == [("global", NOTHING)]
 
 
 def test_counters_are_read_beside_another_statement_and_strange_elements_do_no_harm(netns: Netns) -> None:

@@ -15,9 +15,9 @@ from nftsync.objects.ratelimit import RateLimit, parse_ratelimit
 from nftsync.objects.service import Port, Protocol, Service
 from nftsync.policy.pinholes import Pinhole, PinholeIndex
 from nftsync.policy.public import Link, public_side
-from nftsync.ruleset.model import INET, NETDEV, Chain, Ruleset, Set, Table
+from nftsync.ruleset.model import INET, NETDEV, Chain, Ruleset, Set, Table, quoted
 from nftsync.ruleset.settings import Settings
-from nftsync.ruleset.tables import elements, ruleset, tables
+from nftsync.ruleset.tables import elements, pinhole_key, ruleset, tables
 from nftsync.ruleset.text import render
 from tests.support import NICS, Fresh, Netns, absent, filled, rulesets, same, side
 
@@ -25,6 +25,7 @@ WEB = Name("shop", "web")
 BYTES = RateLimit(1024, "second", 0, packets=False)
 PACKETS = RateLimit(5, "second", 5, packets=True)
 ANYBODY4 = Pinhole("192.0.2.1 . tcp . 80", 4, None, None, WEB)
+QUOTED = {4: "0xc0000201 . 6 . 80", 6: "0x20010db8000000000000000000000001 . 6 . 80"}  # tcp 80 of the addresses below
 ANYBODY6 = Pinhole("2001:db8::1 . tcp . 80", 6, None, None, WEB)
 
 
@@ -116,12 +117,31 @@ def test_equal_input_in_another_order_gives_identical_text() -> None:
     ],
 )
 def test_a_pinhole_is_these_elements(pinhole: Pinhole, found: Any) -> None:
-    assert filled(elements([pinhole], Settings(enable_rateshape=True))) == found
+    shown = filled(elements([pinhole], Settings(enable_rateshape=True)))
+    errors = shown.get(INET, {}).pop(f"errors{pinhole.version}", {})
+    assert shown == found
+    assert list(errors) == ([QUOTED[pinhole.version]] if found else [])
+
+
+@pytest.mark.parametrize(
+    ("key", "element"),
+    [
+        ("192.0.2.1 . tcp . 80", "0xc0000201 . 6 . 80"),
+        ("10.0.0.255 . udp . 65535", "0x0a0000ff . 17 . 65535"),
+        ("2001:db8::1 . sctp . 1", "0x20010db8000000000000000000000001 . 132 . 1"),
+        ("64:ff9b::102:304 . tcp . 80", "0x0064ff9b000000000000000001020304 . 6 . 80"),
+    ],
+)
+def test_an_icmp_error_quotes_a_pinhole_in_numbers(key: str, element: str) -> None:
+    assert quoted(key) == element
+    assert pinhole_key(element) == key
 
 
 def test_without_rate_shaping_nothing_is_limited_and_there_is_no_netdev_table() -> None:
     shown = ruleset([hole("192.0.2.1", None, BYTES)], Settings(enable_rateshape=False))
-    assert filled(shown.elements) == {INET: {"services4": {"192.0.2.1 . tcp . 80": ""}}}
+    assert filled(shown.elements) == {
+        INET: {"services4": {"192.0.2.1 . tcp . 80": ""}, "errors4": {"0xc0000201 . 6 . 80": ""}}
+    }
     assert list(shown.tables) == [INET]
 
 
