@@ -100,6 +100,8 @@ def findings(path: Path | None) -> Iterator[Finding]:
             spec, finding = _resource(api, config)
             yield finding
             legal = yield from _pools(api, config, spec)
+            if config.stateless:
+                yield _stateless(legal)
     except ApiError as error:
         yield Finding("kubeconfig", FAIL, str(error))
     yield from _nics(config.nics.over(spec.nics if spec else Nics()), legal)
@@ -229,6 +231,13 @@ def _pools(api: Api, config: Config, spec: NftSpec | None) -> Generator[Finding,
         names = ", ".join(quote(pool.name)[1:-1] for pool in pools[:5])
         yield Finding(subject, OK, f"{len(pools)} in {namespace}: {names}")
     return guard.legal
+
+
+def _stateless(legal: AddressSet | None) -> Finding:
+    """legal: the addresses of the pools, None without pools."""
+    if legal is None or not legal.ranges:
+        return Finding("stateless", WARN, "no pool counts: the router tracks the connections of every Service")
+    return Finding("stateless", OK, "packets of the pools bypass connection tracking")
 
 
 def _nics(nics: Nics, legal: AddressSet | None) -> Iterator[Finding]:

@@ -23,6 +23,10 @@ from nftsync.ruleset.text import render
 
 WATCH = 2.0  # seconds between two looks
 _SHOWN = 20  # rejections
+_STATELESS = {
+    True: "packets of the pools bypass connection tracking",
+    False: "not in force: no pool counts, or every interface is public",
+}
 
 
 def status(options: Namespace) -> int:
@@ -141,6 +145,7 @@ def _status_lines(answer: dict[str, Any]) -> Iterator[str]:
         ("public NIC", _nic(answer["public_nic"], answer["public"])),
         ("settings", answer["settings"]["message"]),
         ("pools", pools[answer["pools"]["guarded"]]),
+        *([("stateless", _STATELESS[answer["stateless"]["in_force"]])] if answer["stateless"]["wanted"] else []),
         ("open", f"{answer['pinholes']} pinholes of {answer['services']} Services"),
         ("refused", f"{answer['rejected']}"),
     ])  # fmt: skip

@@ -30,6 +30,7 @@ from nftsync.policy.public import PublicSide
 from nftsync.report import explain
 from nftsync.report.conditions import conditions
 from nftsync.report.events import EventReason, Notice, of_changes, of_confirmation, of_rejections
+from nftsync.report.traffic import Reading
 from nftsync.ruleset.text import render
 
 RECENT = 20  # pieces of news that `nftsync status` shows
@@ -265,6 +266,10 @@ def _status(view: View, _: Request) -> Answer:
             "guarded": last.guard.guarded if last.pools_known else None,
             "names": [pool.name for pool in pools or ()],
         },
+        "stateless": {
+            "wanted": bool(settings and settings.stateless),
+            "in_force": bool(settings and settings.is_stateless and settings.cluster.ranges),
+        },
         "services": len(last.index.services),
         "pinholes": len(last.pinholes),
         "stale": view.publisher.stale(view.source, last),
@@ -305,19 +310,28 @@ def _explain(view: View, request: Request) -> Answer:
     services = {service.name: service for service in view.source.inputs.services.objects()}
     if view.last.snapshot is None or view.last.snapshot.services is not Origin.LISTED:
         services = {service.name: service for service in view.last.index.services}
-    explained = explain.explain(explain.View(view.last, services, cache(view.observer.network.routed), _drops()), words)
+    routed, (drops, invalid) = cache(view.observer.network.routed), _counts()
+    explained = explain.explain(explain.View(view.last, services, routed, drops, invalid), words)
     return {"text": explained.text(), **explained.as_json()}
 
 
-def _drops() -> Callable[[str], int | None]:
-    """Packets dropped by each pinhole's rate limit. It reads the counters once, on demand."""
+def _counts() -> tuple[Callable[[str], int | None], Callable[[], int | None]]:
+    """Packets dropped by each pinhole's rate limit, and as invalid. They read the counters once, on demand."""
+
+    @cache
+    def reading() -> Reading | None:
+        try:
+            return counters.read()
+        except DumpError:
+            return None
 
     @cache
     def dropped() -> Mapping[str, int]:
-        try:
-            counts = counters.read().counts
-        except DumpError:
-            return {}
-        return {key: count.packets for name in ("dropped4", "dropped6") for (key, _), count in counts[name].items()}
+        counts = found.counts if (found := reading()) else {}
+        sets = (counts.get(name, {}) for name in ("dropped4", "dropped6"))
+        return {key: count.packets for each in sets for (key, _), count in each.items()}
 
-    return lambda key: dropped().get(key)
+    def invalid() -> int | None:
+        return sum(count.packets for count in found.invalid.values()) if (found := reading()) else None
+
+    return (lambda key: dropped().get(key)), invalid

@@ -57,9 +57,11 @@ class ExplainReason(StrEnum):
     EVERYTHING_PASSES = "everything_passes"
     ROUTER_PORT = "router_port"
     LOCAL_CHAIN = "local_chain"
+    TRACKED = "tracked"
+    STATELESS = "stateless"
 
 
-def _unknown(_: object) -> None:
+def _unknown(*_: object) -> None:
     """Answer None: not known."""
 
 
@@ -70,13 +72,15 @@ class View:
     services: all of type LoadBalancer, also those that the filters do not admit.
     routed: True if the router has a route to an address, other than back through the public NIC.
     drops: packets that a pinhole's limit has dropped, by the pinhole's key.
-    routed and drops return None for "not known".
+    invalid: packets that connection tracking called invalid, so our rules dropped them.
+    These three return None for "not known".
     """
 
     result: SyncResult
     services: Mapping[Name, Service]
     routed: Callable[[Address], bool | None] = _unknown
     drops: Callable[[str], int | None] = _unknown
+    invalid: Callable[[], int | None] = _unknown
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +88,7 @@ class Explanation:
     """The answer. lines: sentences for people, the decisive one first.
 
     rule: the deciding rule as "chain: rule"; "" if no rule decides.
-    also: other facts that matter: LOCAL_CHAIN, NIC_MISSING.
+    also: other facts that matter: LOCAL_CHAIN, NIC_MISSING, TRACKED, STATELESS.
     """
 
     verdict: Verdict
@@ -343,7 +347,24 @@ def _with_remarks(view: View, settings: Settings, answer: Explanation) -> Explan
             ExplainReason.NIC_MISSING,
             settings.side.absence,
         ),
+        *_tracking(view, settings, service if answer.verdict is not Verdict.DROPPED else None),
     )
     also = {reason: line for applies, reason, line in remarks if applies}
     rejections = map(str, service.rejections if service else ())
     return replace(answer, lines=(*answer.lines, *rejections, *also.values()), also=tuple(also))
+
+
+def _tracking(view: View, settings: Settings, service: Service | None) -> Iterable[tuple[object, ExplainReason, str]]:
+    """The remarks about later packets of a connection to an open Service. None: it is not open."""
+    if service is None:
+        return
+    if settings.is_stateless and all(address in settings.cluster for address in service.addresses):
+        line = "stateless: its packets are not tracked, so its answers pass at every router"
+        yield True, ExplainReason.STATELESS, line
+        return
+    invalid = view.invalid()
+    line = "answers of a connection that began at another router are dropped as invalid"
+    line = f"{line} ({invalid} packets so far); for routers in pairs set stateless = true"
+    yield invalid is not None, ExplainReason.TRACKED, line
+    line = f"stateless is not in force while {settings.side} counts as public"
+    yield settings.stateless and not settings.is_stateless, ExplainReason.STATELESS, line

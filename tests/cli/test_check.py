@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from nftsync.cli.check import Finding, Level, findings
+from nftsync.cli.check import Finding, Level, _stateless, findings
 from nftsync.cli.main import main
 from nftsync.kernel.netlink import DumpError
 from nftsync.kernel.nft import Kernel, KernelError
+from nftsync.objects.address import AddressSet, parse_range
 from nftsync.policy.public import Link
 from tests.lab.lab import Lab
 from tests.labtools import SERVICE4, Daemon, needs_root, nft, service
@@ -187,3 +188,9 @@ def test_without_root_the_local_chain_is_read_and_the_rest_is_said(tmp_path: Pat
         assert finding.level is Level.WARN
         assert "nft could not try it: run this as root" in finding.message
         assert chain_finding(tmp_path, 'include "x"').level is Level.FAIL
+@pytest.mark.parametrize(
+    ("legal", "level"),
+    [(None, Level.WARN), (AddressSet(), Level.WARN), (AddressSet.of([parse_range("172.30.254.0/24")]), Level.OK)],
+)
+def test_stateless_without_a_pool_is_a_warning(legal: AddressSet | None, level: Level) -> None:
+    assert _stateless(legal).level is level

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from nftsync.config import AddressPolicy, Filters
 from nftsync.daemon import publish as answers
 from nftsync.kernel.netlink import DumpError
-from nftsync.objects.address import Address, Local, parse_range
+from nftsync.objects.address import Address, AddressSet, Local, parse_range
 from nftsync.objects.metallb import MetalLBConfig, Pool
 from nftsync.objects.names import Name
 from nftsync.objects.service import Protocol, parse_service
@@ -46,7 +46,7 @@ def view(*services: Raw, **fields: Any) -> View:
 
     fields: of Settings, View or result_of().
     """
-    of_view = {name: fields.pop(name) for name in ("routed", "drops") if name in fields}
+    of_view = {name: fields.pop(name) for name in ("routed", "drops", "invalid") if name in fields}
     of_result = {name: fields.pop(name) for name in ("filters", "address_policy", "quarantined") if name in fields}
     pools = Pool(
         "services", "IPAddressPool metallb-system/services", (parse_range(POOL), parse_range("2001:db8:254::/64")), True
@@ -680,12 +680,13 @@ def test_the_kernel_is_asked_once_for_what_all_limits_dropped(monkeypatch: pytes
     def read() -> Reading:
         asked.append(1)
         counts = {"dropped4": {("a", b""): Count(7, 0)}, "dropped6": {("b", b""): Count(9, 0)}}
-        return Reading(counts, {}, {})
+        return Reading(counts, {}, {}, {("global", 5): Count(11, 0)})
 
     monkeypatch.setattr("nftsync.kernel.counters.read", read)
-    drops = answers._drops()
+    drops, invalid = answers._counts()
     assert not asked, "only who has a limit asks"
     assert [drops(key) for key in ("a", "b", "c")] == [7, 9, None]
+    assert invalid() == 11
     assert len(asked) == 1
 
 
@@ -694,4 +695,44 @@ def test_where_the_kernel_does_not_tell_what_was_dropped_nobody_knows(monkeypatc
         raise DumpError(1)
 
     monkeypatch.setattr("nftsync.kernel.counters.read", refuse)
-    assert answers._drops()("a") is None
+    drops, invalid = answers._counts()
+    assert (drops("a"), invalid()) == (None, None)
+
+
+# --- connection tracking -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("words", ["172.30.254.1:80", "[2001:db8:254::1]:53/udp", "default/web"])
+def test_what_passes_tells_that_answers_are_dropped_whose_connection_began_at_another_router(words: str) -> None:
+    found = ask(view(WEB, invalid=lambda: 12), words)
+    assert found.also == (ExplainReason.TRACKED,)
+    assert found.lines[-1] == (
+        "answers of a connection that began at another router are dropped as invalid (12 packets so far); "
+        "for routers in pairs set stateless = true"
+    )
+    assert ask(view(WEB, invalid=lambda: 12), "172.30.254.9:80").also == (), "nothing passes there"
+    assert ask(view(WEB), words).also == (), "nobody knows"
+
+
+@pytest.mark.parametrize("words", ["172.30.254.1:80", "[2001:db8:254::1]:53/udp", "default/web"])
+def test_stateless_pools_tell_that_answers_pass_at_every_router(words: str) -> None:
+    found = ask(view(WEB, stateless=True, invalid=lambda: 12), words)
+    assert found.also == (ExplainReason.STATELESS,)
+    assert found.lines[-1] == "stateless: its packets are not tracked, so its answers pass at every router"
+
+
+def test_a_closed_port_of_a_stateless_pool_is_dropped_by_a_rule_of_its_own() -> None:
+    found = ask(view(WEB, stateless=True), "172.30.254.1:81")
+    assert found.rule == "operator-svc: ip daddr @pools4 counter drop"
+    assert found.also == ()
+
+
+def test_a_service_outside_of_stateless_pools_stays_tracked() -> None:
+    found = ask(view(WEB, stateless=True, cluster=AddressSet(), invalid=lambda: 0), "default/web")
+    assert found.also == (ExplainReason.TRACKED,)
+
+
+def test_pools_stay_tracked_while_every_interface_is_public() -> None:
+    found = ask(view(WEB, stateless=True, side=absent(PUBLIC_NIC), invalid=lambda: 0), "172.30.254.1:80")
+    assert ExplainReason.TRACKED in found.also
+    assert "stateless is not in force while every interface counts as public" in found.lines

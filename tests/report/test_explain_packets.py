@@ -102,6 +102,7 @@ def generated(seed: int) -> World:
         local_chain=draw.choice(["", "", NEVER_USED]),
         bgp_peers=tuple(peers) if draw.random() < 0.5 else (),
         cluster=result.guard.cluster,
+        stateless=draw.random() < 0.3,
     )
     view = View(replace(result, settings=settings), {each.name: each for each in services}, _routed)
     return World(view, settings, [*_probes(draw), *_at_claims(draw, services)])
