@@ -91,8 +91,8 @@ def parse_service(raw: object, before: Service | None) -> Service | None:
             addresses=tuple(dict.fromkeys(_addresses(service, refusals))),
             ports=tuple(dict.fromkeys(_ports(spec, refusals))),
             sources=_sources(spec, annotations, refusals),
-            limit=_limit(annotations, RATELIMIT_ANNOTATION, before and before.limit, refusals),
-            limit_egress=_limit(annotations, EGRESS_ANNOTATION, before and before.limit_egress, refusals),
+            limit=_limit(annotations, RATELIMIT_ANNOTATION, before.limit if before else None, refusals),
+            limit_egress=_limit(annotations, EGRESS_ANNOTATION, before.limit_egress if before else None, refusals),
             rejections=tuple(Rejection(ObjectRef("Service", str(name), uid), *refusal) for refusal in refusals),
         )
     except Malformed as error:
