@@ -16,6 +16,7 @@ from nftsync.cluster.backoff import ApiError
 from nftsync.cluster.kubeconfig import allowed
 from nftsync.config import DEFAULT_PATH, Config, ConfigError, PoolMode, load
 from nftsync.files.localchainfile import read_local_chain
+from nftsync.kernel import others
 from nftsync.kernel.links import read_links, read_uplinks
 from nftsync.kernel.netlink import DumpError
 from nftsync.objects.address import AddressSet
@@ -35,6 +36,7 @@ from nftsync.objects.names import (
 from nftsync.objects.nft import METALLB_NAMESPACE, NftSpec, Nics
 from nftsync.policy.guard import Guard
 from nftsync.policy.public import PublicSide, public_side
+from nftsync.report.others import HOW_SEEN
 from nftsync.ruleset.model import Ruleset
 from nftsync.ruleset.settings import Settings
 from nftsync.ruleset.tables import tables
@@ -63,6 +65,7 @@ _METALLB = (
     *({"group": kind.group, "resource": kind.plural} for kind in (POOL, ADVERTISEMENT, PEER)),
     {"group": LEGACY.group, "resource": LEGACY.plural, "name": CONFIG_MAP},
 )
+_OTHERS = 10  # findings about chains of other programs
 _FORWARDING = {"IPv4": Path("/proc/sys/net/ipv4/ip_forward"), "IPv6": Path("/proc/sys/net/ipv6/conf/all/forwarding")}
 
 
@@ -90,6 +93,7 @@ def findings(path: Path | None) -> Iterator[Finding]:
     yield _local_chain(config.local_chain)
     yield _state(config.state)
     yield _nft()
+    yield from _other_tables()
     yield from _forwarding()
     spec = legal = None
     try:
@@ -138,6 +142,14 @@ def _nft() -> Finding:
         reason = (loaded.stderr.strip() or "no reason given").splitlines()[0]
         return Finding("nft", FAIL, f"{version}: {reason}; run this as root, with kernel 5.10 or newer")
     return Finding("nft", OK, f"{version} and this kernel accept the ruleset")
+
+
+def _other_tables() -> Iterator[Finding]:
+    subject, warnings = "other tables", list(others.read().warnings())
+    yield from (Finding(subject, WARN, warning) for warning in warnings[:_OTHERS])
+    if len(warnings) > _OTHERS:
+        yield Finding(subject, WARN, f"… and {len(warnings) - _OTHERS} more chains: see `nft list chains`")
+    yield Finding(subject, WARN, HOW_SEEN) if warnings else Finding(subject, OK, "no other chain drops packets")
 
 
 def _command(*argv: str, text: str = "") -> subprocess.CompletedProcess[str]:

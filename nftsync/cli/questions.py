@@ -16,7 +16,7 @@ from nftsync.cli.output import FAILED, WRONG, fail, printable, table
 from nftsync.config import load
 from nftsync.daemon.control import call
 from nftsync.kernel import counters
-from nftsync.report import explain as report
+from nftsync.report import answer as report
 from nftsync.report.query import parse_query
 from nftsync.report.traffic import Reading
 from nftsync.ruleset.text import render
@@ -27,6 +27,7 @@ _STATELESS = {
     True: "packets of the pools bypass connection tracking",
     False: "not in force: no pool counts, or every interface is public",
 }
+_OTHERS = 5  # sentences about other programs' tables; `nftsync check` has all
 
 
 def status(options: Namespace) -> int:
@@ -149,6 +150,8 @@ def _status_lines(answer: dict[str, Any]) -> Iterator[str]:
         ("open", f"{answer['pinholes']} pinholes of {answer['services']} Services"),
         ("refused", f"{answer['rejected']}"),
     ])  # fmt: skip
+    for warning in answer["other_tables"][:_OTHERS]:
+        yield f"other tables: {warning}"
     if answer["boot_failure"]:
         yield f"boot: {answer['boot_failure']}"
     for warning in answer["public"]["warnings"]:

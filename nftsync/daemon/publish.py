@@ -20,22 +20,25 @@ from nftsync.cluster.watch import MassDeletion, WatchState
 from nftsync.daemon.control import Answer, Request
 from nftsync.daemon.observe import Observer
 from nftsync.exporter.metrics import Metrics
-from nftsync.kernel import counters
+from nftsync.kernel import counters, others
 from nftsync.kernel.netlink import DumpError
 from nftsync.objects.names import NFT, SERVICE, Reason, Resource
 from nftsync.objects.nft import RouterStatus
 from nftsync.plan.result import Outcome, SyncResult
 from nftsync.plan.snapshot import Origin
 from nftsync.policy.public import PublicSide
-from nftsync.report import explain
+from nftsync.report.answer import explain
 from nftsync.report.conditions import conditions
 from nftsync.report.events import EventReason, Notice, of_changes, of_confirmation, of_rejections
+from nftsync.report.explain import View as Asked
+from nftsync.report.others import OtherTables
 from nftsync.report.traffic import Reading
 from nftsync.ruleset.text import render
 
 RECENT = 20  # pieces of news that `nftsync status` shows
 LINES = 200  # log lines for one sync at most; one more line counts the rest
 _REJECTIONS = 1000  # at most in one answer
+_OTHERS_RULES, _OTHERS_SECONDS = 5000, 0.2  # the most to read of other programs' tables for one answer
 
 log = logging.getLogger(__name__)
 
@@ -270,6 +273,7 @@ def _status(view: View, _: Request) -> Answer:
             "wanted": bool(settings and settings.stateless),
             "in_force": bool(settings and settings.is_stateless and settings.cluster.ranges),
         },
+        "other_tables": list(_others().warnings()),
         "services": len(last.index.services),
         "pinholes": len(last.pinholes),
         "stale": view.publisher.stale(view.source, last),
@@ -311,7 +315,7 @@ def _explain(view: View, request: Request) -> Answer:
     if view.last.snapshot is None or view.last.snapshot.services is not Origin.LISTED:
         services = {service.name: service for service in view.last.index.services}
     routed, (drops, invalid) = cache(view.observer.network.routed), _counts()
-    explained = explain.explain(explain.View(view.last, services, routed, drops, invalid), words)
+    explained = explain(Asked(view.last, services, routed, drops, invalid, _others), words)
     return {"text": explained.text(), **explained.as_json()}
 
 
@@ -335,3 +339,8 @@ def _counts() -> tuple[Callable[[str], int | None], Callable[[], int | None]]:
         return sum(count.packets for count in found.invalid.values()) if (found := reading()) else None
 
     return (lambda key: dropped().get(key)), invalid
+
+
+def _others() -> OtherTables:
+    """The tables of other programs. The loop waits for it, so it reads fewer rules than `nftsync check`."""
+    return others.read(rules=_OTHERS_RULES, seconds=_OTHERS_SECONDS)

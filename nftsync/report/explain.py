@@ -13,7 +13,8 @@ from nftsync.objects.names import Name, Reason, quote, some
 from nftsync.objects.service import Port, Protocol, Service
 from nftsync.plan.result import SyncResult
 from nftsync.policy.pinholes import Pinhole
-from nftsync.report.query import PacketQuery, parse_query
+from nftsync.report.others import OtherTables
+from nftsync.report.query import PacketQuery
 from nftsync.ruleset.inet import BFD
 from nftsync.ruleset.model import FORWARD, INET, INPUT, OPERATOR_CR, OPERATOR_SVC
 from nftsync.ruleset.settings import Settings
@@ -59,6 +60,7 @@ class ExplainReason(StrEnum):
     LOCAL_CHAIN = "local_chain"
     TRACKED = "tracked"
     STATELESS = "stateless"
+    OTHER_TABLES = "other_tables"
 
 
 def _unknown(*_: object) -> None:
@@ -74,6 +76,7 @@ class View:
     drops: packets that a pinhole's limit has dropped, by the pinhole's key.
     invalid: packets that connection tracking called invalid, so our rules dropped them.
     These three return None for "not known".
+    others: the tables of other programs.
     """
 
     result: SyncResult
@@ -81,6 +84,7 @@ class View:
     routed: Callable[[Address], bool | None] = _unknown
     drops: Callable[[str], int | None] = _unknown
     invalid: Callable[[], int | None] = _unknown
+    others: Callable[[], OtherTables] = OtherTables
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +92,7 @@ class Explanation:
     """The answer. lines: sentences for people, the decisive one first.
 
     rule: the deciding rule as "chain: rule"; "" if no rule decides.
-    also: other facts that matter: LOCAL_CHAIN, NIC_MISSING, TRACKED, STATELESS.
+    also: other facts that matter: LOCAL_CHAIN, NIC_MISSING, OTHER_TABLES, TRACKED, STATELESS.
     """
 
     verdict: Verdict
@@ -104,14 +108,6 @@ class Explanation:
     def text(self) -> str:
         rule = [f"decided by {self.rule}"] if self.rule else []
         return "\n".join([f"{self.verdict}: {self.lines[0]}", *rule, *self.lines[1:]])
-
-
-def explain(view: View, words: Sequence[str]) -> Explanation:
-    """Answer a query; parse_query() reads it. Raises ValueError with a sentence."""
-    query = parse_query(words)
-    answer = explain_service(view, query) if isinstance(query, Name) else explain_packet(view, query)
-    remembered = view.result.remembered.get("services")
-    return replace(answer, lines=(*answer.lines, f"Services are {remembered}")) if remembered else answer
 
 
 def explain_packet(view: View, query: PacketQuery) -> Explanation:

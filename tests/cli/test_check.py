@@ -188,6 +188,8 @@ def test_without_root_the_local_chain_is_read_and_the_rest_is_said(tmp_path: Pat
         assert finding.level is Level.WARN
         assert "nft could not try it: run this as root" in finding.message
         assert chain_finding(tmp_path, 'include "x"').level is Level.FAIL
+
+
 @pytest.mark.parametrize(
     ("legal", "level"),
     [(None, Level.WARN), (AddressSet(), Level.WARN), (AddressSet.of([parse_range("172.30.254.0/24")]), Level.OK)],

@@ -46,7 +46,7 @@ def view(*services: Raw, **fields: Any) -> View:
 
     fields: of Settings, View or result_of().
     """
-    of_view = {name: fields.pop(name) for name in ("routed", "drops", "invalid") if name in fields}
+    of_view = {name: fields.pop(name) for name in ("routed", "drops", "invalid", "others") if name in fields}
     of_result = {name: fields.pop(name) for name in ("filters", "address_policy", "quarantined") if name in fields}
     pools = Pool(
         "services", "IPAddressPool metallb-system/services", (parse_range(POOL), parse_range("2001:db8:254::/64")), True
