@@ -16,8 +16,9 @@ from nftsync.ruleset.limits import Limits, limits_at, strictest
 from nftsync.ruleset.model import NETDEV
 from nftsync.ruleset.settings import Settings
 from nftsync.ruleset.tables import elements
+from tests.support import side
 
-SHAPED = Settings("enp1s0", enable_rateshape=True)
+SHAPED = Settings(side("enp1s0"), enable_rateshape=True)
 ADDRESSES = ("192.0.2.1", "192.0.2.2", "2001:db8::1")
 
 _bytes = st.builds(
