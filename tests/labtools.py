@@ -49,11 +49,13 @@ def service(
     *addresses: str,
     ports: Sequence[tuple[str, int]] = TCP80,
     limit: str | None = None,
+    egress: str | None = None,
     sources: Sequence[str] = (),
     **spec: Any,
 ) -> Raw:
     """A Service of type LoadBalancer as the API has it; nodePort and targetPort are there and must not matter."""
-    annotations = {"ratelimit": limit} if limit is not None else {}
+    limits = {"ratelimit": limit, "nftsync.io/ratelimit-egress": egress}
+    annotations = {name: text for name, text in limits.items() if text is not None}
     listed = [
         {"protocol": protocol, "port": port, "nodePort": 30000 + port % 2768, "targetPort": 8000 + port % 1000}
         for protocol, port in ports

@@ -189,6 +189,7 @@ def services(draw: st.DrawFn, names: tuple[str, ...] = ("a", "b", "c")) -> Servi
         sources=draw(st.none() | st.lists(_networks, max_size=3).map(tuple).map(separate)),
         limit=draw(st.none() | limits()),
         rejections=(),
+        limit_egress=draw(st.none() | limits()),
     )
 
 

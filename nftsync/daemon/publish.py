@@ -5,7 +5,7 @@ The result of a sync becomes metrics, log lines, the Nft's status and Events. Th
 """
 
 import logging
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -314,13 +314,16 @@ def _explain(view: View, request: Request) -> Answer:
     services = {service.name: service for service in view.source.inputs.services.objects()}
     if view.last.snapshot is None or view.last.snapshot.services is not Origin.LISTED:
         services = {service.name: service for service in view.last.index.services}
-    routed, (drops, invalid) = cache(view.observer.network.routed), _counts()
-    explained = explain(Asked(view.last, services, routed, drops, invalid, _others), words)
+    asked = Asked(view.last, services, cache(view.observer.network.routed), *_counts(), _others)
+    explained = explain(asked, words)
     return {"text": explained.text(), **explained.as_json()}
 
 
-def _counts() -> tuple[Callable[[str], int | None], Callable[[], int | None]]:
-    """Packets dropped by each pinhole's rate limit, and as invalid. They read the counters once, on demand."""
+def _counts() -> tuple[Callable[[str], int | None], Callable[[str], int | None], Callable[[], int | None]]:
+    """Packets dropped by each pinhole's rate limits: those to it, and those from it. And those dropped as invalid.
+
+    They read the counters once, on demand.
+    """
 
     @cache
     def reading() -> Reading | None:
@@ -330,15 +333,17 @@ def _counts() -> tuple[Callable[[str], int | None], Callable[[], int | None]]:
             return None
 
     @cache
-    def dropped() -> Mapping[str, int]:
-        counts = found.counts if (found := reading()) else {}
-        sets = (counts.get(name, {}) for name in ("dropped4", "dropped6"))
-        return {key: count.packets for each in sets for (key, _), count in each.items()}
+    def dropped(*, egress: bool) -> Mapping[str, int]:
+        counted = Counter[str]()
+        for name, members in (found.counts if (found := reading()) else {}).items():
+            if name.startswith("dropped") and name.startswith("dropped-egress") is egress:
+                counted.update({key: count.packets for (key, _), count in members.items()})
+        return counted
 
     def invalid() -> int | None:
         return sum(count.packets for count in found.invalid.values()) if (found := reading()) else None
 
-    return (lambda key: dropped().get(key)), invalid
+    return lambda key: dropped(egress=False).get(key), lambda key: dropped(egress=True).get(key), invalid
 
 
 def _others() -> OtherTables:

@@ -172,7 +172,5 @@ class Record:
 
 
 def _with_limit_of(service: Service, before: Service | None) -> Service:
-    """A Service with the limits of its previous version."""
-    if before is None or before.uid != service.uid:
-        return replace(service, limit=None, limit_egress=None)
-    return replace(service, limit=before.limit, limit_egress=before.limit_egress)
+    """A Service with the limit of its previous version. The kernel takes egress limits all the same."""
+    return replace(service, limit=before.limit if before is not None and before.uid == service.uid else None)

@@ -206,6 +206,14 @@ class KernelCollector:
                 ),
                 ((name, total.dropped.packets) for name, total in services if total.dropped is not None),
             ),
+            _labelled(
+                CounterMetricFamily(
+                    "nftsync_service_egress_limit_drops",
+                    "Packets from the Service that its egress limit dropped.",
+                    labels=_SERVICE,
+                ),
+                ((name, total.dropped_egress.packets) for name, total in services if total.dropped_egress is not None),
+            ),
             CounterMetricFamily(
                 "nftsync_series_dropped",
                 "Services left out of nftsync_service_… because there are too many.",

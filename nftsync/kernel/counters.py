@@ -16,7 +16,7 @@ from nftsync.ruleset.tables import SETS
 _RULE_HANDLE = 3
 _BYTES, _PACKETS = 1, 2  # of a counter
 
-_COUNTING = {INET: ("services", "sources"), NETDEV: ("dropped",)}
+_COUNTING = {INET: ("services", "sources", "dropped-dnat", "dropped-egress"), NETDEV: ("dropped",)}
 _OTHERS = {family: [name for name in SETS[family] if not name.startswith(stems)] for family, stems in _COUNTING.items()}
 
 

@@ -163,6 +163,7 @@ def _limit(
             raise Malformed(f"{quote(text)} is not a text: put it in quotes")
         return parse_ratelimit(text)
     except Malformed as error:
-        stays = f"the previous limit, {before}, stays" if before else "the Service is not limited"
+        what = "the Service" if annotation == RATELIMIT_ANNOTATION else "what it sends"
+        stays = f"the previous limit, {before}, stays" if before else f"{what} is not limited"
         refusals.append((Reason.INVALID_RATELIMIT, f"annotation {annotation}: {error}; {stays}"))
         return before

@@ -10,6 +10,7 @@ from enum import StrEnum
 
 from nftsync.objects.address import Address, Network
 from nftsync.objects.names import Name, Reason, quote, some
+from nftsync.objects.ratelimit import RateLimit
 from nftsync.objects.service import Port, Protocol, Service
 from nftsync.plan.result import SyncResult
 from nftsync.policy.pinholes import Pinhole
@@ -73,9 +74,9 @@ class View:
 
     services: all of type LoadBalancer, also those that the filters do not admit.
     routed: True if the router has a route to an address, other than back through the public NIC.
-    drops: packets that a pinhole's limit has dropped, by the pinhole's key.
+    drops, drops_egress: packets that a pinhole's limits have dropped, by the pinhole's key.
     invalid: packets that connection tracking called invalid, so our rules dropped them.
-    These three return None for "not known".
+    These functions return None for "not known".
     others: the tables of other programs.
     """
 
@@ -83,6 +84,7 @@ class View:
     services: Mapping[Name, Service]
     routed: Callable[[Address], bool | None] = _unknown
     drops: Callable[[str], int | None] = _unknown
+    drops_egress: Callable[[str], int | None] = _unknown
     invalid: Callable[[], int | None] = _unknown
     others: Callable[[], OtherTables] = OtherTables
 
@@ -245,19 +247,26 @@ def _not_accepted(settings: Settings, chain: str, query: PacketQuery, answer: Ex
 
 
 def _limited(view: View, settings: Settings, hole: Pinhole | None, answer: Explanation) -> Explanation:
-    """Add the rate limit. The ingress hook comes first, but a later drop makes it irrelevant."""
-    if answer.verdict is Verdict.DROPPED or hole is None or hole.limit is None or hole.sources == ():
+    """Add the rate limits. The ingress hook comes first, but a later drop makes it irrelevant."""
+    if answer.verdict is Verdict.DROPPED or hole is None or hole.sources == ():
         return answer
-    if settings.devices:
-        drops = view.drops(hole.key)
-        line = f"its limit is {hole.limit}" + ("" if drops is None else f"; packets dropped over it: {drops}")
-        answer = replace(answer, verdict=Verdict.LIMITED) if answer.verdict is Verdict.PASSES else answer
-    elif settings.enable_rateshape:
-        line = f"its limit, {hole.limit}, is not in force: the public NIC is not there"
-        answer = replace(answer, reason=ExplainReason.NIC_MISSING) if answer.reason is ExplainReason.OPEN else answer
-    else:
-        line = f"its limit, {hole.limit}, is not in force: enable_rateshape is false"
-    return replace(answer, lines=(answer.lines[0], line, *answer.lines[1:]))
+    lines, why_not = list[str](), "" if settings.enable_rateshape else "enable_rateshape is false"
+    if hole.limit is not None:
+        no_device = "" if settings.devices else why_not or "the public NIC is not there"
+        lines.append(_limit("limit", hole.limit, no_device, view.drops(hole.key)))
+        if not no_device and answer.verdict is Verdict.PASSES:
+            answer = replace(answer, verdict=Verdict.LIMITED)
+        if no_device and not why_not and answer.reason is ExplainReason.OPEN:
+            answer = replace(answer, reason=ExplainReason.NIC_MISSING)
+    if hole.limit_egress is not None:
+        lines.append(_limit("limit for what it sends", hole.limit_egress, why_not, view.drops_egress(hole.key)))
+    return replace(answer, lines=(answer.lines[0], *lines, *answer.lines[1:]))
+
+
+def _limit(what: str, limit: RateLimit, why_not: str, drops: int | None) -> str:
+    if why_not:
+        return f"its {what}, {limit}, is not in force: {why_not}"
+    return f"its {what} is {limit}" + ("" if drops is None else f"; packets dropped over it: {drops}")
 
 
 def _why_closed(view: View, service: Service, query: PacketQuery | None) -> tuple[ExplainReason, str]:

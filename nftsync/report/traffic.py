@@ -59,10 +59,11 @@ class Reading:
 
 @dataclass(slots=True)
 class Total:
-    """The total of one Service. dropped: by its rate limit; None if it never had one."""
+    """The total of one Service. dropped, dropped_egress: by its rate limits; None if it never had one."""
 
     passed: Count = NOTHING
     dropped: Count | None = None
+    dropped_egress: Count | None = None
 
 
 class Traffic:
@@ -95,10 +96,15 @@ class Traffic:
                     continue
                 pinhole = pinholes.get(element[0])
                 total = self.totals.get(pinhole.service) if pinhole else None
-                if total is not None and dropping:  # even without growth: a Service with a limit shows 0
-                    total.dropped = (total.dropped or NOTHING) + count.since(old.get(element))
-                elif total is not None:
-                    total.passed += count.since(old.get(element))
+                if total is None:
+                    continue
+                growth = count.since(old.get(element))
+                if name.startswith("dropped-egress"):  # even without growth: a Service with a limit shows 0
+                    total.dropped_egress = (total.dropped_egress or NOTHING) + growth
+                elif dropping:
+                    total.dropped = (total.dropped or NOTHING) + growth
+                else:
+                    total.passed += growth
         for rule, count in reading.closed.items():
             self.closed[rule[0]] += count.since(before.closed.get(rule))
         for rule, count in reading.fragments.items():

@@ -6,8 +6,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from nftsync.policy.pinholes import Pinhole
 from nftsync.policy.public import PublicSide
 from nftsync.ruleset import stateless
+from nftsync.ruleset.limits import FROM, TO, add_elements, rules_of, sets_of
 from nftsync.ruleset.model import (
     ANSWERS,
+    DNAT_FROM_PUBLIC,
+    DNAT_LIMITS,
+    EGRESS_LIMITS,
     ENDPOINT,
     FORWARD,
     FROM_INSIDE,
@@ -51,7 +55,13 @@ SETS: Mapping[str, Set] = {
         (f"pools{version}", Set(f"ipv{version}_addr", flags="interval")),
         (f"errors{version}", Set(f"integer{_BITS[version]} . integer8 . integer16", typeof=QUOTED_SOURCE[version])),
     )
-} | {"public": Set("ifname"), "public-links": Set("iface_index"), "inside": Set("ifname")}
+} | {
+    **sets_of("-dnat"),
+    **sets_of("-egress"),
+    "public": Set("ifname"),
+    "public-links": Set("iface_index"),
+    "inside": Set("ifname"),
+}
 
 # How a packet tells its interface. The index comes first, because it costs least. It keeps an interface
 # public while somebody renames it; the name does so while somebody unplugs and plugs it. The port of
@@ -94,6 +104,7 @@ def chains(settings: Settings) -> dict[str, Chain]:
         ),
         FROM_INSIDE: Chain(lines(*_from_inside(settings))),
         ICMP_ERRORS: Chain(lines(*_icmp_errors(settings.side))),
+        **(_limits(settings.side) if settings.enable_rateshape else {}),
         **(stateless.chains(settings) if settings.is_stateless else {}),
         # The last rule decides before the policy does. If that rule is missing, the policy drops.
         INPUT: Chain(
@@ -107,6 +118,9 @@ def chains(settings: Settings) -> dict[str, Chain]:
         ),
         FORWARD: Chain(
             lines(
+                # Before the local chain, because its accept would end the look-ups.
+                f"ct status dnat jump {DNAT_FROM_PUBLIC}" if settings.enable_rateshape else "",
+                f"{_outwards(settings.side)}jump {EGRESS_LIMITS}" if settings.enable_rateshape else "",
                 f"jump {LOCAL_CHAIN}",
                 *_from_public(settings.side, f"jump {OPERATOR_SVC}"),
                 f"jump {GLOBAL}",
@@ -153,6 +167,24 @@ def _to_public(side: PublicSide, *actions: str) -> Iterator[str]:
     return (f"{match} {action}" for match in _TO_PUBLIC for action in actions)
 
 
+def _outwards(side: PublicSide) -> str:
+    """The match of packets that leave by a public interface: by its name alone, because each packet pays for it."""
+    return "" if side.names is None else "oifname @public "
+
+
+def _limits(side: PublicSide) -> dict[str, Chain]:
+    """The chains of limits that the ingress hook cannot know.
+
+    It sees the address before DNAT, and no packet that leaves.
+    """
+    return {
+        DNAT_LIMITS: Chain(lines(*rules_of("-dnat", TO))),
+        # goto: a packet that matches two of these rules counts once
+        DNAT_FROM_PUBLIC: Chain(lines(*_from_public(side, f"goto {DNAT_LIMITS}"))),
+        EGRESS_LIMITS: Chain(lines(*rules_of("-egress", FROM))),
+    }
+
+
 def _from_inside(settings: Settings) -> Iterator[str]:
     """The rules that accept packets from inside."""
     side = settings.side
@@ -185,12 +217,15 @@ def _bgp(settings: Settings) -> Iterator[str]:
         yield "tcp dport 179 accept"
 
 
-def elements(pinholes: Iterable[Pinhole]) -> Elements:
-    """The elements of pinholes, by set."""
+def elements(pinholes: Iterable[Pinhole], *, limits: bool) -> Elements:
+    """The elements of pinholes, by set. limits: whether limits are in force."""
     found: Elements = defaultdict(dict)
     for hole in pinholes:
         if hole.sources != ():
             found[f"errors{hole.version}"][quoted(hole.key)] = ""
+        if limits:
+            add_elements(found, "-dnat", hole, hole.limit)
+            add_elements(found, "-egress", hole, hole.limit_egress)
         if hole.sources is None:
             found[f"services{hole.version}"][hole.key] = ""
         for network in hole.sources or ():  # nft writes one address without a prefix length

@@ -6,16 +6,19 @@ from dataclasses import replace
 
 from nftsync.objects.ratelimit import TIME_UNITS, RateLimit
 from nftsync.policy.pinholes import Pinhole
-from nftsync.ruleset.model import IP, Set
+from nftsync.ruleset.model import ENDPOINT, IP, Elements, Set
 
 # The kind of limit in a set's declaration. All elements of a set have limits of one kind.
 _KINDS = {"": "limit rate over 1 bytes/second burst 1 bytes", "-packets": "limit rate over 1/second burst 1 packets"}
 
+# The parts of a packet that name a pinhole: on its way to the Service, and from there.
+TO = {version: f"{ip} daddr . meta l4proto . th dport" for version, ip in IP.items()}
+FROM = {version: f"{ip} saddr . meta l4proto . th sport" for version, ip in IP.items()}
+
 Limits = Mapping[str, Collection[RateLimit]]  # by address
 
 
-def limit_sets(stem: str, types: Mapping[int, str]) -> dict[str, Set]:
-    """The sets of a stem: for each IP version one in bytes and one in packets. types: of the elements."""
+def _limit_sets(stem: str, types: Mapping[int, str]) -> dict[str, Set]:
     return {
         f"{stem}{version}{suffix}": Set(declared, statement=limit)
         for version, declared in types.items()
@@ -23,17 +26,49 @@ def limit_sets(stem: str, types: Mapping[int, str]) -> dict[str, Set]:
     }
 
 
-FRAGMENT_SETS = limit_sets("fragments", {version: f"ipv{version}_addr" for version in IP})
+FRAGMENT_SETS = _limit_sets("fragments", {version: f"ipv{version}_addr" for version in IP})
 
 
-def set_of(stem: str, version: int, limit: RateLimit) -> str:
-    """The set for a limit."""
+def sets_of(what: str) -> dict[str, Set]:
+    """The sets of the limits of one way through the router. what: names it, such as "-egress"; "" for ingress.
+
+    A second look-up counts packets over a limit, because a limit hides a counter on the same element
+    in a listing.
+    """
+    dropped = {f"dropped{what}{version}": Set(endpoint, statement="counter") for version, endpoint in ENDPOINT.items()}
+    return _limit_sets(f"limited{what}", ENDPOINT) | dropped
+
+
+def rules_of(what: str, keys: Mapping[int, str]) -> Iterator[str]:
+    """The rules that drop packets over the limit of their pinhole. keys: TO or FROM."""
+    return (
+        f"{key} @limited{what}{version}{suffix} {key} @dropped{what}{version} drop"
+        for version, key in keys.items()
+        for suffix in _KINDS
+    )
+
+
+def fragment_rules() -> Iterator[str]:
+    """The rules that drop later fragments over the limit of their address."""
+    return (f"{ip} daddr @fragments{version}{suffix} counter drop" for version, ip in IP.items() for suffix in _KINDS)
+
+
+def add_elements(found: Elements, what: str, hole: Pinhole, limit: RateLimit | None) -> None:
+    """Add a pinhole's elements to the sets of sets_of(), if it has a limit and anybody may reach it."""
+    if limit is not None and hole.sources != ():
+        found[_set_for(f"limited{what}", hole.version, limit)][hole.key] = limit.statement
+        found[f"dropped{what}{hole.version}"][hole.key] = ""
+
+
+def add_fragments(found: Elements, limits: Limits) -> None:
+    """Add the elements for later fragments to these addresses."""
+    for address, some in limits.items():
+        for limit in strictest(some):
+            found[_set_for("fragments", 6 if ":" in address else 4, limit)][address] = limit.statement
+
+
+def _set_for(stem: str, version: int, limit: RateLimit) -> str:
     return f"{stem}{version}{'-packets' if limit.packets else ''}"
-
-
-def drops_over(stem: str, version: int, key: str, then: str) -> Iterator[str]:
-    """The rules that drop packets over the limit of their key. then: other statements before the drop."""
-    return (f"{key} @{stem}{version}{suffix} {then} drop" for suffix in _KINDS)
 
 
 def limits_at(pinholes: Iterable[Pinhole]) -> dict[str, Counter[RateLimit]]:
@@ -49,7 +84,7 @@ def slowest_at(pinholes: Iterable[Pinhole]) -> dict[tuple[str, str], Pinhole]:
     """The limited pinhole with the slowest limit, by the set for fragments and its element."""
     limited = [(hole.limit, hole) for hole in pinholes if hole.limit is not None and hole.sources != ()]
     limited.sort(key=lambda pair: -pace(pair[0]))
-    return {(set_of("fragments", hole.version, limit), hole.address): hole for limit, hole in limited}
+    return {(_set_for("fragments", hole.version, limit), hole.address): hole for limit, hole in limited}
 
 
 def strictest(limits: Collection[RateLimit]) -> Iterator[RateLimit]:

@@ -5,36 +5,29 @@ from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 
 from nftsync.policy.pinholes import Pinhole
-from nftsync.ruleset.limits import FRAGMENT_SETS, Limits, drops_over, limit_sets, limits_at, set_of, strictest
-from nftsync.ruleset.model import ENDPOINT, FRAGMENTS, IP, OPERATOR_TC, RATELIMIT, Chain, Elements, Set, lines
+from nftsync.ruleset.limits import (
+    FRAGMENT_SETS,
+    TO,
+    Limits,
+    add_elements,
+    add_fragments,
+    fragment_rules,
+    limits_at,
+    rules_of,
+    sets_of,
+)
+from nftsync.ruleset.model import FRAGMENTS, OPERATOR_TC, RATELIMIT, Chain, Elements, Set, lines
 from nftsync.ruleset.settings import Settings
 
 # Only the first fragment of a packet has its ports.
 _LATER_FRAGMENT = ("ip frag-off & 0x1fff != 0", "frag frag-off != 0")
 
-SETS: Mapping[str, Set] = {
-    **limit_sets("limited", ENDPOINT),
-    **FRAGMENT_SETS,
-    # A second look-up counts packets over a limit, because a limit hides a counter on the same
-    # element in a listing.
-    **{f"dropped{version}": Set(endpoint, statement="counter") for version, endpoint in ENDPOINT.items()},
-}
+SETS: Mapping[str, Set] = {**sets_of(""), **FRAGMENT_SETS}
 
 
 def chains(settings: Settings) -> dict[str, Chain]:
-    endpoints = {version: f"{ip} daddr . meta l4proto . th dport" for version, ip in IP.items()}
-    over = (
-        rule
-        for version, endpoint in endpoints.items()
-        for rule in drops_over("limited", version, endpoint, f"{endpoint} @dropped{version}")
-    )
-    fragments = (
-        rule for version, ip in IP.items() for rule in drops_over("fragments", version, f"{ip} daddr", "counter")
-    )
-    found = {
-        FRAGMENTS: Chain(lines(*fragments)),
-        OPERATOR_TC: Chain(lines(*(f"{is_one} goto {FRAGMENTS}" for is_one in _LATER_FRAGMENT), *over)),
-    }
+    later = (f"{is_one} goto {FRAGMENTS}" for is_one in _LATER_FRAGMENT)
+    found = {FRAGMENTS: Chain(lines(*fragment_rules())), OPERATOR_TC: Chain(lines(*later, *rules_of("", TO)))}
     for number, device in enumerate(settings.devices, 1):
         name = RATELIMIT if number == 1 else f"{RATELIMIT}-{number}"  # a device's name may be no word of nft's
         hook = f'type filter hook ingress device "{device}" priority 0; policy accept;'
@@ -50,13 +43,10 @@ def elements(pinholes: Iterable[Pinhole], others: Limits = MappingProxyType({}))
     others: the limits of further pinholes at the same addresses. Later fragments share one limit.
     """
     found: Elements = defaultdict(dict)
-    limited = [hole for hole in pinholes if hole.limit is not None and hole.sources != ()]
-    for hole in limited:
-        assert hole.limit is not None
-        found[set_of("limited", hole.version, hole.limit)][hole.key] = hole.limit.statement
-        found[f"dropped{hole.version}"][hole.key] = ""
-    own = limits_at(limited)
-    for address in own.keys() | others.keys():
-        for limit in strictest({*own.get(address, ()), *others.get(address, ())}):
-            found[set_of("fragments", 6 if ":" in address else 4, limit)][address] = limit.statement
+    holes = list(pinholes)
+    for hole in holes:
+        add_elements(found, "", hole, hole.limit)
+    own = limits_at(holes)
+    addresses = own.keys() | others.keys()
+    add_fragments(found, {address: {*own.get(address, ()), *others.get(address, ())} for address in addresses})
     return found

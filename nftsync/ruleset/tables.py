@@ -56,7 +56,7 @@ def elements(
     """
     holes = list(pinholes)
     return {
-        INET: inet.elements(holes),
+        INET: inet.elements(holes, limits=settings.enable_rateshape),
         NETDEV: netdev.elements(holes, others) if settings.enable_rateshape else {},
     }
 

@@ -189,9 +189,9 @@ Event = tuple[Any, ...]
 
 _numbers = st.integers(1, 2)
 _services = st.builds(
-    lambda number, uid, addresses, ports, sources, limit, created: {
+    lambda number, uid, addresses, ports, sources, limit, created, egress: {
         "name": f"s{number}", "uid": uid, "addresses": addresses, "ports": ports, "sources": sources, "limit": limit,
-        "created": created,
+        "created": created, "egress": egress,
     },
     _numbers, st.sampled_from(["a", "b"]),
     st.lists(st.sampled_from(ADDRESSES), min_size=1, max_size=2, unique=True),
@@ -199,6 +199,7 @@ _services = st.builds(
     st.just(()) | st.lists(st.sampled_from(SOURCES), max_size=2, unique=True),
     st.sampled_from([None, None, "2 mbytes/second burst 512 kbytes", "3 mbytes/minute", "400/second"]),
     st.sampled_from([OLD, NEW]),
+    st.sampled_from([None, None, "1 mbytes/second", "5/second"]),
 )  # fmt: skip
 _damage = st.sampled_from([
     "flush ruleset", "delete table inet nftsync", "flush chain inet nftsync forward",

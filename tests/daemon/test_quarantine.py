@@ -244,7 +244,7 @@ def test_who_may_pass_does_not_wait_for_limits_that_the_kernel_refuses(router: L
     result = router.sync()
     assert (result.outcome, result.message) == (
         Outcome.FAILED,
-        "pinholes: 2 opened; pinholes are up to date, rate limits are not: Could not process rule: Operation "
+        "pinholes: 1 opened; pinholes are up to date, rate limits are not: Could not process rule: Operation "
         "not permitted",
     )  # fmt: skip
     assert router.lab.arrives("tcp", GOOD4, 80)

@@ -21,7 +21,13 @@ from nftsync.objects.address import parse_address, parse_source_range
 from nftsync.objects.names import Malformed, Name, Reason, Rejection, identify, quote
 from nftsync.objects.nft import Nft, NftSpec, Nics, parse_nft
 from nftsync.objects.ratelimit import RateLimit
-from nftsync.objects.service import RATELIMIT_ANNOTATION, SOURCE_RANGES_ANNOTATION, Service, parse_service
+from nftsync.objects.service import (
+    EGRESS_ANNOTATION,
+    RATELIMIT_ANNOTATION,
+    SOURCE_RANGES_ANNOTATION,
+    Service,
+    parse_service,
+)
 from nftsync.policy.pinholes import pinholes_of
 from nftsync.ruleset.settings import Settings
 from nftsync.ruleset.tables import elements
@@ -312,6 +318,21 @@ def test_an_invalid_limit_leaves_the_ports_open_and_the_previous_limit_in_force(
     rejection = only_rejection(found)
     assert rejection.reason is Reason.INVALID_RATELIMIT
     assert rejection.message.endswith("; the previous limit, 400/minute burst 10 packets, stays")
+
+
+def test_an_egress_limit_is_parsed_beside_the_other_and_an_invalid_one_leaves_the_previous_in_force() -> None:
+    before = parsed(service(annotations={**LIMITED, EGRESS_ANNOTATION: "2 mbytes/second"}))
+    [hole] = pinholes_of(before).values()
+    assert (str(hole.limit), str(hole.limit_egress)) == ("400/minute burst 10 packets", "2 mbytes/second")
+    found = parsed(service(annotations={EGRESS_ANNOTATION: "10 mbit/s"}), before)
+    assert (found.limit, str(found.limit_egress)) == (None, "2 mbytes/second")
+    rejection = only_rejection(found)
+    assert rejection.reason is Reason.INVALID_RATELIMIT
+    assert rejection.message.startswith("annotation nftsync.io/ratelimit-egress: '10 mbit/s'")
+    assert rejection.message.endswith("; write '1220 kbytes/second'; the previous limit, 2 mbytes/second, stays")
+    assert only_rejection(parsed(service(annotations={EGRESS_ANNOTATION: "fast"}))).message.endswith(
+        "; what it sends is not limited"
+    )
 
 
 def test_after_a_start_the_previous_limit_is_the_one_that_the_last_process_had_given_to_this_very_object() -> None:

@@ -194,6 +194,14 @@ FACTS: dict[str, Any] = json.loads(
     )
 )[1]
 
+
+def test_a_record_of_an_earlier_version_has_no_egress_limit() -> None:
+    [old] = replayed(json.dumps([SERVICE, GOOD])).services.values()
+    assert (str(old.limit), old.limit_egress) == ("1/week burst 3 packets", None)
+    [new] = replayed(json.dumps([SERVICE, {**GOOD, "limit_egress": "1 mbytes/second"}])).services.values()
+    assert str(new.limit_egress) == "1 mbytes/second"
+
+
 HOSTILE_SERVICES: dict[str, dict[str, object]] = {
     "a name that ends the line": {"name": ["shop", "web\n"]},
     "a name with a quote": {"name": ["shop", 'web"']},
@@ -224,6 +232,8 @@ HOSTILE_SERVICES: dict[str, dict[str, object]] = {
     "a limit that is null": {"limit": None},
     "a limit that is a number": {"limit": 5},
     "a limit that is a list": {"limit": []},
+    "an egress limit that is none": {"limit_egress": "much"},
+    "an egress limit that is null": {"limit_egress": None},
     "a class that is a number": {"class": 5},
     "a uid that is null": {"uid": None},
     "an age that is a number": {"created": 5},

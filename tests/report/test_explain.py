@@ -46,7 +46,9 @@ def view(*services: Raw, **fields: Any) -> View:
 
     fields: of Settings, View or result_of().
     """
-    of_view = {name: fields.pop(name) for name in ("routed", "drops", "invalid", "others") if name in fields}
+    of_view = {
+        name: fields.pop(name) for name in ("routed", "drops", "drops_egress", "invalid", "others") if name in fields
+    }
     of_result = {name: fields.pop(name) for name in ("filters", "address_policy", "quarantined") if name in fields}
     pools = Pool(
         "services", "IPAddressPool metallb-system/services", (parse_range(POOL), parse_range("2001:db8:254::/64")), True
@@ -327,6 +329,15 @@ def test_where_no_table_of_ours_stands_everything_passes_and_it_is_said_why() ->
 
 SLOW = service("slow", "172.30.254.1", limit="2 mbytes/second burst 512 kbytes")
 LIMIT = "2 mbytes/second burst 512 kbytes"
+
+
+def test_an_egress_limit_is_told_with_what_it_has_dropped_and_whether_it_is_in_force() -> None:
+    sending = service("slow", "172.30.254.1", egress=LIMIT)
+    found = ask(view(sending, drops_egress=lambda _: 12), "172.30.254.1:80")
+    assert (found.verdict, found.reason) == (Verdict.PASSES, ExplainReason.OPEN), "the way in is not limited"
+    assert found.lines[1] == f"its limit for what it sends is {LIMIT}; packets dropped over it: 12"
+    off = ask(view(sending, enable_rateshape=False), "172.30.254.1:80")
+    assert off.lines[1] == f"its limit for what it sends, {LIMIT}, is not in force: enable_rateshape is false"
 
 
 def test_a_limit_is_told_with_what_it_has_dropped() -> None:
@@ -679,13 +690,18 @@ def test_the_kernel_is_asked_once_for_what_all_limits_dropped(monkeypatch: pytes
 
     def read() -> Reading:
         asked.append(1)
-        counts = {"dropped4": {("a", b""): Count(7, 0)}, "dropped6": {("b", b""): Count(9, 0)}}
-        return Reading(counts, {}, {}, {("global", 5): Count(11, 0)})
+        a, b = (("a", b""), ("b", b""))
+        counts = {
+            "dropped4": {a: Count(7, 0)}, "dropped6": {b: Count(9, 0)}, "dropped-dnat4": {a: Count(1, 0)},
+            "dropped-egress4": {a: Count(2, 0)}, "services4": {a: Count(99, 0)},
+        }  # fmt: skip
+        return Reading(counts, {}, {}, {}, {("global", 5): Count(11, 0)})
 
     monkeypatch.setattr("nftsync.kernel.counters.read", read)
-    drops, invalid = answers._counts()
+    drops, drops_egress, invalid = answers._counts()
     assert not asked, "only who has a limit asks"
-    assert [drops(key) for key in ("a", "b", "c")] == [7, 9, None]
+    assert [drops(key) for key in ("a", "b", "c")] == [8, 9, None]
+    assert [drops_egress(key) for key in ("a", "b", "c")] == [2, None, None]
     assert invalid() == 11
     assert len(asked) == 1
 
@@ -695,8 +711,8 @@ def test_where_the_kernel_does_not_tell_what_was_dropped_nobody_knows(monkeypatc
         raise DumpError(1)
 
     monkeypatch.setattr("nftsync.kernel.counters.read", refuse)
-    drops, invalid = answers._counts()
-    assert (drops("a"), invalid()) == (None, None)
+    drops, drops_egress, invalid = answers._counts()
+    assert (drops("a"), drops_egress("a"), invalid()) == (None, None, None)
 
 
 # --- connection tracking -------------------------------------------------------------------------------

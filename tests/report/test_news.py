@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from ipaddress import ip_network
 
 from nftsync.cluster.outbox import utc_now
@@ -31,6 +32,19 @@ def test_opened_and_closed_name_addresses_protocols_and_ports() -> None:
         (EventReason.OPENED, "opened 192.0.2.1 tcp 80, tcp 443; 2001:db8::1 tcp 80"),
         (EventReason.CLOSED, "closed 192.0.2.9 tcp 25"),
     ]
+
+
+def test_an_egress_limit_is_told_beside_the_other() -> None:
+    sending = replace(pinhole(), limit_egress=LIMIT)
+    [(_, opened)] = told(Change(WEB, opened=(sending,)))
+    assert opened == f"opened 192.0.2.1 tcp 80, each limited to {LIMIT} outwards"
+    both = replace(sending, limit=LIMIT)
+    [change] = changes_between({sending.key: sending}, {both.key: both})
+    [(topic, changed)] = told(change)
+    assert topic == EventReason.LIMIT_CHANGED
+    assert changed == f"changed 192.0.2.1 tcp 80, each limited to {LIMIT} and to {LIMIT} outwards"
+    [change] = changes_between({both.key: both}, {both.key: replace(both, limit_egress=None)})
+    assert change.limit_changed
 
 
 def test_a_limit_is_told_when_it_comes_changes_and_goes() -> None:

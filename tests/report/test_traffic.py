@@ -145,6 +145,14 @@ def test_drops_are_a_total_of_their_own_that_only_limited_services_have() -> Non
     assert traffic.totals[WEB].passed == NOTHING
 
 
+def test_drops_of_answers_are_a_total_of_their_own_and_those_of_redirected_packets_are_not() -> None:
+    traffic = Traffic()
+    for packets in (2, 5):
+        names = ("dropped4", "dropped-dnat4", "dropped-egress4")
+        traffic.take(Reading({name: {(KEY, b""): Count(packets, packets)} for name in names}), holes(WEB))
+    assert (traffic.totals[WEB].dropped, traffic.totals[WEB].dropped_egress) == (Count(6, 6), Count(3, 3))
+
+
 def test_drops_at_closed_ports_survive_a_refill_of_the_chain() -> None:
     traffic = Traffic()
     for packets, handle in ((100, 7), (104, 7), (3, 7), (105, 9)):
