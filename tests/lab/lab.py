@@ -14,10 +14,10 @@ import json
 import secrets
 import socket
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from ipaddress import ip_address, ip_network
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import Any, Self
 
 from tests.lab.namespace import LabError, Namespace, Socket, TcpServer
@@ -38,6 +38,7 @@ from tests.lab.probe import (
     Tap,
     packet,
 )
+from tests.lab.wire import Frame, Framer, Wire, addressed
 
 __all__ = [
     "CLIENT",
@@ -46,6 +47,7 @@ __all__ = [
     "PUBLIC",
     "SERVICES",
     "Flood",
+    "Frame",
     "Lab",
     "LabError",
     "Namespace",
@@ -53,6 +55,7 @@ __all__ = [
     "Probe",
     "Protocol",
     "TcpServer",
+    "Wire",
 ]
 
 SERVICES = ("172.30.254.0/24", "2001:db8:254::/64")  # routed to the node unless others are asked for
@@ -95,6 +98,7 @@ class Lab:
         self.public_nic = public_nic
         self._segments = 65535 if gso else 1
         self._prober: Prober | None = None
+        self._framer: Framer | None = None
         self._floods = itertools.count()
         with ExitStack() as opened:
             self.client, self.router, self.node = (_open_namespace(opened) for _ in range(3))
@@ -104,6 +108,7 @@ class Lab:
             for service in services:
                 self.route(service)
             self._opened = opened.pop_all()
+        self._uplinks = itertools.count(1)
 
     def __enter__(self) -> Self:
         return self
@@ -114,7 +119,32 @@ class Lab:
     def close(self) -> None:
         """End the lab's processes and let go of its namespaces. Close your own sockets yourself."""
         self._stop_probing()
+        if self._framer:
+            self._framer.close()
         self._opened.close()
+
+    @property
+    def public(self) -> Wire:
+        """The wire to the client."""
+        return Wire(self.router, self.public_nic, PUBLIC, self.client, CLIENT)
+
+    @property
+    def inside(self) -> Wire:
+        """The wire to the node."""
+        return Wire(self.router, "cluster0", CLUSTER, self.node, NODE)
+
+    def uplink(self, nic: str) -> Wire:
+        """Give the router one more NIC, with a network and a peer of its own. No Service is there."""
+        peer, number = _open_namespace(self._opened), next(self._uplinks)
+        here, there = (
+            (IPv4Address(f"192.0.{number}.{host}"), IPv6Address(f"2001:db8:{number}::{host}")) for host in (1, 2)
+        )
+        self._join(nic, here, peer, there)
+        return Wire(self.router, nic, here, peer, there)
+
+    def replug(self, wire: Wire) -> None:
+        """Make a wire anew whose NIC was taken out of the router."""
+        self._join(wire.nic, wire.here, wire.peer, wire.there)
 
     def plug(self, public_nic: str | None = None) -> None:
         """Give the router its public NIC (again, after `unplug`), under a new name if one is given."""
@@ -147,6 +177,15 @@ class Lab:
         """
         self._prober = self._prober or Prober(self.client, self.router, self.node, self.public_nic)
         return self._prober.deliver(probes, origin)
+
+    def deliver_frames(self, entry: Wire, frames: Iterable[Frame], leaving: Sequence[Wire] = ()) -> list[Frame]:
+        """Send frames by one wire; those that arrived, in the order they were sent.
+
+        A frame arrives if its packet leaves the router by one of the wires `leaving` (the inside one
+        unless others are asked for), or if the router itself receives the packet.
+        """
+        self._framer = self._framer or Framer(self.router)
+        return self._framer.deliver(entry, frames, leaving or [self.inside])
 
     def tcp_connect(self, destination: str, port: int, timeout: float = 2.0) -> Socket:
         """A TCP connection from the client. Raises OSError: TimeoutError if `timeout` seconds pass without answer."""
@@ -229,9 +268,7 @@ class Lab:
     def _interface(self, nic: str, here: Pair, there: Pair, mac: str) -> list[str]:
         return [
             f"link set {nic} addrgenmode none gso_max_segs {self._segments} up",
-            f"address add {here[0]}/24 dev {nic}",
-            f"address add {here[1]}/64 dev {nic} nodad",
-            *(f"neighbour add {address} lladdr {mac} nud permanent dev {nic}" for address in there),
+            *addressed(nic, here, there, mac),
         ]
 
     def _stop_probing(self) -> None:

@@ -35,9 +35,16 @@ ROUTER_MAC, PEER_MAC = "02:00:00:00:00:01", "02:00:00:00:00:02"  # on either lin
 _NUMBERS = {"tcp": 6, "udp": 17, "gre": 47, "esp": 50, "ah": 51, "ospf": 89, "vrrp": 112, "sctp": 132}
 _BATCH = 256  # probes before a fence: well below net.core.netdev_max_backlog
 ETHERTYPES = {4: 0x0800, 6: 0x86DD}
-_FENCE = 0x88B5  # IEEE 802 local experimental ethertype
+FENCE = 0x88B5  # IEEE 802 local experimental ethertype
 _ETH_P_ALL, _SOL_PACKET, _PACKET_IGNORE_OUTGOING = 3, 263, 23  # packet(7); the socket module lacks these
+ALL_FRAMES = socket.htons(_ETH_P_ALL)
 _SO_ATTACH_FILTER, _SO_RCVBUFFORCE = 26, 33  # socket(7)
+# Raw sockets hear packets after the input hook: family, type, protocol, and the bytes of the header that IPv6 removes.
+INPUT_EARS = tuple(
+    (family, socket.SOCK_RAW, number, missing)
+    for family, icmp, missing in ((socket.AF_INET, 1, 0), (socket.AF_INET6, 58, 40))
+    for number in (*_NUMBERS.values(), icmp)
+)
 MARK = struct.Struct("!IQ")  # the prober's number and the packet's: the last bytes of every probe and fence
 
 
@@ -76,11 +83,7 @@ class Prober:
                 self._tap(node, "eth0"),
             ]
             self._paths = {"client": wires, "node": wires[::-1]}
-            self._inputs = {  # a raw socket hears packets after the input hook; IPv6 removes the header
-                self._ear(router, family, socket.SOCK_RAW, number): missing
-                for family, icmp, missing in ((socket.AF_INET, 1, 0), (socket.AF_INET6, 58, 40))
-                for number in (*_NUMBERS.values(), icmp)
-            }
+            self._inputs = {self._ear(router, family, *raw): missing for family, *raw, missing in INPUT_EARS}
         except BaseException:
             self._opened.close()
             raise
@@ -90,7 +93,7 @@ class Prober:
 
     def deliver(self, probes: Iterable[Probe], origin: Origin) -> list[Probe]:
         remaining, arrived = iter(probes), list[Probe]()
-        with _one_cpu():
+        with one_cpu():
             while batch := list(itertools.islice(remaining, _BATCH)):
                 arrived += self._deliver(batch, origin)
         return arrived
@@ -112,7 +115,7 @@ class Prober:
     def _fence(self, here: Tap, there: Tap) -> set[tuple[int, int]]:
         """Send a fence over one wire. Returns the probes that the other end heard before it."""
         fence, heard = next(self._serials), set[tuple[int, int]]()
-        here.send(MARK.pack(self._magic, fence), _FENCE)
+        here.send(MARK.pack(self._magic, fence), FENCE)
         while (fence, MARK.size) not in heard:
             try:
                 heard.add(_key(there.ear.recv(65536)))
@@ -131,24 +134,37 @@ class Prober:
 
     def _tap(self, namespace: Namespace, nic: str) -> Tap:
         ear = self._ear(namespace, socket.AF_PACKET, socket.SOCK_DGRAM, 0)  # 0: hears nothing before it is bound
-        ear.setsockopt(_SOL_PACKET, _PACKET_IGNORE_OUTGOING, 1)
-        ear.bind((nic, _ETH_P_ALL))
-        ear.settimeout(PATIENCE)
-        return Tap(ear, nic)
+        return Tap(hear_frames(ear, nic), nic)
 
     def _ear(self, namespace: Namespace, family: int, kind: int, number: int) -> Socket:
-        """A socket that receives only packets with one of our marks at the end."""
-        ear = self._opened.enter_context(namespace.socket(family, kind, number))
-        ear.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, 16 << 20)
-        instructions = (  # bpf(4): A = the 32 bits at length - size of a mark; take all of it if A is our number
-            (0x80, 0, 0, 0), (0x14, 0, 0, MARK.size), (0x07, 0, 0, 0), (0x40, 0, 0, 0),
-            (0x15, 0, 1, self._magic), (0x06, 0, 0, 0xFFFFFFFF), (0x06, 0, 0, 0),
-        )  # fmt: skip
-        program = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *each) for each in instructions))
-        reference = struct.pack("HP", len(instructions), ctypes.addressof(program))
-        ear.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, reference)
-        ear.setblocking(False)
-        return ear
+        return self._opened.enter_context(ear(namespace, family, kind, number, self._magic))
+
+
+def ear(namespace: Namespace, family: int, kind: int, number: int, magic: int) -> Socket:
+    """A socket that receives only packets with a mark of this prober's number at the end."""
+    made = namespace.socket(family, kind, number)
+    made.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, 16 << 20)
+    instructions = (  # bpf(4): A = the 32 bits at length - size of a mark; take all of it if A is the number
+        (0x80, 0, 0, 0), (0x14, 0, 0, MARK.size), (0x07, 0, 0, 0), (0x40, 0, 0, 0),
+        (0x15, 0, 1, magic), (0x06, 0, 0, 0xFFFFFFFF), (0x06, 0, 0, 0),
+    )  # fmt: skip
+    program = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *each) for each in instructions))
+    reference = struct.pack("HP", len(instructions), ctypes.addressof(program))
+    made.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, reference)
+    made.setblocking(False)
+    return made
+
+
+def hear_frames(ear: Socket, nic: str | None) -> Socket:
+    """Let a packet socket hear what comes in at an interface, and wait for it with patience.
+
+    nic: None for a socket that was made with ALL_FRAMES and hears every interface already.
+    """
+    ear.setsockopt(_SOL_PACKET, _PACKET_IGNORE_OUTGOING, 1)
+    if nic:
+        ear.bind((nic, _ETH_P_ALL))
+    ear.settimeout(PATIENCE)
+    return ear
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +185,7 @@ def _key(content: bytes, missing: int = 0) -> tuple[int, int]:
 
 
 @contextmanager
-def _one_cpu() -> Iterator[None]:
+def one_cpu() -> Iterator[None]:
     """Keep the calling thread on one CPU: a veth pair keeps the order of one CPU's packets only."""
     allowed = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(allowed)})
