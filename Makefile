@@ -42,7 +42,7 @@ if [ -n "$$missing" ]; then \
 fi
 endef
 
-.PHONY: demo test test-newest programs lint pins bench chaos deb test-deb test-boots apt-repo clean
+.PHONY: demo test test-newest programs lint pins bench chaos topologies deb test-deb test-boots apt-repo clean
 
 demo: .venv/bin/nftsync
 	.venv/bin/python -m tests.lab
@@ -79,6 +79,10 @@ bench: .venv/dev
 # Kill the daemon at 300 instants, in nine minutes: make chaos FAULTS=0 KILLS=300
 chaos: .venv/dev
 	.venv/bin/python -m tests.chaos $(if $(SEED),--seed $(SEED)) $(if $(FAULTS),--faults $(FAULTS)) $(if $(KILLS),--kills $(KILLS))
+
+# Build and change random links on a router: a hundred topologies, in five minutes. Two of them: make topologies SEEDS="7 8"
+topologies: .venv/dev
+	.venv/bin/python -m tests.topologies --seeds 100 $(SEEDS)
 
 # Build dist/nftsync_VERSION_all.deb, with the same bytes every time. lintian must find no fault.
 deb:
