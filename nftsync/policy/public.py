@@ -188,7 +188,8 @@ class _Picture:
             if link.index not in self._kept:
                 yield f"{link.name} carries a public interface, but has an address: it does not count as public"
         for link in self._carried():
-            if link.kind in _OWN_WIRE and not self._is_inside(link):
+            counts = any(master.index in self.public for master in self._masters(link))
+            if link.kind in _OWN_WIRE and not counts and not self._is_inside(link):
                 yield f"{link.name} shares a public interface's wire, but has an address: it does not count as public"
 
     def warnings_of(self, uplinks: Iterable[Uplink]) -> Iterator[str]:

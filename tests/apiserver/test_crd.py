@@ -124,6 +124,8 @@ def test_what_is_absent_gets_the_defaults_that_the_daemon_assumes(create: Create
 def test_what_is_present_stays(create: Create) -> None:
     spec = {
         "public_nic": "br0.100",
+        "public_nics": ["enp2s0"],
+        "inside_nics": ["enp6s0"],
         "enable_bgp": False,
         "enable_dropall": False,
         "enable_rateshape": False,
@@ -141,7 +143,10 @@ def test_a_field_that_the_schema_does_not_know_is_dropped_and_harms_nothing(crea
     ("spec", "field"),
     [
         (None, "spec"),
-        ({}, "spec.public_nic"),
+        ({}, "public_nic"),
+        ({"public_nics": []}, "public_nic"),
+        ({"public_nic": "eth0", "public_nics": ["eth1", "lo"]}, "spec.public_nics[1]"),
+        ({"public_nic": "eth0", "inside_nics": ["eth1", "eth*"]}, "spec.inside_nics[1]"),
         ({"public_nic": None}, "spec.public_nic"),
         ({"public_nic": 1}, "spec.public_nic"),
         ({"public_nic": ""}, "spec.public_nic"),

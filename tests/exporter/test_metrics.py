@@ -278,8 +278,8 @@ class Counting:
         self.reading = Reading(
             counts,
             {"services4": 1, "pools4": 0},
-            {("pools4", 7): Count(packets, 0)},
-            {("global", 9): Count(packets, 0)},
+            closed={("pools4", 7): Count(packets, 0)},
+            invalid={("global", 9): Count(packets, 0)},
         )
 
     def value(self, name: str, labels: Mapping[str, str] | None = None) -> float | None:

@@ -645,7 +645,11 @@ some_services: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
 
 KEY = re.compile(r"([0-9]{1,3}(\.[0-9]{1,3}){3}|[0-9a-f:]{2,39}) \. (tcp|udp|sctp) \. [1-9][0-9]{0,4}")
 SOURCE = re.compile(rf"{KEY.pattern} \. [0-9a-f:.]{{2,39}}(/[0-9]{{1,3}})?")
-FORMS = {"sources": SOURCE, "fragments": re.compile(KEY.pattern.partition(r" \.")[0])}  # of elements, by set
+FORMS = {  # of elements, by the start of their set's name
+    "sources": SOURCE,
+    "fragments": re.compile(KEY.pattern.partition(r" \.")[0]),
+    "errors": re.compile(r"0x[0-9a-f]{8,32} \. (6|17|132) \. [1-9][0-9]{0,4}"),
+}
 STATEMENT = re.compile(
     r"limit rate over ([0-9]+ [km]?bytes/[a-z]{3,6} burst [0-9]+ [km]?bytes|[0-9]+/[a-z]{3,6} burst [0-9]+ packets)"
 )
