@@ -5,16 +5,16 @@ shortcut: if only Services changed, the sync compares and sends their elements a
 computes everything again and reads the kernel back. It records changes after the kernel took them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
-from ipaddress import ip_address
 
 from nftsync.cluster.cache import Inputs
 from nftsync.daemon.observe import Changed, Observer
 from nftsync.daemon.record import Record
 from nftsync.kernel.nft import Kernel, KernelError
 from nftsync.objects.names import Rejection
+from nftsync.plan.closed import Closing, Cut, cut, is_key
 from nftsync.plan.memory import BootFacts, Memory
 from nftsync.plan.plan import (
     ChainInUse,
@@ -33,7 +33,7 @@ from nftsync.plan.result import Change, Outcome, SyncResult, changes_between, re
 from nftsync.plan.snapshot import Known, Origin, Snapshot
 from nftsync.policy.pinholes import Pinhole, PinholeIndex, pinholes_of
 from nftsync.ruleset.model import INET, Elements, Ruleset, Table
-from nftsync.ruleset.tables import elements, open_keys
+from nftsync.ruleset.tables import closed_keys, elements, open_keys
 from nftsync.ruleset.text import transaction
 
 TRIES = 20  # transactions of one sync at most; each one leaves out the refused parts
@@ -54,9 +54,9 @@ class Reconciler:
 
     def __init__(self, observer: Observer, kernel: Kernel, record: Record, *, base: bool = False) -> None:
         self._observer, self._kernel, self.record, self._base = observer, kernel, record, base
-        unknown, former, first = Origin.UNKNOWN, record.boot.former, record.first_since_boot
+        unknown, first = Origin.UNKNOWN, record.first_since_boot
         self._snapshot = Snapshot(
-            observer.config, unknown, Known(None, unknown), Known(None, unknown), former=former, first_since_boot=first
+            observer.config, unknown, Known(None, unknown), Known(None, unknown), first_since_boot=first
         )
         self._planned: Snapshot | None = None  # the last snapshot that the kernel has accepted
         self._filtered = False  # whether our tables have ever filtered packets
@@ -70,7 +70,13 @@ class Reconciler:
         return self.record.applied.pinholes.copy()
 
     def sync(
-        self, *, whole: bool = False, look: bool = False, resync: bool = False, changed_by: str = ""
+        self,
+        *,
+        whole: bool = False,
+        look: bool = False,
+        resync: bool = False,
+        changed_by: str = "",
+        idle: Collection[str] = (),
     ) -> SyncResult:
         """Bring the kernel up to date. A refusal is a result, no KernelError: the last ruleset stays.
 
@@ -78,6 +84,7 @@ class Reconciler:
         look: look at this machine's network and the local chain's file, too.
         resync: do all that; a difference between the kernel and the applied ruleset counts as drift.
         changed_by: the program that has changed our tables, "" for none.
+        idle: closed endpoints of which conntrack has no connection.
         """
         observer, record, before = self._observer, self.record, self._snapshot
         whole |= resync or bool(before.verdicts.limits)  # each sync tries refused limits again
@@ -86,7 +93,9 @@ class Reconciler:
         self._snapshot = replace(s, undecided={}) if s.complete and s.undecided else s
         part = self._planned is self._snapshot and record.applied.tables is not None and not (whole or s.undecided)
         try:
-            result = (part and self._sync_part(services)) or self._sync_whole(resync=resync, changed_by=changed_by)
+            result = (part and self._sync_part(services)) or self._sync_whole(
+                resync=resync, changed_by=changed_by, idle=idle
+            )
         except KernelError as error:
             record.applied.tables = None
             result = SyncResult(Outcome.FAILED, f"the last ruleset stays: {error}")
@@ -103,11 +112,12 @@ class Reconciler:
         assert settings is not None
         before = {key: applied.pinholes[key] for key in keys if key in applied.pinholes}
         after = {key: wanted[key] for key in keys if key in wanted}
-        beside = applied.limits_beside(before, after)
-        old, new = (Ruleset(tables, elements(pinholes.values(), settings, beside)) for pinholes in (before, after))
+        beside, closing = applied.limits_beside(before, after), self.record.closing(before, after)
+        old = Ruleset(tables, elements(before.values(), settings, beside, closing.forgotten))
+        new = Ruleset(tables, elements(after.values(), settings, beside, closing.added))
         text = transaction(old, new)
         try:
-            with self.record.attempt(self.index.take_changed()):
+            with self.record.attempt(self.index.take_changed(), closing=closing):
                 if text:
                     self._kernel.apply(text)
         except KernelError:  # somebody changed our tables, or it refuses one of these Services
@@ -115,9 +125,10 @@ class Reconciler:
         applied.replace(before, after)
         waiting = self._snapshot.missing
         outcome = Outcome.WAITING if waiting else Outcome.APPLIED if text else Outcome.UNCHANGED
-        return SyncResult(outcome, waiting, changes_between(before, after))
+        ended = cut(closing.added, before, after) if settings.enable_dropall else {}
+        return SyncResult(outcome, waiting, changes_between(before, after), cut=ended)
 
-    def _sync_whole(self, *, resync: bool, changed_by: str) -> SyncResult:
+    def _sync_whole(self, *, resync: bool, changed_by: str, idle: Collection[str]) -> SyncResult:
         """Compute everything from scratch, compare it with the kernel, send the difference."""
         if self._planned is None:  # before generation(): a probe for the flags may change it
             self._snapshot = replace(self._snapshot, flags=self._kernel.flags)
@@ -130,18 +141,22 @@ class Reconciler:
             if waits := self._waits(found, changed_by):
                 return SyncResult(Outcome.WAITING, waits)
             self.index = _index(self._snapshot, self._observer.inputs, self.record.memory)
-            self._note_former(found)
+            remembered = {} if self._planned else _remembered(self._snapshot, self.record.memory)
+            closed, closing = dict(self.record.memory.closed), self._closing(found, remembered, idle)
+            after = closed.copy()
+            closing.apply(after)
             left = Left() if changed_by else self.record.left
-            planned = plan(self._snapshot, self.index.pinholes.values(), found, left)
+            planned = plan(self._snapshot, self.index.pinholes.values(), after, found, left)
             self._chain = planned.local_chain
-            before = _open_before(self._snapshot, self.record, self.index.pinholes, found)
+            before = _open_before(self.record, {**self.index.pinholes, **remembered}, found)
             changed = self.record.changed(self.index.admitted, limits=not self._snapshot.verdicts.limits)
             facts = self.record.facts_of(self._snapshot, self._observer.confirming)
             with suppress(Refused):
-                with self.record.attempt(changed, facts):
+                with self.record.attempt(changed, facts, closing):
                     self._send(planned, before, generation)
-                drift_by = self._drift_by(planned, changed_by) if resync else ""
-                return self._accepted(planned, found, generation, before, drift_by)
+                drift_by = self._drift_by(planned, closed, changed_by) if resync else ""
+                ended = self._cut(planned, closing, before)
+                return replace(self._accepted(planned, found, generation, before, drift_by), cut=ended)
         raise KernelError(f"the kernel refused {TRIES} transactions, each for another reason")
 
     def _waits(self, found: Found, changed_by: str) -> str:
@@ -161,16 +176,31 @@ class Reconciler:
             raise KernelError("nftsync could not read the router's own addresses")
         return "" if s.complete or self.record.memory.facts.spec or found.ruleset.tables else stands + s.missing
 
-    def _note_former(self, found: Found) -> None:
-        """Note the addresses with pinholes that the guard refuses now: cut off until the next boot."""
-        s = self._snapshot
-        if self._planned is not None and s.guard == self._planned.guard:
-            return
-        keys = open_keys(found.ruleset) if self._planned is None else self.record.applied.pinholes
-        addresses = s.former | {ip_address(key.partition(" ")[0]) for key in keys}
-        former = frozenset(address for address in addresses if not s.guard.admits(address))
-        if former != s.former:
-            self._snapshot = replace(s, former=former)
+    def _closing(self, found: Found, remembered: Collection[str], idle: Collection[str]) -> Closing:
+        """The change of the closed endpoints: all endpoints close that were open and are not wanted any more.
+
+        Open were the accepted pinholes, and everything that is open in the kernel. After a start, these
+        also close: the remembered pinholes (a reboot has emptied the kernel), and the kernel's closed
+        endpoints that a lost end of the memory lacks.
+        """
+        record, held, wanted = self.record, found.ruleset.elements, self.index.pinholes
+        opened = open_keys(held).union(record.applied.pinholes, remembered)
+        if self._planned is None:
+            opened |= closed_keys(held) - record.memory.closed.keys()
+        closes = opened - wanted.keys() - open_keys(self._snapshot.undecided)
+        return record.closing(filter(is_key, closes), wanted, idle)
+
+    def _cut(self, planned: Plan, closing: Closing, before: Mapping[str, Pinhole]) -> Cut:
+        """The connections to end: all closed ones after a start or with new rules, else the changed ones.
+
+        Old endpoints end again and again, to learn when conntrack has none of their connections.
+        """
+        pinholes, record = self.index.pinholes, self.record
+        if not planned.settings.enable_dropall:
+            return {}
+        if self._planned is None or planned.current.tables != planned.wanted.tables:
+            return cut(record.memory.closed.keys() - open_keys(self._snapshot.undecided), {}, pinholes)
+        return cut({*closing.added, *record.old()}, before, pinholes)
 
     def _send(self, planned: Plan, before: Mapping[str, Pinhole], generation: int) -> None:
         """Send the plan; after a refusal line by line, to find the lines at fault.
@@ -204,7 +234,7 @@ class Reconciler:
         alone = not planned.text or self._kernel.generation() == generation + 1
         ingress = self._observer.network.settle(planned.settings.devices, record.boot.ingress)
         left = f"{rules} {tables_digest(planned.wanted.tables)}" if alone else ""
-        record.accept(planned, pinholes, rules, BootFacts(left, ingress, s.former, base=s.spec.value is None))
+        record.accept(planned, pinholes, rules, BootFacts(left, ingress, base=s.spec.value is None))
         # without those with an owner
         undecided = undecided_of(s.undecided, pinholes, pools=s.pools.origin is Origin.UNKNOWN)
         self._snapshot = self._planned = replace(s, first_since_boot=False, undecided=undecided)
@@ -215,15 +245,19 @@ class Reconciler:
         applied = planned.text and (changes or drift_by or renewed or not s.verdicts.services)  # else: refused again
         return _result(s, changes, done, applied=bool(applied), drift=bool(drift_by))
 
-    def _drift_by(self, planned: Plan, changed_by: str) -> str:
-        """The author if the tables differ from the accepted ones or our filter is gone, else ""."""
+    def _drift_by(self, planned: Plan, closed: Iterable[str], changed_by: str) -> str:
+        """The author if the tables differ from the accepted ones or our filter is gone, else "".
+
+        closed: the accepted closed endpoints.
+        """
         applied, s = self.record.applied, self._planned
         if not changed_by and planned.settings != applied.settings:
             return ""
         if applied.tables is None or applied.settings is None or s is None:
             drift = self._filtered and not _filters(planned.current)
         else:
-            believed = replace(wanted_ruleset(s, applied.pinholes.values(), applied.settings), tables=applied.tables)
+            believed = wanted_ruleset(s, applied.pinholes.values(), closed, applied.settings)
+            believed = replace(believed, tables=applied.tables)
             drift = not applied.settings.limits_refused and transaction(planned.current, believed) != ""
         return (changed_by or SOMEBODY) if drift else ""
 
@@ -240,6 +274,7 @@ class Reconciler:
             snapshot=s,
             settings=record.applied.settings,
             pinholes=record.applied.pinholes,
+            closed=record.memory.closed,
             index=index,
             nft=observer.nft,
             confirming=observer.confirming,
@@ -267,13 +302,18 @@ def _undecided(s: Snapshot, memory: Memory, found: Found) -> Mapping[str, Elemen
     return undecided_of(elements_of_ours(found.ruleset), known, pools=pools, earlier=s.undecided)
 
 
-def _open_before(s: Snapshot, record: Record, wanted: Mapping[str, Pinhole], found: Found) -> Mapping[str, Pinhole]:
-    """The open pinholes. After a start: the remembered and wanted ones that the kernel has."""
+def _open_before(record: Record, known: Mapping[str, Pinhole], found: Found) -> Mapping[str, Pinhole]:
+    """The open pinholes. After a start: the known ones that the kernel has."""
     if record.applied.settings is not None:
         return record.applied.pinholes
-    keys = open_keys(found.ruleset)
-    remembered = PinholeIndex(record.memory.services.values(), s.config.service_filter, s.guard).pinholes
-    return {key: hole for key, hole in {**wanted, **remembered}.items() if key in keys}
+    keys = open_keys(found.ruleset.elements)
+    return {key: hole for key, hole in known.items() if key in keys}
+
+
+def _remembered(s: Snapshot, memory: Memory) -> Mapping[str, Pinhole]:
+    """The remembered pinholes. The remembered pools judge them, not the present ones."""
+    pools = Known(memory.facts.pools, Origin.REMEMBERED if memory.facts.pools_listed else Origin.UNKNOWN)
+    return PinholeIndex(memory.services.values(), s.config.service_filter, replace(s, pools=pools).guard).pinholes
 
 
 def _filters(found: Ruleset) -> bool:

@@ -1,7 +1,7 @@
 """The state that the kernel has accepted: in this process, in the journal, and in /run."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -16,6 +16,7 @@ from nftsync.kernel.nft import KernelError
 from nftsync.objects.names import Name
 from nftsync.objects.nft import Nics
 from nftsync.objects.service import Service
+from nftsync.plan.closed import NOTHING_CLOSES, Closing, closing, old
 from nftsync.plan.memory import BootFacts, Facts
 from nftsync.plan.plan import Left, Plan
 from nftsync.plan.result import Applied
@@ -35,7 +36,7 @@ class Record:
     boot: facts that count until the next boot.
     memory_is_right: True if others loaded the rules in the kernel, even if this is not the first
     run since the boot.
-    clock: monotonic seconds.
+    clock: monotonic seconds.  wall_clock: Unix seconds.
     """
 
     def __init__(
@@ -45,11 +46,12 @@ class Record:
         *,
         memory_is_right: bool = False,
         clock: Callable[[], float] = time.monotonic,
+        wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self._folders = state, runtime
         self.journal = Journal(state)
         self._mark = BootMark(runtime)
-        self._clock = clock
+        self._clock, self._wall_clock = clock, wall_clock
         self.memory = self.journal.load()
         self.boot = BootFacts(base=True) if self._mark.facts is None else self._mark.facts
         self.first_since_boot = memory_is_right or self.boot.base
@@ -83,28 +85,43 @@ class Record:
         gone: dict[Name, Service | None] = {name: None for name in before if name not in admitted}
         return gone | {name: service for name, service in admitted.items() if before.get(name) != service}
 
+    def closing(self, before: Iterable[str], after: Collection[str], idle: Collection[str] = ()) -> Closing:
+        """The change of the closed endpoints when the endpoints `after` are open in place of `before`.
+
+        idle: closed endpoints of which conntrack has no connection.
+        """
+        return closing(self.memory.closed, before, after, int(self._wall_clock()), idle)
+
+    def old(self) -> frozenset[str]:
+        """The closed endpoints to forget as soon as conntrack has no connection of them."""
+        return old(self.memory.closed, int(self._wall_clock()))
+
     @contextmanager
-    def attempt(self, changed: Changed, facts: Facts | None = None) -> Iterator[None]:
+    def attempt(
+        self, changed: Changed, facts: Facts | None = None, closing: Closing = NOTHING_CLOSES
+    ) -> Iterator[None]:
         """Give the kernel these versions inside of the block. On KernelError the versions before count.
 
         The journal gets the versions first. So after a kill in between, the next process opens no
         pinhole that this one had closed.
         """
         services = self.memory.services
-        self._write(changed, facts or self._written)
+        self._write(changed, facts or self._written, closing)
         try:
             yield
         except KernelError:
-            self._write({name: services.get(name) for name in changed}, self.memory.facts)
+            undone = closing.undone(self.memory.closed)
+            self._write({name: services.get(name) for name in changed}, self.memory.facts, undone)
             raise
+        closing.apply(self.memory.closed)
         for name, service in changed.items():
             if service is None:
                 services.pop(name, None)
             else:
                 services[name] = service
 
-    def _write(self, changed: Changed, facts: Facts) -> None:
-        self.journal.remember(changed, None if facts == self._written else facts)
+    def _write(self, changed: Changed, facts: Facts, closing: Closing = NOTHING_CLOSES) -> None:
+        self.journal.remember(changed, None if facts == self._written else facts, closing)
         self._written = facts
 
     def accept(self, planned: Plan, pinholes: dict[str, Pinhole], rules: str, boot: BootFacts) -> None:

@@ -234,13 +234,10 @@ class KernelCollector:
             _labelled(
                 CounterMetricFamily(
                     "nftsync_closed_port_drops",
-                    "Packets to the cluster's addresses dropped because no pinhole matched.",
+                    "Packets to closed ports of the cluster: no pinhole matched.",
                     labels=["family"],
                 ),
-                (
-                    ([family], self._traffic.closed[name].packets)
-                    for name, family in (("pools4", "ipv4"), ("pools6", "ipv6"))
-                ),
+                (([f"ipv{version}"], count.packets) for version, count in self._traffic.closed.items()),
             ),
             CounterMetricFamily(
                 "nftsync_invalid_drops",

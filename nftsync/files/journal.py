@@ -23,7 +23,8 @@ from nftsync.files.memory_v1 import forget_version_1, read_version_1
 from nftsync.files.sealed import read_text, replace_text
 from nftsync.objects.names import Name
 from nftsync.objects.service import Service
-from nftsync.plan.memory import Facts, Memory, facts_record, replay, service_record
+from nftsync.plan.closed import NOTHING_CLOSES, Closing
+from nftsync.plan.memory import Facts, Memory, closing_records, facts_record, replay, service_record
 
 FILE = "memory.journal"
 SYNC = 5.0  # shortest time in seconds between two waits for the disk
@@ -47,24 +48,35 @@ class _Batch:
 
     services: dict[Name, tuple[Service | None, ...]] = field(default_factory=dict)
     facts: Facts | None = None
+    closings: tuple[Closing, ...] = ()
     whole: bool = False
 
     def __bool__(self) -> bool:
-        return bool(self.services or self.facts or self.whole)
+        return bool(self.services or self.facts or self.closings or self.whole)
 
     def add(self, later: "_Batch") -> None:
         if later.whole:
-            self.services, self.whole = later.services, True
+            self.services, self.closings, self.whole = later.services, later.closings, True
         else:
+            self.closings += later.closings
             for name, versions in later.services.items():
                 self.services[name] = (*self.services.get(name, ()), *versions)[-2:]
         self.facts = later.facts or self.facts
 
     def lines(self) -> Iterator[str]:
+        for change in self.closings:  # first: a torn end loses no closed endpoint of a written Service
+            yield from closing_records(change)
         if self.facts is not None:
             yield facts_record(self.facts)
         for name, versions in self.services.items():
             yield from (service_record(name, service) for service in versions)
+
+
+def _batch(
+    services: Mapping[Name, Service | None], facts: Facts | None, closing: Closing, *, whole: bool = False
+) -> _Batch:
+    versions: dict[Name, tuple[Service | None, ...]] = {name: (service,) for name, service in services.items()}
+    return _Batch(versions, facts, (closing,) if closing else (), whole)
 
 
 class Journal:
@@ -104,7 +116,8 @@ class Journal:
             return Memory()
         if self._torn:
             log.warning("%s: a crash tore off its end; the records before it count", self._path)
-        self._compact_size = self._size * (len(memory.services) + 1) // (self._number + 1)
+        needed = len(memory.services) + len(set(memory.closed.values())) + 1
+        self._compact_size = self._size * needed // (self._number + 1)
         self._whole = False
         return memory
 
@@ -126,14 +139,20 @@ class Journal:
             yield record
         self._torn = self._torn or end != ""  # a record ends with its line
 
-    def remember(self, services: Mapping[Name, Service | None], facts: Facts | None = None) -> None:
+    def remember(
+        self,
+        services: Mapping[Name, Service | None],
+        facts: Facts | None = None,
+        closing: Closing = NOTHING_CLOSES,
+    ) -> None:
         """Begin to write, and wait up to GRACE for it, unless the disk does not answer."""
-        if not services and facts is None:
+        batch = _batch(services, facts, closing)
+        if not batch:
             return
         with self._lock:
             if self._whole and not (self._pending.whole or self._writing):
                 return  # there is no file to append to: the caller will call replace()
-            self._add(services, facts)
+            self._add(batch)
             if self.kept and not self._late:
                 # The disk has answered if it has taken everything or has failed.
                 self._late = not self._lock.wait_for(
@@ -143,7 +162,7 @@ class Journal:
     def replace(self, memory: Memory) -> None:
         """Replace the file with the whole Memory."""
         with self._lock:
-            self._add(memory.services, memory.facts, whole=True)
+            self._add(_batch(memory.services, memory.facts, Closing(dict(memory.closed)), whole=True))
 
     @property
     def wants_all(self) -> bool:
@@ -160,8 +179,8 @@ class Journal:
         if self._thread:
             self._thread.join(PATIENCE)
 
-    def _add(self, services: Mapping[Name, Service | None], facts: Facts | None, *, whole: bool = False) -> None:
-        self._pending.add(_Batch({name: (service,) for name, service in services.items()}, facts, whole))
+    def _add(self, batch: _Batch) -> None:
+        self._pending.add(batch)
         if self._thread is None or not self._thread.is_alive():
             self._thread = threading.Thread(target=self._run, name="journal", daemon=True)
             self._thread.start()

@@ -18,6 +18,7 @@ _BYTES, _PACKETS = 1, 2  # of a counter
 
 _COUNTING = {INET: ("services", "sources", "dropped-dnat", "dropped-egress"), NETDEV: ("dropped",)}
 _OTHERS = {family: [name for name in SETS[family] if not name.startswith(stems)] for family, stems in _COUNTING.items()}
+_CLOSED = ("closed4", "closed6", "pools4", "pools6")
 
 
 def read() -> Reading:
@@ -40,7 +41,7 @@ def read() -> Reading:
         return Reading(
             counts,
             sizes,
-            dict(_by_rule(kernel, INET, OPERATOR_SVC, {"pools4", "pools6"})),
+            dict(_by_rule(kernel, INET, OPERATOR_SVC, _CLOSED)),
             dict(_by_rule(kernel, NETDEV, FRAGMENTS, FRAGMENT_SETS)),
             dict(_by_rule(kernel, INET, GLOBAL, ())),
         )

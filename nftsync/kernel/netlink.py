@@ -143,6 +143,11 @@ def fields(content: bytes, start: int = 0, end: int | None = None) -> Fields:
     return {kind: content[first:last] for kind, first, last in attributes(content, start, end)}
 
 
+def attribute(kind: int, value: bytes) -> bytes:
+    """An attribute, ready to send. Its value can hold attributes."""
+    return _ATTRIBUTE.pack(4 + len(value), kind) + value + bytes(-len(value) % 4)
+
+
 # --- nf_tables ----------------------------------------------------------------------------------------
 
 
@@ -162,8 +167,7 @@ class Element(NamedTuple):
 
 def name(kind: int, text: str) -> bytes:
     """A name as an attribute, ready to send."""
-    value = text.encode() + b"\0"
-    return _ATTRIBUTE.pack(4 + len(value), kind) + value + bytes(-len(value) % 4)
+    return attribute(kind, text.encode() + b"\0")
 
 
 def text(value: bytes) -> str:

@@ -6,6 +6,8 @@ This module turns the memory into records and back; files.journal keeps the reco
 
 import json
 import re
+from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_network
 from typing import Any
@@ -16,6 +18,7 @@ from nftsync.objects.names import NAME, Name
 from nftsync.objects.nft import NftSpec, describe_spec, parse_spec
 from nftsync.objects.ratelimit import RateLimit, parse_ratelimit
 from nftsync.objects.service import Port, Protocol, Service
+from nftsync.plan.closed import Closing, is_key
 from nftsync.policy.public import is_writable
 
 
@@ -52,12 +55,14 @@ class Memory:
     """services: each Service's version that the kernel has accepted.
 
     Only the loop's thread changes the memory, and only after the kernel has accepted.
+    closed: the closed endpoints, each with the time of its closing in Unix seconds; the oldest first.
     superseded: each Service's version before that, as the records have it. A process that was
     killed can leave it in the kernel, because its record was written before the transaction.
     """
 
     services: dict[Name, Service] = field(default_factory=dict)
     facts: Facts = field(default_factory=Facts)
+    closed: dict[str, int] = field(default_factory=dict)
     superseded: dict[Name, Service] = field(default_factory=dict, compare=False)
 
     @property
@@ -76,14 +81,12 @@ class BootFacts:
 
     rules: digest of the rules after this boot's last transaction, "" if others may have changed them.
     ingress: indices of the interfaces with nftsync's ingress qdisc.
-    former: addresses that had pinholes before they left the pools.
     base: True if nftsync loaded only the base because it could not read the memory. The daemon must
     still load the remembered rules.
     """
 
     rules: str = ""
     ingress: frozenset[int] = frozenset()
-    former: frozenset[Address] = frozenset()
     base: bool = False
 
 
@@ -95,6 +98,7 @@ _DIGESTS = re.compile(r"[0-9a-f]{1,128} [0-9a-f]{1,128}")
 GONE = "gone"
 SERVICE = "service"
 FACTS = "facts"
+CLOSED = "closed"
 
 
 def service_record(name: Name, service: Service | None) -> str:
@@ -132,6 +136,15 @@ def facts_record(facts: Facts) -> str:
     return _json([FACTS, described])
 
 
+def closing_records(change: Closing) -> Iterator[str]:
+    """The records of a change of the closed endpoints: one for each time, None for forgotten endpoints."""
+    by_time = defaultdict[int | None, list[str]](list)
+    for key, when in change.added.items():
+        by_time[when].append(key)
+    by_time[None].extend(change.forgotten)
+    return (_json([CLOSED, when, *keys]) for when, keys in by_time.items() if keys)
+
+
 def replay(memory: Memory, record: str) -> None:
     """Apply a record to the memory.
 
@@ -146,6 +159,8 @@ def replay(memory: Memory, record: str) -> None:
         _supersede(memory, _name(*content))
     elif kind == FACTS:
         memory.facts = _facts(*content)
+    elif kind == CLOSED:
+        _closing(*content).apply(memory.closed)
     else:
         raise ValueError(f"a record of the kind {kind!a}")
 
@@ -153,6 +168,17 @@ def replay(memory: Memory, record: str) -> None:
 def _supersede(memory: Memory, name: Name) -> None:
     if name in memory.services:
         memory.superseded[name] = memory.services.pop(name)
+
+
+def _closing(when: object, *keys: object) -> Closing:
+    if not all(is_key(_text(key)) for key in keys):
+        raise ValueError("it names no address, protocol and port")
+    texts = [_text(key) for key in keys]
+    if when is None:
+        return Closing(forgotten=texts)
+    if type(when) is not int or when < 0:
+        raise ValueError(f"{when!a} is no time")
+    return Closing(dict.fromkeys(texts, when))
 
 
 def _service(raw: dict[str, Any]) -> Service:
@@ -220,8 +246,7 @@ def parse_pools(raw: dict[str, Any]) -> MetalLBConfig:
 
 
 def boot_facts_record(facts: BootFacts) -> str:
-    ingress = sorted(facts.ingress)
-    return _json({"rules": facts.rules, "ingress": ingress, "former": _sorted(facts.former), "base": facts.base})
+    return _json({"rules": facts.rules, "ingress": sorted(facts.ingress), "base": facts.base})
 
 
 def parse_boot_facts(record: str) -> BootFacts:
@@ -234,9 +259,7 @@ def parse_boot_facts(record: str) -> BootFacts:
     indices = ingress if isinstance(ingress, list) else former_version
     if any(type(index) is not int for index in indices):
         raise TypeError("ingress is no index")
-    return BootFacts(
-        rules, frozenset(indices), frozenset(map(ip_address, map(_without_zone, raw["former"]))), raw["base"] is True
-    )
+    return BootFacts(rules, frozenset(indices), raw["base"] is True)
 
 
 def _sorted(values: frozenset[Any]) -> list[str]:

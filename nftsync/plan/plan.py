@@ -7,7 +7,7 @@ leaves out the causes that nft named.
 """
 
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from types import MappingProxyType
@@ -19,7 +19,7 @@ from nftsync.policy.pinholes import Pinhole
 from nftsync.policy.public import PublicSide
 from nftsync.ruleset.limits import FRAGMENT_SETS, slowest_at
 from nftsync.ruleset.localchain import Body, by_name, explain_complaint
-from nftsync.ruleset.model import DYNAMIC, INET, LOCAL_CHAIN, NAME, NETDEV, Elements, Ruleset, Table
+from nftsync.ruleset.model import DYNAMIC, INET, IP, LOCAL_CHAIN, NAME, NETDEV, Elements, Ruleset, Table
 from nftsync.ruleset.settings import Settings
 from nftsync.ruleset.tables import SETS, flags_for, has_pinholes, pinhole_key, ruleset
 from nftsync.ruleset.text import Complaint, add_table, commands, render, transaction
@@ -89,10 +89,10 @@ class Plan:
     text: str
 
 
-def plan(s: Snapshot, pinholes: Collection[Pinhole], found: Found, left: Left) -> Plan:
-    """Pure: the same snapshot, pinholes and kernel give the same plan.
+def plan(s: Snapshot, pinholes: Collection[Pinhole], closed: Iterable[str], found: Found, left: Left) -> Plan:
+    """Pure: the same inputs give the same plan.
 
-    pinholes: of the snapshot's Services.
+    pinholes: of the snapshot's Services.  closed: the closed endpoints.
     left: the tables that nftsync left in the kernel; empty if others may have changed them.
     """
     trusted = bool(left.rules) and left.rules == found.rules
@@ -102,7 +102,7 @@ def plan(s: Snapshot, pinholes: Collection[Pinhole], found: Found, left: Left) -
     can_stay = not s.first_since_boot and unreplaced and LOCAL_CHAIN in table.chains
     chain = choose_local_chain(s.local_chain, s.verdicts.local_chains, can_stay=can_stay)
     settings = settings_of(s, found.ruleset.tables, chain)
-    wanted, current = wanted_ruleset(s, pinholes, settings), found.ruleset
+    wanted, current = wanted_ruleset(s, pinholes, closed, settings), found.ruleset
     if trusted:
         as_wanted = left.tables is None and left.digest == tables_digest(wanted.tables)
         current = _with_tables(current, wanted.tables if as_wanted else left.tables or {})
@@ -140,18 +140,19 @@ def settings_of(s: Snapshot, current: Mapping[str, Table], chain: ChainInUse) ->
         s.interfaces.side or PublicSide.unseen(s.nics),
         local_chain=chain.last_good if chain.body is None else chain.body,
         bgp_peers=s.config.bgp_peers,
-        cluster=s.cluster,
+        cluster=s.guard.cluster,
         stateless=s.config.stateless,
         flags=flags_for(current, s.flags if s.config.own_tables else frozenset()),
     )
 
 
-def wanted_ruleset(s: Snapshot, pinholes: Collection[Pinhole], settings: Settings) -> Ruleset:
+def wanted_ruleset(s: Snapshot, pinholes: Collection[Pinhole], closed: Iterable[str], settings: Settings) -> Ruleset:
     """The wanted ruleset: the snapshot's, with the undecided elements that stay for now."""
-    decided = ruleset(pinholes, settings)
     if not s.undecided:
-        return decided
+        return ruleset(pinholes, settings, closed)
     undecided = undecided_of(s.undecided, {hole.key for hole in pinholes}, pools=s.pools.origin is Origin.UNKNOWN)
+    ranges = (undecided.get(INET, {}).get(f"sources{version}", {}) for version in IP)
+    decided = ruleset(pinholes, settings, {*closed, *(pinhole_key(element) for some in ranges for element in some)})
     elements = {family: dict(sets) for family, sets in decided.elements.items()}
     for family, table in decided.tables.items():
         for name in table.sets.keys() & undecided.get(family, {}).keys():
@@ -191,6 +192,8 @@ def undecided_of(
     undecided = {family: dict(sets) for family, sets in earlier.items()}
     for family, sets in elements.items():
         for name, members in sets.items():
+            if name.startswith("closed"):  # the memory decides about closed endpoints
+                continue
             of_address = name in FRAGMENT_SETS
             undecidable = has_pinholes(name) or of_address or (pools and name.startswith("pools"))
             owned = {key.partition(" ")[0] for key in known} if of_address else known

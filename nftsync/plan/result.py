@@ -11,6 +11,7 @@ from nftsync.objects.address import Local
 from nftsync.objects.names import ObjectRef, Reason, Rejection
 from nftsync.objects.nft import Nft
 from nftsync.objects.ratelimit import RateLimit
+from nftsync.plan.closed import Cut
 from nftsync.plan.plan import ChainInUse, wanted_ruleset
 from nftsync.plan.snapshot import Origin, Snapshot
 from nftsync.policy.confirm import Confirming
@@ -158,8 +159,9 @@ class SyncResult:
 
     snapshot: the inputs of the plan, None before the first one.
     settings: the kernel's settings, None before it accepted any.
-    pinholes: the open pinholes, by key.  index: their owners and the waiting Services. The next sync
-    changes both in place.
+    pinholes: the open pinholes, by key.  closed: the closed endpoints, by key, with the time of their
+    closing.  index: the pinholes' owners and the waiting Services. The next sync changes all three in place.
+    cut: connections to end in conntrack.
     nft: the last seen version of the resource.
     rejections: all present rejections, the same tuple while nothing changed.
     filters: whether tables of ours filter.
@@ -175,7 +177,9 @@ class SyncResult:
     snapshot: Snapshot | None = None
     settings: Settings | None = None
     pinholes: Mapping[str, Pinhole] = field(default_factory=dict)
+    closed: Mapping[str, int] = field(default_factory=dict)
     index: PinholeIndex = field(default_factory=lambda: PinholeIndex((), Filters()))
+    cut: Cut = field(default_factory=dict)
     nft: Nft | None = None
     confirming: Confirming = field(default_factory=Confirming)
     rejections: tuple[Rejection, ...] = ()
@@ -220,7 +224,7 @@ class SyncResult:
     def wanted(self) -> Ruleset | None:
         """The wanted ruleset; None while unknown."""
         return (
-            wanted_ruleset(self.snapshot, self.index.pinholes.values(), self.settings)
+            wanted_ruleset(self.snapshot, self.index.pinholes.values(), self.closed, self.settings)
             if self.snapshot and self.settings
             else None
         )

@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import Generic, TypeVar
 
 from nftsync.config import Config, PoolMode
-from nftsync.objects.address import Address, AddressSet, Local, Range
+from nftsync.objects.address import Address, Local
 from nftsync.objects.metallb import MetalLBConfig
 from nftsync.objects.names import Name
 from nftsync.objects.nft import NftSpec, Nics
@@ -130,7 +130,6 @@ class Snapshot:
     spec: the settings in force.  pools: MetalLB's last good configuration.
     speakers: addresses of MetalLB's BGPPeers, from a good configuration or not.
     flags: table flags that the kernel supports.
-    former: addresses that had pinholes before the guard refused them.
     undecided: elements that stood when this process began; no list has decided about them yet.
     first_since_boot: True if nftsync has not changed the kernel since the boot. Then the memory
     counts, and the kernel's tables do not.
@@ -144,7 +143,6 @@ class Snapshot:
     interfaces: Interfaces = field(default_factory=Interfaces)
     local_chain: LocalChain = field(default_factory=LocalChain)
     flags: frozenset[str] = frozenset()
-    former: frozenset[Address] = frozenset()
     undecided: Mapping[str, Elements] = field(default_factory=dict)
     first_since_boot: bool = False
     verdicts: Verdicts = field(default_factory=Verdicts)
@@ -190,11 +188,3 @@ class Snapshot:
         if self.pools.origin is Origin.UNKNOWN and address_policy.pool_mode is not PoolMode.IGNORED:
             pools = pools or MetalLBConfig()
         return Guard.of(address_policy, pools, local.addresses | self.interfaces.peers | self.speakers, local.networks)
-
-    @property
-    def cluster(self) -> AddressSet:
-        """The addresses that stay closed without a pinhole.
-
-        They include former addresses: these belonged to the cluster before they left the pools.
-        """
-        return self.guard.cluster | AddressSet.of(Range(address, address) for address in self.former)

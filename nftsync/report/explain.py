@@ -205,7 +205,8 @@ def _through_router(view: View, settings: Settings, query: PacketQuery, asker: S
             _rule(settings, OPERATOR_SVC, f" @{'services' if hole.sources is None else 'sources'}{hole.version} "),
         )
     if answer.verdict is Verdict.DROPPED:
-        answer = _not_accepted(settings, FORWARD, query, answer)
+        is_closed = query.key in view.result.closed or (hole is not None and hole.sources is not None)
+        answer = _not_accepted(settings, FORWARD, query, answer, is_closed=is_closed)
     if answer.verdict is not Verdict.DROPPED and view.routed(query.destination) is False:
         line = f"the router has no route to {query.destination}, or only one back through the public NIC"
         return Explanation(Verdict.DROPPED, ExplainReason.NO_ROUTE, (line, *answer.lines), answer.service)
@@ -236,11 +237,18 @@ def _ports(service: Service) -> str:
     return some((f"{protocol} {number}" for protocol, number in service.ports), _NAMED) or "no port"
 
 
-def _not_accepted(settings: Settings, chain: str, query: PacketQuery, answer: Explanation) -> Explanation:
-    """Explain a packet that no rule accepts: the pools' rule or the chain's last rule decides."""
+def _not_accepted(
+    settings: Settings, chain: str, query: PacketQuery, answer: Explanation, *, is_closed: bool = False
+) -> Explanation:
+    """Explain a packet that no rule accepts: the last rules of operator-svc or of the chain decide.
+
+    is_closed: whether the destination is a closed endpoint.
+    """
     if not settings.enable_dropall:
         lines = ("everything passes: enable_dropall is false", *answer.lines)
         answer = replace(answer, verdict=Verdict.PASSES, reason=ExplainReason.EVERYTHING_PASSES, lines=lines)
+    elif is_closed:
+        return replace(answer, rule=_rule(settings, OPERATOR_SVC, f" @closed{query.destination.version} "))
     elif chain == FORWARD and query.destination in settings.cluster:
         return replace(answer, rule=_rule(settings, OPERATOR_SVC, f" @pools{query.destination.version} "))
     return replace(answer, rule=_rule(settings, chain))

@@ -45,7 +45,7 @@ class Reading:
     """The kernel's counters at one moment.
 
     counts: by set and element.  sizes: number of elements by set.
-    closed: packets dropped without a pinhole, by rule; its set is "pools4" or "pools6".
+    closed: packets to closed ports of the cluster, by rule; its set is "closed4", "pools4" or the like.
     fragments: later fragments dropped by a limit, by rule.
     invalid: packets dropped because of their state in connection tracking, by rule.
     """
@@ -77,7 +77,7 @@ class Traffic:
     def __init__(self, cap: int = CAP) -> None:
         self.cap = cap
         self.totals: dict[Name, Total] = {}
-        self.closed: dict[str, Count] = {"pools4": NOTHING, "pools6": NOTHING}
+        self.closed = {4: NOTHING, 6: NOTHING}
         self.fragments = {4: NOTHING, 6: NOTHING}
         self.invalid = NOTHING
         self.left_out: set[Name] = set()
@@ -106,7 +106,7 @@ class Traffic:
                 else:
                     total.passed += growth
         for rule, count in reading.closed.items():
-            self.closed[rule[0]] += count.since(before.closed.get(rule))
+            self.closed[6 if "6" in rule[0] else 4] += count.since(before.closed.get(rule))
         for rule, count in reading.fragments.items():
             self.fragments[6 if "6" in rule[0] else 4] += count.since(before.fragments.get(rule))
         for rule, count in reading.invalid.items():

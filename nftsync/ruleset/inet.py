@@ -38,7 +38,7 @@ from nftsync.ruleset.settings import Settings
 BFD = {3784: "255", 3785: "254-255", 4784: "1-255"}
 
 _TTL = {4: "ip ttl", 6: "ip6 hoplimit"}
-_CLOSED = "meta l4proto { tcp, udp, sctp } ct direction original"
+_BEGUN_OUTSIDE = "meta l4proto { tcp, udp, sctp } ct direction original"
 
 _BITS = {4: 32, 6: 128}  # of an address
 _ERRORS = {
@@ -52,6 +52,7 @@ SETS: Mapping[str, Set] = {
     for name, declared in (
         (f"services{version}", Set(endpoint, statement="counter")),
         (f"sources{version}", Set(f"{endpoint} . ipv{version}_addr", flags="interval", statement="counter")),
+        (f"closed{version}", Set(endpoint)),
         (f"pools{version}", Set(f"ipv{version}_addr", flags="interval")),
         (f"errors{version}", Set(f"integer{_BITS[version]} . integer8 . integer16", typeof=QUOTED_SOURCE[version])),
     )
@@ -88,7 +89,8 @@ def chains(settings: Settings) -> dict[str, Chain]:
                     for version, ip in IP.items()
                     for name, source in (("services", ""), ("sources", f" . {ip} saddr"))
                 ),
-                *(stateless.closed(settings) if settings.is_stateless else _closed(settings)),
+                *_closed(settings),
+                *(stateless.closed(settings) if settings.is_stateless else _pools(settings)),
             )
         ),
         GLOBAL: Chain(
@@ -132,14 +134,24 @@ def chains(settings: Settings) -> dict[str, Chain]:
 
 
 def _closed(settings: Settings) -> Iterator[str]:
-    """The last rules for packets from the public network to a pool: no pinhole has accepted them.
+    """The rules that drop packets to closed endpoints: no pinhole has accepted them.
 
-    They drop established connections, too, so closing a pinhole cuts them off. They drop only
-    connections that began outside: replies to the cluster and to other hosts with an address of a
-    pool pass. ICMP passes, because path MTU discovery needs its errors.
+    They drop established connections, too, so closing a pinhole cuts them off, and narrowing its
+    sources cuts off the others. The direction of the connection does not matter: conntrack can have
+    seen the server first.
     """
     if settings.enable_dropall:
-        yield from (f"{_CLOSED} {ip} daddr @pools{version} counter drop" for version, ip in IP.items())
+        yield from (f"{TO[version]} @closed{version} counter drop" for version in IP)
+
+
+def _pools(settings: Settings) -> Iterator[str]:
+    """The rules that drop the other packets to a pool, but only those of connections that began outside.
+
+    Replies to the cluster and to other hosts with an address of a pool pass. ICMP passes, because path
+    MTU discovery needs its errors.
+    """
+    if settings.enable_dropall:
+        yield from (f"{_BEGUN_OUTSIDE} {ip} daddr @pools{version} counter drop" for version, ip in IP.items())
 
 
 def _icmp_errors(side: PublicSide) -> Iterator[str]:
@@ -217,9 +229,14 @@ def _bgp(settings: Settings) -> Iterator[str]:
         yield "tcp dport 179 accept"
 
 
-def elements(pinholes: Iterable[Pinhole], *, limits: bool) -> Elements:
-    """The elements of pinholes, by set. limits: whether limits are in force."""
+def elements(pinholes: Iterable[Pinhole], closed: Iterable[str], *, limits: bool) -> Elements:
+    """The elements of pinholes and closed endpoints, by set. closed: keys.  limits: whether limits are in force.
+
+    A pinhole with source ranges is closed to everybody else.
+    """
     found: Elements = defaultdict(dict)
+    for key in closed:
+        found[f"closed{6 if ':' in key else 4}"][key] = ""
     for hole in pinholes:
         if hole.sources != ():
             found[f"errors{hole.version}"][quoted(hole.key)] = ""
@@ -228,6 +245,8 @@ def elements(pinholes: Iterable[Pinhole], *, limits: bool) -> Elements:
             add_elements(found, "-egress", hole, hole.limit_egress)
         if hole.sources is None:
             found[f"services{hole.version}"][hole.key] = ""
+        else:
+            found[f"closed{hole.version}"][hole.key] = ""
         for network in hole.sources or ():  # nft writes one address without a prefix length
             source = network.network_address if network.prefixlen == network.max_prefixlen else network
             found[f"sources{hole.version}"][f"{hole.key} . {source}"] = ""

@@ -38,9 +38,9 @@ def flags_for(current: Mapping[str, Table], flags: frozenset[str]) -> frozenset[
     return flags or kept if "persist" in kept else frozenset()
 
 
-def ruleset(pinholes: Iterable[Pinhole], settings: Settings) -> Ruleset:
-    """The whole ruleset: the tables and their elements."""
-    found = elements(pinholes, settings)
+def ruleset(pinholes: Iterable[Pinhole], settings: Settings, closed: Iterable[str] = ()) -> Ruleset:
+    """The whole ruleset: the tables and their elements. closed: keys of closed endpoints."""
+    found = elements(pinholes, settings, closed=closed)
     for pool in settings.cluster.ranges:
         found[INET].setdefault(f"pools{pool.version}", {})[pool.element] = ""
     found[INET].update(inet.interfaces(settings.side))
@@ -48,24 +48,27 @@ def ruleset(pinholes: Iterable[Pinhole], settings: Settings) -> Ruleset:
 
 
 def elements(
-    pinholes: Iterable[Pinhole], settings: Settings, others: Limits = MappingProxyType({})
+    pinholes: Iterable[Pinhole],
+    settings: Settings,
+    others: Limits = MappingProxyType({}),
+    closed: Iterable[str] = (),
 ) -> dict[str, Elements]:
-    """The set elements of pinholes, by family and set.
+    """The set elements of pinholes and closed endpoints, by family and set.
 
-    others: the limits of further pinholes at the same addresses.
+    others: the limits of further pinholes at the same addresses.  closed: keys of closed endpoints.
     """
     holes = list(pinholes)
     return {
-        INET: inet.elements(holes, limits=settings.enable_rateshape),
+        INET: inet.elements(holes, closed, limits=settings.enable_rateshape),
         NETDEV: netdev.elements(holes, others) if settings.enable_rateshape else {},
     }
 
 
-def open_keys(found: Ruleset) -> set[str]:
-    """The keys of a ruleset's open pinholes."""
+def open_keys(elements: Mapping[str, Elements]) -> set[str]:
+    """The keys of the open pinholes of these elements, which are ordered by family."""
     return {
         pinhole_key(element)
-        for name, members in found.elements.get(INET, {}).items()
+        for name, members in elements.get(INET, {}).items()
         if name.startswith(("services", "sources"))
         for element in members
     }
@@ -74,6 +77,11 @@ def open_keys(found: Ruleset) -> set[str]:
 def has_pinholes(set_name: str) -> bool:
     """Whether each element of a set of ours belongs to a pinhole."""
     return set_name.startswith(_OF_PINHOLES)
+
+
+def closed_keys(elements: Mapping[str, Elements]) -> set[str]:
+    """The keys of the endpoints that these elements keep closed, but for some sources."""
+    return {key for name, members in elements.get(INET, {}).items() if name.startswith("closed") for key in members}
 
 
 def pinhole_key(element: str) -> str:

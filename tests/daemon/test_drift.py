@@ -38,6 +38,11 @@ def meddle(daemon: Daemon, command: str) -> None:
     daemon.lab.router.run(["nft", command])
 
 
+def but_closed(shown: str) -> str:
+    """The rules without closed endpoints: an endpoint that somebody opened is one of them after the repair."""
+    return re.sub(r"^set closed4 \{.*?^\t\}", "", shown, flags=re.MULTILINE | re.DOTALL)
+
+
 @pytest.mark.parametrize("command", [
     "flush ruleset",
     "delete table inet nftsync",
@@ -52,11 +57,11 @@ def meddle(daemon: Daemon, command: str) -> None:
     "add element inet nftsync services4 { 172.30.254.99 . tcp . 80 }",
 ])  # fmt: skip
 def test_it_is_repaired_long_before_the_next_resync_and_the_culprit_is_named(daemon: Daemon, command: str) -> None:
-    good = rules(daemon.lab)
+    good = but_closed(rules(daemon.lab))
     for number in range(3):
         time.sleep(0.5 * number)  # so long as somebody who goes on has to wait
         meddle(daemon, command)
-        assert eventually(lambda: rules(daemon.lab) == good), daemon.log()
+        assert eventually(lambda: but_closed(rules(daemon.lab)) == good), daemon.log()
         assert daemon.lab.arrives("tcp", SERVICE4, 80)
         assert not daemon.lab.arrives("tcp", SERVICE4, 81)
         assert not daemon.lab.arrives("tcp", "172.30.254.99", 80)

@@ -7,11 +7,12 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
 from threading import Event
+from types import MappingProxyType
 
 import pytest
 
@@ -21,11 +22,13 @@ from nftsync.files.journal import Journal
 from nftsync.objects.names import Name
 from nftsync.objects.nft import NftSpec, Nics
 from nftsync.objects.service import Port, Protocol, Service
+from nftsync.plan.closed import Closing
 from nftsync.plan.memory import Facts, Memory
 from tests.labtools import eventually, needs_root
 from tests.support import ROOT
 
 FACTS = Facts(spec=NftSpec(Nics(("eth0",))), local_chain='\ttcp dport 9 accept # "ü"\n', as_of="2026-11-01T00:00:00Z")
+KEY, OLD_KEY = "192.0.2.1 . tcp . 80", "2001:db8::1 . udp . 53"
 LONG = 60.0  # seconds: longer than any test may take
 
 
@@ -34,8 +37,8 @@ def claim(name: str, port: int = 80) -> Service:
     return Service(Name("shop", name), f"uid-{name}", "", "", (address,), (Port(Protocol.TCP, port),), None, None, ())
 
 
-def memory_of(*services: Service, facts: Facts = FACTS) -> Memory:
-    return Memory({each.name: each for each in services}, facts)
+def memory_of(*services: Service, facts: Facts = FACTS, closed: Mapping[str, int] = MappingProxyType({})) -> Memory:
+    return Memory({each.name: each for each in services}, facts, dict(closed))
 
 
 def file(folder: Path) -> Path:
@@ -79,6 +82,8 @@ def written(tmp_path: Path, patient: None) -> list[Memory]:
     journal.remember({}, later)
     journal.remember({web.name: None})
     journal.remember({web.name: claim("web", 8080)})
+    journal.remember({}, None, Closing({OLD_KEY: 1700000000}))
+    journal.remember({}, None, Closing({KEY: 1700000001}, [OLD_KEY]))
     journal.finish()
     return [
         Memory(),
@@ -88,6 +93,10 @@ def written(tmp_path: Path, patient: None) -> list[Memory]:
         memory_of(web, other, facts=later),
         memory_of(other, facts=later),
         memory_of(other, claim("web", 8080), facts=later),
+        memory_of(other, claim("web", 8080), facts=later, closed={OLD_KEY: 1700000000}),
+        # one change of two records, each of which is right alone
+        memory_of(other, claim("web", 8080), facts=later, closed={OLD_KEY: 1700000000, KEY: 1700000001}),
+        memory_of(other, claim("web", 8080), facts=later, closed={KEY: 1700000001}),
     ]
 
 
@@ -95,9 +104,10 @@ def written(tmp_path: Path, patient: None) -> list[Memory]:
 
 
 def test_what_was_remembered_is_there_again(tmp_path: Path) -> None:
-    memory = memory_of(claim("web"), claim("other"))
+    memory = memory_of(claim("web"), claim("other"), closed={KEY: 5, OLD_KEY: 3})
     save(tmp_path, memory)
     assert load(tmp_path) == memory
+    assert list(load(tmp_path).closed) == [KEY, OLD_KEY], "the oldest is first"
     assert os.listdir(tmp_path) == ["memory.journal"], "no temporary file stays"
     assert file(tmp_path).stat().st_mode & 0o777 == 0o600
 
@@ -170,7 +180,7 @@ def test_a_file_that_was_torn_anywhere_holds_what_came_before_and_goes_on_from_t
         ] * torn
         journal.remember({new.name: new})
         journal.finish()
-        assert load(tmp_path) == Memory(expected.services | {new.name: new}, expected.facts), length
+        assert load(tmp_path) == replace(expected, services=expected.services | {new.name: new}), length
 
 
 def test_a_file_of_which_not_even_the_head_is_there_is_as_good_as_absent(

@@ -37,6 +37,7 @@ OWN = ip_address("198.51.100.1")
 PEER = ip_address("172.30.254.250")
 PINHOLE4 = "operator-svc: ip daddr . meta l4proto . th dport @services4 accept"
 SOURCES4 = "operator-svc: ip daddr . meta l4proto . th dport . ip saddr @sources4 accept"
+CLOSED4 = "operator-svc: ip daddr . meta l4proto . th dport @closed4 counter drop"
 POOLS4 = "operator-svc: meta l4proto { tcp, udp, sctp } ct direction original ip daddr @pools4 counter drop"
 WEB = service("web", "172.30.254.1", "2001:db8:254::1", ports=[("TCP", 80), ("UDP", 53)])
 
@@ -182,7 +183,7 @@ def test_source_ranges_let_some_in_and_without_a_source_it_depends() -> None:
     assert ask(own, "172.30.254.1:80").rule == SOURCES4
     refused = ask(own, "192.0.2.8", "172.30.254.1:80")
     assert short(refused) == ("dropped", "refused_source", opens)
-    assert refused.rule == POOLS4
+    assert refused.rule == CLOSED4
     other_family = ask(own, "[2001:db8:254::1]:80")
     assert short(other_family)[:2] == ("dropped", "refused_source")
     assert "to nobody: no valid range is of this family" in other_family.lines[0]

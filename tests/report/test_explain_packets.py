@@ -178,8 +178,8 @@ def query(probe: Probe, *, source: bool = True) -> PacketQuery:
     return asked
 
 
-def pools_dropped(lab: Lab) -> int:
-    """The packets that the rules of the pools have counted and dropped."""
+def counted(lab: Lab) -> int:
+    """The packets that the rules of the pools and of closed endpoints have counted and dropped."""
     listed = json.loads(lab.router.run(["nft", "-j", "list", "chain", "inet", "nftsync", OPERATOR_SVC]).stdout)
     return sum(part["counter"]["packets"] for each in listed["nftables"] for part in _parts(each) if "counter" in part)
 
@@ -202,10 +202,12 @@ def test_every_packet_goes_the_way_that_its_explanation_tells(router: tuple[Lab,
         told = [(probe, id(probe) in arrived, explain_packet(world.view, query(probe))) for probe in world.probes]
         surprises = [f"{probe}: {found.text()}" for probe, passed, found in told if passed != (found.verdict in OPEN)]
         assert surprises == [], f"seed {seed}"
-        by_pools = [
-            probe for probe, _, found in told if "@pools" in found.rule and _routed(ip_address(probe.destination))
+        dropped = [
+            probe
+            for probe, _, found in told
+            if ("@pools" in found.rule or "@closed" in found.rule) and _routed(ip_address(probe.destination))
         ]
-        assert pools_dropped(lab) == len(by_pools), f"seed {seed}"
+        assert counted(lab) == len(dropped), f"seed {seed}"
         for probe, passed, _ in told:
             whichever = explain_packet(world.view, query(probe, source=False))
             assert whichever.verdict is Verdict.DEPENDS or passed == (

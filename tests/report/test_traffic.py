@@ -158,8 +158,8 @@ def test_drops_at_closed_ports_survive_a_refill_of_the_chain() -> None:
     for packets, handle in ((100, 7), (104, 7), (3, 7), (105, 9)):
         traffic.take(Reading(closed={("pools4", handle): Count(packets, packets)}), {})
     traffic.take(Reading(), {})  # enable_dropall is off for a while
-    traffic.take(Reading(closed={("pools4", 11): Count(2, 2), ("pools6", 12): Count(1, 1)}), {})
-    assert traffic.closed == {"pools4": Count(114, 114), "pools6": Count(1, 1)}
+    traffic.take(Reading(closed={("pools4", 11): Count(2, 2), ("closed6", 12): Count(1, 1)}), {})
+    assert traffic.closed == {4: Count(114, 114), 6: Count(1, 1)}
 
 
 def test_drops_of_fragments_are_a_total_of_each_family() -> None:
@@ -291,7 +291,7 @@ def test_totals_go_on_when_elements_chains_and_tables_are_replaced(lab: Lab) -> 
     assert counted.send(PACKETS4, 10) == 2
     counted.send("172.30.254.99", 6)
     assert (counted.passed("slow-packets").packets, counted.dropped("slow-packets")) == (6, Count(14, 14 * 1024))
-    assert counted.traffic.closed["pools4"].packets == 11
+    assert counted.traffic.closed[4].packets == 11
     lab.router.nft("delete table inet nftsync\ndelete table netdev nftsync")
     counted.read()
     counted.firewall.holds = Ruleset()
@@ -313,13 +313,23 @@ def test_a_flood_is_held_to_its_rate_and_what_is_over_it_is_counted(lab: Lab) ->
 
 
 @needs_root
-@pytest.mark.parametrize(("address", "family"), [("172.30.254.99", "pools4"), ("2001:db8:254::99", "pools6")])
-def test_packets_to_closed_ports_of_the_cluster_are_counted_by_family(lab: Lab, address: str, family: str) -> None:
+@pytest.mark.parametrize(
+    ("address", "gone", "version"),
+    [("172.30.254.99", "198.51.100.8", 4), ("2001:db8:254::99", "2001:db8:113::8", 6)],
+)
+def test_packets_to_closed_ports_of_the_cluster_are_counted_by_family(
+    lab: Lab, address: str, gone: str, version: int
+) -> None:
     counted = Counted(lab, FREE)
     assert counted.send(address, 6) == 0
     assert counted.send("198.51.100.9", 6) == 0, "nobody's address"
     counted.read()
-    assert counted.traffic.closed == {"pools4": NOTHING, "pools6": NOTHING} | {family: Count(6, 6 * 1024)}
+    assert counted.traffic.closed == {4: NOTHING, 6: NOTHING} | {version: Count(6, 6 * 1024)}
+    lab.router.nft(f"add element inet nftsync closed{version} {{ {gone} . tcp . 80 }}")
+    lab.route(gone)
+    assert counted.send(gone, 5) == 0
+    counted.read()
+    assert counted.traffic.closed[version] == Count(11, 11 * 1024), "an endpoint that has left the pools counts, too"
 
 
 def of_the_version_before(shown: Ruleset) -> Ruleset:
@@ -379,7 +389,9 @@ def test_every_element_is_read_under_its_pinhole_s_key(netns: Netns) -> None:
         assert len(members) == len(expected.get(name, ()))
         assert {key for key, _ in members} == {" . ".join(key.split(" . ")[:3]) for key in expected.get(name, ())}
         assert set(members.values()) <= {NOTHING}
-    assert [(name, count) for (name, _), count in found.closed.items()] == [("pools4", NOTHING), ("pools6", NOTHING)]
+    assert {name: count for (name, _), count in found.closed.items()} == dict.fromkeys(
+        ("closed4", "closed6", "pools4", "pools6"), NOTHING
+    )
     assert {name: count for (name, _), count in found.fragments.items()} == dict.fromkeys(FRAGMENT_SETS, NOTHING)
     assert [(name, count) for (name, _), count in found.invalid.items()] == [("global", NOTHING)]
 

@@ -1,0 +1,100 @@
+"""Closed endpoints: each is an address, protocol and port that had a pinhole and has none now.
+
+The kernel drops packets to them, whoever began the connection (see ruleset.inet), even after their
+address has left the pools. An endpoint is forgotten when it opens again. It is also forgotten when
+it is old and conntrack has no connection of it.
+"""
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from ipaddress import ip_address
+from itertools import islice
+
+from nftsync.objects.address import Network
+from nftsync.objects.service import Protocol
+from nftsync.policy.pinholes import Pinhole
+
+MAX = 65_536  # remembered endpoints; the oldest ones go first
+# Seconds: conntrack keeps a silent TCP connection for so long (nf_conntrack_tcp_timeout_established).
+OLD = 432_000
+
+
+@dataclass(frozen=True, slots=True)
+class Closing:
+    """A change of the closed endpoints. Keys are those of pinholes.
+
+    added: endpoints that close, each with the time in Unix seconds.  forgotten: endpoints to drop.
+    """
+
+    added: Mapping[str, int] = field(default_factory=dict)
+    forgotten: Collection[str] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.added or self.forgotten)
+
+    def apply(self, closed: dict[str, int]) -> None:
+        """Change the closed endpoints; the latest come last."""
+        for key in (*self.forgotten, *self.added):
+            closed.pop(key, None)
+        closed.update(self.added)
+
+    def undone(self, closed: Mapping[str, int]) -> "Closing":
+        """The change back to these closed endpoints."""
+        before = {key: closed[key] for key in (*self.forgotten, *self.added) if key in closed}
+        return Closing(before, [key for key in self.added if key not in closed])
+
+
+NOTHING_CLOSES = Closing()
+
+
+def closing(
+    closed: Mapping[str, int],
+    before: Iterable[str],
+    after: Collection[str],
+    now: int,
+    idle: Collection[str] = (),
+) -> Closing:
+    """The change that follows when the endpoints `after` are open in place of `before`.
+
+    closed: the closed endpoints, the oldest first.  now: Unix seconds.
+    idle: closed endpoints of which conntrack has no connection.
+    """
+    added = dict.fromkeys(sorted(key for key in before if key not in after), now)
+    added = dict(islice(added.items(), max(0, len(added) - MAX), None))
+    forgotten = {key for key in after if key in closed}
+    forgotten.update(key for key in idle if key not in added and now - closed.get(key, now) >= OLD)
+    if len(closed) + len(added) - len(forgotten) > MAX:
+        others = [key for key in closed if key not in forgotten and key not in added]
+        forgotten.update(others[: max(0, len(others) + len(added) - MAX)])
+    return Closing(added, sorted(forgotten))
+
+
+def old(closed: Mapping[str, int], now: int) -> frozenset[str]:
+    """The endpoints to forget as soon as conntrack has no connection of them."""
+    return frozenset(key for key, when in closed.items() if now - when >= OLD)
+
+
+Cut = Mapping[str, tuple[Network, ...]]  # endpoints whose connections end, and the sources whose connections stay
+
+
+def cut(closed: Iterable[str], before: Mapping[str, Pinhole], after: Mapping[str, Pinhole]) -> Cut:
+    """The connections that end: of closed endpoints, and of pinholes with other sources than before."""
+    narrowed = {
+        key: hole.sources
+        for key, hole in after.items()
+        if hole.sources is not None and (key not in before or before[key].sources != hole.sources)
+    }
+    return dict.fromkeys(closed, ()) | narrowed
+
+
+def is_key(text: str) -> bool:
+    """True if the text is the key of a pinhole, in our notation."""
+    address, _, rest = text.partition(" . ")
+    protocol, _, port = rest.partition(" . ")
+    if "%" in address or not (port.isascii() and port.isdecimal() and len(port) <= 5):
+        return False
+    try:
+        same = str(ip_address(address)) == address and Protocol(protocol) and str(int(port)) == port
+    except ValueError:
+        return False
+    return bool(same) and 1 <= int(port) <= 65535
