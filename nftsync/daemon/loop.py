@@ -35,7 +35,7 @@ from nftsync.daemon.record import Record
 from nftsync.exporter.endpoint import Endpoint, EndpointError
 from nftsync.exporter.metrics import KernelCollector, Metrics, ReadError
 from nftsync.files.runtime import locked, read_boot_failure
-from nftsync.kernel import commits, counters, interfaces, routes
+from nftsync.kernel import commits, conntrack, counters, interfaces, routes
 from nftsync.kernel.netlink import DumpError
 from nftsync.kernel.nft import Kernel
 from nftsync.objects.names import NftsyncError
@@ -93,6 +93,7 @@ class Daemon:
         self._stop = threading.Event()
         self._listeners: list[threading.Thread] = []
         self._foreign_changes = commits.ForeignChanges(self._wake(Message.TABLES), clock)
+        self._cutter = conntrack.Cutter()
         self._requests = RequestQueue(self._wake(Message.REQUEST))
         self._systemd = Systemd(os.environ)
         self._metrics = Metrics()
@@ -134,6 +135,7 @@ class Daemon:
         self._listen("links", interfaces.listen, wake)
         self._listen("uplinks", self._network.watch_uplinks, lambda: self._last.guard.legal, wake)
         self._listen("commits", commits.listen, self._foreign_changes.tell, commits.identity())
+        self._listen("conntrack", self._cutter.run)
         log.info("nftsync %s started as router %s", __version__, self._config.router_name)
         if self._boot_failure:
             log.warning("%s", self._boot_failure)
@@ -263,7 +265,11 @@ class Daemon:
     def _sync(self, *, whole: bool, look: bool, resync: bool) -> SyncResult:
         began, first = self._clock(), not self._synced
         changed_by = self._foreign_changes.take() if resync else ""
-        self._last = result = self._reconciler.sync(whole=whole, look=look, resync=resync, changed_by=changed_by)
+        idle = self._cutter.take_idle() if resync else ()
+        self._last = result = self._reconciler.sync(
+            whole=whole, look=look, resync=resync, changed_by=changed_by, idle=idle
+        )
+        self._cutter.take(result.cut)
         ended = self._clock()
         metrics = self._metrics
         metrics.syncs.labels(result.outcome).inc()

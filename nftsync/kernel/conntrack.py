@@ -1,0 +1,166 @@
+"""Connections in conntrack: delete those that a change of pinholes has ended.
+
+After that, the next packet of a client is new, so no rule accepts it for the sake of an established
+connection. Deleting a connection also ends its offload to a flowtable. The rules hold without this.
+
+A router can have a million connections, so the kernel filters the dump (Linux 5.8 and newer).
+pyroute2's NFCTSocket filters, too, but it makes an object of every attribute.
+Source: linux/netfilter/nfnetlink_conntrack.h, net/netfilter/nf_conntrack_netlink.c.
+"""
+
+import errno
+import logging
+import struct
+import sys
+import threading
+from collections.abc import Collection, Iterator, Mapping
+from ipaddress import ip_address
+from typing import NamedTuple
+
+from nftsync.kernel.netlink import HEADER, PROTOCOL, PROTOCOLS, DumpError, Netlink, attribute, fields
+from nftsync.objects.address import Network
+from nftsync.plan.closed import Cut
+
+_GET, _DELETE = 1 << 8 | 1, 1 << 8 | 2  # of NFNL_SUBSYS_CTNETLINK
+_FAMILIES = {4: 2, 6: 10}  # AF_INET, AF_INET6
+_ORIGINAL, _REPLY, _ID, _ZONE, _FILTER = 1, 2, 12, 18, 25
+_NESTED = 0x8000  # a flag of a type, which the kernel demands of the filter
+_IP, _PROTOCOL = 1, 2  # of a tuple
+_SOURCE = 1  # of the IP part, in IPv4
+_NUMBER, _SOURCE_PORT = 1, 2  # of the protocol part
+_FILTERED = {_ORIGINAL: 1, _REPLY: 2}
+_BY_ENDPOINT, _BY_PORT = 0b11001, 0b11000  # what a filter compares: source address, protocol, source port
+# A tuple behind its first three headers: source, destination, protocol, source port. The kernel writes no other order.
+_TUPLE = {4: struct.Struct(">4s4x4s8xB7xH"), 6: struct.Struct(">16s4x16s8xB7xH")}
+_HEADERS = 12
+_FEW = 8  # endpoints to filter for, because each filter looks at every connection once
+_CHECK = 1.0  # seconds until a stopped thread notices
+_RETRY = 5.0  # seconds until the next try
+
+log = logging.getLogger(__name__)
+
+
+class _Endpoint(NamedTuple):
+    """A pinhole's key as in a message: address, number of the protocol, port."""
+
+    address: bytes
+    protocol: int
+    port: int
+
+    @classmethod
+    def of(cls, key: str) -> "_Endpoint":
+        address, protocol, port = key.split(" . ")
+        number = next(number for number, name in PROTOCOLS.items() if name == protocol)
+        return cls(ip_address(address).packed, number, int(port))
+
+
+class Cutter:
+    """Deletes connections in a thread of its own. take() and take_idle() are for other threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Condition()
+        self._waiting: dict[str, tuple[Network, ...]] = {}
+        self._idle: frozenset[str] = frozenset()
+        self._told = False  # the log already has a warning
+
+    def take(self, cut: Cut) -> None:
+        """Delete these connections soon."""
+        if cut:
+            with self._lock:
+                self._waiting.update(cut)
+                self._lock.notify()
+
+    def take_idle(self) -> frozenset[str]:
+        """The endpoints that had no connection to delete when this last looked."""
+        with self._lock:
+            idle, self._idle = self._idle, frozenset()
+        return idle
+
+    def run(self, stop: threading.Event) -> None:
+        """Delete connections until `stop`."""
+        while not stop.is_set():
+            with self._lock:
+                self._lock.wait_for(lambda: self._waiting, _CHECK)
+                waiting, self._waiting = self._waiting, {}
+            try:
+                idle = end(waiting) if waiting else frozenset()
+            except DumpError as error:
+                self._failed(waiting, error)
+                stop.wait(_RETRY)
+            else:
+                with self._lock:
+                    self._idle |= idle
+
+    def _failed(self, waiting: Cut, error: DumpError) -> None:
+        """Keep the connections for the next try. Log only the first failure."""
+        if not self._told:
+            log.warning("conntrack keeps connections of closed ports, the rules drop their packets: %s", error)
+        self._told = True
+        with self._lock:
+            self._waiting = {**waiting, **self._waiting}
+
+
+def end(cut: Cut) -> frozenset[str]:
+    """Delete connections in this thread's network namespace. Returns the endpoints that had none.
+
+    Raises DumpError.
+    """
+    keys = {_Endpoint.of(key): key for key in cut}
+    busy = set[_Endpoint]()
+    with Netlink(PROTOCOL) as reader, Netlink(PROTOCOL) as writer:
+        for version in _FAMILIES:
+            some = {each: cut[key] for each, key in keys.items() if len(each.address) == (4 if version == 4 else 16)}
+            for endpoint, connection in _connections(reader, version, some):
+                busy.add(endpoint)
+                _delete(writer, connection)
+    return frozenset(key for endpoint, key in keys.items() if endpoint not in busy)
+
+
+def _connections(
+    kernel: Netlink, version: int, allowed: Mapping[_Endpoint, Collection[Network]]
+) -> Iterator[tuple[_Endpoint, bytes]]:
+    """The connections to delete: their endpoint, and the body of the request to delete them.
+
+    The endpoint is the source of the answers. This is so after DNAT, too. If conntrack has seen the
+    server first, the endpoint is the source of the first packet.
+    allowed: endpoints, and the sources that may stay.
+    """
+    family, parse = struct.pack(">BBH", _FAMILIES[version], 0, 0), _TUPLE[version].unpack_from
+    for request in _filters(version, allowed):
+        for content in kernel.messages(_GET, family + request):
+            (length,) = struct.unpack_from("=H", content, HEADER)
+            original = parse(content, HEADER + _HEADERS)
+            answers = parse(content, HEADER + (length + 3 & ~3) + _HEADERS)
+            for (here, _, protocol, port), there in ((answers, original[0]), (original, answers[0])):
+                endpoint = _Endpoint(here, protocol, port)
+                if endpoint in allowed and not any(ip_address(there) in network for network in allowed[endpoint]):
+                    known = fields(content, HEADER)
+                    names = (attribute(kind, known[kind]) for kind in (_ORIGINAL, _ZONE, _ID) if kind in known)
+                    yield endpoint, family + b"".join(names)
+                    break
+
+
+def _filters(version: int, endpoints: Collection[_Endpoint]) -> Iterator[bytes]:
+    """The requests that list all connections of these endpoints, and few others."""
+    if len(endpoints) > _FEW:
+        yield b""
+        return
+    tuples = set[bytes]()
+    for address, protocol, port in endpoints:
+        ports = attribute(_NUMBER, bytes([protocol])) + attribute(_SOURCE_PORT, port.to_bytes(2))
+        # Linux compares IPv6 addresses the wrong way round here: it lists all others.
+        source = attribute(_IP, attribute(_SOURCE, address)) if version == 4 else b""
+        tuples.add(source + attribute(_PROTOCOL, ports))
+    flags = (_BY_ENDPOINT if version == 4 else _BY_PORT).to_bytes(4, sys.byteorder)
+    for each in sorted(tuples):
+        for kind, filtered in _FILTERED.items():
+            yield attribute(kind, each) + attribute(_FILTER | _NESTED, attribute(filtered, flags))
+
+
+def _delete(kernel: Netlink, connection: bytes) -> None:
+    try:
+        for _ in kernel.messages(_DELETE, connection, dump=False):
+            pass
+    except DumpError as error:
+        if error.number != errno.ENOENT:  # it has ended by itself
+            raise
