@@ -105,6 +105,7 @@ class Config:
     runtime: Path = Path("/run/nftsync")
     metrics: tuple[str, int] | None = ("127.0.0.1", 9469)  # address and port; None: no endpoint
     metrics_services: int = 1000  # number of Services with series of their own
+    ingress_qdisc: bool = True  # whether the public NIC gets an ingress qdisc for its rate limits
     own_tables: bool = True  # nobody else can change the tables, if nft and the kernel support it
     stateless: bool = False  # packets of the pools bypass connection tracking
     service_filter: Filters = field(default_factory=Filters)
@@ -291,6 +292,7 @@ _KEYS: Keys = {
     "router_name": _text,
     "resync_interval": _seconds,
     "confirm_seconds": partial(_seconds, or_none=True),
+    "ingress_qdisc": _flag,
     "own_tables": _flag,
     "stateless": _flag,
     "pools": _pool_mode,

@@ -46,6 +46,7 @@ KEYS: dict[str, tuple[str, Any]] = {
     "resync_interval = 86400": ("resync_interval", 86400.0),
     "own_tables = false": ("own_tables", False),
     "stateless = true": ("stateless", True),
+    "ingress_qdisc = false": ("ingress_qdisc", False),
     "confirm_seconds = 0": ("confirm_seconds", 0.0),
     "confirm_seconds = 300": ("confirm_seconds", 300.0),
     'nft.name = "other"': ("nft", Name("arbf-operators", "other")),

@@ -232,7 +232,8 @@ class Reconciler:
         renewed = planned.current.tables != planned.wanted.tables
         rules = self._kernel.read_tables().rules if planned.text else found.rules
         alone = not planned.text or self._kernel.generation() == generation + 1
-        ingress = self._observer.network.settle(planned.settings.devices, record.boot.ingress)
+        devices = planned.settings.devices if s.config.ingress_qdisc else ()
+        ingress = self._observer.network.settle(devices, record.boot.ingress)
         left = f"{rules} {tables_digest(planned.wanted.tables)}" if alone else ""
         record.accept(planned, pinholes, rules, BootFacts(left, ingress, base=s.spec.value is None))
         # without those with an owner

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from nftsync.daemon import loop as daemons
-from tests.lab.lab import Lab
+from tests.lab.lab import Lab, Probe
 from tests.labtools import (
     SERVICE4,
     SERVICE6,
@@ -393,6 +393,23 @@ def test_an_ingress_qdisc_that_was_there_before_is_left_alone(lab: Lab, daemon: 
     assert tables(lab) == {"inet nftsync"}
     assert daemon.command("flush").returncode == 0
     assert ingress_qdisc(lab) == kind
+
+
+def test_without_ingress_qdisc_limits_hold_and_others_can_add_theirs(lab: Lab, daemon: Daemon) -> None:
+    clsact = ["tc", "qdisc", "add", "dev", "public0", "clsact"]
+    daemon.put(SLOW)
+    daemon.start()
+    assert ingress_qdisc(lab) == "ingress"
+    assert lab.router.run(clsact, check=False).returncode, "ours is in the way"
+    daemon.configure(f"ingress_qdisc = false\n{daemon.config.read_text()}")
+    daemon.signal(signal.SIGHUP)
+    assert eventually(lambda: ingress_qdisc(lab) == ""), daemon.log()
+    lab.router.run(clsact)
+    assert len(lab.deliver([Probe("tcp", "172.30.254.2", 80)] * 20)) == 4
+    daemon.configure(daemon.config.read_text().replace("ingress_qdisc = false", "ingress_qdisc = true"))
+    daemon.signal(signal.SIGHUP)
+    assert eventually(lambda: daemon.log().count("configuration reloaded") == 2), daemon.log()
+    assert ingress_qdisc(lab) == "clsact", "what others added stays"
 
 
 def test_its_own_ingress_qdisc_goes_when_rate_shaping_does_also_after_a_restart(lab: Lab, daemon: Daemon) -> None:
