@@ -17,9 +17,10 @@ from collections.abc import Collection, Iterator, Mapping
 from ipaddress import ip_address
 from typing import NamedTuple
 
-from nftsync.kernel.netlink import HEADER, PROTOCOL, PROTOCOLS, DumpError, Netlink, attribute, fields
+from nftsync.kernel.netlink import HEADER, PROTOCOL, DumpError, Netlink, attribute, fields
 from nftsync.objects.address import Network
 from nftsync.plan.closed import Cut
+from nftsync.ruleset.model import PROTOCOLS
 
 _GET, _DELETE = 1 << 8 | 1, 1 << 8 | 2  # of NFNL_SUBSYS_CTNETLINK
 _FAMILIES = {4: 2, 6: 10}  # AF_INET, AF_INET6

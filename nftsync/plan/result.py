@@ -10,14 +10,13 @@ from nftsync.config import Config, Filters, PoolMode
 from nftsync.objects.address import Local
 from nftsync.objects.names import ObjectRef, Reason, Rejection
 from nftsync.objects.nft import Nft
-from nftsync.objects.ratelimit import RateLimit
 from nftsync.plan.closed import Cut
 from nftsync.plan.plan import ChainInUse, wanted_ruleset
 from nftsync.plan.snapshot import Origin, Snapshot
 from nftsync.policy.confirm import Confirming
 from nftsync.policy.guard import UNGUARDED, Guard
 from nftsync.policy.pinholes import Pinhole, PinholeIndex
-from nftsync.ruleset.limits import limits_at
+from nftsync.ruleset.limits import Bound, limits_at
 from nftsync.ruleset.model import Ruleset, Table
 from nftsync.ruleset.settings import Settings
 
@@ -87,18 +86,16 @@ class Applied:
     pinholes: dict[str, Pinhole] = field(default_factory=dict)
     settings: Settings | None = None
     fingerprint: int = 0
-    limits: dict[str, Counter[RateLimit]] = field(default_factory=dict)
+    limits: dict[str, Counter[Bound]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, tables: Mapping[str, Table], pinholes: dict[str, Pinhole], settings: Settings) -> "Applied":
         holes = pinholes.values()
         return cls(tables, pinholes, settings, fingerprint(holes), limits_at(holes))
 
-    def limits_beside(
-        self, before: Mapping[str, Pinhole], after: Mapping[str, Pinhole]
-    ) -> dict[str, Counter[RateLimit]]:
+    def limits_beside(self, before: Mapping[str, Pinhole], after: Mapping[str, Pinhole]) -> dict[str, Counter[Bound]]:
         """The limits of the other pinholes at the same addresses, if `after` takes the place of `before`."""
-        own, nothing = limits_at(before.values()), Counter[RateLimit]()
+        own, nothing = limits_at(before.values()), Counter[Bound]()
         addresses = {hole.address for hole in (*before.values(), *after.values())}
         return {address: self.limits[address] - own.get(address, nothing) for address in addresses & self.limits.keys()}
 

@@ -6,7 +6,18 @@ from collections.abc import Iterable, Iterator, Mapping
 from nftsync.policy.pinholes import Pinhole
 from nftsync.policy.public import PublicSide
 from nftsync.ruleset import stateless
-from nftsync.ruleset.limits import FROM, TO, add_elements, rules_of, sets_of
+from nftsync.ruleset.limits import (
+    DNAT,
+    EGRESS,
+    EGRESS_SETS,
+    FROM,
+    TO,
+    Limits,
+    add_egress,
+    add_elements,
+    rules_of,
+    sets_of,
+)
 from nftsync.ruleset.model import (
     ANSWERS,
     DNAT_FROM_PUBLIC,
@@ -57,8 +68,9 @@ SETS: Mapping[str, Set] = {
         (f"errors{version}", Set(f"integer{_BITS[version]} . integer8 . integer16", typeof=QUOTED_SOURCE[version])),
     )
 } | {
-    **sets_of("-dnat"),
-    **sets_of("-egress"),
+    **sets_of(DNAT),
+    **sets_of(EGRESS),
+    **EGRESS_SETS,
     "public": Set("ifname"),
     "public-links": Set("iface_index"),
     "inside": Set("ifname"),
@@ -122,7 +134,12 @@ def chains(settings: Settings) -> dict[str, Chain]:
             lines(
                 # Before the local chain, because its accept would end the look-ups.
                 f"ct status dnat jump {DNAT_FROM_PUBLIC}" if settings.enable_rateshape else "",
-                f"{_outwards(settings.side)}jump {EGRESS_LIMITS}" if settings.enable_rateshape else "",
+                # By address first: each packet pays for it.
+                *(
+                    f"{ip} saddr @egress{version} jump {EGRESS_LIMITS}"
+                    for version, ip in IP.items()
+                    if settings.enable_rateshape
+                ),
                 f"jump {LOCAL_CHAIN}",
                 *_from_public(settings.side, f"jump {OPERATOR_SVC}"),
                 f"jump {GLOBAL}",
@@ -179,21 +196,16 @@ def _to_public(side: PublicSide, *actions: str) -> Iterator[str]:
     return (f"{match} {action}" for match in _TO_PUBLIC for action in actions)
 
 
-def _outwards(side: PublicSide) -> str:
-    """The match of packets that leave by a public interface: by its name alone, because each packet pays for it."""
-    return "" if side.names is None else "oifname @public "
-
-
 def _limits(side: PublicSide) -> dict[str, Chain]:
     """The chains of limits that the ingress hook cannot know.
 
     It sees the address before DNAT, and no packet that leaves.
     """
     return {
-        DNAT_LIMITS: Chain(lines(*rules_of("-dnat", TO))),
+        DNAT_LIMITS: Chain(lines(*rules_of(DNAT, TO))),
         # goto: a packet that matches two of these rules counts once
         DNAT_FROM_PUBLIC: Chain(lines(*_from_public(side, f"goto {DNAT_LIMITS}"))),
-        EGRESS_LIMITS: Chain(lines(*rules_of("-egress", FROM))),
+        EGRESS_LIMITS: Chain(lines("" if side.names is None else "oifname != @public return", *rules_of(EGRESS, FROM))),
     }
 
 
@@ -229,8 +241,8 @@ def _bgp(settings: Settings) -> Iterator[str]:
         yield "tcp dport 179 accept"
 
 
-def elements(pinholes: Iterable[Pinhole], closed: Iterable[str], *, limits: bool) -> Elements:
-    """The elements of pinholes and closed endpoints, by set. closed: keys.  limits: whether limits are in force.
+def elements(pinholes: Iterable[Pinhole], closed: Iterable[str]) -> Elements:
+    """The elements of pinholes and closed endpoints, by set. closed: keys.
 
     A pinhole with source ranges is closed to everybody else.
     """
@@ -240,9 +252,6 @@ def elements(pinholes: Iterable[Pinhole], closed: Iterable[str], *, limits: bool
     for hole in pinholes:
         if hole.sources != ():
             found[f"errors{hole.version}"][quoted(hole.key)] = ""
-        if limits:
-            add_elements(found, "-dnat", hole, hole.limit)
-            add_elements(found, "-egress", hole, hole.limit_egress)
         if hole.sources is None:
             found[f"services{hole.version}"][hole.key] = ""
         else:
@@ -250,4 +259,14 @@ def elements(pinholes: Iterable[Pinhole], closed: Iterable[str], *, limits: bool
         for network in hole.sources or ():  # nft writes one address without a prefix length
             source = network.network_address if network.prefixlen == network.max_prefixlen else network
             found[f"sources{hole.version}"][f"{hole.key} . {source}"] = ""
+    return found
+
+
+def limits(pinholes: Iterable[Pinhole], at: Limits) -> Elements:
+    """The elements of pinholes with a limit, by set. at: the limits of their addresses."""
+    found: Elements = defaultdict(dict)
+    for hole in pinholes:
+        add_elements(found, DNAT, hole, hole.limit)
+        add_elements(found, EGRESS, hole, hole.limit_egress)
+    add_egress(found, at)
     return found

@@ -15,7 +15,11 @@ _KINDS = {"": "limit rate over 1 bytes/second burst 1 bytes", "-packets": "limit
 TO = {version: f"{ip} daddr . meta l4proto . th dport" for version, ip in IP.items()}
 FROM = {version: f"{ip} saddr . meta l4proto . th sport" for version, ip in IP.items()}
 
-Limits = Mapping[str, Collection[RateLimit]]  # by address
+# The ways of a packet that have sets of their own: their names end so.
+INGRESS, DNAT, EGRESS = "", "-dnat", "-egress"
+
+Bound = tuple[str, RateLimit]  # a way, and its limit
+Limits = Mapping[str, Collection[Bound]]  # by address
 
 
 def _limit_sets(stem: str, types: Mapping[int, str]) -> dict[str, Set]:
@@ -29,20 +33,23 @@ def _limit_sets(stem: str, types: Mapping[int, str]) -> dict[str, Set]:
 FRAGMENT_SETS = _limit_sets("fragments", {version: f"ipv{version}_addr" for version in IP})
 
 
-def sets_of(what: str) -> dict[str, Set]:
-    """The sets of the limits of one way through the router. what: names it, such as "-egress"; "" for ingress.
+EGRESS_SETS = {f"egress{version}": Set(f"ipv{version}_addr") for version in IP}
+
+
+def sets_of(way: str) -> dict[str, Set]:
+    """The sets of the limits of a way.
 
     A second look-up counts packets over a limit, because a limit hides a counter on the same element
     in a listing.
     """
-    dropped = {f"dropped{what}{version}": Set(endpoint, statement="counter") for version, endpoint in ENDPOINT.items()}
-    return _limit_sets(f"limited{what}", ENDPOINT) | dropped
+    dropped = {f"dropped{way}{version}": Set(endpoint, statement="counter") for version, endpoint in ENDPOINT.items()}
+    return _limit_sets(f"limited{way}", ENDPOINT) | dropped
 
 
-def rules_of(what: str, keys: Mapping[int, str]) -> Iterator[str]:
+def rules_of(way: str, keys: Mapping[int, str]) -> Iterator[str]:
     """The rules that drop packets over the limit of their pinhole. keys: TO or FROM."""
     return (
-        f"{key} @limited{what}{version}{suffix} {key} @dropped{what}{version} drop"
+        f"{key} @limited{way}{version}{suffix} {key} @dropped{way}{version} drop"
         for version, key in keys.items()
         for suffix in _KINDS
     )
@@ -53,31 +60,48 @@ def fragment_rules() -> Iterator[str]:
     return (f"{ip} daddr @fragments{version}{suffix} counter drop" for version, ip in IP.items() for suffix in _KINDS)
 
 
-def add_elements(found: Elements, what: str, hole: Pinhole, limit: RateLimit | None) -> None:
+def add_elements(found: Elements, way: str, hole: Pinhole, limit: RateLimit | None) -> None:
     """Add a pinhole's elements to the sets of sets_of(), if it has a limit and anybody may reach it."""
     if limit is not None and hole.sources != ():
-        found[_set_for(f"limited{what}", hole.version, limit)][hole.key] = limit.statement
-        found[f"dropped{what}{hole.version}"][hole.key] = ""
+        found[_set_for(f"limited{way}", hole.version, limit)][hole.key] = limit.statement
+        found[f"dropped{way}{hole.version}"][hole.key] = ""
 
 
 def add_fragments(found: Elements, limits: Limits) -> None:
     """Add the elements for later fragments to these addresses."""
     for address, some in limits.items():
-        for limit in strictest(some):
-            found[_set_for("fragments", 6 if ":" in address else 4, limit)][address] = limit.statement
+        for limit in strictest([limit for way, limit in some if way == INGRESS]):
+            found[_set_for("fragments", _version(address), limit)][address] = limit.statement
+
+
+def add_egress(found: Elements, limits: Limits) -> None:
+    """Add the elements for addresses with an egress limit."""
+    for address, some in limits.items():
+        if any(way == EGRESS for way, _ in some):
+            found[f"egress{_version(address)}"][address] = ""
+
+
+def _version(address: str) -> int:
+    return 6 if ":" in address else 4
 
 
 def _set_for(stem: str, version: int, limit: RateLimit) -> str:
     return f"{stem}{version}{'-packets' if limit.packets else ''}"
 
 
-def limits_at(pinholes: Iterable[Pinhole]) -> dict[str, Counter[RateLimit]]:
+def limits_at(pinholes: Iterable[Pinhole]) -> dict[str, Counter[Bound]]:
     """The limits of limited pinholes, by address, and how many pinholes have each."""
-    found: dict[str, Counter[RateLimit]] = defaultdict(Counter)
+    found: dict[str, Counter[Bound]] = defaultdict(Counter)
     for hole in pinholes:
-        if hole.limit is not None and hole.sources != ():
-            found[hole.address][hole.limit] += 1
+        for way, limit in ((INGRESS, hole.limit), (EGRESS, hole.limit_egress)):
+            if limit is not None and hole.sources != ():
+                found[hole.address][way, limit] += 1
     return found
+
+
+def together(some: Limits, others: Limits) -> Limits:
+    """Both limits of each address."""
+    return {address: {*some.get(address, ()), *others.get(address, ())} for address in (*some, *others)}
 
 
 def slowest_at(pinholes: Iterable[Pinhole]) -> dict[tuple[str, str], Pinhole]:

@@ -2,17 +2,16 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from types import MappingProxyType
 
 from nftsync.policy.pinholes import Pinhole
 from nftsync.ruleset.limits import (
     FRAGMENT_SETS,
+    INGRESS,
     TO,
     Limits,
     add_elements,
     add_fragments,
     fragment_rules,
-    limits_at,
     rules_of,
     sets_of,
 )
@@ -22,12 +21,12 @@ from nftsync.ruleset.settings import Settings
 # Only the first fragment of a packet has its ports.
 _LATER_FRAGMENT = ("ip frag-off & 0x1fff != 0", "frag frag-off != 0")
 
-SETS: Mapping[str, Set] = {**sets_of(""), **FRAGMENT_SETS}
+SETS: Mapping[str, Set] = {**sets_of(INGRESS), **FRAGMENT_SETS}
 
 
 def chains(settings: Settings) -> dict[str, Chain]:
     later = (f"{is_one} goto {FRAGMENTS}" for is_one in _LATER_FRAGMENT)
-    found = {FRAGMENTS: Chain(lines(*fragment_rules())), OPERATOR_TC: Chain(lines(*later, *rules_of("", TO)))}
+    found = {FRAGMENTS: Chain(lines(*fragment_rules())), OPERATOR_TC: Chain(lines(*later, *rules_of(INGRESS, TO)))}
     for number, device in enumerate(settings.devices, 1):
         name = RATELIMIT if number == 1 else f"{RATELIMIT}-{number}"  # a device's name may be no word of nft's
         hook = f'type filter hook ingress device "{device}" priority 0; policy accept;'
@@ -37,16 +36,10 @@ def chains(settings: Settings) -> dict[str, Chain]:
     return found
 
 
-def elements(pinholes: Iterable[Pinhole], others: Limits = MappingProxyType({})) -> Elements:
-    """The elements of pinholes with a limit, by set.
-
-    others: the limits of further pinholes at the same addresses. Later fragments share one limit.
-    """
+def elements(pinholes: Iterable[Pinhole], limits: Limits) -> Elements:
+    """The elements of pinholes with a limit, by set. limits: all those of their addresses."""
     found: Elements = defaultdict(dict)
-    holes = list(pinholes)
-    for hole in holes:
-        add_elements(found, "", hole, hole.limit)
-    own = limits_at(holes)
-    addresses = own.keys() | others.keys()
-    add_fragments(found, {address: {*own.get(address, ()), *others.get(address, ())} for address in addresses})
+    for hole in pinholes:
+        add_elements(found, INGRESS, hole, hole.limit)
+    add_fragments(found, limits)
     return found

@@ -9,7 +9,7 @@ from types import MappingProxyType
 
 from nftsync.policy.pinholes import Pinhole
 from nftsync.ruleset import inet, netdev
-from nftsync.ruleset.limits import Limits
+from nftsync.ruleset.limits import Limits, limits_at, together
 from nftsync.ruleset.model import INET, NETDEV, Elements, Ruleset, Set, Table, unquoted
 from nftsync.ruleset.settings import Settings
 
@@ -58,10 +58,11 @@ def elements(
     others: the limits of further pinholes at the same addresses.  closed: keys of closed endpoints.
     """
     holes = list(pinholes)
-    return {
-        INET: inet.elements(holes, closed, limits=settings.enable_rateshape),
-        NETDEV: netdev.elements(holes, others) if settings.enable_rateshape else {},
-    }
+    filters = inet.elements(holes, closed)
+    if not settings.enable_rateshape:
+        return {INET: filters, NETDEV: {}}
+    limits = together(limits_at(holes), others)
+    return {INET: {**filters, **inet.limits(holes, limits)}, NETDEV: netdev.elements(holes, limits)}
 
 
 def open_keys(elements: Mapping[str, Elements]) -> set[str]:

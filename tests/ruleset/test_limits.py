@@ -13,7 +13,6 @@ from nftsync.objects.ratelimit import TIME_UNITS, RateLimit, parse_ratelimit
 from nftsync.plan.result import Applied
 from nftsync.policy.pinholes import Pinhole
 from nftsync.ruleset.limits import Limits, limits_at, strictest
-from nftsync.ruleset.model import NETDEV
 from nftsync.ruleset.settings import Settings
 from nftsync.ruleset.tables import elements
 from tests.support import side
@@ -58,19 +57,25 @@ def test_a_slow_limit_with_a_large_unit_gets_a_shorter_one_beside_a_small_bucket
 # --- after every change ---------------------------------------------------------------------------------
 
 _holes = st.builds(
-    lambda address, port, limit, closed: Pinhole(
-        f"{address} . udp . {port}", 6 if ":" in address else 4, () if closed else None, limit, Name("default", "a")
+    lambda address, port, limit, egress, closed: Pinhole(
+        f"{address} . udp . {port}",
+        6 if ":" in address else 4,
+        () if closed else None,
+        limit,
+        Name("default", "a"),
+        limit_egress=egress,
     ),
     st.sampled_from(ADDRESSES),
     st.integers(1, 4),
     st.none()
     | st.sampled_from(list(map(parse_ratelimit, ("5/second", "9/minute", "1 kbytes/second", "3 kbytes/day")))),
+    st.none() | st.just(parse_ratelimit("5/second")),
     st.booleans(),
 )
 
 
 @given(st.lists(st.tuples(st.lists(_holes, max_size=4), st.sets(st.sampled_from(ADDRESSES)), st.integers(1, 4))))
-def test_after_every_change_fragments_have_the_limits_that_all_pinholes_together_give(
+def test_after_every_change_addresses_have_the_limits_that_all_pinholes_together_give(
     changes: Sequence[tuple[Sequence[Pinhole], set[str], int]],
 ) -> None:
     applied = Applied.of({}, {}, SHAPED)
@@ -80,15 +85,19 @@ def test_after_every_change_fragments_have_the_limits_that_all_pinholes_together
         keys = after.keys() | {f"{address} . udp . {port}" for address in removed}
         before = {key: applied.pinholes[key] for key in keys if key in applied.pinholes}
         beside = applied.limits_beside(before, after)
-        old, new = (_fragments(list(holes.values()), beside) for holes in (before, after))
+        old, new = (_of_addresses(list(holes.values()), beside) for holes in (before, after))
         held = {key: said for key, said in held.items() if key not in old} | new
         applied.replace(before, after)
-        assert held == _fragments(list(applied.pinholes.values()))
+        assert held == _of_addresses(list(applied.pinholes.values()))
         assert applied.limits == limits_at(applied.pinholes.values())
 
 
-def _fragments(holes: Sequence[Pinhole], beside: Limits = MappingProxyType({})) -> dict[str, str]:
-    found = elements(holes, SHAPED, beside)[NETDEV]
+def _of_addresses(holes: Sequence[Pinhole], beside: Limits = MappingProxyType({})) -> dict[str, str]:
+    found = elements(holes, SHAPED, beside)
     return {
-        f"{name} {key}": said for name, members in found.items() if "fragments" in name for key, said in members.items()
+        f"{name} {key}": said
+        for sets in found.values()
+        for name, members in sets.items()
+        if name.startswith(("fragments", "egress"))
+        for key, said in members.items()
     }
