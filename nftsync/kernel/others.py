@@ -22,9 +22,10 @@ from nftsync.ruleset.model import INET, NAME, NETDEV
 MOST_RULES = 20_000  # rules, and elements of verdict maps, in one look
 MOST_SECONDS = 0.5
 
-_FAMILIES = {1: "inet", 2: "ip", 5: "netdev", 10: "ip6"}
+_FAMILIES = {1: "inet", 2: "ip", 5: "netdev", 7: "bridge", 10: "ip6"}
 _HOOKS = ("prerouting", "input", "forward", "output", "postrouting", "ingress")
 _DEVICE_HOOKS = ("ingress", "egress")  # of family netdev
+_NOT_OURS = {"bridge": "forward"}  # the hooks that no routed packet from outside meets; "output" in other families
 _OURS = {(INET, NAME), (NETDEV, NAME)}
 _LEGACY = {"iptables": "ip_tables_names", "ip6tables": "ip6_tables_names"}
 _NET = Path("/proc/thread-self/net")
@@ -127,7 +128,7 @@ def _base_chains(budget: _Budget) -> dict[_Table, list[OtherChain]]:
             family = _FAMILIES.get(table.family, "")
             if family and table in active and (family, table.name) not in _OURS and _CHAIN_HOOK in chain:
                 base = _base_chain(family, chain)
-                if base.hook != "output":
+                if base.hook != _NOT_OURS.get(family, "output"):
                     found[table].append(base)
     return found
 

@@ -98,7 +98,8 @@ def plan(s: Snapshot, pinholes: Collection[Pinhole], closed: Iterable[str], foun
     trusted = bool(left.rules) and left.rules == found.rules
     table = found.ruleset.tables.get(INET, Table())
     # The kernel's local chain can stay if the plan replaces no set of its rules.
-    unreplaced = table.is_enforcing and table.sets == SETS[INET] and not table.foreign_objects
+    sets = {name: declared for name, declared in table.sets.items() if declared.flags != DYNAMIC}
+    unreplaced = table.is_enforcing and sets == SETS[INET] and not table.foreign_objects
     can_stay = not s.first_since_boot and unreplaced and LOCAL_CHAIN in table.chains
     chain = choose_local_chain(s.local_chain, s.verdicts.local_chains, can_stay=can_stay)
     settings = settings_of(s, found.ruleset.tables, chain)
@@ -106,9 +107,9 @@ def plan(s: Snapshot, pinholes: Collection[Pinhole], closed: Iterable[str], foun
     if trusted:
         as_wanted = left.tables is None and left.digest == tables_digest(wanted.tables)
         current = _with_tables(current, wanted.tables if as_wanted else left.tables or {})
-        current = _with_meters(current, wanted, table)
     if chain.body is None:
         wanted = _with_chain_of(wanted, current)
+    current = _with_meters(current, wanted, table)
     if s.verdicts.limits:
         wanted = _with_limits_of(wanted, current)
         settings = replace(settings, limits_refused=True)
@@ -227,16 +228,19 @@ def _with_tables(found: Ruleset, known: Mapping[str, Table]) -> Ruleset:
 
 
 def _with_meters(current: Ruleset, wanted: Ruleset, found: Table) -> Ruleset:
-    """Add the sets that the local chain's `meter` statements made, if the local chain changes.
+    """Count the sets of the local chain's meters only if the local chain changes: then they go.
 
-    nft 1.1 makes named sets of them, so the transaction must delete them. Earlier versions make
-    anonymous sets, which go with their rules.
+    nft 1.1 makes a named set of a `meter`. Earlier versions make anonymous sets, which go with their
+    rules.
     """
     table = current.tables.get(INET)
-    if table is None or table.chains.get(LOCAL_CHAIN) == wanted.tables[INET].chains[LOCAL_CHAIN]:
+    if table is None:
         return current
+    stays = table.chains.get(LOCAL_CHAIN) == wanted.tables[INET].chains[LOCAL_CHAIN]
+    others = {name: declared for name, declared in table.sets.items() if declared.flags != DYNAMIC}
     meters = {name: declared for name, declared in found.sets.items() if declared.flags == DYNAMIC}
-    return replace(current, tables={**current.tables, INET: replace(table, sets={**table.sets, **meters})})
+    sets = others if stays else {**others, **meters}
+    return replace(current, tables={**current.tables, INET: replace(table, sets=sets)})
 
 
 def tables_digest(tables: Mapping[str, Table]) -> str:

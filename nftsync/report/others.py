@@ -40,7 +40,8 @@ class OtherChain:
 
     def __str__(self) -> str:
         at = f" at {some(map(readable, self.devices), _NAMED)}" if self.devices else ""
-        place = f"hook {self.hook}{at}, priority {_priority(self.priority)}"
+        priority = str(self.priority) if self.family == "bridge" else _priority(self.priority)  # it has other names
+        place = f"hook {self.hook}{at}, priority {priority}"
         return f"table {self.family} {readable(self.table)}, chain {readable(self.chain)} ({place})"
 
     @property

@@ -1,8 +1,7 @@
 """Finds host names in nft's rules.
 
 nft asks DNS for the addresses of a name while it loads the rules, and never again. There is no DNS
-at boot. This module knows only the places of addresses, so it can miss a name in an unusual rule,
-but it takes no other word for a name.
+at boot. This module knows the usual places of addresses. It can miss a name in an unusual rule.
 """
 
 import re
@@ -23,16 +22,17 @@ _NO_VALUES = {
 
 
 class _Word(NamedTuple):
-    """A word of the rules, and its place in their text."""
+    """A word of the rules, its place in their text, and whether it is in quotes."""
 
     text: str
     place: int
+    quoted: bool = False
 
 
 def host_names(rules: str) -> Iterator[tuple[str, int]]:
     """The host names in rules, each with its place in the text."""
     words = [
-        _Word(found[0] if found["quoted"] is None else found["quoted"], found.start())
+        _Word(found["quoted"], found.start(), quoted=True) if found["quoted"] else _Word(found[0], found.start())
         for found in _WORDS.finditer(rules)
         if not found[0].startswith("#")
     ]
@@ -44,7 +44,7 @@ def host_names(rules: str) -> Iterator[tuple[str, int]]:
             candidates = filter(_is_dotted, _until(words, at, {"\n", ";"}))
         else:
             continue
-        for text, place in candidates:
+        for text, place, _ in candidates:
             name = text.partition(":")[0]  # of "name:accept" in a map
             if text.count(":") < 2 and _is_name(name):  # IPv6 addresses have more
                 yield name, place
@@ -75,7 +75,8 @@ def _until(words: Sequence[_Word], at: int, ends: Collection[str]) -> Iterator[_
 
 
 def _is_dotted(word: _Word) -> bool:
-    return _DOTTED.fullmatch(word.text) is not None
+    """Whether a word can only be a host name. In quotes it is rather an interface or a comment."""
+    return not word.quoted and _DOTTED.fullmatch(word.text) is not None
 
 
 def _is_name(word: str) -> bool:

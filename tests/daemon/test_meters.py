@@ -103,6 +103,26 @@ def test_a_meter_goes_with_its_rule_and_its_name_is_free_for_another(
         assert (result.outcome, result.drift) == (Outcome.UNCHANGED, False)
 
 
+@pytest.mark.parametrize("named", [False, True], ids=["anonymous", "named"])
+def test_a_chain_that_stays_because_no_other_can_be_loaded_keeps_its_meters(
+    lab: Lab, router: LabRouter, monkeypatch: pytest.MonkeyPatch, *, named: bool
+) -> None:
+    if named:
+        named_meters(monkeypatch)
+    begin(router, METERS)
+    lab.deliver(PROBES * 20)
+    good = rules(lab)
+    router.save_local_chain("\t\tjump nowhere\n")
+    router.local_chain.unlink()
+    router.local_chain.mkdir()
+    router.restart()
+    router.lists(nft(), service("web", SERVICE4, SERVICE6))
+    router.synced()
+    assert "the chain in the kernel stays" in str(router.rejections())
+    assert rules(lab) == good
+    assert used_up(lab)
+
+
 @pytest.mark.parametrize("command", [
     "add set inet nftsync theirs { type ipv4_addr; }",
     "add set inet nftsync theirs { type ipv4_addr; flags dynamic; }",

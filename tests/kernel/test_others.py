@@ -53,7 +53,7 @@ HARMLESS = {
     "a switched off table": table("flags dormant\n", chain("drop", f"{FORWARD} 0; policy drop;")),
     "output": table(chain("drop", "type filter hook output priority 0; policy drop;")),
     "a chain that nobody jumps to": table(TARGET, chain("accept")),
-    "a family that does not route": table(chain("drop"), family="bridge"),
+    "a bridge that passes frames on": table(chain("drop"), family="bridge"),
     "marks": table(chain("meta mark set tcp dport map { 1 : 0, 2 : 1 }")),
     "our own table": table(chain("drop", f"{FORWARD} 0; policy drop;"), name="nftsync"),
 }
@@ -84,7 +84,8 @@ def test_a_chain_that_drops_nothing_at_our_hooks_is_not_found(router: Netns, nam
 def test_family_hook_priority_and_devices_are_as_nft_lists_them(router: Netns) -> None:
     hooks = {
         ("ip", "input"): "filter + 10", ("ip6", "prerouting"): "dstnat", ("inet", "postrouting"): "srcnat - 3",
-        ("inet", "forward"): "-222", ("netdev", "ingress"): "filter", ("inet", "ingress"): "mangle",
+        ("inet", "forward"): "-222", ("bridge", "input"): "0", ("bridge", "output"): "-199",
+        ("netdev", "ingress"): "filter", ("inet", "ingress"): "mangle",
     }  # fmt: skip
     for (family, hook), priority in hooks.items():
         device = "device lo " if hook == "ingress" else ""

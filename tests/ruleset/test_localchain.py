@@ -184,6 +184,8 @@ NO_HOST_NAMES = [
     "ip6 saddr { fe80::/10, abcd::1, 2001:db8::1-2001:db8::9 } accept",
     'ip saddr @pools4 iifname eth0.lan log prefix "ip saddr gw" accept comment "saddr gw"',
     'ip saddr . iifname { 192.0.2.1 . "eth0.100" } accept',
+    'ip saddr . tcp dport { 192.0.2.1 . 22 comment "gw.example" } accept',
+    'define lan = "eth0.lan"\n iifname $lan accept',
     "ether saddr aa:bb:cc:dd:ee:ff accept",
     "meter x { ip saddr limit rate 3/minute } accept",
     "meter y { ip saddr . tcp dport timeout 5s counter } accept",
