@@ -19,6 +19,8 @@ _ELEMENTS = re.compile(r"^(\s*)elements = \{(.*?)\}", re.MULTILINE | re.DOTALL)
 _KEPT = re.compile(r"^(table .* \{)(?: # progname .*)?\n(?:\tflags (?:owner|persist|owner,persist)\n\n)?", re.MULTILINE)
 # The indices of the public interfaces, which differ between machines.
 _INDICES = re.compile(r"(?<=\tset public-links \{\n\t\ttype iface_index\n)\t\telements = \{[^}]*\}\n")
+# The elements that packets have added, as to a `meter` of nft 1.1.
+_ADDED = re.compile(r"(?m)(^\t\tflags dynamic\b.*\n(?:\t\ttimeout .*\n)?)\t\telements = \{[^}]*\}\n")
 _DEVICE = re.compile(r'^\s*type filter hook ingress device "([^"]+)"', re.MULTILINE)
 
 
@@ -54,7 +56,7 @@ def _listed() -> str:
         if code and "No such file" not in error:
             raise KernelError(sentence(error))
         kept = _KEPT.sub(r"\1\n", str(output))  # a table's owner is no difference
-        listed += _sorted_blocks(_ELEMENTS.sub(_sorted, _INDICES.sub("", kept)))
+        listed += _sorted_blocks(_ELEMENTS.sub(_sorted, _INDICES.sub("", _ADDED.sub(r"\1", kept))))
     return listed
 
 

@@ -14,13 +14,11 @@ from nftsync.kernel.nft import Kernel
 from nftsync.objects.nft import Nics
 from nftsync.plan.snapshot import LocalChain
 from nftsync.policy.public import PublicSide
-from nftsync.ruleset.localchain import Body, by_name, explain_complaint
+from nftsync.ruleset.localchain import BY_KERNEL, Body, by_name, explain_complaint
 from nftsync.ruleset.model import INET, LOCAL_CHAIN, NAME, Ruleset
 from nftsync.ruleset.settings import Settings
 from nftsync.ruleset.tables import tables
 from nftsync.ruleset.text import Complaint, render
-
-_BY_KERNEL = "Could not process rule"
 
 
 def refusal(chain: LocalChain) -> str:
@@ -34,7 +32,7 @@ def refusal(chain: LocalChain) -> str:
         with closing(Namespace()) as namespace:
             kernel = namespace.call(Kernel)
             loaded = kernel.apply_lines(_lines(by_name(body)))
-        complaints = [complaint for complaint in loaded if complaint.message.startswith(_BY_KERNEL)]
+        complaints = [complaint for complaint in loaded if complaint.message.startswith(BY_KERNEL)]
     return _explained(body, chain, complaints[0]) if complaints else ""
 
 

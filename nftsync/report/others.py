@@ -73,7 +73,7 @@ class OtherTables:
     def warnings(self) -> Iterator[str]:
         """A sentence for each."""
         for chain in self.chains:
-            yield f"{chain} {chain.effect}, also some that nftsync accepts: see `{chain.listing}` and its counters"
+            yield f"{chain} {chain.effect}, perhaps also some that nftsync accepts: see `{chain.listing}`"
         yield from self.unread
 
     def on(self, hooks: Collection[str], versions: Iterable[int], devices: Collection[str]) -> "OtherTables":

@@ -33,9 +33,11 @@ _ADVICE = {
         f"table {INET} {NAME} has no set, map, counter, quota, limit, helper, flowtable or chain of that name, "
         "and rules can use only objects of their own table"
     ),
+    "Interface does not exist": "match it by its name, with iifname or oifname",
     "Too many links": "its jumps lead back to it",
     "Operation not supported": "one of its statements is not possible at the hooks input and forward",
 }
+BY_KERNEL = "Could not process rule"  # the start of a complaint that is the kernel's, not nft's own
 _STATEMENT = "or this kernel does not have the statement"
 _NAMED = re.compile(r'@[\w-]+$|"[^"]*"$|\b(?:jump|goto)\s+\S+$')  # the end of a statement that names an object
 _LONGEST = 100  # characters of a line in a sentence
@@ -112,7 +114,7 @@ def explain_complaint(body: Body, complaint: Complaint) -> str:
         return said + advice
     line, (first, last) = lines[complaint.line], complaint.columns
     marked = line[first - 1 : last].strip() if first else ""
-    if advice and not _NAMED.search(line[:last]):
+    if advice and said.startswith(BY_KERNEL) and not _NAMED.search(line[:last]):
         advice += f"; {_STATEMENT}"
     column = first + (0 if complaint.line else body.column)
     place = f"line {body.line + complaint.line + 1}" + (f", column {column}" if first else "")

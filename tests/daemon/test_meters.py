@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from nftsync.cli.diff import differences
 from nftsync.kernel.nft import Kernel
 from nftsync.plan.result import Outcome
 from tests.lab.lab import CLIENT, PUBLIC, Lab, Probe
 from tests.labtools import SERVICE4, SERVICE6, needs_root, nft, rules, service
 from tests.router import LabRouter, config_in
+from tests.support import Netns
 
 pytestmark = needs_root
 
@@ -138,6 +140,15 @@ def test_a_set_or_rule_that_somebody_adds_beside_a_meter_is_drift(lab: Lab, rout
     assert router.synced(resync=True).drift
     assert rules(lab, "--terse") == good
     assert not router.synced(resync=True).drift
+
+
+@pytest.mark.parametrize("more", ["", ",timeout\n\t\ttimeout 1h"])
+def test_diff_shows_no_elements_that_packets_added(netns: Netns, more: str) -> None:
+    """nft 1.1 makes a named set of a meter. This is one."""
+    text = f"table inet nftsync {{\n\tset m {{\n\t\ttype ipv4_addr\n\t\tflags dynamic{more}\n\t}}\n}}\n"
+    netns.nft(text + "add element inet nftsync m { 192.0.2.1 counter, 192.0.2.2 limit rate 1/second }\n")
+    assert netns.run(differences, text) == ""
+    assert "-\tset m" in netns.run(differences, "table inet nftsync {\n}\n")
 
 
 def test_another_limit_in_an_element_of_a_rule_is_drift(lab: Lab, router: LabRouter) -> None:
