@@ -172,7 +172,7 @@ def test_tables_that_drop_nothing_leave_every_answer_as_it_was(others: Daemon) -
     before = explain(others, V4)
     others.lab.router.nft("table inet fine {\nchain f {\ntype filter hook forward priority 0;\naccept\n}\n}\n")
     assert explain(others, V4) == before
-    assert before["also"] == []
+    assert "other_tables" not in before["also"]
     assert "other tables:" not in others.command("status").stdout
     assert "ok    other tables: no other chain drops packets" in others.command("check").stdout
 
@@ -180,7 +180,8 @@ def test_tables_that_drop_nothing_leave_every_answer_as_it_was(others: Daemon) -
 def test_a_packet_that_nftsync_drops_is_explained_by_nftsync_alone(others: Daemon) -> None:
     others.lab.router.nft(OLD_OPERATOR)
     answer = explain(others, f"{SERVICE4}:81")
-    assert (answer["verdict"], answer["also"]) == ("dropped", [])
+    assert answer["verdict"] == "dropped"
+    assert "other_tables" not in answer["also"]
 
 
 def test_a_table_of_one_family_is_no_news_for_a_service_of_the_other(others: Daemon) -> None:
