@@ -17,7 +17,8 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -36,6 +37,9 @@ OPEN = tuple(
 )
 RELOADED = "configuration reloaded"
 BRIDGES = Path("/proc/sys/net/bridge")  # with br_netfilter, a bridge's packets pass the IP filter's hooks
+SLOW_AT = ("172.30.254.3", "2001:db8:254::3")
+BURST = 3
+SLOW = service("slow", *SLOW_AT, ports=[("UDP", 53)], limit=f"1/week burst {BURST} packets")
 TAGGED = ((), (0,), *((tag,) for tag in TAGS), TAGS)
 Where = tuple[str, str, tuple[int, ...], Probe]  # the wire's NIC, the interface with the MAC address, tags, the probe
 
@@ -122,17 +126,19 @@ class World:
     def arrived(self, stack: Stack) -> set[Where]:
         """The probes that arrive of those that come in by one wire."""
         outward = stack is self.inside
-        entry = stack.present
+        frames = self._frames(stack, self._outward() if outward else (*OPEN, *self._closed(stack)))
+        leaving = [each.present for each in self.uplinks if outward]
+        return {frames[frame] for frame in self.lab.deliver_frames(stack.present, frames, leaving)}
+
+    def _frames(self, stack: Stack, probes: Iterable[Probe]) -> dict[Frame, Where]:
+        """Frames with these probes at every level of a wire."""
         macs = {each["ifname"]: each["address"] for each in links(self.lab)}
-        to = self._outward() if outward else (*OPEN, *self._closed(stack))
-        frames = {
+        return {
             Frame(probe, macs[stack.other.get(device, device)], tags): (stack.wire.nic, device, tags, probe)
+            for probe in probes
             for device in stack.devices
             for tags in TAGGED
-            for probe in to
         }
-        leaving = [each.present for each in self.uplinks] if outward else [self.inside.present]
-        return {frames[frame] for frame in self.lab.deliver_frames(entry, frames, leaving)}
 
     def _closed(self, stack: Stack) -> Iterator[Probe]:
         for closed, port in (
@@ -147,6 +153,18 @@ class World:
     def everywhere(self) -> dict[str, set[Where]]:
         """By wire, the probes that arrive."""
         return {each.wire.nic: self.arrived(each) for each in (*self.uplinks, self.inside)}
+
+    def slow(self, bare: Mapping[str, set[Where]]) -> Counter[str]:
+        """The packets to the limited Service that arrive, by address, of some by every public wire at every level.
+
+        bare: the probes that arrive without a firewall. Frames of other levels would empty the bucket.
+        """
+        arrived, probes = Counter[str](), [Probe("udp", address, 53) for address in SLOW_AT]
+        for stack in filter(lambda each: each.exists, self.uplinks):
+            level = {where[:-1] for where in bare[stack.wire.nic]}
+            frames = [frame for frame, where in self._frames(stack, probes).items() if where[:-1] in level]
+            arrived.update(frame.probe.destination for frame in self.lab.deliver_frames(stack.present, frames * BURST))
+        return arrived
 
     # --- the oracle ---------------------------------------------------------------------------------------
 
@@ -192,7 +210,7 @@ def topology(seed: int, folder: Path, tally: Tally) -> None:
     passes = bare(seed)
     with Lab("wan0") as lab, Daemon(lab, folder, interval=600) as daemon:
         world = World(lab, seed)
-        daemon.put(world.settings, POOL, WEB)
+        daemon.put(world.settings, POOL, WEB, SLOW)
         for number, _ in enumerate(world.events()):
             if number == world.starts:
                 daemon.start()
@@ -201,6 +219,10 @@ def topology(seed: int, folder: Path, tally: Tally) -> None:
             tally.events += 1
             tally.probes += sum(map(len, passes[number].values()))
             tally.depth = max(tally.depth, *(each.built for each in world.uplinks))
+        if any(each.exists for each in world.uplinks) and (slow := world.slow(passes[-1])) != dict.fromkeys(
+            SLOW_AT, BURST
+        ):
+            raise TopologyError(told(world, daemon, [f"the limit lets pass {slow}, and not {BURST} each"]))
         tally.topologies += 1
 
 

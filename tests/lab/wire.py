@@ -32,7 +32,6 @@ from tests.lab.probe import (
     packet,
 )
 
-_END = "eth0"  # the peer's end of every wire
 _TAG = 0x8100  # IEEE 802.1Q
 _TAGS = 8  # bytes of VLAN tags that the router may add
 _NOBODY = "02:00:00:00:00:fe", "02:00:00:00:00:fd"  # receiver and sender of a fence
@@ -52,13 +51,17 @@ def addressed(device: str, here: Pair, there: Pair, mac: str) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class Wire:
-    """A cable between a NIC of the router and a peer, with the addresses of both."""
+    """A cable between a NIC of the router and a peer, with the addresses of both.
+
+    end: the peer's interface. A tunnel's end sends frames through a tunnel.
+    """
 
     router: Namespace
     nic: str
     here: Pair
     peer: Namespace
     there: Pair
+    end: str = "eth0"
 
     def address(self, device: str) -> None:
         """Give the router's addresses on this wire to another interface, or again to the NIC."""
@@ -112,15 +115,15 @@ class Framer:
 
     def _deliver(self, entry: Wire, batch: Iterable[Frame], leaving: Sequence[Wire]) -> list[Frame]:
         sender, sent = self._ear(entry.peer), {}
-        self._fenced(entry.peer, _END, self._router)
+        self._fenced(entry.peer, entry.end, self._router)
         for wire in leaving:
             self._fenced(self._router, wire.nic, wire.peer)
         for frame in batch:
             serial = next(_SERIALS)
             content = frame.content(entry.there, serial, self._magic)
-            sender.sendto(content, (_END, 0))
+            sender.sendto(content, (entry.end, 0))
             sent[serial] = frame, len(content) - 14 + _TAGS
-        entered = {serial for serial, _ in self._fenced(entry.peer, _END, self._router)}
+        entered = {serial for serial, _ in self._fenced(entry.peer, entry.end, self._router)}
         if not sent.keys() <= entered:
             raise LabError(f"{len(sent.keys() - entered)} frames were lost before the router")
         heard = dict[int, int]()  # the shortest length: an ICMP error ends in the mark that it quotes, and is longer
