@@ -5,7 +5,7 @@ bridge, a bond, a VLAN. So nftsync works the interfaces out from the kernel's li
 """
 
 import re
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from nftsync.objects.nft import Nics
@@ -102,13 +102,13 @@ def public_side(links: Iterable[Link], nics: Nics, uplinks: Collection[Uplink] =
     public = picture.public
     written = {index: link for index, link in public.items() if is_writable(link.name)}
     names = frozenset(link.name for link in written.values())
-    devices = sorted(link.name for link in written.values() if picture.is_device(link))
+    devices = sorted((link for link in picture.devices() if is_writable(link.name)), key=lambda link: link.name)
     return PublicSide(
         names | set(picture.missing) if public else None,
         frozenset(public),
         picture.inside(),
-        tuple(devices),
-        frozenset(link.name for link in written.values() if link.name in devices and picture.carries_vlans(link)),
+        tuple(link.name for link in devices),
+        frozenset(link.name for link in devices if picture.carries_vlans(link)),
         nics.public,
         picture.missing,
         (
@@ -165,12 +165,24 @@ class _Picture:
         names = {link.name for link in links if link.index not in self.public}
         return frozenset(names | self._inside.keys() - {link.name for link in self.public.values()})
 
-    def is_device(self, link: Link) -> bool:
-        """Whether to attach rate limits to a public interface: no other hook sees its packets before."""
-        of_public_port = any(other.master == link.index for other in self.public.values())
-        ovs = link.kind == OVS and any(self._kind(other.master) == OVS for other in self.public.values())
-        shared = link.kind in _SHARED and link.lower in self.public
-        return not (of_public_port or ovs or shared or link.kind == VRF)
+    def devices(self) -> list[Link]:
+        """The interfaces to attach rate limits to: their hooks together see each packet once.
+
+        If packets reach a public master by a port that is public, or that a public interface carries,
+        then they come in by its other ports as well.
+        """
+        entries = dict(self.public)
+        for master in self.public.values():
+            ports = [port for port in self._ports(master) if port.index not in self._kept]
+            if master.kind not in (VRF, OVS) and any({port.index, port.lower} & self.public.keys() for port in ports):
+                entries.update((port.index, port) for port in ports)
+        return [link for link in entries.values() if not self._is_seen_before(link, entries)]
+
+    def _is_seen_before(self, link: Link, entries: Mapping[int, Link]) -> bool:
+        """Whether the hook of another entry sees a link's packets, or none does at the link itself."""
+        of_port = any(other.master == link.index for other in entries.values())
+        ovs = link.kind == OVS and any(self._kind(other.master) == OVS for other in entries.values())
+        return of_port or ovs or link.kind == VRF or (link.kind in _SHARED and link.lower in entries)
 
     def carries_vlans(self, link: Link) -> bool:
         above = {link.index, *(master.index for master in self._masters(link))}

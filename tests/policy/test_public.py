@@ -101,9 +101,22 @@ CASES = {
     "the parent of the VLAN in a named bridge": Case(
         (WAN, Link(4, "enp1s0.100", kind="vlan", lower=2, master=5), Link(5, "br-wan", kind="bridge", addressed=True)),
         "br-wan enp1s0",
-        "br-wan enp1s0",
+        "enp1s0 enp1s0.100",
         public="br-wan",
         trunks="enp1s0",
+    ),
+    "a named bridge with a macvlan: the hook of the parent sees its packets": Case(
+        (WAN, Link(4, "m", kind="macvlan", lower=2, master=5), Link(5, "br-wan", kind="bridge", addressed=True)),
+        "br-wan enp1s0",
+        "enp1s0",
+        public="br-wan",
+    ),
+    "packets come in by every port of a public port's bridge but an inside one": Case(
+        (Link(2, "enp1s0", master=4), Link(5, "enp2s0", master=4), Link(6, "enp3s0", master=4),
+         Link(4, "br0", kind="bridge", addressed=True)),
+        "br0 enp1s0",
+        "enp1s0 enp2s0",
+        inside="enp3s0",
     ),
     "a macvlan on a VLAN: the hook of the parent sees its packets": Case(
         (WAN, Link(4, "v", kind="vlan", lower=2), Link(5, "m", kind="macvlan", lower=4, addressed=True)),
