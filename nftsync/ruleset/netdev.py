@@ -20,6 +20,8 @@ from nftsync.ruleset.settings import Settings
 
 # Only the first fragment of a packet has its ports.
 _LATER_FRAGMENT = ("ip frag-off & 0x1fff != 0", "frag frag-off != 0")
+# A frame with the id 0 belongs to no VLAN: its tag has a priority alone (IEEE 802.1Q).
+_TAGGED = ("vlan id != 0 return", "ether type 8021ad vlan id != 0 return")
 
 SETS: Mapping[str, Set] = {**sets_of(INGRESS), **FRAGMENT_SETS}
 
@@ -31,8 +33,8 @@ def chains(settings: Settings) -> dict[str, Chain]:
         name = RATELIMIT if number == 1 else f"{RATELIMIT}-{number}"  # a device's name may be no word of nft's
         hook = f'type filter hook ingress device "{device}" priority 0; policy accept;'
         # The hook of a VLAN's interface sees the packet, too. It must not count twice.
-        tagged = "ether type { 8021q, 8021ad } return" if device in settings.side.trunks else ""
-        found[name] = Chain(lines(tagged, f"jump {OPERATOR_TC}"), hook=hook)
+        tagged = _TAGGED if device in settings.side.trunks else ()
+        found[name] = Chain(lines(*tagged, f"jump {OPERATOR_TC}"), hook=hook)
     return found
 
 
