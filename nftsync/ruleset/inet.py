@@ -26,6 +26,7 @@ from nftsync.ruleset.model import (
     ENDPOINT,
     FORWARD,
     FROM_INSIDE,
+    FROM_PUBLIC,
     GLOBAL,
     ICMP_ERRORS,
     INPUT,
@@ -78,8 +79,8 @@ SETS: Mapping[str, Set] = {
 
 # How a packet tells its interface. The index comes first, because it costs least. It keeps an interface
 # public while somebody renames it; the name does so while somebody unplugs and plugs it. The port of
-# a VRF is in sdifname, and the VRF in iifname.
-_PUBLIC = ("iif @public-links", "iif != @public-links iifname @public", "meta sdifname @public")
+# a VRF is in sdifname, and the VRF in iifname; sdif is 0 for packets of no VRF.
+_PUBLIC = ("iif @public-links", "iifname @public", "meta sdif != 0 meta sdifname @public")
 _TO_PUBLIC = ("oif @public-links", "oif != @public-links oifname @public")
 _INSIDE = ("iifname @inside", "meta sdifname @inside")
 
@@ -105,17 +106,19 @@ def chains(settings: Settings) -> dict[str, Chain]:
                 *(stateless.closed(settings) if settings.is_stateless else _pools(settings)),
             )
         ),
+        # Most packets are of an established connection, so they come first.
         GLOBAL: Chain(
             lines(
+                "ct state established,related accept",
                 'iifname "lo" accept',
                 f"ct state {'new,untracked' if settings.is_stateless else 'new'} jump {FROM_INSIDE}",
-                "ct state established,related accept",
                 f"ct state invalid,untracked jump {ICMP_ERRORS}",
                 "ct state invalid counter drop",
                 "meta l4proto icmp accept",
                 "meta l4proto ipv6-icmp accept",
             )
         ),
+        FROM_PUBLIC: Chain(lines(f"jump {OPERATOR_SVC}", f"jump {GLOBAL}", verdict)),
         FROM_INSIDE: Chain(lines(*_from_inside(settings))),
         ICMP_ERRORS: Chain(lines(*_icmp_errors(settings.side))),
         **(_limits(settings.side) if settings.enable_rateshape else {}),
@@ -141,7 +144,8 @@ def chains(settings: Settings) -> dict[str, Chain]:
                     if settings.enable_rateshape
                 ),
                 f"jump {LOCAL_CHAIN}",
-                *_from_public(settings.side, f"jump {OPERATOR_SVC}"),
+                # goto: a packet that matches several of these rules passes the chain once
+                *_from_public(settings.side, f"goto {FROM_PUBLIC}"),
                 f"jump {GLOBAL}",
                 verdict,
             ),
