@@ -17,7 +17,7 @@ from nftsync.plan.memory import BootFacts
 from nftsync.plan.snapshot import LocalChain, Origin, Snapshot, Verdicts
 from nftsync.policy.pinholes import Pinhole
 from nftsync.policy.public import PublicSide
-from nftsync.ruleset.limits import EGRESS_SETS, FRAGMENT_SETS, slowest_at
+from nftsync.ruleset.limits import BY_ADDRESS, slowest_at
 from nftsync.ruleset.localchain import Body, by_name, explain_complaint
 from nftsync.ruleset.model import DYNAMIC, INET, IP, LOCAL_CHAIN, NAME, NETDEV, Elements, Ruleset, Table
 from nftsync.ruleset.settings import Settings
@@ -195,7 +195,7 @@ def undecided_of(
         for name, members in sets.items():
             if name.startswith("closed"):  # the memory decides about closed endpoints
                 continue
-            of_address = name in FRAGMENT_SETS or name in EGRESS_SETS
+            of_address = name in BY_ADDRESS
             undecidable = has_pinholes(name) or of_address or (pools and name.startswith("pools"))
             owned = {key.partition(" ")[0] for key in known} if of_address else known
             kept = {key: said for key, said in members.items() if undecidable and pinhole_key(key) not in owned}

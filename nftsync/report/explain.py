@@ -17,7 +17,7 @@ from nftsync.policy.pinholes import Pinhole
 from nftsync.report.others import OtherTables
 from nftsync.report.query import PacketQuery
 from nftsync.ruleset.inet import BFD
-from nftsync.ruleset.model import FROM_PUBLIC, INET, INPUT, OPERATOR_CR, OPERATOR_SVC
+from nftsync.ruleset.model import INET, INPUT, OPERATOR_CR, OPERATOR_SVC
 from nftsync.ruleset.settings import Settings
 from nftsync.ruleset.tables import tables
 
@@ -206,7 +206,7 @@ def _through_router(view: View, settings: Settings, query: PacketQuery, asker: S
         )
     if answer.verdict is Verdict.DROPPED:
         is_closed = query.key in view.result.closed or (hole is not None and hole.sources is not None)
-        answer = _not_accepted(settings, FROM_PUBLIC, query, answer, is_closed=is_closed)
+        answer = _not_accepted(settings, query, answer, is_closed=is_closed)
     if answer.verdict is not Verdict.DROPPED and view.routed(query.destination) is False:
         line = f"the router has no route to {query.destination}, or only one back through the public NIC"
         return Explanation(Verdict.DROPPED, ExplainReason.NO_ROUTE, (line, *answer.lines), answer.service)
@@ -249,7 +249,7 @@ def _not_accepted(
         answer = replace(answer, verdict=Verdict.PASSES, reason=ExplainReason.EVERYTHING_PASSES, lines=lines)
     elif is_closed:
         return replace(answer, rule=_rule(settings, OPERATOR_SVC, f" @closed{query.destination.version} "))
-    elif chain == FROM_PUBLIC and query.destination in settings.cluster:
+    elif chain == OPERATOR_SVC and query.destination in settings.cluster:
         return replace(answer, rule=_rule(settings, OPERATOR_SVC, f" @pools{query.destination.version} "))
     return replace(answer, rule=_rule(settings, chain))
 

@@ -26,7 +26,6 @@ from nftsync.ruleset.model import (
     ENDPOINT,
     FORWARD,
     FROM_INSIDE,
-    FROM_PUBLIC,
     GLOBAL,
     ICMP_ERRORS,
     INPUT,
@@ -104,6 +103,8 @@ def chains(settings: Settings) -> dict[str, Chain]:
                 ),
                 *_closed(settings),
                 *(stateless.closed(settings) if settings.is_stateless else _pools(settings)),
+                f"jump {GLOBAL}",
+                verdict,
             )
         ),
         # Most packets are of an established connection, so they come first.
@@ -118,7 +119,6 @@ def chains(settings: Settings) -> dict[str, Chain]:
                 "meta l4proto ipv6-icmp accept",
             )
         ),
-        FROM_PUBLIC: Chain(lines(f"jump {OPERATOR_SVC}", f"jump {GLOBAL}", verdict)),
         FROM_INSIDE: Chain(lines(*_from_inside(settings))),
         ICMP_ERRORS: Chain(lines(*_icmp_errors(settings.side))),
         **(_limits(settings.side) if settings.enable_rateshape else {}),
@@ -145,7 +145,7 @@ def chains(settings: Settings) -> dict[str, Chain]:
                 ),
                 f"jump {LOCAL_CHAIN}",
                 # goto: a packet that matches several of these rules passes the chain once
-                *_from_public(settings.side, f"goto {FROM_PUBLIC}"),
+                *_from_public(settings.side, f"goto {OPERATOR_SVC}"),
                 f"jump {GLOBAL}",
                 verdict,
             ),

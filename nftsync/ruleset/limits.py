@@ -30,10 +30,13 @@ def _limit_sets(stem: str, types: Mapping[int, str]) -> dict[str, Set]:
     }
 
 
-FRAGMENT_SETS = _limit_sets("fragments", {version: f"ipv{version}_addr" for version in IP})
-
-
-EGRESS_SETS = {f"egress{version}": Set(f"ipv{version}_addr") for version in IP}
+_ADDRESS = {version: f"ipv{version}_addr" for version in IP}
+FRAGMENT_SETS = _limit_sets("fragments", _ADDRESS)
+# The addresses with a limit of a way. A packet of another address pays for one look-up alone.
+INGRESS_SETS, EGRESS_SETS = (
+    {f"{way}{version}": Set(address) for version, address in _ADDRESS.items()} for way in ("ingress", "egress")
+)
+BY_ADDRESS = frozenset({*FRAGMENT_SETS, *INGRESS_SETS, *EGRESS_SETS})  # names of sets whose elements are addresses
 
 
 def sets_of(way: str) -> dict[str, Set]:
@@ -67,15 +70,16 @@ def add_elements(found: Elements, way: str, hole: Pinhole, limit: RateLimit | No
         found[f"dropped{way}{hole.version}"][hole.key] = ""
 
 
-def add_fragments(found: Elements, limits: Limits) -> None:
-    """Add the elements for later fragments to these addresses."""
+def add_ingress(found: Elements, limits: Limits) -> None:
+    """Add the elements for these addresses, and for later fragments to them, if they have an ingress limit."""
     for address, some in limits.items():
         for limit in strictest([limit for way, limit in some if way == INGRESS]):
             found[_set_for("fragments", _version(address), limit)][address] = limit.statement
+            found[f"ingress{_version(address)}"][address] = ""
 
 
 def add_egress(found: Elements, limits: Limits) -> None:
-    """Add the elements for addresses with an egress limit."""
+    """Add the elements for these addresses, if they have an egress limit."""
     for address, some in limits.items():
         if any(way == EGRESS for way, _ in some):
             found[f"egress{_version(address)}"][address] = ""

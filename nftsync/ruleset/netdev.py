@@ -7,15 +7,16 @@ from nftsync.policy.pinholes import Pinhole
 from nftsync.ruleset.limits import (
     FRAGMENT_SETS,
     INGRESS,
+    INGRESS_SETS,
     TO,
     Limits,
     add_elements,
-    add_fragments,
+    add_ingress,
     fragment_rules,
     rules_of,
     sets_of,
 )
-from nftsync.ruleset.model import FRAGMENTS, OPERATOR_TC, RATELIMIT, Chain, Elements, Set, lines
+from nftsync.ruleset.model import FRAGMENTS, IP, OPERATOR_TC, RATELIMIT, Chain, Elements, Set, lines
 from nftsync.ruleset.settings import Settings
 
 # Only the first fragment of a packet has its ports.
@@ -23,7 +24,7 @@ _LATER_FRAGMENT = ("ip frag-off & 0x1fff != 0", "frag frag-off != 0")
 # A frame with the id 0 belongs to no VLAN: its tag has a priority alone (IEEE 802.1Q).
 _TAGGED = ("vlan id != 0 return", "ether type 8021ad vlan id != 0 return")
 
-SETS: Mapping[str, Set] = {**sets_of(INGRESS), **FRAGMENT_SETS}
+SETS: Mapping[str, Set] = {**sets_of(INGRESS), **INGRESS_SETS, **FRAGMENT_SETS}
 
 
 def chains(settings: Settings) -> dict[str, Chain]:
@@ -34,7 +35,8 @@ def chains(settings: Settings) -> dict[str, Chain]:
         hook = f'type filter hook ingress device "{device}" priority 0; policy accept;'
         # The hook of a VLAN's interface sees the packet, too. It must not count twice.
         tagged = _TAGGED if device in settings.side.trunks else ()
-        found[name] = Chain(lines(*tagged, f"jump {OPERATOR_TC}"), hook=hook)
+        limited = (f"{ip} daddr @ingress{version} jump {OPERATOR_TC}" for version, ip in IP.items())
+        found[name] = Chain(lines(*tagged, *limited), hook=hook)
     return found
 
 
@@ -43,5 +45,5 @@ def elements(pinholes: Iterable[Pinhole], limits: Limits) -> Elements:
     found: Elements = defaultdict(dict)
     for hole in pinholes:
         add_elements(found, INGRESS, hole, hole.limit)
-    add_fragments(found, limits)
+    add_ingress(found, limits)
     return found
