@@ -206,7 +206,7 @@ def _through_router(view: View, settings: Settings, query: PacketQuery, asker: S
         )
     if answer.verdict is Verdict.DROPPED:
         is_closed = query.key in view.result.closed or (hole is not None and hole.sources is not None)
-        answer = _not_accepted(settings, query, answer, is_closed=is_closed)
+        answer = _not_accepted(settings, OPERATOR_SVC, query, answer, is_closed=is_closed)
     if answer.verdict is not Verdict.DROPPED and view.routed(query.destination) is False:
         line = f"the router has no route to {query.destination}, or only one back through the public NIC"
         return Explanation(Verdict.DROPPED, ExplainReason.NO_ROUTE, (line, *answer.lines), answer.service)

@@ -20,12 +20,12 @@ from nftsync.ruleset.limits import (
 )
 from nftsync.ruleset.model import (
     ANSWERS,
-    DNAT_FROM_PUBLIC,
     DNAT_LIMITS,
     EGRESS_LIMITS,
     ENDPOINT,
     FORWARD,
     FROM_INSIDE,
+    FROM_PUBLIC,
     GLOBAL,
     ICMP_ERRORS,
     INPUT,
@@ -119,6 +119,14 @@ def chains(settings: Settings) -> dict[str, Chain]:
                 "meta l4proto ipv6-icmp accept",
             )
         ),
+        # Limits come before the local chain, because its accept would end the look-ups.
+        FROM_PUBLIC: Chain(
+            lines(
+                f"ct status dnat jump {DNAT_LIMITS}" if settings.enable_rateshape else "",
+                f"jump {LOCAL_CHAIN}",
+                f"goto {OPERATOR_SVC}",
+            )
+        ),
         FROM_INSIDE: Chain(lines(*_from_inside(settings))),
         ICMP_ERRORS: Chain(lines(*_icmp_errors(settings.side))),
         **(_limits(settings.side) if settings.enable_rateshape else {}),
@@ -135,17 +143,15 @@ def chains(settings: Settings) -> dict[str, Chain]:
         ),
         FORWARD: Chain(
             lines(
-                # Before the local chain, because its accept would end the look-ups.
-                f"ct status dnat jump {DNAT_FROM_PUBLIC}" if settings.enable_rateshape else "",
-                # By address first: each packet pays for it.
+                # goto: a packet that matches several of these rules passes the chain once
+                *_from_public(settings.side, f"goto {FROM_PUBLIC}"),
+                # by address first: each packet pays for it
                 *(
                     f"{ip} saddr @egress{version} jump {EGRESS_LIMITS}"
                     for version, ip in IP.items()
                     if settings.enable_rateshape
                 ),
                 f"jump {LOCAL_CHAIN}",
-                # goto: a packet that matches several of these rules passes the chain once
-                *_from_public(settings.side, f"goto {OPERATOR_SVC}"),
                 f"jump {GLOBAL}",
                 verdict,
             ),
@@ -207,8 +213,6 @@ def _limits(side: PublicSide) -> dict[str, Chain]:
     """
     return {
         DNAT_LIMITS: Chain(lines(*rules_of(DNAT, TO))),
-        # goto: a packet that matches two of these rules counts once
-        DNAT_FROM_PUBLIC: Chain(lines(*_from_public(side, f"goto {DNAT_LIMITS}"))),
         EGRESS_LIMITS: Chain(lines("" if side.names is None else "oifname != @public return", *rules_of(EGRESS, FROM))),
     }
 

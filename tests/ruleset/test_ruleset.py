@@ -221,7 +221,7 @@ def test_packets_tell_a_public_interface_by_index_by_name_and_by_the_port_of_a_v
     assert shown.elements[INET]["public"] == {'"enp1s0"': ""}
     assert shown.elements[INET]["public-links"] == {"7": ""}
     matches = ("iif @public-links", "iifname @public", "meta sdif != 0 meta sdifname @public")
-    for name, action in (("forward", "goto operator-svc"), ("input", "jump operator-cr"), ("from-inside", "return")):
+    for name, action in (("forward", "goto from-public"), ("input", "jump operator-cr"), ("from-inside", "return")):
         for match in matches:
             assert f"\t\t{match} {action}\n" in chain(settings, name)
 
@@ -231,7 +231,7 @@ def test_with_inside_nics_nobody_else_counts_as_inside() -> None:
     assert ruleset([], settings).elements[INET]["inside"] == {'"enp6s0"': ""}
     assert chain(settings, "from-inside").endswith("\t\tiifname @inside accept\n\t\tmeta sdifname @inside accept\n")
     missing = Settings(public_side([Link(8, "enp6s0")], Nics(("enp1s0",), ("enp6s0",))))
-    assert "\t\tiifname != @inside goto operator-svc\n" in chain(missing, "forward")
+    assert "\t\tiifname != @inside goto from-public\n" in chain(missing, "forward")
 
 
 def test_no_packet_from_a_source_port_is_let_in_for_that_alone() -> None:
