@@ -204,9 +204,17 @@ def test_bfd_is_open_to_listed_bgp_peers_of_each_family_and_to_nobody_else() -> 
 def test_every_base_chain_ends_in_an_explicit_verdict_and_its_policy_is_drop(base: str) -> None:
     for dropall, verdict in ((True, "drop"), (False, "accept")):
         shown = tables(Settings(side("enp1s0"), enable_dropall=dropall))[INET].chains[base]
-        assert shown.rules.splitlines()[0] == "\t\tjump local-chain"
         assert shown.rules.splitlines()[-1] == f"\t\t{verdict}"
         assert shown.hook.endswith("policy drop;")
+
+
+def test_the_local_chain_comes_before_everything_that_decides() -> None:
+    settings = Settings(side("enp1s0"), enable_rateshape=True)
+    before = {"goto from-public", "jump egress-limits", "jump dnat-limits", ""}  # limits, and the chain below
+    for base in ("input", "forward", "from-public"):
+        rules = chain(settings, base).split("\t\tjump local-chain\n")[0].split("\n")
+        assert {" ".join(rule.split()[-2:]) for rule in rules} <= before
+        assert "\t\tjump local-chain\n" in chain(settings, base)
 
 
 def test_without_a_public_nic_every_interface_but_lo_counts_as_public() -> None:
