@@ -37,6 +37,7 @@ from nftsync.objects.nft import METALLB_NAMESPACE, NftSpec, Nics
 from nftsync.policy.guard import Guard
 from nftsync.policy.public import PublicSide, public_side
 from nftsync.report.others import HOW_SEEN
+from nftsync.ruleset.established import accepting_rule
 from nftsync.ruleset.model import Ruleset
 from nftsync.ruleset.settings import Settings
 from nftsync.ruleset.tables import tables
@@ -119,6 +120,10 @@ def _local_chain(path: Path) -> Finding:
         return Finding(subject, WARN, f"{path}: nft could not try it: {reason}")
     if error:
         return Finding(subject, FAIL, f"{path}: {error}")
+    if (rule := accepting_rule(chain.body or "")) is not None:
+        place = f"{path}, line {chain.line + rule.line}"
+        accepts = f"{rule.text} also accepts packets of existing connections to ports that nftsync has closed"
+        return Finding(subject, WARN, f"{place}: {accepts}; remove it: nftsync accepts established packets itself")
     return Finding(subject, OK, f"nft accepts {path}" if path.exists() else f"{path} is not there, the chain is empty")
 
 

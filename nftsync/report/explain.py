@@ -16,6 +16,7 @@ from nftsync.plan.result import SyncResult
 from nftsync.policy.pinholes import Pinhole
 from nftsync.report.others import OtherTables
 from nftsync.report.query import PacketQuery
+from nftsync.ruleset.established import accepting_rule
 from nftsync.ruleset.inet import BFD
 from nftsync.ruleset.model import INET, INPUT, OPERATOR_CR, OPERATOR_SVC
 from nftsync.ruleset.settings import Settings
@@ -119,7 +120,7 @@ def explain_packet(view: View, query: PacketQuery) -> Explanation:
         return _waiting(view.result)
     to_router = query.destination in view.result.local.addresses
     answer = _to_router(settings, query) if to_router else _through_router(view, settings, query)
-    return _with_remarks(view, settings, answer)
+    return _with_remarks(view, settings, answer, query)
 
 
 def explain_service(view: View, name: Name) -> Explanation:
@@ -345,8 +346,8 @@ def _waiting(result: SyncResult) -> Explanation:
     return Explanation(Verdict.DEPENDS, ExplainReason.WAITING, (line,))
 
 
-def _with_remarks(view: View, settings: Settings, answer: Explanation) -> Explanation:
-    """Add the Service's rejections and remarks that matter for every answer."""
+def _with_remarks(view: View, settings: Settings, answer: Explanation, query: PacketQuery | None = None) -> Explanation:
+    """Add the Service's rejections and remarks that matter for every answer. query: None for a whole Service."""
     service = view.services.get(answer.service) if answer.service else None
     own_rules = any(line.strip() and not line.lstrip().startswith("#") for line in settings.local_chain.splitlines())
     remarks = (
@@ -360,11 +361,24 @@ def _with_remarks(view: View, settings: Settings, answer: Explanation) -> Explan
             ExplainReason.NIC_MISSING,
             settings.side.absence,
         ),
+        (
+            accepted := _accepted_by_local_chain(settings, answer, query),
+            ExplainReason.LOCAL_CHAIN,
+            accepted,
+        ),
         *_tracking(view, settings, service if answer.verdict is not Verdict.DROPPED else None),
     )
-    also = {reason: line for applies, reason, line in remarks if applies}
-    rejections = map(str, service.rejections if service else ())
-    return replace(answer, lines=(*answer.lines, *rejections, *also.values()), also=tuple(also))
+    also = [(reason, line) for applies, reason, line in remarks if applies]
+    lines = (*answer.lines, *map(str, service.rejections if service else ()), *(line for _, line in also))
+    return replace(answer, lines=lines, also=tuple(dict.fromkeys(reason for reason, _ in also)))
+
+
+def _accepted_by_local_chain(settings: Settings, answer: Explanation, query: PacketQuery | None) -> str:
+    """A sentence about the local chain if it accepts packets that are dropped here; "" if it does not."""
+    if answer.verdict is not Verdict.DROPPED:
+        return ""
+    rule = accepting_rule(settings.local_chain, settings.side.names, query.port if query else None)
+    return f"line {rule.line} of the local chain accepts packets of an existing connection: {rule.text}" if rule else ""
 
 
 def _tracking(view: View, settings: Settings, service: Service | None) -> Iterable[tuple[object, ExplainReason, str]]:

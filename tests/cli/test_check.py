@@ -158,14 +158,22 @@ def test_nft_tries_the_local_chain_and_its_complaint_has_the_place_in_the_file(t
 
 
 @pytest.mark.parametrize("rules", [
-    "", 'iif "lo" accept', "meter x { ip saddr limit rate 3/minute } accept", "ip daddr @pools4 accept", "goto global",
-    "fib saddr . iif oif missing drop", "ct state new limit rate 3/second accept",
+    "", 'iif "lo" accept', "meter x { ip saddr limit rate 3/minute } accept", "ip daddr @pools4 accept",
+    "jump operator-cr", "fib saddr . iif oif missing drop", "ct state new limit rate 3/second accept",
 ])  # fmt: skip
 def test_a_local_chain_that_nft_accepts_is_ok_and_the_trial_changes_nothing(tmp_path: Path, rules: str) -> None:
     before = subprocess.run(["nft", "list", "ruleset"], capture_output=True, check=True).stdout
     finding = chain_finding(tmp_path, rules)
     assert finding.level is Level.OK, finding.message
     assert subprocess.run(["nft", "list", "ruleset"], capture_output=True, check=True).stdout == before
+
+
+@pytest.mark.parametrize("rule", ["ct state established,related accept", "ct status assured accept", "goto global"])
+def test_a_local_chain_that_accepts_established_packets_is_a_warning(tmp_path: Path, rule: str) -> None:
+    finding = chain_finding(tmp_path, f"tcp dport 22 accept\n\t{rule}")
+    assert finding.level is Level.WARN
+    said = f"local-chain.nft, line 5: {rule.replace(',', ', ')} also accepts packets of existing connections"
+    assert said in finding.message
 
 
 def test_the_daemon_says_the_same_of_a_local_chain_as_the_check(tmp_path: Path) -> None:

@@ -409,6 +409,20 @@ def test_the_local_chain_comes_first_unless_it_holds_comments_alone() -> None:
     assert ask(view(local_chain="udp dport 7 accept\n"), f"{OWN}:7/udp").also == (ExplainReason.LOCAL_CHAIN,)
 
 
+def test_a_dropped_packet_s_explanation_names_the_local_chain_s_rule_for_established_packets() -> None:
+    chain = "\tudp dport 7 accept\n\tct state { established, related } accept\n"
+    line = (
+        "line 2 of the local chain accepts packets of an existing connection: ct state { established, related } accept"
+    )
+    found = ask(view(WEB, local_chain=chain), "172.30.254.1:81")
+    assert (found.verdict, found.also) == (Verdict.DROPPED, (ExplainReason.LOCAL_CHAIN,))
+    assert found.lines[-1] == line
+    assert line not in ask(view(WEB, local_chain=chain), "172.30.254.1:80").lines, "it passes anyway"
+    ported = "tcp dport 80 ct state established accept\n"
+    assert len(ask(view(WEB, local_chain=ported), "172.30.254.1:81").also) == 1
+    assert "existing connection" not in ask(view(WEB, local_chain=ported), "172.30.254.1:81").lines[-1]
+
+
 # --- packets to the router ----------------------------------------------------------------------------
 
 
