@@ -233,6 +233,20 @@ def test_of_a_thousand_good_ones_and_five_hundred_offenders_all_good_ones_are_op
     assert len(router.rejections()) == 500, "each is named once"
 
 
+@pytest.mark.parametrize("limits", [{"limit": POISON}, {"egress": POISON}, {"limit": POISON, "egress": "5/second"}])
+@pytest.mark.parametrize("address", [GOOD4, BAD4])
+def test_a_limit_that_the_kernel_refuses_blames_its_own_service_even_at_a_shared_address(
+    router: LabRouter, limits: dict[str, str], address: str
+) -> None:
+    good = service("good", GOOD4, ports=[("UDP", 53)], limit="2 mbytes/second", egress="1 mbytes/second")
+    router.put(good, service("bad", address, limit=limits.get("limit"), egress=limits.get("egress")))
+    assert router.sync().outcome is Outcome.APPLIED
+    assert quarantined(router) == {"default/bad"}
+    assert set(elements(router.lab, "limited4", "netdev")) == {f"{GOOD4} . udp . 53"}
+    assert "2 mbytes/second" in router.lab.router.run(["nft", "list", "set", "netdev", "nftsync", "fragments4"]).stdout
+    assert set(elements(router.lab, "limited-egress4")) == {f"{GOOD4} . udp . 53"}
+
+
 def test_who_may_pass_does_not_wait_for_limits_that_the_kernel_refuses(router: LabRouter) -> None:
     """Such as those of a NIC that went after it was looked at; here, because the table is in somebody else's hands."""
     owner = router.lab.router.popen(["nft", "--interactive"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
