@@ -244,7 +244,8 @@ class Reconciler:
         if drift_by:
             done = f"{drift_by} changed nftsync's tables; nftsync repaired them"
         applied = planned.text and (changes or drift_by or renewed or not s.verdicts.services)  # else: refused again
-        return _result(s, changes, done, applied=bool(applied), drift=bool(drift_by))
+        result = _result(s, changes, done, applied=bool(applied), drift=bool(drift_by))
+        return replace(result, untracked=planned.untracked)
 
     def _drift_by(self, planned: Plan, closed: Iterable[str], changed_by: str) -> str:
         """The author if the tables differ from the accepted ones or our filter is gone, else "".

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from hashlib import sha256
 from types import MappingProxyType
 
+from nftsync.objects.address import AddressSet
 from nftsync.objects.names import Name
 from nftsync.plan.memory import BootFacts
 from nftsync.plan.snapshot import LocalChain, Origin, Snapshot, Verdicts
@@ -87,6 +88,15 @@ class Plan:
     current: Ruleset
     wanted: Ruleset
     text: str
+
+    @property
+    def untracked(self) -> AddressSet:
+        """The addresses that begin to bypass connection tracking, and some that did before."""
+        now, then = (rules.elements.get(INET, {}) for rules in (self.current, self.wanted))
+        same_pools = all(now.get(name, {}) == then.get(name, {}) for name in ("pools4", "pools6"))
+        if not self.settings.is_stateless or (same_pools and self.current.tables == self.wanted.tables):
+            return AddressSet()
+        return self.settings.cluster
 
 
 def plan(s: Snapshot, pinholes: Collection[Pinhole], closed: Iterable[str], found: Found, left: Left) -> Plan:

@@ -7,7 +7,7 @@ from enum import StrEnum
 from hashlib import blake2b
 
 from nftsync.config import Config, Filters, PoolMode
-from nftsync.objects.address import Local
+from nftsync.objects.address import AddressSet, Local
 from nftsync.objects.names import ObjectRef, Reason, Rejection
 from nftsync.objects.nft import Nft
 from nftsync.plan.closed import Cut
@@ -153,6 +153,7 @@ class SyncResult:
     message: for people, "" if there is nothing to say.  changes: by Service.
     since: when the earliest of its events arrived (monotonic seconds), None without an event.
     drift: whether others had changed the kernel's tables.
+    untracked: addresses that bypass connection tracking since this sync.
 
     snapshot: the inputs of the plan, None before the first one.
     settings: the kernel's settings, None before it accepted any.
@@ -171,6 +172,7 @@ class SyncResult:
     changes: tuple[Change, ...] = ()
     since: float | None = None
     drift: bool = False
+    untracked: AddressSet = field(default_factory=AddressSet)
     snapshot: Snapshot | None = None
     settings: Settings | None = None
     pinholes: Mapping[str, Pinhole] = field(default_factory=dict)

@@ -1,0 +1,74 @@
+"""Stateless pools, switched on and off while connections go on."""
+
+from __future__ import annotations
+
+import signal
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from nftsync.kernel.netlink import PROTOCOL, Netlink
+from nftsync.kernel.untrack import _entries
+from nftsync.objects.address import AddressSet, parse_range
+from tests.lab.lab import SERVICES, Lab, TcpServer
+from tests.labtools import SERVICE4, SERVICE6, Daemon, answers, eventually, needs_root, nft, rules, service
+
+pytestmark = needs_root
+
+WEB = service("web", SERVICE4, SERVICE6, ports=[("TCP", 80), ("UDP", 53)])
+POOL = {
+    "apiVersion": "metallb.io/v1beta1",
+    "kind": "IPAddressPool",
+    "metadata": {"namespace": "metallb-system", "name": "services", "uid": "uid-services"},
+    "spec": {"addresses": ["172.30.254.0/24", "2001:db8:254::/64"]},
+}
+CHUNK = 60_000  # bytes
+
+
+@pytest.fixture
+def daemon(tmp_path: Path) -> Iterator[Daemon]:
+    with Lab() as lab, Daemon(lab, tmp_path, interval=600) as made:
+        made.put(nft(), WEB, POOL)
+        yield made.start()
+
+
+def switch(daemon: Daemon, *, on: bool) -> None:
+    """Change the setting and reload."""
+    text = daemon.config.read_text().removeprefix("stateless = true\n")
+    daemon.configure(f"stateless = true\n{text}" if on else text)
+    daemon.signal(signal.SIGHUP)
+    assert eventually(lambda: ("notrack" in rules(daemon.lab)) is on), daemon.log()
+
+
+def transfer(connection: socket.socket) -> None:
+    """Send and receive more bytes than a TCP window."""
+    for _ in range(100):
+        connection.sendall(bytes(CHUNK))
+        left = CHUNK
+        while left:
+            left -= len(connection.recv(left))
+
+
+def tracked(lab: Lab) -> int:
+    """The number of entries with an address of the pools. The router also tracks the test's own scrapes."""
+    pools = AddressSet.of(map(parse_range, SERVICES))
+    with lab.router.call(Netlink, PROTOCOL) as kernel:
+        return sum(1 for version in (4, 6) for _ in _entries(kernel, version, pools))
+
+
+@pytest.mark.parametrize("address", [SERVICE4, SERVICE6])
+def test_connections_outlive_every_switch_between_tracked_and_stateless(daemon: Daemon, address: str) -> None:
+    lab = daemon.lab
+    with TcpServer(lab.node, 80), lab.tcp_connect(address, 80, 5.0) as connection:
+        assert answers(connection)
+        assert tracked(lab) > 0
+        switch(daemon, on=True)
+        assert answers(connection)
+        assert eventually(lambda: tracked(lab) == 0), "what was tracked is forgotten"
+        transfer(connection)
+        switch(daemon, on=False)
+        assert answers(connection)
+        switch(daemon, on=True)
+        assert answers(connection)
