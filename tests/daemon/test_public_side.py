@@ -477,16 +477,14 @@ def test_with_inside_nics_only_those_and_their_masters_open_connections(tmp_path
 # --- tunnels --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [pytest.param(kind, marks=needs_kernel(kind)) for kind in ("vxlan", "gretap")],
-)
-def test_a_tunnel_over_the_public_nic_without_an_address_is_public(tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize("bound", [True, False], ids=["to a device", "to an address"])
+@pytest.mark.parametrize("kind", [pytest.param(kind, marks=needs_kernel(kind)) for kind in ("vxlan", "gretap")])
+def test_a_tunnel_over_the_public_nic_without_an_address_is_public(tmp_path: Path, kind: str, bound: bool) -> None:  # noqa: FBT001
     options = {"vxlan": "id 5 dstport 4789", "gretap": ""}[kind]
     with Lab(NIC) as lab, Daemon(lab, tmp_path, interval=600) as daemon:
         here, there = lab.public.here[0], lab.public.there[0]
         for place, nic, local, remote in ((lab.router, NIC, here, there), (lab.client, "eth0", there, here)):
-            ends = f"local {local} remote {remote} dev {nic}"
+            ends = f"local {local} remote {remote}" + (f" dev {nic}" if bound else "")
             place.ip(f"link add name tun0 type {kind} {options} {ends}", "link set tun0 addrgenmode none up")
         daemon.local_chain.write_text(
             f"chain local-chain {{\n\tip saddr {there} meta l4proto {{ udp, gre }} ip daddr {here} accept\n}}\n"
