@@ -16,7 +16,8 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from nftsync.kernel import interfaces as links
 from nftsync.kernel.interfaces import LinkError, Links, listen
-from nftsync.kernel.links import read_links
+from nftsync.kernel.links import read_links, read_uplinks
+from nftsync.objects.address import AddressSet, parse_range
 from tests.lab.lab import CLIENT, CLUSTER, NODE, PUBLIC, Lab, TcpServer
 from tests.lab.namespace import Namespace
 from tests.lab.probe import Pair
@@ -277,3 +278,41 @@ def test_what_is_no_established_session_on_port_179_is_no_bgp_peer(lab: Lab) -> 
         opened.enter_context(TcpServer(lab.client, 179))
         opened.enter_context(connect(lab.node, CLIENT, 0))  # goes through the router, and is not its own
         assert bgp_peers(lab) == set()
+
+
+# --- the links, and the routes that lead out ------------------------------------------------------------
+
+
+def test_links_are_read_with_their_names_masters_carriers_and_addresses(namespace: Namespace) -> None:
+    namespace.ip(
+        "link add ens18 type veth peer name other", "link property add dev ens18 altname enp6s18 altname wan",
+        "link add br0 type bridge", "link set ens18 master br0", "link add m0 link br0 type macvlan",
+        "address add 192.0.2.1/24 dev m0", "address add fe80::7/64 dev br0 nodad",
+    )  # fmt: skip
+    found = {link.name: link for link in namespace.call(read_links)}
+    index = {name: link.index for name, link in found.items()}
+    assert found["ens18"].altnames == {"enp6s18", "wan"}
+    assert (found["ens18"].kind, found["ens18"].master, found["ens18"].lower) == ("veth", index["br0"], 0)
+    assert (found["m0"].kind, found["m0"].lower, found["m0"].addressed) == ("macvlan", index["br0"], True)
+    assert (found["br0"].kind, found["br0"].addressed) == ("bridge", False), "a link-local address is none"
+
+
+def test_uplinks_have_a_default_route_or_one_that_bgp_learned_out_of_the_pools(namespace: Namespace) -> None:
+    names = ("up0", "up1", "up2", "in0", "in1")
+    namespace.ip(
+        *(f"link add {name} type veth peer name p{name}" for name in names),
+        *(f"link set {name} up" for name in [*names, *(f"p{name}" for name in names)]),
+        *(f"address add 10.0.{number}.1/24 dev {name}" for number, name in enumerate(names)),
+        "address add 2001:db8:2::1/64 dev up2 nodad",
+        "route add default via 10.0.0.2", "route add default table 77 nexthop via 10.0.0.2 nexthop via 10.0.1.2",
+        "route add 203.0.113.0/24 via 10.0.1.2 proto bgp", "route add 2001:db8:99::/48 via 2001:db8:2::2 proto bird",
+        "route add 172.30.254.1 via 10.0.3.2 proto bgp", "route add 198.51.100.0/24 via 10.0.4.2 proto static",
+    )  # fmt: skip
+    legal = AddressSet.of([parse_range("172.30.254.0/24")])
+    index = {link.index: link.name for link in namespace.call(read_links)}
+    found = {(index[uplink.index], uplink.what) for uplink in namespace.call(read_uplinks, legal)}
+    assert found == {
+        ("up0", "a default route"), ("up1", "a default route"), ("up1", "a route to 203.0.113.0/24 by BGP"),
+        ("up2", "a route to 2001:db8:99::/48 by BIRD"),
+    }  # fmt: skip
+    assert {uplink.what for uplink in namespace.call(read_uplinks, None)} == {"a default route"}, "pools are not known"
