@@ -35,7 +35,7 @@ from nftsync.daemon.record import Record
 from nftsync.exporter.endpoint import Endpoint, EndpointError
 from nftsync.exporter.metrics import KernelCollector, Metrics, ReadError
 from nftsync.files.runtime import locked, read_boot_failure
-from nftsync.kernel import commits, conntrack, counters, interfaces, routes, untrack
+from nftsync.kernel import commits, conntrack, counters, interfaces, routes
 from nftsync.kernel.netlink import DumpError
 from nftsync.kernel.nft import Kernel
 from nftsync.objects.names import NftsyncError
@@ -269,9 +269,7 @@ class Daemon:
         self._last = result = self._reconciler.sync(
             whole=whole, look=look, resync=resync, changed_by=changed_by, idle=idle
         )
-        self._cutter.take(result.cut)
-        if result.untracked.ranges:
-            untrack.forget_soon(result.untracked)
+        self._cutter.take(result.cut, result.untracked)
         ended = self._clock()
         metrics = self._metrics
         metrics.syncs.labels(result.outcome).inc()

@@ -3,6 +3,9 @@
 After that, the next packet of a client is new, so no rule accepts it for the sake of an established
 connection. Deleting a connection also ends its offload to a flowtable. The rules hold without this.
 
+Stateless pools need it: an entry outlives its packets, which conntrack no longer sees. If the pools are
+tracked again later, the kernel would compare with its old TCP window and call good packets invalid.
+
 A router can have a million connections, so the kernel filters the dump (Linux 5.8 and newer).
 pyroute2's NFCTSocket filters, too, but it makes an object of every attribute.
 Source: linux/netfilter/nfnetlink_conntrack.h, net/netfilter/nf_conntrack_netlink.c.
@@ -13,12 +16,13 @@ import logging
 import struct
 import sys
 import threading
+from bisect import bisect_right
 from collections.abc import Collection, Iterator, Mapping
 from ipaddress import ip_address
 from typing import NamedTuple
 
 from nftsync.kernel.netlink import HEADER, PROTOCOL, DumpError, Netlink, attribute, fields
-from nftsync.objects.address import Network
+from nftsync.objects.address import AddressSet, Network
 from nftsync.plan.closed import Cut
 from nftsync.ruleset.model import PROTOCOLS
 
@@ -34,6 +38,7 @@ _BY_ENDPOINT, _BY_PORT = 0b11001, 0b11000  # what a filter compares: source addr
 # A tuple behind its first three headers: source, destination, protocol, source port. The kernel writes no other order.
 _TUPLE = {4: struct.Struct(">4s4x4s8xB7xH"), 6: struct.Struct(">16s4x16s8xB7xH")}
 _HEADERS = 12
+_Tuple = tuple[bytes, bytes, int, int]
 _FEW = 8  # endpoints to filter for, because each filter looks at every connection once
 _CHECK = 1.0  # seconds until a stopped thread notices
 _RETRY = 5.0  # seconds until the next try
@@ -61,14 +66,16 @@ class Cutter:
     def __init__(self) -> None:
         self._lock = threading.Condition()
         self._waiting: dict[str, tuple[Network, ...]] = {}
+        self._untracked = AddressSet()
         self._idle: frozenset[str] = frozenset()
         self._told = False  # the log already has a warning
 
-    def take(self, cut: Cut) -> None:
-        """Delete these connections soon."""
-        if cut:
+    def take(self, cut: Cut, untracked: AddressSet = AddressSet()) -> None:  # noqa: B008  # immutable
+        """Delete these connections soon. untracked: delete all of these addresses, too."""
+        if cut or untracked.ranges:
             with self._lock:
                 self._waiting.update(cut)
+                self._untracked |= untracked
                 self._lock.notify()
 
     def take_idle(self) -> frozenset[str]:
@@ -81,24 +88,27 @@ class Cutter:
         """Delete connections until `stop`."""
         while not stop.is_set():
             with self._lock:
-                self._lock.wait_for(lambda: self._waiting, _CHECK)
+                self._lock.wait_for(lambda: self._waiting or self._untracked.ranges, _CHECK)
                 waiting, self._waiting = self._waiting, {}
+                untracked, self._untracked = self._untracked, AddressSet()
             try:
+                forget(untracked)
                 idle = end(waiting) if waiting else frozenset()
             except DumpError as error:
-                self._failed(waiting, error)
+                self._failed(waiting, untracked, error)
                 stop.wait(_RETRY)
             else:
                 with self._lock:
                     self._idle |= idle
 
-    def _failed(self, waiting: Cut, error: DumpError) -> None:
+    def _failed(self, waiting: Cut, untracked: AddressSet, error: DumpError) -> None:
         """Keep the connections for the next try. Log only the first failure."""
         if not self._told:
-            log.warning("conntrack keeps connections of closed ports, the rules drop their packets: %s", error)
+            log.warning("conntrack keeps connections that should end; the rules drop their packets: %s", error)
         self._told = True
         with self._lock:
             self._waiting = {**waiting, **self._waiting}
+            self._untracked |= untracked
 
 
 def end(cut: Cut) -> frozenset[str]:
@@ -117,6 +127,27 @@ def end(cut: Cut) -> frozenset[str]:
     return frozenset(key for endpoint, key in keys.items() if endpoint not in busy)
 
 
+def forget(addresses: AddressSet) -> None:
+    """Delete every connection of these addresses in this thread's network namespace. Raises DumpError."""
+    versions = {part.version for part in addresses.ranges}
+    with Netlink(PROTOCOL) as reader, Netlink(PROTOCOL) as writer:
+        for version in versions:
+            for connection in connections_of(reader, version, addresses):
+                _delete(writer, connection)
+
+
+def connections_of(kernel: Netlink, version: int, addresses: AddressSet) -> Iterator[bytes]:
+    """The bodies of the requests to delete these connections. Raises DumpError."""
+    ranges = [(part.first.packed, part.last.packed) for part in addresses.ranges if part.version == version]
+    starts = [first for first, _ in ranges]
+    for content, original, answers in _listed(kernel, version, b""):
+        for address in {*original[:2], *answers[:2]}:  # NAT makes them differ
+            before = bisect_right(starts, address)
+            if before and address <= ranges[before - 1][1]:
+                yield _request(version, content)
+                break
+
+
 def _connections(
     kernel: Netlink, version: int, allowed: Mapping[_Endpoint, Collection[Network]]
 ) -> Iterator[tuple[_Endpoint, bytes]]:
@@ -126,19 +157,33 @@ def _connections(
     server first, the endpoint is the source of the first packet.
     allowed: endpoints, and the sources that may stay.
     """
-    family, parse = struct.pack(">BBH", _FAMILIES[version], 0, 0), _TUPLE[version].unpack_from
-    for request in _filters(version, allowed):
-        for content in kernel.messages(_GET, family + request):
-            (length,) = struct.unpack_from("=H", content, HEADER)
-            original = parse(content, HEADER + _HEADERS)
-            answers = parse(content, HEADER + (length + 3 & ~3) + _HEADERS)
+    for filtered in _filters(version, allowed):
+        for content, original, answers in _listed(kernel, version, filtered):
             for (here, _, protocol, port), there in ((answers, original[0]), (original, answers[0])):
                 endpoint = _Endpoint(here, protocol, port)
                 if endpoint in allowed and not any(ip_address(there) in network for network in allowed[endpoint]):
-                    known = fields(content, HEADER)
-                    names = (attribute(kind, known[kind]) for kind in (_ORIGINAL, _ZONE, _ID) if kind in known)
-                    yield endpoint, family + b"".join(names)
+                    yield endpoint, _request(version, content)
                     break
+
+
+def _listed(kernel: Netlink, version: int, filtered: bytes) -> Iterator[tuple[bytes, _Tuple, _Tuple]]:
+    """The message about each connection, its first direction and the answers'. filtered: a filter, or empty."""
+    parse = _TUPLE[version].unpack_from
+    for content in kernel.messages(_GET, _family(version) + filtered):
+        (length,) = struct.unpack_from("=H", content, HEADER)
+        answers = parse(content, HEADER + (length + 3 & ~3) + _HEADERS)
+        yield content, parse(content, HEADER + _HEADERS), answers
+
+
+def _request(version: int, content: bytes) -> bytes:
+    """The body of the request to delete a listed connection."""
+    known = fields(content, HEADER)
+    names = (attribute(kind, known[kind]) for kind in (_ORIGINAL, _ZONE, _ID) if kind in known)
+    return _family(version) + b"".join(names)
+
+
+def _family(version: int) -> bytes:
+    return struct.pack(">BBH", _FAMILIES[version], 0, 0)
 
 
 def _filters(version: int, endpoints: Collection[_Endpoint]) -> Iterator[bytes]:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from nftsync.kernel.conntrack import connections_of
 from nftsync.kernel.netlink import PROTOCOL, Netlink
-from nftsync.kernel.untrack import _entries
 from nftsync.objects.address import AddressSet, parse_range
 from tests.lab.lab import SERVICES, Lab, TcpServer
 from tests.labtools import SERVICE4, SERVICE6, Daemon, answers, eventually, needs_root, nft, rules, service
@@ -55,7 +55,7 @@ def tracked(lab: Lab) -> int:
     """The number of entries with an address of the pools. The router also tracks the test's own scrapes."""
     pools = AddressSet.of(map(parse_range, SERVICES))
     with lab.router.call(Netlink, PROTOCOL) as kernel:
-        return sum(1 for version in (4, 6) for _ in _entries(kernel, version, pools))
+        return sum(1 for version in (4, 6) for _ in connections_of(kernel, version, pools))
 
 
 @pytest.mark.parametrize("address", [SERVICE4, SERVICE6])

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from nftsync.kernel.conntrack import connections_of, forget
 from nftsync.kernel.netlink import PROTOCOL, Netlink
-from nftsync.kernel.untrack import _entries, forget
 from nftsync.objects.address import AddressSet, parse_range
 from tests.lab.lab import CLIENT, NODE, PUBLIC, SERVICES, Lab
 from tests.labtools import SERVICE4, SERVICE6, needs_root
@@ -33,7 +33,7 @@ def lab() -> Iterator[Lab]:
 
 def tracked(lab: Lab, addresses: AddressSet) -> int:
     with lab.router.call(Netlink, PROTOCOL) as kernel:
-        return sum(1 for version in (4, 6) for _ in _entries(kernel, version, addresses))
+        return sum(1 for version in (4, 6) for _ in connections_of(kernel, version, addresses))
 
 
 def test_entries_of_the_addresses_go_and_the_others_stay(lab: Lab) -> None:
