@@ -19,7 +19,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -71,6 +71,26 @@ class World:
         self.inside = Stack(self.lab, self.lab.inside, layers, len(layers))
         self.starts = self.draw.randint(0, EVENTS - 1)  # the daemon, after this event
         self.singly = self.draw.random() < 0.5
+        self._invite()
+
+    def _invite(self) -> None:
+        """Let a wire that nobody has named become another port of a bridge on a named one, now and then."""
+        bridges = [
+            (stack, at) for stack in self.uplinks for at, layer in enumerate(stack.layers) if layer.kind == "bridge"
+        ]
+        self.guest: Stack | None = None
+        self.host, self.at = self.uplinks[0], 0
+        if bridges and self.draw.random() < 0.4:
+            self.guest = Stack(self.lab, self.lab.uplink("guest0"), [])
+            self.host, self.at = self.draw.choice(bridges)
+            self.host.layers[self.at] = replace(self.host.layers[self.at], guest="guest0")
+
+    @property
+    def public(self) -> list[Stack]:
+        """The stacks on public wires. Without any named interface all of them are public."""
+        named = [each for each in self.uplinks if each.exists]
+        guests = [self.guest] if self.guest and self.host.exists and self.host.built > self.at else []
+        return [*named, *guests]
 
     @property
     def settings(self) -> Raw:
@@ -133,10 +153,12 @@ class World:
     def _frames(self, stack: Stack, probes: Iterable[Probe]) -> dict[Frame, Where]:
         """Frames with these probes at every level of a wire."""
         macs = {each["ifname"]: each["address"] for each in links(self.lab)}
+        guest = stack is self.guest
+        other = {**stack.other, **self.host.other} if guest else stack.other
         return {
-            Frame(probe, macs[stack.other.get(device, device)], tags): (stack.wire.nic, device, tags, probe)
+            Frame(probe, macs[other.get(device, device)], tags): (stack.wire.nic, device, tags, probe)
             for probe in probes
-            for device in stack.devices
+            for device in (*stack.devices, *(self.host.devices if guest else ()))
             for tags in TAGGED
         }
 
@@ -152,7 +174,8 @@ class World:
 
     def everywhere(self) -> dict[str, set[Where]]:
         """By wire, the probes that arrive."""
-        return {each.wire.nic: self.arrived(each) for each in (*self.uplinks, self.inside)}
+        wires = [*self.uplinks, *([self.guest] if self.guest else []), self.inside]
+        return {each.wire.nic: self.arrived(each) for each in wires}
 
     def slow(self, bare: Mapping[str, set[Where]]) -> Counter[str]:
         """The packets to the limited Service that arrive, by address, of some by every public wire at every level.
@@ -160,7 +183,7 @@ class World:
         bare: the probes that arrive without a firewall. Frames of other levels would empty the bucket.
         """
         arrived, probes = Counter[str](), [Probe("udp", address, 53) for address in SLOW_AT]
-        for stack in filter(lambda each: each.exists, self.uplinks):
+        for stack in self.public:
             level = {where[:-1] for where in bare[stack.wire.nic]}
             frames = [frame for frame, where in self._frames(stack, probes).items() if where[:-1] in level]
             arrived.update(frame.probe.destination for frame in self.lab.deliver_frames(stack.present, frames * BURST))
@@ -170,8 +193,7 @@ class World:
 
     def wrong(self, bare: Mapping[str, set[Where]]) -> list[str]:
         """The probes that go wrong now. bare: those that arrive without a firewall."""
-        named = [each for each in self.uplinks if each.exists]
-        found = list[str]()
+        named, found = self.public, list[str]()
         for stack in named or self.uplinks:
             arrived, may = self.arrived(stack), {each for each in bare[stack.wire.nic] if each[-1] in OPEN}
             found += [f"passes: {each}" for each in sorted(arrived - may, key=str)]
@@ -219,9 +241,7 @@ def topology(seed: int, folder: Path, tally: Tally) -> None:
             tally.events += 1
             tally.probes += sum(map(len, passes[number].values()))
             tally.depth = max(tally.depth, *(each.built for each in world.uplinks))
-        if any(each.exists for each in world.uplinks) and (slow := world.slow(passes[-1])) != dict.fromkeys(
-            SLOW_AT, BURST
-        ):
+        if world.public and (slow := world.slow(passes[-1])) != dict.fromkeys(SLOW_AT, BURST):
             raise TopologyError(told(world, daemon, [f"the limit lets pass {slow}, and not {BURST} each"]))
         tally.topologies += 1
 

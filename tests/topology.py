@@ -36,15 +36,20 @@ _TAKES_ALL = {"bridge", "bond", "ipvlan"}  # no macvlan beside such a layer
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """One interface on another one. option: the VLAN's id, the macvlan's mode or the VRF's table."""
+    """One interface on another one.
+
+    option: the VLAN's id, the macvlan's mode or the VRF's table.  guest: another port of a bridge, or "".
+    """
 
     kind: str
     name: str
     below: str
     option: str = ""
+    guest: str = ""
 
     def __str__(self) -> str:
-        return f"{self.kind} {self.option} {self.name} on {self.below}".replace("  ", " ")
+        guest = f" and {self.guest}" if self.guest else ""
+        return f"{self.kind} {self.option} {self.name} on {self.below}{guest}".replace("  ", " ")
 
     def build(self) -> list[str]:
         """Commands of ip(8)."""
@@ -56,7 +61,8 @@ class Layer:
         port = f"link set {self.below} master {self.name}"
         if self.kind == "bond":  # it takes only ports that are down
             return [f"link add {made}", f"link set {self.below} down", port, up]
-        return [f"link add {made}", up, port]
+        guest = [f"link set {self.guest} master {self.name}"] if self.guest else []
+        return [f"link add {made}", up, port, *guest]
 
     def remove(self) -> list[str]:
         """Commands of ip(8)."""
