@@ -29,7 +29,7 @@ from nftsync.plan.snapshot import Interfaces, Known, Origin, Snapshot
 from nftsync.policy.guard import Guard, MetalLBObjects
 from nftsync.policy.pinholes import PinholeIndex
 from nftsync.policy.public import Link, public_side
-from nftsync.report.explain import View
+from nftsync.report.explanation import View
 
 _NO_CHAIN = ChainInUse("")
 _STRICTEST = "there is no such resource: run would apply nothing; this is the strictest ruleset"

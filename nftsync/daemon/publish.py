@@ -30,7 +30,7 @@ from nftsync.policy.public import PublicSide
 from nftsync.report.answer import explain
 from nftsync.report.conditions import conditions
 from nftsync.report.events import EventReason, Notice, of_changes, of_confirmation, of_rejections
-from nftsync.report.explain import View as Asked
+from nftsync.report.explanation import View as Asked
 from nftsync.report.others import OtherTables
 from nftsync.report.traffic import Reading
 from nftsync.ruleset.text import render

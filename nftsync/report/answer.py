@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from nftsync.objects.names import Name
-from nftsync.report.explain import ExplainReason, Explanation, Verdict, View, explain_packet, explain_service
+from nftsync.report.explain import explain_packet, explain_service
+from nftsync.report.explanation import ExplainReason, Explanation, Verdict, View
 from nftsync.report.others import THROUGH, TO_ROUTER
 from nftsync.report.query import PacketQuery, parse_query
 

@@ -4,19 +4,18 @@ The packet comes from the public NIC and begins a connection. This module follow
 the rules (docs/ruleset.md). It mentions the operator's local chain but does not evaluate it.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from enum import StrEnum
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
-from nftsync.objects.address import Address, Network
+from nftsync.objects.address import Network
 from nftsync.objects.names import Name, Reason, quote, some
 from nftsync.objects.ratelimit import RateLimit
 from nftsync.objects.service import Port, Protocol, Service
 from nftsync.plan.result import SyncResult
 from nftsync.policy.pinholes import Pinhole
-from nftsync.report.others import OtherTables
+from nftsync.report.explanation import ExplainReason, Explanation, Verdict, View
 from nftsync.report.query import PacketQuery
-from nftsync.ruleset.established import accepting_rule
+from nftsync.report.remarks import with_remarks
 from nftsync.ruleset.inet import BFD
 from nftsync.ruleset.model import INET, INPUT, OPERATOR_CR, OPERATOR_SVC
 from nftsync.ruleset.settings import Settings
@@ -28,91 +27,6 @@ _NAMED = 5  # the most items that a sentence names
 _DETAILED = 200  # explain this many of a Service's pairs of address and port, and a few closed ones
 
 
-class Verdict(StrEnum):
-    """The fate of a packet, or of a Service's ports."""
-
-    PASSES = "passes"
-    LIMITED = "limited"  # passes up to its limit
-    DEPENDS = "depends"  # a packet: on unknown facts, such as its source; a Service: only a part is open
-    DROPPED = "dropped"
-
-
-class ExplainReason(StrEnum):
-    """The reason, as one word for machines. The list is fixed."""
-
-    OPEN = "open"
-    NO_SUCH_ADDRESS = "no_such_address"
-    OUTSIDE_POOLS = "outside_pools"
-    RESERVED_ADDRESS = "reserved_address"
-    REFUSED_SOURCE = "refused_source"
-    NO_ADDRESS_YET = "no_address_yet"
-    OTHER_CLASS = "other_class"
-    FILTERED_NAMESPACE = "filtered_namespace"
-    INVALID = "invalid"
-    LOST_TO_OLDER = "lost_to_older"
-    QUARANTINED = "quarantined"
-    OVER_CAP = "over_cap"
-    NO_SUCH_PORT = "no_such_port"
-    NOT_A_SERVICE = "not_a_service"
-    WAITING = "waiting"
-    NIC_MISSING = "nic_missing"
-    NO_ROUTE = "no_route"
-    EVERYTHING_PASSES = "everything_passes"
-    ROUTER_PORT = "router_port"
-    LOCAL_CHAIN = "local_chain"
-    TRACKED = "tracked"
-    STATELESS = "stateless"
-    OTHER_TABLES = "other_tables"
-
-
-def _unknown(*_: object) -> None:
-    """Answer None: not known."""
-
-
-@dataclass(frozen=True, slots=True)
-class View:
-    """The facts for an explanation: a sync's result, and facts that it does not contain.
-
-    services: all of type LoadBalancer, also those that the filters do not admit.
-    routed: True if the router has a route to an address, other than back through the public NIC.
-    drops, drops_egress: packets that a pinhole's limits have dropped, by the pinhole's key.
-    invalid: packets that connection tracking called invalid, so our rules dropped them.
-    These functions return None for "not known".
-    others: the tables of other programs.
-    """
-
-    result: SyncResult
-    services: Mapping[Name, Service]
-    routed: Callable[[Address], bool | None] = _unknown
-    drops: Callable[[str], int | None] = _unknown
-    drops_egress: Callable[[str], int | None] = _unknown
-    invalid: Callable[[], int | None] = _unknown
-    others: Callable[[], OtherTables] = OtherTables
-
-
-@dataclass(frozen=True, slots=True)
-class Explanation:
-    """The answer. lines: sentences for people, the decisive one first.
-
-    rule: the deciding rule as "chain: rule"; "" if no rule decides.
-    also: other facts that matter: LOCAL_CHAIN, NIC_MISSING, OTHER_TABLES, TRACKED, STATELESS.
-    """
-
-    verdict: Verdict
-    reason: ExplainReason
-    lines: tuple[str, ...]
-    service: Name | None = None
-    rule: str = ""
-    also: tuple[ExplainReason, ...] = ()
-
-    def as_json(self) -> dict[str, object]:
-        return {**asdict(self), "service": str(self.service) if self.service else None}
-
-    def text(self) -> str:
-        rule = [f"decided by {self.rule}"] if self.rule else []
-        return "\n".join([f"{self.verdict}: {self.lines[0]}", *rule, *self.lines[1:]])
-
-
 def explain_packet(view: View, query: PacketQuery) -> Explanation:
     """The fate of a packet, the rule and the Service that decide, and the reason."""
     settings = view.result.settings
@@ -120,7 +34,7 @@ def explain_packet(view: View, query: PacketQuery) -> Explanation:
         return _waiting(view.result)
     to_router = query.destination in view.result.local.addresses
     answer = _to_router(settings, query) if to_router else _through_router(view, settings, query)
-    return _with_remarks(view, settings, answer, query)
+    return with_remarks(view, settings, answer, query)
 
 
 def explain_service(view: View, name: Name) -> Explanation:
@@ -138,7 +52,7 @@ def explain_service(view: View, name: Name) -> Explanation:
     if not pairs:
         reason, line = _why_closed(view, service, None)
         lines = (f"Service {name} opens nothing: {line}",)
-        return _with_remarks(view, settings, Explanation(Verdict.DROPPED, reason, lines, name))
+        return with_remarks(view, settings, Explanation(Verdict.DROPPED, reason, lines, name))
     closed = [query for query in pairs[_DETAILED:] if not _opens(view, settings, query, service)]
     detailed = [*pairs[:_DETAILED], *closed[:_NAMED]]  # also name closed pairs after many open ones
     parts = [_through_router(view, settings, query, service) for query in detailed]
@@ -156,7 +70,7 @@ def explain_service(view: View, name: Name) -> Explanation:
         *("; ".join(part.lines) for part in parts),
         *([f"… and {more} more pairs"] if more else ()),
     )
-    return _with_remarks(view, settings, Explanation(verdict, reason, lines, name))
+    return with_remarks(view, settings, Explanation(verdict, reason, lines, name))
 
 
 def _opens(view: View, settings: Settings, query: PacketQuery, service: Service) -> bool:
@@ -344,54 +258,3 @@ def _waiting(result: SyncResult) -> Explanation:
         return Explanation(Verdict.PASSES, ExplainReason.WAITING, (f"everything passes: {result.message}",))
     line = f"nothing is applied yet: {result.message}; until then the previous rules of the kernel decide"
     return Explanation(Verdict.DEPENDS, ExplainReason.WAITING, (line,))
-
-
-def _with_remarks(view: View, settings: Settings, answer: Explanation, query: PacketQuery | None = None) -> Explanation:
-    """Add the Service's rejections and remarks that matter for every answer. query: None for a whole Service."""
-    service = view.services.get(answer.service) if answer.service else None
-    own_rules = any(line.strip() and not line.lstrip().startswith("#") for line in settings.local_chain.splitlines())
-    remarks = (
-        (
-            own_rules,
-            ExplainReason.LOCAL_CHAIN,
-            "the local chain comes first and is not empty: your own rule may decide differently",
-        ),
-        (
-            settings.side.absence,
-            ExplainReason.NIC_MISSING,
-            settings.side.absence,
-        ),
-        (
-            accepted := _accepted_by_local_chain(settings, answer, query),
-            ExplainReason.LOCAL_CHAIN,
-            accepted,
-        ),
-        *_tracking(view, settings, service if answer.verdict is not Verdict.DROPPED else None),
-    )
-    also = [(reason, line) for applies, reason, line in remarks if applies]
-    lines = (*answer.lines, *map(str, service.rejections if service else ()), *(line for _, line in also))
-    return replace(answer, lines=lines, also=tuple(dict.fromkeys(reason for reason, _ in also)))
-
-
-def _accepted_by_local_chain(settings: Settings, answer: Explanation, query: PacketQuery | None) -> str:
-    """A sentence about the local chain if it accepts packets that are dropped here; "" if it does not."""
-    if answer.verdict is not Verdict.DROPPED:
-        return ""
-    rule = accepting_rule(settings.local_chain, settings.side.names, query.port if query else None)
-    return f"line {rule.line} of the local chain accepts packets of an existing connection: {rule.text}" if rule else ""
-
-
-def _tracking(view: View, settings: Settings, service: Service | None) -> Iterable[tuple[object, ExplainReason, str]]:
-    """The remarks about later packets of a connection to an open Service. None: it is not open."""
-    if service is None:
-        return
-    if settings.is_stateless and all(address in settings.cluster for address in service.addresses):
-        line = "stateless: its packets are not tracked, so its answers pass at every router"
-        yield True, ExplainReason.STATELESS, line
-        return
-    invalid = view.invalid()
-    line = "answers of a connection that began at another router are dropped as invalid"
-    line = f"{line} ({invalid} packets so far); for routers in pairs set stateless = true"
-    yield invalid is not None, ExplainReason.TRACKED, line
-    line = f"stateless is not in force while {settings.side} counts as public"
-    yield settings.stateless and not settings.is_stateless, ExplainReason.STATELESS, line

@@ -26,7 +26,8 @@ from nftsync.policy import quota as module
 from nftsync.policy.guard import UNGUARDED, Guard
 from nftsync.policy.pinholes import PinholeIndex
 from nftsync.policy.quota import UNCAPPED, seniority, size
-from nftsync.report.explain import ExplainReason, Verdict, View, explain_service
+from nftsync.report.explain import explain_service
+from nftsync.report.explanation import ExplainReason, Verdict, View
 from tests.lab.lab import Lab
 from tests.labtools import Daemon, Raw, elements, eventually, needs_root, nft, service, write_manifests
 from tests.router import LabRouter, config_in

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nftsync.report.answer import explain
-from nftsync.report.explain import ExplainReason, Verdict
+from nftsync.report.explanation import ExplainReason, Verdict
 from nftsync.report.others import OtherChain, OtherTables
 from tests.labtools import service
 from tests.report.test_explain import WEB, view

@@ -22,7 +22,8 @@ from nftsync.objects.metallb import MetalLBConfig, Pool
 from nftsync.objects.names import Name
 from nftsync.objects.service import Protocol, parse_service
 from nftsync.plan.result import Outcome, SyncResult
-from nftsync.report.explain import ExplainReason, Explanation, Verdict, View, explain_packet, explain_service
+from nftsync.report.explain import explain_packet, explain_service
+from nftsync.report.explanation import ExplainReason, Explanation, Verdict, View
 from nftsync.report.query import PacketQuery, parse_query
 from nftsync.report.traffic import Count, Reading
 from nftsync.ruleset.settings import Settings

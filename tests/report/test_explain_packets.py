@@ -18,7 +18,8 @@ from nftsync.objects.address import Address, Local, parse_range
 from nftsync.objects.metallb import MetalLBConfig, Pool
 from nftsync.objects.nft import parse_nft
 from nftsync.objects.service import Service, parse_service
-from nftsync.report.explain import Explanation, Verdict, View, explain_packet, explain_service
+from nftsync.report.explain import explain_packet, explain_service
+from nftsync.report.explanation import Explanation, Verdict, View
 from nftsync.report.query import PacketQuery, parse_query
 from nftsync.ruleset.model import OPERATOR_SVC
 from nftsync.ruleset.settings import Settings
