@@ -26,10 +26,11 @@ from nftsync.cluster.cache import Inputs
 from nftsync.cluster.manifests import ManifestError, Manifests
 from nftsync.cluster.source import Clock, ClusterSource, Source
 from nftsync.config import ConfigError
+from nftsync.daemon.answers import View, answer
 from nftsync.daemon.control import ControlError, RequestQueue, Server
 from nftsync.daemon.observe import Observer
 from nftsync.daemon.process import Systemd, give_back, process_signals, settle_in
-from nftsync.daemon.publish import MetricsObserver, Publisher, View, answer
+from nftsync.daemon.publish import MetricsObserver, Publisher
 from nftsync.daemon.reconcile import NOT_FILTERING, Reconciler
 from nftsync.daemon.record import Record
 from nftsync.exporter.endpoint import Endpoint, EndpointError

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nftsync.config import AddressPolicy, Filters
-from nftsync.daemon import publish as answers
+from nftsync.daemon import answers
 from nftsync.kernel.netlink import DumpError
 from nftsync.objects.address import Address, AddressSet, Local, parse_range
 from nftsync.objects.metallb import MetalLBConfig, Pool
@@ -205,7 +205,7 @@ def test_an_address_that_no_service_has() -> None:
     outside = ask(view(WEB), "203.0.113.9:80")
     assert outside.reason is ExplainReason.NO_SUCH_ADDRESS
     assert "203.0.113.9 is outside of MetalLB's usable pools (services: 172.30.254.0/24" in outside.lines[1]
-    assert outside.rule == "forward: drop"
+    assert outside.rule == "operator-svc: drop"
 
 
 def test_an_address_outside_of_the_pools() -> None:
@@ -216,7 +216,7 @@ def test_an_address_outside_of_the_pools() -> None:
         "Service default/stray asks for 203.0.113.9 tcp 80, "
         "but 203.0.113.9 is outside of MetalLB's usable pools (services: 172.30.254.0"
     )
-    assert (found.service, found.rule) == (Name("default", "stray"), "forward: drop")
+    assert (found.service, found.rule) == (Name("default", "stray"), "operator-svc: drop")
     announced = ask(view(stray, address_policy=AddressPolicy(advertised_only=True)), "203.0.113.9:80")
     assert announced.lines[0].endswith("; only pools announced over BGP count (advertised_pools_only)")
 
@@ -298,7 +298,7 @@ def test_without_enable_dropall_everything_passes_and_the_answer_still_says_what
     ):
         found = ask(loose, *words)
         assert short(found) == ("passes", "everything_passes", "everything passes: enable_dropall is false")
-        assert found.rule == ("input: accept" if words == [f"{OWN}:80"] else "forward: accept")
+        assert found.rule == ("input: accept" if words == [f"{OWN}:80"] else "operator-svc: accept")
     assert (
         ask(loose, "172.30.254.1:80").lines[1]
         == "Service default/own opens 172.30.254.1 tcp 80 to 203.0.113.0/24 alone"
