@@ -214,7 +214,7 @@ def passing(count: int) -> int:
 @pytest.mark.parametrize("device", [True, False], ids=["the hook stays", "the hook is made anew"])
 def test_a_bucket_that_is_empty_stays_empty_while_others_come_and_go(router: Netns, device: bool) -> None:  # noqa: FBT001
     shaped = Settings(side("lo"), enable_rateshape=True, enable_dropall=False)
-    counted = {"dropped4": {LIMITED: ""}}
+    counted = {"dropped4": {LIMITED: ""}, "ingress4": {"127.0.0.1": ""}}
     before = with_elements(shaped, NETDEV, limited4_packets={LIMITED: SLOW}, **counted)
     load(router, before)
     assert router.run(passing, 10) == 3
