@@ -9,12 +9,14 @@ import time
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from nftsync.cli.output import FAILED, WRONG, fail, printable, table
 from nftsync.config import load
 from nftsync.daemon.control import call
+from nftsync.files.journal import Journal
 from nftsync.kernel import counters
 from nftsync.report import answer as report
 from nftsync.report.query import parse_query
@@ -91,6 +93,8 @@ def diff(options: Namespace) -> int:
             from nftsync.cli.preview import preview_here
 
             result = preview_here(config, options.manifests).result
+            remembered = Journal(config.state).load().closed  # files don't tell what closed earlier
+            result = replace(result, closed={key: remembered[key] for key in remembered.keys() - result.index.pinholes})
             assert result.wanted is not None
             wanted = render(result.wanted)
             for rejection in result.rejections:

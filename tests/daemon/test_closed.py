@@ -413,7 +413,9 @@ def test_closed_endpoints_are_no_drift_and_no_difference(daemon: Daemon) -> None
     syncs = daemon.metric("nftsync_syncs_total", {"result": "unchanged"})
     assert eventually(lambda: daemon.metric("nftsync_syncs_total", {"result": "unchanged"}) > syncs + 1)
     assert "repaired" not in daemon.log()
-    assert daemon.command("diff").returncode == 0, daemon.command("diff").stdout
+    for options in ((), ("--manifests", str(daemon.manifests))):
+        done = daemon.command("diff", *options)
+        assert done.returncode == 0, done.stdout + done.stderr
     daemon.lab.router.nft(f"delete element inet nftsync closed4 {{ {SERVICE4} . tcp . 80 }}")
     assert eventually(lambda: f"{SERVICE4} . tcp . 80" in elements(daemon.lab, "closed4")), daemon.log()
 

@@ -13,8 +13,9 @@ from nftsync.config import AddressPolicy, PoolMode
 from nftsync.daemon.reconcile import Reconciler, Refused
 from nftsync.files import journal as module
 from nftsync.files.journal import Journal
-from nftsync.kernel.nft import Kernel
+from nftsync.kernel.nft import Kernel, KernelError
 from nftsync.objects.names import Name
+from nftsync.plan.result import Outcome
 from nftsync.ruleset.model import INET
 from tests.lab.lab import Lab
 from tests.labtools import needs_root, nft, rules, service
@@ -147,6 +148,116 @@ def test_addresses_without_a_service_of_an_earlier_version_put_no_list_in_doubt(
     with router._caches["Service"].relist() as relist:
         relist.put(service("web", WEB4))
     assert (relist.gone, relist.known) == (set(), 1)
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+@pytest.mark.parametrize("whole", [False, True], ids=["of one Service", "whole"])
+def test_a_process_that_is_killed_while_an_endpoint_closes_leaves_it_closed(
+    router: LabRouter,
+    monkeypatch: pytest.MonkeyPatch,
+    moment: str,
+    whole: bool,  # noqa: FBT001
+) -> None:
+    key = f"{WEB4} . tcp . 80"
+    web = service("web", WEB4)
+    router.put(web, service("other", OTHER4))
+    router.synced()
+    router.delete(web)
+    real = Kernel.apply
+
+    def apply(kernel: Kernel, text: str) -> None:
+        if moment == "after":
+            real(kernel, text)
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Kernel, "apply", apply)
+        patched.setattr(module, "GRACE", 10.0)
+        with pytest.raises(Killed):
+            router.sync(resync=True) if whole else router.place.call(router._reconciler.sync)
+    assert key in Journal(router.config.state).load().closed
+    if moment == "before":  # and a reboot
+        router.lab.router.nft("flush ruleset")
+        (router.config.runtime / "since-boot").unlink()
+    router.restart(listed=False)
+    router.sync()
+    held = router.kernel.read().ruleset.elements[INET]
+    assert set(held["closed4"]) == {key}
+    assert set(held["services4"]) == {f"{OTHER4} . tcp . 80"}
+
+
+def test_what_the_kernel_did_not_let_close_is_not_remembered_as_closed(
+    router: LabRouter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    web = service("web", WEB4)
+    router.put(web)
+    router.synced()
+    router.delete(web)
+
+    def refuse(*_: object) -> None:
+        raise KernelError("no space left")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Kernel, "apply", refuse)
+        patched.setattr(Kernel, "apply_lines", refuse)
+        assert router.sync().outcome is Outcome.FAILED
+    router._record.finish()
+    assert Journal(router.config.state).load().closed == {}
+    router.restart(listed=False)
+    router.sync()
+    assert keys(router) == {f"{WEB4} . tcp . 80"}
+    router.lists()
+    router.synced()
+    assert set(router.kernel.read().ruleset.elements[INET]["closed4"]) == {f"{WEB4} . tcp . 80"}
+
+
+def test_the_kernel_s_closed_endpoints_count_if_the_memory_has_lost_them(router: LabRouter) -> None:
+    web = service("web", WEB4)
+    router.put(web)
+    router.synced()
+    router.delete(web)
+    router.synced()
+    router.forget()
+    router.restart()
+    router.synced()
+    assert set(router.kernel.read().ruleset.elements[INET]["closed4"]) == {f"{WEB4} . tcp . 80"}
+    router._record.finish()
+    assert set(Journal(router.config.state).load().closed) == {f"{WEB4} . tcp . 80"}
+
+
+@pytest.mark.parametrize("sources", [(), ("198.51.100.0/24",)], ids=["everybody", "some"])
+def test_what_nobody_has_decided_about_is_not_closed_and_its_refused_sources_are(
+    router: LabRouter, sources: tuple[str, ...]
+) -> None:
+    web, key = service("web", WEB4, sources=sources), f"{WEB4} . tcp . 80"
+    router.put(web)
+    router.synced()
+    router.forget()
+    router._cluster["Service"].clear()
+    router.restart(listed=False)
+    router.sync()
+    assert keys(router) == {" . ".join([key, *sources])}
+    held = router.kernel.read().ruleset.elements[INET]
+    assert set(held["closed4"]) == ({key} if sources else set())
+    assert router._record.memory.closed == {}
+    assert router._result.cut == {}
+    router.lists()
+    router.sync()
+    assert keys(router) == set()
+    assert set(router.kernel.read().ruleset.elements[INET]["closed4"]) == {key}
+    assert set(router._result.cut) == {key}
+
+
+def test_an_address_that_the_guard_refuses_does_not_count_as_closed(router: LabRouter) -> None:
+    stray = service("stray", OUTSIDE4)
+    router.put(POOL, stray)
+    router.synced()
+    router.restart(listed=False)
+    router.sync()
+    router.delete(stray)
+    router.lists()
+    router.synced()
+    assert set(router.kernel.read().ruleset.elements[INET]["closed4"]) == set()
 
 
 @pytest.mark.parametrize("moment", ["before", "after"])
