@@ -2,7 +2,7 @@
 
 import os
 import subprocess
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from enum import StrEnum
@@ -17,9 +17,10 @@ from nftsync.cluster.kubeconfig import allowed
 from nftsync.config import DEFAULT_PATH, Config, ConfigError, PoolMode, load
 from nftsync.files.localchainfile import read_local_chain
 from nftsync.kernel import others
+from nftsync.kernel.interfaces import local_now
 from nftsync.kernel.links import read_links, read_uplinks
 from nftsync.kernel.netlink import DumpError
-from nftsync.objects.address import AddressSet
+from nftsync.objects.address import AddressSet, Network, Range
 from nftsync.objects.names import (
     ADVERTISEMENT,
     CONFIG_MAP,
@@ -106,7 +107,7 @@ def findings(path: Path | None) -> Iterator[Finding]:
             yield finding
             legal = yield from _pools(api, config, spec)
             if config.stateless:
-                yield _stateless(legal)
+                yield _stateless(legal, local_now().networks)
     except ApiError as error:
         yield Finding("kubeconfig", FAIL, str(error))
     yield from _nics(config.nics.over(spec.nics if spec else Nics()), legal)
@@ -250,10 +251,14 @@ def _pools(api: Api, config: Config, spec: NftSpec | None) -> Generator[Finding,
     return guard.legal
 
 
-def _stateless(legal: AddressSet | None) -> Finding:
-    """legal: the addresses of the pools, None without pools."""
+def _stateless(legal: AddressSet | None, attached: Iterable[Network]) -> Finding:
+    """legal: the addresses of the pools, None without pools.  attached: the router's networks."""
     if legal is None or not legal.ranges:
         return Finding("stateless", WARN, "no pool counts: the router tracks the connections of every Service")
+    inside = [network for network in attached if network.num_addresses > 1 and legal.covers(Range.of(network))]
+    if inside:
+        wide = f"a pool contains {min(map(str, inside))}, a network of this router, so it is wider than the cluster"
+        return Finding("stateless", WARN, f"{wide}: the router and the nodes can't reach its other hosts")
     return Finding("stateless", OK, "packets of the pools bypass connection tracking")
 
 

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
@@ -200,7 +201,14 @@ def test_without_root_the_local_chain_is_read_and_the_rest_is_said(tmp_path: Pat
 
 @pytest.mark.parametrize(
     ("legal", "level"),
-    [(None, Level.WARN), (AddressSet(), Level.WARN), (AddressSet.of([parse_range("172.30.254.0/24")]), Level.OK)],
+    [
+        (None, Level.WARN),
+        (AddressSet(), Level.WARN),
+        (AddressSet.of([parse_range("172.30.254.0/24")]), Level.OK),
+        (AddressSet.of([parse_range("172.30.0.0/16")]), Level.WARN),
+    ],
 )
-def test_stateless_without_a_pool_is_a_warning(legal: AddressSet | None, level: Level) -> None:
-    assert _stateless(legal).level is level
+def test_stateless_without_a_pool_or_with_one_wider_than_the_cluster_is_a_warning(
+    legal: AddressSet | None, level: Level
+) -> None:
+    assert _stateless(legal, [ip_network("172.30.250.0/24"), ip_network("172.30.254.1/32")]).level is level
