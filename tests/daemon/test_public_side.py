@@ -272,6 +272,42 @@ def test_what_is_built_while_the_daemon_runs_lets_in_what_is_open_and_nothing_el
         in_order(daemon, row, wires)
 
 
+@rows
+def test_after_a_boot_and_before_the_daemon_what_is_open_passes_and_nothing_else(row: Row, tmp_path: Path) -> None:
+    with Lab(NIC) as lab, Daemon(lab, tmp_path, interval=600) as daemon:
+        wires = row.wires(lab)
+        built(lab, row)
+        daemon.put(resource(row), POOL, WEB, SLOW)
+        daemon.start()
+        assert eventually(lambda: passes_alone(lab, wires, row.ways)), daemon.log()
+        assert remembers(daemon)
+        power_off(daemon)
+        boot(daemon)
+        assert passes_alone(lab, wires, row.ways)
+        assert limited(lab, wires, row.ways) == (BURST, BURST)
+        assert outwards(lab, wires)
+
+
+@rows
+def test_what_is_built_after_an_early_boot_lets_in_what_is_open_and_nothing_else(row: Row, tmp_path: Path) -> None:
+    with Lab(NIC) as lab, Daemon(lab, tmp_path, interval=600) as daemon:
+        wires = row.wires(lab)
+        built(lab, row)
+        daemon.put(resource(row), POOL, WEB)
+        daemon.start()
+        assert eventually(lambda: passes_alone(lab, wires, row.ways)), daemon.log()
+        assert remembers(daemon)
+        power_off(daemon)
+        with before_the_network(lab):
+            for link in links(lab):
+                if link["ifname"] not in ("lo", "wan1"):
+                    lab.router.run(["ip", "link", "delete", link["ifname"]], check=False)
+            boot(daemon, "--early")
+        built(lab, row)
+        assert passes_alone(lab, wires, row.ways)
+        assert outwards(lab, wires)
+
+
 def test_a_nic_that_leaves_its_bridge_is_public_alone_and_the_bridge_is_inside(tmp_path: Path) -> None:
     row = ROWS["a port of a bridge"]
     with Lab(NIC) as lab, Daemon(lab, tmp_path, interval=600) as daemon:
