@@ -26,6 +26,7 @@ from pathlib import Path
 from tests.chaos import POOL
 from tests.children import give_children_default_signals
 from tests.lab.lab import Frame, Lab, Probe
+from tests.lab.probe import PEER_MAC
 from tests.labtools import SERVICE4, SERVICE6, Daemon, Raw, eventually, nft, service
 from tests.topology import CHILDREN, TAGS, Stack, draw_layers, draw_stack, links, possible_strays, route
 
@@ -40,6 +41,7 @@ BRIDGES = Path("/proc/sys/net/bridge")  # with br_netfilter, a bridge's packets 
 SLOW_AT = ("172.30.254.3", "2001:db8:254::3")
 BURST = 3
 SLOW = service("slow", *SLOW_AT, ports=[("UDP", 53)], limit=f"1/week burst {BURST} packets")
+GUEST_MAC = "02:00:00:00:00:0a"
 TAGGED = ((), (0,), *((tag,) for tag in TAGS), TAGS)
 Where = tuple[str, str, tuple[int, ...], Probe]  # the wire's NIC, the interface with the MAC address, tags, the probe
 
@@ -82,6 +84,7 @@ class World:
         self.host, self.at = self.uplinks[0], 0
         if bridges and self.draw.random() < 0.4:
             self.guest = Stack(self.lab, self.lab.uplink("guest0"), [])
+            self.guest.wire.peer.ip(f"link set eth0 address {GUEST_MAC}")  # a bridge learns where a peer is
             self.host, self.at = self.draw.choice(bridges)
             self.host.layers[self.at] = replace(self.host.layers[self.at], guest="guest0")
 
@@ -156,7 +159,12 @@ class World:
         guest = stack is self.guest
         other = {**stack.other, **self.host.other} if guest else stack.other
         return {
-            Frame(probe, macs[other.get(device, device)], tags): (stack.wire.nic, device, tags, probe)
+            Frame(probe, macs[other.get(device, device)], tags, GUEST_MAC if guest else PEER_MAC): (
+                stack.wire.nic,
+                device,
+                tags,
+                probe,
+            )
             for probe in probes
             for device in (*stack.devices, *(self.host.devices if guest else ()))
             for tags in TAGGED

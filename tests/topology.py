@@ -16,6 +16,7 @@ from typing import Any
 from tests.lab.features import kernel_has
 from tests.lab.lab import SERVICES, Lab
 from tests.lab.wire import Wire
+from tests.labtools import eventually
 
 MASTERS = ("bridge", "bond", "vrf")  # the interface below becomes a port
 CHILDREN = ("vlan", "macvlan", "ipvlan")  # the interface below carries them
@@ -180,6 +181,12 @@ class Stack:
             has = next(each.get("altnames", []) for each in links(self.lab) if each["ifname"] == device)
             if self.alias not in has:
                 self.lab.router.ip(f"link property add dev {device} altname {self.alias}")
+        assert eventually(self._carries), f"a link stays down: {links(self.lab)}"
+
+    def _carries(self) -> bool:
+        """Whether each interface carries packets by now. A bond takes a moment."""
+        states = {each["ifname"]: each["operstate"] for each in links(self.lab)}
+        return all(states[device] in ("UP", "UNKNOWN") for device in self.devices)
 
     def _delete(self, device: str) -> bool:
         """Delete an interface if it is there. False, for a filter."""

@@ -75,12 +75,13 @@ class Frame:
     probe: Probe
     mac: str = ROUTER_MAC
     tags: tuple[int, ...] = ()
+    sender: str = PEER_MAC
 
     def content(self, own: Pair, serial: int, magic: int) -> bytes:
         """The frame's bytes."""
         inner = packet(self.probe, own, serial, MARK.pack(magic, serial))
         tags = b"".join(struct.pack("!HH", _TAG, tag) for tag in self.tags)
-        return _ethernet(self.mac, PEER_MAC) + tags + struct.pack("!H", ETHERTYPES[inner[0] >> 4]) + inner
+        return _ethernet(self.mac, self.sender) + tags + struct.pack("!H", ETHERTYPES[inner[0] >> 4]) + inner
 
 
 class Framer:
