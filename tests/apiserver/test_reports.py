@@ -43,6 +43,7 @@ WRITTEN = 'nftsync_status_writes_total{result="written"}'
 GOOD = {
     "Ready": "True",
     "Running": "True",
+    "PublicInterfaces": "True",
     "RateShaping": "True",
     "LocalChainValid": "True",
     "Confirmed": "True",

@@ -279,7 +279,8 @@ def test_the_first_status_is_written_soon_after_the_start_and_by_server_side_app
     assert write.body["apiVersion"] == "nft.acnodal.com/v1alpha1"
     assert write.body["kind"] == "Nft"
     assert cluster.conditions() == {
-        "Ready": "True", "Running": "True", "PoolsGuarded": "True", "RateShaping": "True", "LocalChainValid": "True",
+        "Ready": "True", "Running": "True", "PoolsGuarded": "True", "PublicInterfaces": "True",
+        "RateShaping": "True", "LocalChainValid": "True",
         "Confirmed": "True", "Stale": "False", "RoutersAgree": "True",
     }  # fmt: skip
     assert {key: cluster.status[key] for key in ("services", "pinholes", "rejected")} == {
