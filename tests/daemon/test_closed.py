@@ -38,7 +38,7 @@ OTHER = service("other", OTHER4, OTHER6, ports=PORTS)
 WEB_POOL = pool("web", "172.30.254.0/28", "2001:db8:254::/124")
 OTHER_POOL = pool("other", "172.30.254.32/28", "2001:db8:254::20/124")
 KEYS = {f"{address} . {port}" for address in (SERVICE4, SERVICE6) for port in ("tcp . 80", "udp . 53")}
-MOMENT = 1.0  # seconds in which TCP sends a lost packet again
+MOMENT = 0.7  # seconds in which TCP sends a lost packet again
 
 
 @pytest.fixture
