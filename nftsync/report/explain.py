@@ -182,7 +182,8 @@ def _limited(view: View, settings: Settings, hole: Pinhole | None, answer: Expla
         if no_device and not why_not and answer.reason is ExplainReason.OPEN:
             answer = replace(answer, reason=ExplainReason.NIC_MISSING)
     if hole.limit_egress is not None:
-        lines.append(_limit("limit for what it sends", hole.limit_egress, why_not, view.drops_egress(hole.key)))
+        no_way_out = why_not or ("every interface counts as public" if settings.side.names is None else "")
+        lines.append(_limit("limit for what it sends", hole.limit_egress, no_way_out, view.drops_egress(hole.key)))
     return replace(answer, lines=(answer.lines[0], *lines, *answer.lines[1:]))
 
 

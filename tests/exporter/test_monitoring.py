@@ -103,7 +103,8 @@ def filled() -> Metrics:
     """Metrics with at least one sample of everything."""
     metrics = Metrics()
     key = "192.0.2.1 . tcp . 80"
-    reading = Reading({"dropped4": {(key, b""): Count(0, 0)}}, {"services4": 1})
+    counts = {name: {(key, b""): Count(0, 0)} for name in ("dropped4", "dropped-egress4")}
+    reading = Reading(counts, {"services4": 1})
     collector = KernelCollector(
         lambda: {key: Pinhole(key, 4, None, None, Name("shop", "web"))}, lambda: reading, lambda _: Reachability(0, 0)
     )

@@ -340,6 +340,8 @@ def test_an_egress_limit_is_told_with_what_it_has_dropped_and_whether_it_is_in_f
     assert found.lines[1] == f"its limit for what it sends is {LIMIT}; packets dropped over it: 12"
     off = ask(view(sending, enable_rateshape=False), "172.30.254.1:80")
     assert off.lines[1] == f"its limit for what it sends, {LIMIT}, is not in force: enable_rateshape is false"
+    gone = ask(view(sending, side=absent(PUBLIC_NIC)), "172.30.254.1:80")
+    assert gone.lines[1] == f"its limit for what it sends, {LIMIT}, is not in force: every interface counts as public"
 
 
 def test_a_limit_is_told_with_what_it_has_dropped() -> None:
