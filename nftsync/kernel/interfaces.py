@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from itertools import chain, repeat
 from threading import Event
 
 from pyroute2 import DiagSocket, IPRoute
@@ -27,7 +28,7 @@ from nftsync.policy.public import PublicSide, Uplink, public_side
 
 INGRESS_KINDS = ("ingress", "clsact")  # either one offers the ingress hook; a NIC can have one of them
 _CHECK = 1.0  # seconds until a stopped listener notices
-_UPLINKS = 60.0  # seconds between looks at the routes
+_UPLINKS, _FIRST = 60.0, 2.0  # seconds between looks at the routes; between the first two
 _BGP = 179
 _PEERS = 10_000  # to remember; a larger number is an attack on port 179
 _ESTABLISHED = 1 << 1  # TCP_ESTABLISHED as a mask of states
@@ -177,9 +178,8 @@ class Network:
         legal: the addresses that the cluster may use; None while no pools are known.
         Blocks: give it a thread of its own.
         """
-        began = False
-        while not stop.wait(_UPLINKS if began else 0.0):
-            began = True
+        pauses = chain((0.0, _FIRST), repeat(_UPLINKS))  # soon again: at the start no pools are known
+        while not stop.wait(next(pauses)):
             with suppress(DumpError):
                 uplinks = read_uplinks(legal())
                 if uplinks != self.uplinks:
