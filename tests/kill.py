@@ -76,7 +76,8 @@ def asked(raw: Raw | None) -> Part:
             key = f"{address} . {port['protocol'].lower()} . {port['port']}"
             found |= {f"sources{family}: {key} . {each}" for each in ranges if (":" in each) == (family == 6)}
             found |= set() if ranges else {f"services{family}: {key}"}
-            found |= {f"limited{family}: {key}"} if raw["metadata"]["annotations"] else set()
+            limits = {f"limited{family}: {key}", f"limited-dnat{family}: {key}"}
+            found |= limits if raw["metadata"]["annotations"] else set()
     return frozenset(found)
 
 

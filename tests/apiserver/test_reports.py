@@ -472,7 +472,7 @@ def test_drift_and_what_is_refused_of_the_settings_are_told_on_the_nft(router: R
             lambda: router.metric('nftsync_rejections{reason="invalid_settings"}') == 0, "the settings are good again"
         )
     assert (refused["type"], refused["regarding"]["uid"]) == ("Warning", uid)
-    assert "public_nic 'lo'" in refused["note"]
+    assert "'lo' is not the name of a network interface" in refused["note"]
     assert "the last good settings stay" in refused["note"]
 
 
