@@ -175,6 +175,11 @@ def rules(lab: Lab, *options: str) -> str:
     return "\n".join(sorted(shown))
 
 
+def but_closed(shown: str) -> str:
+    """The rules without closed endpoints: what was open for a moment stays in these sets."""
+    return re.sub(r"^set closed[46] \{.*?^\t\}", "", shown, flags=re.MULTILINE | re.DOTALL)
+
+
 def answers(connection: socket.socket, seconds: float = PATIENCE) -> bool:
     """Whether bytes that you send now come back within that time."""
     text = b"still?%d" % time.monotonic_ns()

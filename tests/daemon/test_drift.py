@@ -18,7 +18,7 @@ from nftsync.kernel.commits import Commit, ForeignChanges
 from nftsync.kernel.nft import Kernel
 from tests.lab.lab import Lab
 from tests.lab.namespace import Namespace
-from tests.labtools import SERVICE4, SERVICE6, Daemon, elements, eventually, needs_root, nft, rules, service
+from tests.labtools import SERVICE4, SERVICE6, Daemon, but_closed, elements, eventually, needs_root, nft, rules, service
 from tests.storm import storm
 
 pytestmark = needs_root
@@ -36,11 +36,6 @@ def daemon(tmp_path: Path) -> Iterator[Daemon]:
 
 def meddle(daemon: Daemon, command: str) -> None:
     daemon.lab.router.run(["nft", command])
-
-
-def but_closed(shown: str) -> str:
-    """The rules without closed endpoints: an endpoint that somebody opened is one of them after the repair."""
-    return re.sub(r"^set closed4 \{.*?^\t\}", "", shown, flags=re.MULTILINE | re.DOTALL)
 
 
 @pytest.mark.parametrize("command", [
