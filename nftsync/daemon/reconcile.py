@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import replace
 
 from nftsync.cluster.cache import Inputs
+from nftsync.config import ConfigError, parse
 from nftsync.daemon.observe import Changed, Observer
 from nftsync.daemon.record import Record
 from nftsync.kernel.nft import Kernel, KernelError
@@ -313,9 +314,13 @@ def _open_before(record: Record, known: Mapping[str, Pinhole], found: Found) -> 
 
 
 def _remembered(s: Snapshot, memory: Memory) -> Mapping[str, Pinhole]:
-    """The remembered pinholes. The remembered pools judge them, not the present ones."""
-    pools = Known(memory.facts.pools, Origin.REMEMBERED if memory.facts.pools_listed else Origin.UNKNOWN)
-    return PinholeIndex(memory.services.values(), s.config.service_filter, replace(s, pools=pools).guard).pinholes
+    """The remembered pinholes. The remembered configuration and pools judge them, not the present ones."""
+    facts, config = memory.facts, s.config
+    with suppress(ConfigError):  # of another version: the present one has to do
+        config = parse(facts.config, "the remembered configuration")
+    pools = Known(facts.pools, Origin.REMEMBERED if facts.pools_listed else Origin.UNKNOWN)
+    guard = replace(s, config=config, pools=pools).guard
+    return PinholeIndex(memory.services.values(), config.service_filter, guard).pinholes
 
 
 def _filters(found: Ruleset) -> bool:

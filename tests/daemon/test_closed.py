@@ -5,6 +5,7 @@ It stays so after conntrack is lost, after the pool has gone, and after a restar
 
 from __future__ import annotations
 
+import json
 import select
 import shutil
 import socket
@@ -217,6 +218,13 @@ def with_its_pool_during_a_reboot(daemon: Daemon) -> None:
     daemon.start()
 
 
+def by_the_configuration_during_a_reboot(daemon: Daemon) -> None:
+    reboot(daemon)
+    prefixes = OTHER_POOL["spec"]["addresses"]
+    daemon.configure(f"allowed_prefixes = {json.dumps(prefixes)}\n{daemon.config.read_text()}")
+    daemon.start()
+
+
 def reboot(daemon: Daemon) -> None:
     """No daemon, no rules, no connections, and nothing in /run."""
     assert daemon.stop() == 0
@@ -237,6 +245,7 @@ WAYS: list[Way] = [
     while_no_daemon_runs,
     before_a_reboot_and_its_pool_after_it,
     with_its_pool_during_a_reboot,
+    by_the_configuration_during_a_reboot,
 ]
 
 
