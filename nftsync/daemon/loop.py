@@ -270,7 +270,9 @@ class Daemon:
         self._last = result = self._reconciler.sync(
             whole=whole, look=look, resync=resync, changed_by=changed_by, idle=idle
         )
-        self._cutter.take(result.cut, result.untracked)
+        side = result.settings.side if result.settings else None
+        public = side.indices if side and side.names is not None else None
+        self._cutter.take(result.cut, result.untracked, public)
         ended = self._clock()
         metrics = self._metrics
         metrics.syncs.labels(result.outcome).inc()

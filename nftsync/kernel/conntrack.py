@@ -3,6 +3,9 @@
 After that, the next packet of a client is new, so no rule accepts it for the sake of an established
 connection. Deleting a connection also ends its offload to a flowtable. The rules hold without this.
 
+A connection from inside stays if the router translates its addresses. No rule refuses it, and it would
+not survive without its entry.
+
 Stateless pools need it: an entry outlives its packets, which conntrack no longer sees. If the pools are
 tracked again later, the kernel would compare with its old TCP window and call good packets invalid.
 
@@ -13,14 +16,17 @@ Source: linux/netfilter/nfnetlink_conntrack.h, net/netfilter/nf_conntrack_netlin
 
 import errno
 import logging
+import socket
 import struct
 import sys
 import threading
 from bisect import bisect_right
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from functools import cache
 from ipaddress import ip_address
 from typing import NamedTuple
 
+from nftsync.kernel import routes
 from nftsync.kernel.netlink import HEADER, PROTOCOL, DumpError, Netlink, attribute, fields
 from nftsync.objects.address import AddressSet, Network
 from nftsync.plan.closed import Cut
@@ -28,7 +34,8 @@ from nftsync.ruleset.model import PROTOCOLS
 
 _GET, _DELETE = 1 << 8 | 1, 1 << 8 | 2  # of NFNL_SUBSYS_CTNETLINK
 _FAMILIES = {4: 2, 6: 10}  # AF_INET, AF_INET6
-_ORIGINAL, _REPLY, _ID, _ZONE, _FILTER = 1, 2, 12, 18, 25
+_ORIGINAL, _REPLY, _STATUS, _ID, _ZONE, _FILTER = 1, 2, 3, 12, 18, 25
+_TRANSLATED = 0x30  # IPS_NAT_MASK
 _NESTED = 0x8000  # a flag of a type, which the kernel demands of the filter
 _IP, _PROTOCOL = 1, 2  # of a tuple
 _SOURCE = 1  # of the IP part, in IPv4
@@ -67,13 +74,20 @@ class Cutter:
         self._lock = threading.Condition()
         self._waiting: dict[str, tuple[Network, ...]] = {}
         self._untracked = AddressSet()
+        self._public: Collection[int] | None = None
         self._idle: frozenset[str] = frozenset()
         self._told = False  # the log already has a warning
 
-    def take(self, cut: Cut, untracked: AddressSet = AddressSet()) -> None:  # noqa: B008  # immutable
-        """Delete these connections soon. untracked: delete all of these addresses, too."""
+    def take(
+        self,
+        cut: Cut,
+        untracked: AddressSet = AddressSet(),  # noqa: B008  # immutable
+        public: Collection[int] | None = None,
+    ) -> None:
+        """Delete these connections soon. untracked: delete all of these addresses, too.  public: see end()."""
         if cut or untracked.ranges:
             with self._lock:
+                self._public = public
                 self._waiting.update(cut)
                 self._untracked |= untracked
                 self._lock.notify()
@@ -91,9 +105,10 @@ class Cutter:
                 self._lock.wait_for(lambda: self._waiting or self._untracked.ranges, _CHECK)
                 waiting, self._waiting = self._waiting, {}
                 untracked, self._untracked = self._untracked, AddressSet()
+                public = self._public
             try:
                 forget(untracked)
-                idle = end(waiting) if waiting else frozenset()
+                idle = end(waiting, public) if waiting else frozenset()
             except DumpError as error:
                 self._failed(waiting, untracked, error)
                 stop.wait(_RETRY)
@@ -111,17 +126,25 @@ class Cutter:
             self._untracked |= untracked
 
 
-def end(cut: Cut) -> frozenset[str]:
-    """Delete connections in this thread's network namespace. Returns the endpoints that had none.
+def end(cut: Cut, public: Collection[int] | None = None) -> frozenset[str]:
+    """Delete connections in this thread's network namespace. Returns the endpoints that had none to delete.
 
+    public: indices of the public interfaces, None if all are public. Translated connections with hosts
+    behind other interfaces stay.
     Raises DumpError.
     """
     keys = {_Endpoint.of(key): key for key in cut}
     busy = set[_Endpoint]()
-    with Netlink(PROTOCOL) as reader, Netlink(PROTOCOL) as writer:
+    with Netlink(PROTOCOL) as reader, Netlink(PROTOCOL) as writer, Netlink(socket.NETLINK_ROUTE) as router:
+
+        @cache
+        def is_public(address: bytes) -> bool:
+            device = None if public is None else routes.device(router, address)
+            return public is None or device is None or device in public
+
         for version in _FAMILIES:
             some = {each: cut[key] for each, key in keys.items() if len(each.address) == (4 if version == 4 else 16)}
-            for endpoint, connection in _connections(reader, version, some):
+            for endpoint, connection in _connections(reader, version, some, is_public):
                 busy.add(endpoint)
                 _delete(writer, connection)
     return frozenset(key for endpoint, key in keys.items() if endpoint not in busy)
@@ -149,20 +172,25 @@ def connections_of(kernel: Netlink, version: int, addresses: AddressSet) -> Iter
 
 
 def _connections(
-    kernel: Netlink, version: int, allowed: Mapping[_Endpoint, Collection[Network]]
+    kernel: Netlink,
+    version: int,
+    allowed: Mapping[_Endpoint, Collection[Network]],
+    is_public: Callable[[bytes], bool],
 ) -> Iterator[tuple[_Endpoint, bytes]]:
     """The connections to delete: their endpoint, and the body of the request to delete them.
 
     The endpoint is the source of the answers. This is so after DNAT, too. If conntrack has seen the
     server first, the endpoint is the source of the first packet.
-    allowed: endpoints, and the sources that may stay.
+    allowed: endpoints, and the sources that may stay.  is_public: whether packets to an address leave
+    by a public interface.
     """
     for filtered in _filters(version, allowed):
         for content, original, answers in _listed(kernel, version, filtered):
             for (here, _, protocol, port), there in ((answers, original[0]), (original, answers[0])):
                 endpoint = _Endpoint(here, protocol, port)
                 if endpoint in allowed and not any(ip_address(there) in network for network in allowed[endpoint]):
-                    yield endpoint, _request(version, content)
+                    if not _is_translated(content) or is_public(there):
+                        yield endpoint, _request(version, content)
                     break
 
 
@@ -173,6 +201,11 @@ def _listed(kernel: Netlink, version: int, filtered: bytes) -> Iterator[tuple[by
         (length,) = struct.unpack_from("=H", content, HEADER)
         answers = parse(content, HEADER + (length + 3 & ~3) + _HEADERS)
         yield content, parse(content, HEADER + _HEADERS), answers
+
+
+def _is_translated(content: bytes) -> bool:
+    status = fields(content, HEADER).get(_STATUS, b"")
+    return bool(int.from_bytes(status) & _TRANSLATED)
 
 
 def _request(version: int, content: bytes) -> bytes:

@@ -2,9 +2,10 @@
 
 import socket
 import struct
+import sys
 from collections.abc import Mapping
 
-from nftsync.kernel.netlink import Netlink, complete, fields
+from nftsync.kernel.netlink import DumpError, Netlink, attribute, complete, fields
 from nftsync.objects.address import AddressSet
 from nftsync.policy.pinholes import Pinhole
 from nftsync.report.traffic import Reachability, Routes, judge
@@ -12,7 +13,7 @@ from nftsync.report.traffic import Reachability, Routes, judge
 MOST_ROUTES = 50_000  # to read; a router with the full Internet table has a million
 _GET_ROUTES = 26  # RTM_GETROUTE
 _ROUTE = struct.Struct("=BBBBBBBBI")  # struct rtmsg
-_DESTINATION, _TABLE = 1, 15  # RTA_DST, RTA_TABLE
+_DESTINATION, _DEVICE, _TABLE = 1, 4, 15  # RTA_DST, RTA_OIF, RTA_TABLE
 _LOCAL_TABLE = 255
 _UNICAST = 1  # RTN_UNICAST: neither local nor a blackhole
 _CLONED = 0x200  # RTM_F_CLONED: a cached result, not a route
@@ -36,6 +37,18 @@ def read(most: int = MOST_ROUTES) -> Routes | None:
     """
     with Netlink(socket.NETLINK_ROUTE) as kernel:
         return complete(lambda: _read(kernel, most))
+
+
+def device(kernel: Netlink, address: bytes) -> int | None:
+    """The index of the interface that leads to an address; None without a route."""
+    family, bits = socket.AF_INET if len(address) == 4 else socket.AF_INET6, 8 * len(address)
+    request = _ROUTE.pack(family, bits, *[0] * 7) + attribute(_DESTINATION, address)
+    try:
+        (route,) = kernel.messages(_GET_ROUTES, request, dump=False)
+    except DumpError:  # unreachable or prohibited
+        return None
+    found = fields(route, _ROUTE.size).get(_DEVICE)
+    return None if found is None else int.from_bytes(found, sys.byteorder)
 
 
 def _read(kernel: Netlink, most: int) -> Routes | None:

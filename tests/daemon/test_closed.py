@@ -394,6 +394,32 @@ def test_a_flowtable_of_another_table_does_not_carry_a_closed_connection_on(daem
         assert all(each.arrives(10) for each in others)
 
 
+@pytest.mark.parametrize("address", [SERVICE4, SERVICE6])
+def test_a_translated_connection_from_inside_outlives_narrower_sources_and_a_restart(
+    daemon: Daemon, address: str
+) -> None:
+    lab = daemon.lab
+    inside = lab.uplink("inside0")
+    inside.peer.ip(f"route add {address} via {inside.here[':' in address]}")
+    lab.router.nft(
+        "table inet nat { chain postrouting { type nat hook postrouting priority 100; "
+        'iifname "inside0" oifname "cluster0" masquerade; }; }'
+    )
+    with (
+        lab.node.call(socket.create_server, (address, 80), family=_family(address)) as listener,
+        inside.peer.call(socket.create_connection, (address, 80), 3.0) as client,
+        listener.accept()[0] as server,
+    ):
+        going_on = Flow(address, client, server)
+        narrowed(daemon)
+        assert going_on.server_speaks()
+        assert daemon.stop() == 0
+        daemon.start()
+        time.sleep(MOMENT)  # until conntrack has been read
+        assert going_on.server_speaks()
+        assert going_on.arrives(10)
+
+
 # --- forgetting -----------------------------------------------------------------------------------------
 
 

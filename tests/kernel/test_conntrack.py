@@ -198,7 +198,7 @@ def test_without_conntrack_one_line_says_so_and_the_thread_tries_again(
 ) -> None:
     tries = list[float]()
 
-    def refuse(_: object) -> frozenset[str]:
+    def refuse(*_: object) -> frozenset[str]:
         tries.append(time.monotonic())
         raise DumpError(1)
 
