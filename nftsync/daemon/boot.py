@@ -47,11 +47,17 @@ class _NoNetwork:
 
     def look(self, nics: Nics) -> Interfaces:
         """The remembered interfaces, and the named ones by their real names."""
-        named = nics._replace(public=tuple(map(_real_name, nics.public)))
         side, facts = PublicSide.unseen(nics), self._facts
-        names = None if side.names is None else side.names | set(named.public) | facts.public
-        devices = facts.devices or named.public
-        return Interfaces(replace(side, names=names, devices=devices), facts.local or Local(), facts.peers)
+        public, inside = (tuple(map(_real_name, kind)) for kind in nics)
+        # Another name counts as inside only by the same settings.
+        met = facts.inside if facts.spec and facts.spec.nics == nics else frozenset()
+        seen = replace(
+            side,
+            names=None if side.names is None else side.names | set(public) | facts.public,
+            inside=None if side.inside is None else side.inside | set(inside) | met,
+            devices=facts.devices or public,
+        )
+        return Interfaces(seen, facts.local or Local(), facts.peers)
 
     def settle(self, devices: Collection[str], ours: frozenset[int]) -> frozenset[int]:  # noqa: ARG002  # the daemon does
         return ours

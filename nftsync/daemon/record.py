@@ -166,9 +166,11 @@ class Record:
                 local_chain=self._local_chain,
             )
         seen = s.interfaces
-        if confirming is not None and seen.live and seen.side:
-            public, devices = frozenset(seen.side.names or ()), seen.side.devices
-            facts = replace(facts, local=seen.local, peers=seen.peers, public=public, devices=devices)
+        if confirming is not None and seen.live and (side := seen.side):
+            facts = replace(facts, local=seen.local, peers=seen.peers)
+            if confirming.in_force == confirming.settled:
+                names, inside = frozenset(side.names or ()), frozenset(side.inside or ())
+                facts = replace(facts, public=names, inside=inside, devices=side.devices)
         return facts
 
     def hash(self, s: Snapshot) -> str:

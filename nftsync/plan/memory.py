@@ -33,7 +33,8 @@ class Facts:
     local_chain: the last body that the kernel accepted from the operator's file.
     config: the text of the configuration file.
     local: the router's addresses, None if unknown.  peers: addresses of BGP peers.
-    public: names of the interfaces that counted as public.  devices: those with the ingress hook.
+    public, inside: names of the interfaces that counted as public or inside, by the settings in spec.
+    devices: those with the ingress hook.
     as_of: last time at which the cluster asked for all this, RFC 3339, "" for never.
     """
 
@@ -46,6 +47,7 @@ class Facts:
     local: Local | None = None
     peers: frozenset[Address] = frozenset()
     public: frozenset[str] = frozenset()
+    inside: frozenset[str] = frozenset()
     devices: tuple[str, ...] = ()
     as_of: str = ""
 
@@ -130,6 +132,7 @@ def facts_record(facts: Facts) -> str:
         "local": None if facts.local is None else [_sorted(facts.local.addresses), _sorted(facts.local.networks)],
         "peers": _sorted(facts.peers),
         "public": _sorted(facts.public),
+        "inside": _sorted(facts.inside),
         "devices": list(facts.devices),
         "as_of": facts.as_of,
     }
@@ -211,6 +214,7 @@ def _facts(raw: dict[str, Any]) -> Facts:
         local=None if raw["local"] is None else _local(*raw["local"]),
         peers=frozenset(map(ip_address, map(_without_zone, raw["peers"]))),
         public=frozenset(map(_nic, raw.get("public", ()))),  # former versions knew none
+        inside=frozenset(map(_nic, raw.get("inside", ()))),
         devices=tuple(map(_nic, raw.get("devices", ()))),
         as_of=_text(raw["as_of"]),
     )

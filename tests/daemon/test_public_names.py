@@ -225,6 +225,22 @@ def test_with_inside_nics_only_those_and_their_masters_open_connections(tmp_path
 # --- tunnels --------------------------------------------------------------------------------------------
 
 
+def test_after_a_boot_and_before_the_daemon_the_bridge_of_an_inside_nic_opens_connections(tmp_path: Path) -> None:
+    with Lab(NIC) as lab, Daemon(lab, tmp_path, interval=600) as daemon:
+        lan = lab.uplink("lan1")
+        lab.router.ip(*bridged("br0", "lan1"), "address flush dev lan1")
+        lan.address("br0")
+        daemon.put({**nft(), "spec": {"public_nic": NIC, "inside_nics": ["cluster0", "lan1"]}}, POOL, WEB)
+        daemon.start()
+        out = [Frame(Probe("tcp", str(peer), 443)) for peer in lab.public.there]
+        assert eventually(lambda: lab.deliver_frames(lan, out, [lab.public]) == out), daemon.log()
+        assert remembers(daemon)
+        power_off(daemon)
+        boot(daemon)
+        assert lab.deliver_frames(lan, out, [lab.public]) == out
+        assert passes_alone(lab, {NIC: lab.public}, [Way(NIC)])
+
+
 @pytest.mark.parametrize("bound", [True, False], ids=["to a device", "to an address"])
 @pytest.mark.parametrize("kind", [pytest.param(kind, marks=needs_kernel(kind)) for kind in ("vxlan", "gretap")])
 def test_a_tunnel_over_the_public_nic_without_an_address_is_public(tmp_path: Path, kind: str, bound: bool) -> None:  # noqa: FBT001
