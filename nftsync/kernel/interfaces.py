@@ -148,7 +148,7 @@ class Network:
         try:
             links = read_links()
             self._names = {link.name: link.index for link in links}
-            side = public_side(links, nics, self.uplinks)
+            side = public_side(links, nics, self.uplinks, self._seen.side)
             self._tell(side)
             self._seen = replace(self._seen, side=side, live=True)
         except DumpError as error:

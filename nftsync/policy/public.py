@@ -54,7 +54,9 @@ class PublicSide:
     inside: the names that count as inside; None for every interface that is not public.
     devices: the interfaces whose ingress hooks together see each packet once, as it comes in.
     trunks: those of `devices` whose hook also sees the packets of VLANs, which come in there as well.
-    named: the public NICs as you named them.  missing: those that are not there.
+    named: the public NICs as you named them.  missing: the names that no interface has.
+    found: the name of each public NIC that is there, with its index.
+    renamed: those of `missing` whose interface is still there, with its present name. It stays public.
     warnings: sentences about interfaces that you may have forgotten.
     """
 
@@ -65,6 +67,8 @@ class PublicSide:
     trunks: frozenset[str] = frozenset()
     named: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
+    found: frozenset[tuple[str, int]] = frozenset()
+    renamed: tuple[tuple[str, str], ...] = ()
     warnings: tuple[str, ...] = ()
 
     @classmethod
@@ -76,12 +80,12 @@ class PublicSide:
     @property
     def absence(self) -> str:
         """The consequence of missing public NICs, as a sentence; "" if all are there."""
-        if not self.missing:
-            return ""
-        gone = f"{' and '.join(self.missing)} {'is' if len(self.missing) == 1 else 'are'} not there"
-        if self.names is not None:
-            return f"{gone}: only the other public NICs are"
-        return f"{gone}: {self} counts as public, and no rate limit is in force"
+        told = [f"{name} is called {now!a} now, which is public until nftsync restarts" for name, now in self.renamed]
+        if lost := [name for name in self.missing if name not in dict(self.renamed)]:
+            gone = f"{' and '.join(lost)} {'is' if len(lost) == 1 else 'are'} not there"
+            other = f"{self} counts as public, and no rate limit is in force"
+            told.append(f"{gone}: {other if self.names is None else 'only the other public NICs are'}")
+        return "; ".join(told)
 
     def __str__(self) -> str:
         """For people: the public interfaces, and the missing ones."""
@@ -95,9 +99,11 @@ def is_writable(name: str) -> bool:
     return _WRITABLE.fullmatch(name) is not None
 
 
-def public_side(links: Iterable[Link], nics: Nics, uplinks: Collection[Uplink] = ()) -> PublicSide:
-    """The public interfaces among all links."""
-    picture = _Picture(links, nics)
+def public_side(
+    links: Iterable[Link], nics: Nics, uplinks: Collection[Uplink] = (), before: PublicSide | None = None
+) -> PublicSide:
+    """The public interfaces among all links. before: those of an earlier look."""
+    picture = _Picture(links, nics, dict(before.found) if before else {})
     picture.grow()
     public = picture.public
     written = {index: link for index, link in public.items() if is_writable(link.name)}
@@ -111,6 +117,8 @@ def public_side(links: Iterable[Link], nics: Nics, uplinks: Collection[Uplink] =
         frozenset(link.name for link in devices if picture.carries_vlans(link)),
         nics.public,
         picture.missing,
+        picture.found,
+        picture.renamed,
         (
             *picture.warnings(),
             *(f"nft cannot write the name of the public interface {public[i].name!a}" for i in public.keys() - written),
@@ -122,11 +130,17 @@ def public_side(links: Iterable[Link], nics: Nics, uplinks: Collection[Uplink] =
 class _Picture:
     """The links of one network namespace, the ways between them, and the public ones by index."""
 
-    def __init__(self, links: Iterable[Link], nics: Nics) -> None:
+    def __init__(self, links: Iterable[Link], nics: Nics, before: Mapping[str, int]) -> None:
+        """before: the indices of the public NICs at an earlier look."""
         self._links = {link.index: link for link in links}
         self._inside = {name: self._named(name) for name in nics.inside}
         found = {name: self._named(name) for name in nics.public}
         self.missing = tuple(name for name, link in found.items() if link is None)
+        for name in self.missing:  # somebody may have renamed it; its wire is the same
+            link = self._links.get(before.get(name, 0))
+            found[name] = link if link not in (*self._inside.values(), *found.values()) else None
+        self.found = frozenset((name, link.index) for name, link in found.items() if link)
+        self.renamed = tuple((name, link.name) for name in self.missing if (link := found[name]))
         self._roots = [link for link in found.values() if link]
         # The same interface under two names: to call it public is the safer word.
         self._kept = {link.index for link in self._inside.values() if link and link not in self._roots}
@@ -162,7 +176,7 @@ class _Picture:
         if not self._inside:
             return None
         links = [one for link in self._inside.values() if link for one in (link, *self._masters(link))]
-        names = {link.name for link in links if link.index not in self.public}
+        names = {link.name for link in links if link.index not in self.public and is_writable(link.name)}
         return frozenset(names | self._inside.keys() - {link.name for link in self.public.values()})
 
     def devices(self) -> list[Link]:

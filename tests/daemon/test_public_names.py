@@ -225,6 +225,23 @@ def test_with_inside_nics_only_those_and_their_masters_open_connections(tmp_path
 # --- tunnels --------------------------------------------------------------------------------------------
 
 
+def test_one_of_two_public_nics_gets_another_name_and_stays_public(tmp_path: Path) -> None:
+    with Lab(NIC) as lab, Daemon(lab, tmp_path, interval=600) as daemon:
+        lab.uplink("wan1")
+        daemon.put({**nft(), "spec": {"public_nics": [NIC, "wan1"]}}, POOL, WEB, SLOW)
+        daemon.start()
+        lab.router.ip(f"link set {NIC} name other0")
+        assert eventually(lambda: status(daemon)["public_nic"]["missing"]), daemon.log()
+        wires = {NIC: replace(lab.public, nic="other0")}
+        assert passes_alone(lab, wires, [Way("other0")])
+        assert outwards(lab, wires)
+        assert limited(lab, wires, [Way("other0")]) == (BURST, BURST)
+        assert f"{NIC} is called 'other0' now" in daemon.command("status").stdout
+        lab.router.ip(f"link set other0 name {NIC}")
+        assert eventually(lambda: not status(daemon)["public_nic"]["missing"]), daemon.log()
+        assert passes_alone(lab, {NIC: lab.public}, [Way(NIC)])
+
+
 def test_after_a_boot_and_before_the_daemon_the_bridge_of_an_inside_nic_opens_connections(tmp_path: Path) -> None:
     with Lab(NIC) as lab, Daemon(lab, tmp_path, interval=600) as daemon:
         lan = lab.uplink("lan1")

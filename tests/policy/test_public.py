@@ -205,3 +205,22 @@ def test_before_a_look_the_names_count_as_they_are() -> None:
         frozenset({"a", "b"}), inside=frozenset({"c"}), devices=("a", "b"), named=("a", "b")
     )
     assert PublicSide.unseen(Nics()).names is None
+
+
+def test_a_nic_stays_public_under_another_name_unless_that_name_is_inside() -> None:
+    nics, other = Nics(("enp1s0", "wan1"), ("lan0",)), Link(5, "wan1")
+    before = public_side([WAN, other], nics)
+    renamed = public_side([Link(2, "eth7"), other], nics, (), before)
+    assert renamed.indices == {2, 5}
+    assert (renamed.missing, renamed.devices) == (("enp1s0",), ("eth7", "wan1"))
+    assert renamed.absence == "enp1s0 is called 'eth7' now, which is public until nftsync restarts"
+    assert public_side([Link(2, "lan0"), other], nics, (), renamed).indices == {5}
+    plugged = public_side([Link(2, "eth7"), Link(9, "enp1s0"), other], nics, (), renamed)
+    assert plugged.indices == {9, 5}
+    assert not plugged.absence
+
+
+def test_a_name_that_nft_cannot_write_is_not_inside() -> None:
+    assert seen(WAN, Link(3, "lan0", master=4), Link(4, 'br"', kind="bridge"), inside="lan0").inside == frozenset(
+        {"lan0"}
+    )
