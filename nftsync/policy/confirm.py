@@ -14,7 +14,8 @@ from nftsync.objects.nft import Confirmation, NftSpec
 
 def cut_off(before: NftSpec, after: NftSpec) -> str:
     """The part of a change that can lock the administrator out, for people; "" for none."""
-    if before.nics != after.nics:
+    was, now = (tuple(map(set, spec.nics)) for spec in (before, after))  # their order does not matter
+    if was != now:
         return f"public_nic changed from {before.nics} to {after.nics}"
     # Whether the rules accept ssh from the public side.
     had_ssh, has_ssh = (spec.enable_ssh or not spec.enable_dropall for spec in (before, after))

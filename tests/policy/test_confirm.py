@@ -27,6 +27,8 @@ HARMLESS = replace(OPEN, enable_bgp=False)
         (OPEN, OPEN, ""), (OPEN, HARMLESS, ""), (NO_SSH, OPEN, ""), (NO_SSH, replace(NO_SSH, enable_bgp=False), ""),
         (OPEN, NO_SSH, "enable_ssh was switched off"),
         (OPEN, OTHER_NIC, "public_nic changed from eth0 to eth1"),
+        (replace(OPEN, nics=Nics(("eth0", "eth1"))), replace(OPEN, nics=Nics(("eth1", "eth0"))), ""),
+        (OPEN, replace(OPEN, nics=Nics(("eth0",), ("eth2",))), "public_nic changed from eth0 to eth0 (inside: eth2)"),
         (OPEN, replace(NO_SSH, enable_dropall=False), ""),
         (replace(NO_SSH, enable_dropall=False), NO_SSH, "enable_dropall was switched on without enable_ssh"),
     ],
