@@ -242,6 +242,23 @@ def test_one_of_two_public_nics_gets_another_name_and_stays_public(tmp_path: Pat
         assert passes_alone(lab, {NIC: lab.public}, [Way(NIC)])
 
 
+def test_after_a_boot_public_nics_that_nobody_has_confirmed_are_not_public(tmp_path: Path) -> None:
+    with Lab(NIC) as lab, Daemon(lab, tmp_path, interval=600) as daemon:
+        daemon.put(nft(NIC), POOL, WEB)
+        daemon.start()
+        assert remembers(daemon)
+        daemon.configure(f"confirm_seconds = 600\n{daemon.config.read_text()}")
+        daemon.signal(signal.SIGHUP)
+        assert eventually(lambda: "configuration reloaded" in daemon.log())
+        daemon.put(nft("cluster0"))
+        assert eventually(lambda: status(daemon)["public"]["interfaces"] == ["cluster0"]), daemon.log()
+        power_off(daemon)
+        boot(daemon)
+        wires = {NIC: lab.public}
+        assert passes_alone(lab, wires, [Way(NIC)])
+        assert outwards(lab, wires), "the cluster's NIC is inside"
+
+
 def test_after_a_boot_and_before_the_daemon_the_bridge_of_an_inside_nic_opens_connections(tmp_path: Path) -> None:
     with Lab(NIC) as lab, Daemon(lab, tmp_path, interval=600) as daemon:
         lan = lab.uplink("lan1")
