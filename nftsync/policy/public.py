@@ -161,11 +161,11 @@ class _Picture:
             carrier = self._links.get(link.lower)
             if carrier is None or carrier.index in self.public:
                 continue
-            if self._has_purpose(carrier) or carrier.index in self._kept:
+            if self._is_kept_apart(carrier):
                 self._addressed[carrier.index] = carrier
             else:
                 below.extend(self._add(carrier))
-        while [link for link in self._carried() if not self._has_purpose(link) and self._add(link)]:
+        while [link for link in self._carried() if not self._is_kept_apart(link) and self._add(link)]:
             pass
 
     def inside(self) -> frozenset[str] | None:
@@ -206,6 +206,11 @@ class _Picture:
         for name, inner in self._inside.items():
             if inner is None:
                 yield f"there is no interface {name}, which inside_nics names"
+                continue
+            public = next((link for link in (inner, *self._masters(inner)) if link.index in self.public), None)
+            if public is not None:
+                where = "counts" if public is inner else f"its packets come in by {public.name}, which counts"
+                yield f"{name} is in inside_nics, but {where} as public"
         for root in self._roots:
             if root.kind == VRF and root.index in self.public and (ports := self._ports(root)):
                 names = ", ".join(sorted(port.name for port in ports))
@@ -232,8 +237,18 @@ class _Picture:
         )
 
     def _add(self, link: Link) -> list[Link]:
-        """Count an interface and its masters as public; return the new ones."""
-        new = [one for one in (link, *self._masters(link)) if one.index not in self._kept | self.public.keys()]
+        """Count an interface and its masters as public; return the new ones.
+
+        A master is public even if you called it inside, because its packets do not tell their port. A
+        port of Open vSwitch may belong to another bridge.
+        """
+        if link.index in self._kept:
+            return []
+        new = [
+            one
+            for one in (link, *self._masters(link))
+            if one.index not in self.public and (one.kind != OVS or one.index not in self._kept)
+        ]
         self.public.update((one.index, one) for one in new)
         return new
 
@@ -262,6 +277,9 @@ class _Picture:
     def _has_purpose(self, link: Link) -> bool:
         """Whether an interface, or a master of it, has an address: then somebody gave it a purpose."""
         return link.addressed or any(master.addressed for master in self._masters(link))
+
+    def _is_kept_apart(self, link: Link) -> bool:
+        return self._has_purpose(link) or self._is_inside(link)
 
     def _is_inside(self, link: Link) -> bool:
         """Whether you have called an interface, or a master of it, inside."""

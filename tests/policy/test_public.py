@@ -117,6 +117,7 @@ CASES = {
         "br0 enp1s0",
         "enp1s0 enp2s0",
         inside="enp3s0",
+        warned="enp3s0",
     ),
     "a macvlan on a VLAN: the hook of the parent sees its packets": Case(
         (WAN, Link(4, "v", kind="vlan", lower=2), Link(5, "m", kind="macvlan", lower=4, addressed=True)),
@@ -134,11 +135,32 @@ CASES = {
     "a tunnel with an address is inside, and no news": Case(
         (WAN, Link(4, "gre1", kind="gre", lower=2, addressed=True)), "enp1s0", "enp1s0"
     ),
-    "an inside interface is never public": Case(
-        (Link(2, "enp1s0", master=4), Link(4, "br0", kind="bridge")), "enp1s0", "enp1s0", inside="br0"
+    "the bridge of a public NIC is public, even if it is in inside_nics": Case(
+        (Link(2, "enp1s0", master=4), Link(4, "br0", kind="bridge")), "br0 enp1s0", "enp1s0", inside="br0", warned="br0"
+    ),
+    "a VLAN of a public NIC in an inside bridge is inside": Case(
+        (WAN, Link(4, "enp1s0.5", kind="vlan", lower=2, master=5), Link(5, "br0", kind="bridge")),
+        "enp1s0",
+        "enp1s0",
+        inside="br0",
+        trunks="enp1s0",
+    ),
+    "the bridge of an inside VLAN is inside": Case(
+        (WAN, Link(4, "enp1s0.5", kind="vlan", lower=2, master=5), Link(5, "br0", kind="bridge")),
+        "enp1s0",
+        "enp1s0",
+        inside="enp1s0.5",
+        trunks="enp1s0",
+    ),
+    "another bridge of Open vSwitch stays inside": Case(
+        (Link(2, "enp1s0", master=4), Link(4, "ovs-system", kind="openvswitch"),
+         Link(5, "br-ex", kind="openvswitch", addressed=True), Link(6, "br-int", kind="openvswitch", addressed=True)),
+        "br-ex enp1s0 ovs-system",
+        "enp1s0",
+        inside="br-int",
     ),
     "an interface that is named as both is public": Case(
-        (Link(2, "enp1s0", frozenset({"alt"})), LAN), "enp1s0", "enp1s0", inside="alt"
+        (Link(2, "enp1s0", frozenset({"alt"})), LAN), "enp1s0", "enp1s0", inside="alt", warned="alt"
     ),
     "several NICs, one of them away": Case(
         (WAN, Link(4, "enp2s0"), LAN), "enp1s0 enp2s0 ppp0", "enp1s0 enp2s0", public="enp1s0 enp2s0 ppp0"
