@@ -94,7 +94,7 @@ class Daemon:
         self._stop = threading.Event()
         self._listeners: list[threading.Thread] = []
         self._foreign_changes = commits.ForeignChanges(self._wake(Message.TABLES), clock)
-        self._cutter = conntrack.Cutter()
+        self._cutter = conntrack.Cutter(lambda: self._reconciler.opened())
         self._requests = RequestQueue(self._wake(Message.REQUEST))
         self._systemd = Systemd(os.environ)
         self._metrics = Metrics()

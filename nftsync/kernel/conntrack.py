@@ -30,6 +30,7 @@ from nftsync.kernel import routes
 from nftsync.kernel.netlink import HEADER, PROTOCOL, DumpError, Netlink, attribute, fields
 from nftsync.objects.address import AddressSet, Network
 from nftsync.plan.closed import Cut
+from nftsync.policy.pinholes import Pinhole
 from nftsync.ruleset.model import PROTOCOLS
 
 _GET, _DELETE = 1 << 8 | 1, 1 << 8 | 2  # of NFNL_SUBSYS_CTNETLINK
@@ -68,9 +69,13 @@ class _Endpoint(NamedTuple):
 
 
 class Cutter:
-    """Deletes connections in a thread of its own. take() and take_idle() are for other threads."""
+    """Deletes connections in a thread of its own. take() and take_idle() are for other threads.
 
-    def __init__(self) -> None:
+    opened: a copy of the open pinholes, for any thread. Their connections stay, even if they were to end.
+    """
+
+    def __init__(self, opened: Callable[[], Mapping[str, Pinhole]] = dict) -> None:
+        self._opened = opened
         self._lock = threading.Condition()
         self._waiting: dict[str, tuple[Network, ...]] = {}
         self._untracked = AddressSet()
@@ -108,13 +113,20 @@ class Cutter:
                 public = self._public
             try:
                 forget(untracked)
-                idle = end(waiting, public) if waiting else frozenset()
+                still = self._still(waiting)
+                idle = end(still, public) if still else frozenset()
             except DumpError as error:
                 self._failed(waiting, untracked, error)
                 stop.wait(_RETRY)
             else:
                 with self._lock:
                     self._idle |= idle
+
+    def _still(self, waiting: Cut) -> Cut:
+        """The connections that must end still: meanwhile, a pinhole can have opened again."""
+        opened = self._opened() if waiting else {}
+        sources = {key: opened[key].sources if key in opened else allowed for key, allowed in waiting.items()}
+        return {key: allowed for key, allowed in sources.items() if allowed is not None}
 
     def _failed(self, waiting: Cut, untracked: AddressSet, error: DumpError) -> None:
         """Keep the connections for the next try. Log only the first failure."""

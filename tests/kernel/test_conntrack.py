@@ -10,12 +10,16 @@ from pathlib import Path
 
 import pytest
 
+from nftsync.config import Filters
 from nftsync.kernel import conntrack
 from nftsync.kernel.conntrack import Cutter, end
 from nftsync.kernel.netlink import PROTOCOL, DumpError, Netlink
+from nftsync.objects.service import Service, parse_service
+from nftsync.plan.closed import Cut
+from nftsync.policy.pinholes import Pinhole, PinholeIndex
 from tests.lab.lab import CLIENT, PUBLIC, Lab, Probe
 from tests.lab.probe import PEER_MAC
-from tests.labtools import SERVICE4, SERVICE6, eventually, needs_root
+from tests.labtools import SERVICE4, SERVICE6, eventually, needs_root, service
 
 pytestmark = needs_root
 
@@ -216,3 +220,36 @@ def test_without_conntrack_one_line_says_so_and_the_thread_tries_again(
     finally:
         stop.set()
         thread.join()
+
+
+def test_the_connections_of_an_endpoint_that_opens_again_before_the_next_try_stay(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    key, other = f"{SERVICE4} . udp . 53", f"{SERVICE6} . udp . 53"
+    opened, tries = dict[str, Pinhole](), list[Cut]()
+
+    def refuse_once(cut: Cut, _: object) -> frozenset[str]:
+        tries.append(cut)
+        opened.update(PinholeIndex([_service()], Filters()).pinholes)
+        if len(tries) == 1:
+            raise DumpError(1)
+        return frozenset()
+
+    monkeypatch.setattr(conntrack, "end", refuse_once)
+    monkeypatch.setattr(conntrack, "_RETRY", 0.01)
+    cutter, stop = Cutter(opened.copy), threading.Event()
+    thread = threading.Thread(target=cutter.run, args=[stop])
+    cutter.take({key: (), other: ()})
+    thread.start()
+    try:
+        assert eventually(lambda: len(tries) == 2)
+        assert tries == [{key: (), other: ()}, {other: ()}]
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _service() -> Service:
+    parsed = parse_service(service("dns", SERVICE4, ports=[("UDP", 53)]), None)
+    assert parsed
+    return parsed
