@@ -83,7 +83,7 @@ class PublicSide:
         told = [f"{name} is called {now!a} now, which is public until nftsync restarts" for name, now in self.renamed]
         if lost := [name for name in self.missing if name not in dict(self.renamed)]:
             gone = f"{' and '.join(lost)} {'is' if len(lost) == 1 else 'are'} not there"
-            other = f"{self} counts as public, and no rate limit is in force"
+            other = f"{self} counts as public, and no ingress limit is in force"
             told.append(f"{gone}: {other if self.names is None else 'only the other public NICs are'}")
         return "; ".join(told)
 

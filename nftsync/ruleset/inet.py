@@ -86,6 +86,10 @@ _INSIDE = ("iifname @inside", "meta sdifname @inside")
 
 def chains(settings: Settings) -> dict[str, Chain]:
     verdict = "drop" if settings.enable_dropall else "accept"
+    # by address first: each packet pays for it
+    egress = [
+        f"{ip} saddr @egress{version} jump {EGRESS_LIMITS}" for version, ip in IP.items() if settings.enable_rateshape
+    ]
     return {
         LOCAL_CHAIN: Chain(settings.local_chain),
         OPERATOR_CR: Chain(
@@ -143,14 +147,11 @@ def chains(settings: Settings) -> dict[str, Chain]:
         ),
         FORWARD: Chain(
             lines(
+                # Without a public interface that is there, answers of Services also go to from-public.
+                *(egress if settings.side.names is None else ()),
                 # goto: a packet that matches several of these rules passes the chain once
                 *_from_public(settings.side, f"goto {FROM_PUBLIC}"),
-                # by address first: each packet pays for it
-                *(
-                    f"{ip} saddr @egress{version} jump {EGRESS_LIMITS}"
-                    for version, ip in IP.items()
-                    if settings.enable_rateshape
-                ),
+                *(() if settings.side.names is None else egress),
                 f"jump {LOCAL_CHAIN}",
                 f"jump {GLOBAL}",
                 verdict,

@@ -221,7 +221,7 @@ def test_a_nic_that_goes_shows_in_the_status_and_in_what_is_explained(daemon: As
     missing = {"name": PUBLIC_NIC, "attached": False, "missing": True, "rate_shaping": True}
     assert eventually(lambda: daemon.status()["public_nic"] == missing)
     assert (
-        "is not there: every interface counts as public, and no rate limit is in force"
+        "is not there: every interface counts as public, and no ingress limit is in force"
         in daemon.command("status").stdout
     )
     found = daemon.explain("172.30.254.3:5000/udp")

@@ -425,7 +425,7 @@ def test_the_status_says_what_the_router_does(router: Told) -> None:
     assert router.metric("pinholes") == 2
     assert (
         router.condition("RateShaping").message
-        == f"{PUBLIC_NIC} is not there: every interface counts as public, and no rate limit is in force"
+        == f"{PUBLIC_NIC} is not there: every interface counts as public, and no ingress limit is in force"
     )
     router.put(nft(enable_rateshape=False))
     router.sync()

@@ -193,7 +193,7 @@ def test_without_any_named_nic_every_interface_is_public_and_the_sentence_says_s
     found = seen(LAN, public="eth9 eth8")
     assert (found.names, found.devices, found.missing) == (None, (), ("eth9", "eth8"))
     assert found.absence == (
-        "eth9 and eth8 are not there: every interface counts as public, and no rate limit is in force"
+        "eth9 and eth8 are not there: every interface counts as public, and no ingress limit is in force"
     )
     assert seen(LAN, public="eth9", inside="enp6s0").absence.startswith("eth9 is not there: every interface that is")
 

@@ -374,7 +374,9 @@ def test_a_limit_is_not_in_force_without_rate_shaping_or_without_the_public_nic(
         (ExplainReason.NIC_MISSING,),
     )
     assert missing.lines[1] == f"its limit, {LIMIT}, is not in force: the public NIC is not there"
-    assert missing.lines[2] == "public0 is not there: every interface counts as public, and no rate limit is in force"
+    assert (
+        missing.lines[2] == "public0 is not there: every interface counts as public, and no ingress limit is in force"
+    )
     unlimited = ask(view(WEB, side=absent(PUBLIC_NIC)), "172.30.254.1:80")
     assert (unlimited.verdict, unlimited.reason, unlimited.also) == (
         Verdict.PASSES,

@@ -57,7 +57,7 @@ def test_what_is_wrong_stands_in_the_message_and_the_reason_is_one_word() -> Non
     ] == [False] * 5 + [True]
     assert found["Ready"].message == "the kernel says no"
     assert found["PoolsGuarded"].message == "no MetalLB configuration was seen"
-    absence = "enp9s0 is not there: every interface counts as public, and no rate limit is in force"
+    absence = "enp9s0 is not there: every interface counts as public, and no ingress limit is in force"
     assert found["RateShaping"].message == absence
     assert absence in found["PublicInterfaces"].message
     assert found["LocalChainValid"].message == "line 3: syntax error"

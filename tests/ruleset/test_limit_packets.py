@@ -12,7 +12,7 @@ import pytest
 from nftsync.kernel import counters
 from tests.lab.fragments import send_fragmented
 from tests.lab.lab import CLIENT, PUBLIC, Lab, Probe
-from tests.labtools import SERVICE4, SERVICE6, Firewall, needs_root, nft, packets, service
+from tests.labtools import SERVICE4, SERVICE6, Firewall, needs_root, nft, packets, service, wanted
 from tests.support import filled
 
 pytestmark = needs_root
@@ -198,6 +198,17 @@ def test_an_egress_limit_holds_for_answers_to_redirected_packets(
     redirect(lab)
     firewall.load([service("slow", SERVICE4, SERVICE6, ports=UDP80, egress="1/week burst 3 packets")], nft())
     assert lab.arrives("udp", str(PUBLIC[family]), 8080, sport=5000)
+    answers = [Probe("udp", str(CLIENT[family]), 5000, source=address, sport=80)] * 20
+    assert len(lab.deliver(answers, "node")) == 3
+
+
+@pytest.mark.parametrize(("family", "address"), [(0, SERVICE4), (1, SERVICE6)])
+def test_an_egress_limit_holds_for_answers_while_no_public_nic_is_there(
+    lab: Lab, firewall: Firewall, family: int, address: str
+) -> None:
+    slow = service("slow", SERVICE4, SERVICE6, ports=UDP80, egress="1/week burst 3 packets")
+    firewall.change(wanted([slow], nft("eth9"), links=[]))
+    assert lab.arrives("udp", address, 80, sport=5000)
     answers = [Probe("udp", str(CLIENT[family]), 5000, source=address, sport=80)] * 20
     assert len(lab.deliver(answers, "node")) == 3
 

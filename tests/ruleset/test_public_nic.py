@@ -29,7 +29,7 @@ POOL = {
     "spec": {"addresses": ["172.30.254.0/24", "2001:db8:254::/64"]},
 }
 HOOKED = 'hook ingress device "public0"'
-MISSING = "public0 is not there: every interface counts as public, and no rate limit is in force"
+MISSING = "public0 is not there: every interface counts as public, and no ingress limit is in force"
 
 
 @pytest.fixture
