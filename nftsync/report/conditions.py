@@ -70,6 +70,8 @@ def _unshaped(settings: Settings | None) -> str:
         return "nothing is applied yet"
     if not settings.enable_rateshape:
         return "enable_rateshape is false"
+    if settings.limits_refused:
+        return "the kernel refuses the rate limits; the earlier ones stay"
     return "" if settings.devices else settings.side.absence or "no public interface can carry them"
 
 

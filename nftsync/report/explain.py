@@ -175,11 +175,12 @@ def _limited(view: View, settings: Settings, hole: Pinhole | None, answer: Expla
         return answer
     lines, why_not = list[str](), "" if settings.enable_rateshape else "enable_rateshape is false"
     if hole.limit is not None:
-        no_device = "" if settings.devices else why_not or "the public NIC is not there"
+        refused = "the kernel refuses the rate limits" if settings.limits_refused else ""
+        no_device = "" if settings.devices else why_not or refused or "the public NIC is not there"
         lines.append(_limit("limit", hole.limit, no_device, view.drops(hole.key)))
         if not no_device and answer.verdict is Verdict.PASSES:
             answer = replace(answer, verdict=Verdict.LIMITED)
-        if no_device and not why_not and answer.reason is ExplainReason.OPEN:
+        if no_device and not (why_not or refused) and answer.reason is ExplainReason.OPEN:
             answer = replace(answer, reason=ExplainReason.NIC_MISSING)
     if hole.limit_egress is not None:
         no_way_out = why_not or ("every interface counts as public" if settings.side.names is None else "")

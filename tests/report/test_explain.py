@@ -367,6 +367,9 @@ def test_a_limit_is_not_in_force_without_rate_shaping_or_without_the_public_nic(
     off = ask(view(SLOW, enable_rateshape=False), "172.30.254.1:80")
     assert (off.verdict, off.reason, off.also) == (Verdict.PASSES, ExplainReason.OPEN, ())
     assert off.lines[1] == f"its limit, {LIMIT}, is not in force: enable_rateshape is false"
+    refused = ask(view(SLOW, limits_refused=True), "172.30.254.1:80")
+    assert (refused.verdict, refused.reason, refused.also) == (Verdict.PASSES, ExplainReason.OPEN, ())
+    assert refused.lines[1] == f"its limit, {LIMIT}, is not in force: the kernel refuses the rate limits"
     missing = ask(view(SLOW, side=absent(PUBLIC_NIC)), "172.30.254.1:80")
     assert (missing.verdict, missing.reason, missing.also) == (
         Verdict.PASSES,

@@ -11,10 +11,13 @@ from hypothesis import strategies as st
 
 from nftsync.objects.metallb import MetalLBConfig
 from nftsync.objects.nft import Condition, Confirmation, Figures, NftStatus, RouterStatus, parse_status
+from nftsync.plan.result import Outcome, SyncResult
 from nftsync.policy.confirm import Confirming
+from nftsync.report.conditions import conditions as conditions_of
 from nftsync.report.conditions import describe, stamped, stopped, summary
+from nftsync.ruleset.settings import Settings
 from tests.report.views import standing
-from tests.support import json_values
+from tests.support import json_values, side
 
 GOOD = standing()
 NOW = "2026-01-02T03:04:05Z"
@@ -65,6 +68,14 @@ def test_what_is_wrong_stands_in_the_message_and_the_reason_is_one_word() -> Non
     assert {each.reason for each in found.values()} == {
         "NotSynced", "Running", "Unguarded", "NicMissing", "NotAttached", "Refused", "NotNeeded", "LastGoodHolds",
     }  # fmt: skip
+
+
+def test_limits_that_the_kernel_refuses_are_not_a_fault_of_the_interfaces() -> None:
+    settings = Settings(side("enp1s0"), enable_rateshape=True, limits_refused=True)
+    told = by_type(conditions_of(SyncResult(Outcome.FAILED, "no", settings=settings), {}))
+    assert not told["RateShaping"].holds
+    assert told["RateShaping"].message == "the kernel refuses the rate limits; the earlier ones stay"
+    assert told["PublicInterfaces"].holds
 
 
 @pytest.mark.parametrize("state", Confirmation)
