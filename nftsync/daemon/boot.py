@@ -49,13 +49,13 @@ class _NoNetwork:
         """The remembered interfaces, and the named ones by their real names."""
         side, facts = PublicSide.unseen(nics), self._facts
         public, inside = (tuple(map(_real_name, kind)) for kind in nics)
-        # Another name counts as inside only by the same settings.
-        met = facts.inside if facts.spec and facts.spec.nics == nics else frozenset()
+        # They may have changed meanwhile. Then a remembered name no longer counts as inside.
+        same = facts.spec is not None and facts.spec.nics == nics
         seen = replace(
             side,
             names=None if side.names is None else side.names | set(public) | facts.public,
-            inside=None if side.inside is None else side.inside | set(inside) | met,
-            devices=facts.devices or public,
+            inside=None if side.inside is None else side.inside | set(inside) | (facts.inside if same else set()),
+            devices=(facts.devices if same else ()) or public,
         )
         return Interfaces(seen, facts.local or Local(), facts.peers)
 

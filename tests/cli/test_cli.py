@@ -110,7 +110,7 @@ def test_render_prints_the_ruleset_of_the_examples_and_nothing_else(
     assert status("render", "--config", plain, "--manifests", EXAMPLES, "--strict") == 0
     shown = capsys.readouterr()
     assert shown.err == ""
-    assert shown.out.count("172.30.254.") == 21, "five pinholes, three limited ones in five sets, a pool"
+    assert shown.out.count("172.30.254.") == 24, "five pinholes, three limited ones in six sets, a pool"
 
 
 def test_render_takes_several_paths(plain: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -260,6 +260,21 @@ def test_after_a_boot_public_nics_that_nobody_has_confirmed_are_not_public(tmp_p
         assert outwards(lab, wires), "the cluster's NIC is inside"
 
 
+def test_after_a_boot_limits_are_in_force_at_the_nics_that_the_configuration_names_now(tmp_path: Path) -> None:
+    with Lab(NIC) as lab, Daemon(lab, tmp_path, interval=600) as daemon:
+        second = lab.uplink("wan1")
+        daemon.put(nft(NIC), POOL, WEB, SLOW)
+        daemon.start()
+        assert remembers(daemon)
+        power_off(daemon)
+        daemon.extra = f'[overrides."{socket.gethostname()}"]\npublic_nics = ["{NIC}", "wan1"]\n'
+        daemon.configure()
+        boot(daemon)
+        wires, ways = {NIC: lab.public, "wan1": second}, [Way(NIC), Way("wan1", wire="wan1")]
+        assert passes_alone(lab, wires, ways)
+        assert limited(lab, wires, ways) == (BURST, BURST)
+
+
 def test_after_a_boot_and_before_the_daemon_the_bridge_of_an_inside_nic_opens_connections(tmp_path: Path) -> None:
     with Lab(NIC) as lab, Daemon(lab, tmp_path, interval=600) as daemon:
         lan = lab.uplink("lan1")
