@@ -28,7 +28,7 @@ from typing import NamedTuple
 
 from nftsync.kernel import routes
 from nftsync.kernel.netlink import HEADER, PROTOCOL, DumpError, Netlink, attribute, fields
-from nftsync.objects.address import AddressSet, Network
+from nftsync.objects.address import AddressSet, Network, Range
 from nftsync.plan.closed import Cut
 from nftsync.policy.pinholes import Pinhole
 from nftsync.ruleset.model import PROTOCOLS
@@ -155,7 +155,8 @@ def end(cut: Cut, public: Collection[int] | None = None) -> frozenset[str]:
             return public is None or device is None or device in public
 
         for version in _FAMILIES:
-            some = {each: cut[key] for each, key in keys.items() if len(each.address) == (4 if version == 4 else 16)}
+            of_family = ((each, key) for each, key in keys.items() if len(each.address) == (4 if version == 4 else 16))
+            some = {each: AddressSet.of(map(Range.of, cut[key])) for each, key in of_family}
             for endpoint, connection in _connections(reader, version, some, is_public):
                 busy.add(endpoint)
                 _delete(writer, connection)
@@ -186,7 +187,7 @@ def connections_of(kernel: Netlink, version: int, addresses: AddressSet) -> Iter
 def _connections(
     kernel: Netlink,
     version: int,
-    allowed: Mapping[_Endpoint, Collection[Network]],
+    allowed: Mapping[_Endpoint, AddressSet],
     is_public: Callable[[bytes], bool],
 ) -> Iterator[tuple[_Endpoint, bytes]]:
     """The connections to delete: their endpoint, and the body of the request to delete them.
@@ -200,7 +201,7 @@ def _connections(
         for content, original, answers in _listed(kernel, version, filtered):
             for (here, _, protocol, port), there in ((answers, original[0]), (original, answers[0])):
                 endpoint = _Endpoint(here, protocol, port)
-                if endpoint in allowed and not any(ip_address(there) in network for network in allowed[endpoint]):
+                if endpoint in allowed and ip_address(there) not in allowed[endpoint]:
                     if not _is_translated(content) or is_public(there):
                         yield endpoint, _request(version, content)
                     break
