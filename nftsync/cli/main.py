@@ -209,7 +209,7 @@ _COMMANDS: tuple[tuple[str, Command, str, *tuple[Option, ...]], ...] = (
      _switch("--once", "stop after one measurement")),
     ("diff", questions.diff, "Show the difference between the kernel and the wanted ruleset, or that of manifests.",
      _MANIFESTS),
-    ("check", _check, "Check configuration, kubeconfig, permissions, nft, kernel and NIC."),
+    ("check", _check, "Check configuration, local chain, kubeconfig, permissions, nft, kernel, NIC and other tables."),
     ("bootstrap", _bootstrap, "Set up a cluster for its routers, and print the routers' kubeconfig.",
      _file("--kubeconfig", "the administrator's (default: kubectl's)"),
      _option("--server", "the API server's address for routers (default: as in that kubeconfig)", metavar="URL"),
