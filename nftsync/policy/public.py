@@ -140,8 +140,9 @@ class _Picture:
             link = self._links.get(before.get(name, 0))
             found[name] = link if link not in (*self._inside.values(), *found.values()) else None
         self.found = frozenset((name, link.index) for name, link in found.items() if link)
-        self.renamed = tuple((name, link.name) for name in self.missing if (link := found[name]))
-        self._roots = [link for link in found.values() if link]
+        is_any_there = len(self.missing) < len(found)  # else every interface counts as public
+        self.renamed = tuple((name, link.name) for name in self.missing if is_any_there and (link := found[name]))
+        self._roots = [link for link in found.values() if link and is_any_there]
         # The same interface under two names: to call it public is the safer word.
         self._kept = {link.index for link in self._inside.values() if link and link not in self._roots}
         self._addressed: dict[int, Link] = {}  # they carry a public interface

@@ -237,6 +237,9 @@ def test_a_nic_stays_public_under_another_name_unless_that_name_is_inside() -> N
     assert (renamed.missing, renamed.devices) == (("enp1s0",), ("eth7", "wan1"))
     assert renamed.absence == "enp1s0 is called 'eth7' now, which is public until nftsync restarts"
     assert public_side([Link(2, "lan0"), other], nics, (), renamed).indices == {5}
+    both = public_side([Link(2, "eth7"), Link(5, "eth8")], nics, (), renamed)
+    assert both.names is None, "every interface is public while no name is there"
+    assert public_side([Link(2, "eth7"), other], nics, (), both).indices == {2, 5}
     plugged = public_side([Link(2, "eth7"), Link(9, "enp1s0"), other], nics, (), renamed)
     assert plugged.indices == {9, 5}
     assert not plugged.absence
