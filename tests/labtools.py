@@ -27,6 +27,7 @@ from nftsync.objects.nft import Nics, parse_nft
 from nftsync.objects.service import parse_service
 from nftsync.policy.pinholes import PinholeIndex
 from nftsync.policy.public import Link, PublicSide, public_side
+from nftsync.ruleset.limits import has_egress
 from nftsync.ruleset.model import Ruleset
 from nftsync.ruleset.settings import Settings
 from nftsync.ruleset.tables import ruleset
@@ -88,7 +89,7 @@ def wanted(
     spec = parse_nft(resource, None).spec
     nics = spec.nics if spec else Nics()
     side = PublicSide.unseen(nics) if links is None else public_side(links, nics)
-    settings = Settings.of(spec, side, local_chain=local_chain)
+    settings = Settings.of(spec, side, local_chain=local_chain, egress=has_egress(desired.pinholes.values()))
     return ruleset(desired.pinholes.values(), settings)
 
 

@@ -69,7 +69,7 @@ def preview(
     return SyncResult(
         Outcome.UNCHANGED,
         snapshot=snapshot,
-        settings=settings_of(snapshot, {}, chain),
+        settings=settings_of(snapshot, {}, chain, index.pinholes.values()),
         pinholes=index.pinholes,
         index=index,
         nft=nft,

@@ -33,6 +33,7 @@ from nftsync.plan.plan import (
 from nftsync.plan.result import Change, Outcome, SyncResult, changes_between, refused, summary
 from nftsync.plan.snapshot import Known, Origin, Snapshot
 from nftsync.policy.pinholes import Pinhole, PinholeIndex, pinholes_of
+from nftsync.ruleset.limits import has_egress
 from nftsync.ruleset.model import INET, Elements, Ruleset, Table
 from nftsync.ruleset.tables import closed_keys, elements, open_keys
 from nftsync.ruleset.text import transaction
@@ -105,7 +106,10 @@ class Reconciler:
         return self._told(replace(result, since=since))
 
     def _sync_part(self, services: Changed) -> SyncResult | None:
-        """Compare and send only the elements of these Services. None if the kernel refuses them."""
+        """Compare and send only the elements of these Services.
+
+        None if the kernel refuses them, or other rules are needed.
+        """
         keys = set[str]().union(*[self.index.put(name, service) for name, service in services.items()])
         applied, wanted = self.record.applied, self.index.pinholes
         tables, settings = applied.tables, applied.settings
@@ -113,6 +117,8 @@ class Reconciler:
         assert settings is not None
         before = {key: applied.pinholes[key] for key in keys if key in applied.pinholes}
         after = {key: wanted[key] for key in keys if key in wanted}
+        if has_egress(after.values()) and not settings.egress:  # the first one needs its rules
+            return None
         beside, closing = applied.limits_beside(before, after), self.record.closing(before, after)
         old = Ruleset(tables, elements(before.values(), settings, beside, closing.forgotten))
         new = Ruleset(tables, elements(after.values(), settings, beside, closing.added))

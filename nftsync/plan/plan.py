@@ -18,7 +18,7 @@ from nftsync.plan.memory import BootFacts
 from nftsync.plan.snapshot import LocalChain, Origin, Snapshot, Verdicts
 from nftsync.policy.pinholes import Pinhole
 from nftsync.policy.public import PublicSide
-from nftsync.ruleset.limits import BY_ADDRESS, slowest_at
+from nftsync.ruleset.limits import BY_ADDRESS, EGRESS_SETS, has_egress, slowest_at
 from nftsync.ruleset.localchain import Body, by_name, explain_complaint
 from nftsync.ruleset.model import DYNAMIC, INET, IP, LOCAL_CHAIN, NAME, NETDEV, Elements, Ruleset, Table
 from nftsync.ruleset.settings import Settings
@@ -112,7 +112,7 @@ def plan(s: Snapshot, pinholes: Collection[Pinhole], closed: Iterable[str], foun
     unreplaced = table.is_enforcing and sets == SETS[INET] and not table.foreign_objects
     can_stay = not s.first_since_boot and unreplaced and LOCAL_CHAIN in table.chains
     chain = choose_local_chain(s.local_chain, s.verdicts.local_chains, can_stay=can_stay)
-    settings = settings_of(s, found.ruleset.tables, chain)
+    settings = settings_of(s, found.ruleset.tables, chain, pinholes)
     wanted, current = wanted_ruleset(s, pinholes, closed, settings), found.ruleset
     if trusted:
         as_wanted = left.tables is None and left.digest == tables_digest(wanted.tables)
@@ -144,8 +144,9 @@ def choose_local_chain(chain: LocalChain, refused: Mapping[str, str], *, can_sta
     return ChainInUse(body, chain.error or refused.get(chain.body or "", ""), instead, chain.last_good)
 
 
-def settings_of(s: Snapshot, current: Mapping[str, Table], chain: ChainInUse) -> Settings:
+def settings_of(s: Snapshot, current: Mapping[str, Table], chain: ChainInUse, pinholes: Iterable[Pinhole]) -> Settings:
     """The settings of the wanted tables. current: the tables in the kernel."""
+    undecided = s.undecided.get(INET, {})
     return Settings.of(
         s.spec.value,
         s.interfaces.side or PublicSide.unseen(s.nics),
@@ -154,6 +155,7 @@ def settings_of(s: Snapshot, current: Mapping[str, Table], chain: ChainInUse) ->
         cluster=s.guard.cluster,
         stateless=s.config.stateless,
         flags=flags_for(current, s.flags if s.config.own_tables else frozenset()),
+        egress=has_egress(pinholes) or any(undecided.get(name) for name in EGRESS_SETS),
     )
 
 

@@ -88,7 +88,9 @@ def chains(settings: Settings) -> dict[str, Chain]:
     verdict = "drop" if settings.enable_dropall else "accept"
     # by address first: each packet pays for it
     egress = [
-        f"{ip} saddr @egress{version} jump {EGRESS_LIMITS}" for version, ip in IP.items() if settings.enable_rateshape
+        f"{ip} saddr @egress{version} jump {EGRESS_LIMITS}"
+        for version, ip in IP.items()
+        if settings.egress and settings.enable_rateshape
     ]
     return {
         LOCAL_CHAIN: Chain(settings.local_chain),

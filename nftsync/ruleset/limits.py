@@ -103,6 +103,11 @@ def limits_at(pinholes: Iterable[Pinhole]) -> dict[str, Counter[Bound]]:
     return found
 
 
+def has_egress(pinholes: Iterable[Pinhole]) -> bool:
+    """Whether any pinhole has an egress limit."""
+    return any(hole.limit_egress is not None for hole in pinholes)
+
+
 def together(some: Limits, others: Limits) -> Limits:
     """Both limits of each address."""
     return {address: {*some.get(address, ()), *others.get(address, ())} for address in (*some, *others)}

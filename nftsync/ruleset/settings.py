@@ -17,6 +17,7 @@ class Settings:
     cluster: addresses that only the cluster uses (see guard.Guard).
     stateless: whether packets of the pools shall bypass connection tracking.
     flags: of the tables.
+    egress: whether any Service limits what it sends. Without one, packets do not pay for the look-up.
     limits_refused: whether the kernel refused the limits; then its present limits stay.
     """
 
@@ -30,6 +31,7 @@ class Settings:
     cluster: AddressSet = field(default_factory=AddressSet)
     stateless: bool = False
     flags: frozenset[str] = frozenset()
+    egress: bool = False
     limits_refused: bool = False
 
     @property
@@ -57,6 +59,7 @@ class Settings:
         cluster: AddressSet = AddressSet(),  # noqa: B008  # immutable
         stateless: bool = False,
         flags: frozenset[str] = frozenset(),
+        egress: bool = False,
     ) -> "Settings":
         """Settings from the Nft resource's spec; without a spec the strictest settings."""
         if spec is None:
@@ -72,4 +75,5 @@ class Settings:
             cluster=cluster,
             stateless=stateless,
             flags=flags,
+            egress=egress,
         )
