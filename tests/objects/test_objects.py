@@ -239,11 +239,14 @@ def test_a_bad_source_range_narrows_and_never_widens(text: Any) -> None:
     assert quote(text) in rejection.message
 
 
+CLOSED = {"closed4": {"192.0.2.1 . tcp . 80": ""}}  # to everybody
+
+
 @pytest.mark.parametrize("ranges", [["x"], [None], ["", ""], ["10.0.0.0/33", 5]])
 def test_where_every_range_is_bad_nobody_is_let_in(ranges: list[Any]) -> None:
     raw = service(loadBalancerSourceRanges=ranges)
     assert lets_in(raw) == {"192.0.2.1 . tcp . 80": ()}
-    assert elements(pinholes_of(parsed(raw)).values(), Settings()) == {"inet": {}, "netdev": {}}
+    assert elements(pinholes_of(parsed(raw)).values(), Settings()) == {"inet": CLOSED, "netdev": {}}
 
 
 def test_duplicates_and_overlaps_become_one_range_and_neighbours_too() -> None:
@@ -287,7 +290,9 @@ def test_an_annotation_that_is_no_list_of_ranges_lets_nobody_in(annotation: Any)
 
 def test_a_port_that_nobody_may_reach_has_no_bucket_either() -> None:
     raw = service(annotations={RATELIMIT_ANNOTATION: "5/second"}, loadBalancerSourceRanges=["x"])
-    assert elements(pinholes_of(parsed(raw)).values(), Settings(enable_rateshape=True)) == {"inet": {}, "netdev": {}}
+    assert elements(pinholes_of(parsed(raw)).values(), Settings(enable_rateshape=True)) == {
+        "inet": CLOSED, "netdev": {},
+    }  # fmt: skip
 
 
 # --- the rate limit ------------------------------------------------------------------------------------
@@ -304,6 +309,8 @@ def test_each_port_of_a_limited_service_gets_a_bucket_of_its_own() -> None:
         "limited6-packets": {"2001:db8::1 . tcp . 80", "2001:db8::1 . tcp . 443"},
         "dropped4": {"192.0.2.1 . tcp . 80", "192.0.2.1 . tcp . 443"},
         "dropped6": {"2001:db8::1 . tcp . 80", "2001:db8::1 . tcp . 443"},
+        "ingress4": {"192.0.2.1"},
+        "ingress6": {"2001:db8::1"},
         "fragments4-packets": {"192.0.2.1"},
         "fragments6-packets": {"2001:db8::1"},
     }
@@ -648,6 +655,8 @@ SOURCE = re.compile(rf"{KEY.pattern} \. [0-9a-f:.]{{2,39}}(/[0-9]{{1,3}})?")
 FORMS = {  # of elements, by the start of their set's name
     "sources": SOURCE,
     "fragments": re.compile(KEY.pattern.partition(r" \.")[0]),
+    "ingress": re.compile(KEY.pattern.partition(r" \.")[0]),
+    "egress": re.compile(KEY.pattern.partition(r" \.")[0]),
     "errors": re.compile(r"0x[0-9a-f]{8,32} \. (6|17|132) \. [1-9][0-9]{0,4}"),
 }
 STATEMENT = re.compile(
