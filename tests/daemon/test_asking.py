@@ -434,7 +434,7 @@ def test_diff_shows_what_other_manifests_would_do_and_does_it_not(daemon: Asked,
     assert done.returncode == 1
     assert all(line.startswith("+") for line in changes(done.stdout))
     inside = [line.strip("+\t,") for line in changes(done.stdout) if not line.endswith(("{", "}"))]
-    assert all(line.startswith(("172.30.254.50", "0xac1efe32 . 6 . 443")) for line in inside)
+    assert not [line for line in inside if not line.startswith(("172.30.254.50", "0xac1efe32 . 0x6"))]
     assert (
         len([line for line in inside if line.startswith("172.30.254.50 . tcp . 443 ")]) == 5
     ), "the pinhole, its limit and that of redirected packets, and counters of what these drop"
