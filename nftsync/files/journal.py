@@ -48,24 +48,23 @@ class _Batch:
 
     services: dict[Name, tuple[Service | None, ...]] = field(default_factory=dict)
     facts: Facts | None = None
-    closings: tuple[Closing, ...] = ()
+    closing: Closing = NOTHING_CLOSES
     whole: bool = False
 
     def __bool__(self) -> bool:
-        return bool(self.services or self.facts or self.closings or self.whole)
+        return bool(self.services or self.facts or self.closing or self.whole)
 
     def add(self, later: "_Batch") -> None:
         if later.whole:
-            self.services, self.closings, self.whole = later.services, later.closings, True
+            self.services, self.closing, self.whole = later.services, later.closing, True
         else:
-            self.closings += later.closings
+            self.closing = self.closing.then(later.closing)
             for name, versions in later.services.items():
                 self.services[name] = (*self.services.get(name, ()), *versions)[-2:]
         self.facts = later.facts or self.facts
 
     def lines(self) -> Iterator[str]:
-        for change in self.closings:  # first: a torn end loses no closed endpoint of a written Service
-            yield from closing_records(change)
+        yield from closing_records(self.closing)  # first: a torn end loses no closed endpoint of a written Service
         if self.facts is not None:
             yield facts_record(self.facts)
         for name, versions in self.services.items():
@@ -76,7 +75,7 @@ def _batch(
     services: Mapping[Name, Service | None], facts: Facts | None, closing: Closing, *, whole: bool = False
 ) -> _Batch:
     versions: dict[Name, tuple[Service | None, ...]] = {name: (service,) for name, service in services.items()}
-    return _Batch(versions, facts, (closing,) if closing else (), whole)
+    return _Batch(versions, facts, closing, whole)
 
 
 class Journal:

@@ -38,6 +38,12 @@ class Closing:
             closed.pop(key, None)
         closed.update(self.added)
 
+    def then(self, later: "Closing") -> "Closing":
+        """Both changes as one."""
+        gone = {*later.forgotten, *later.added}
+        added = {key: when for key, when in self.added.items() if key not in gone} | dict(later.added)
+        return Closing(added, sorted({*self.forgotten, *later.forgotten} - added.keys()))
+
     def undone(self, closed: Mapping[str, int]) -> "Closing":
         """The change back to these closed endpoints."""
         before = {key: closed[key] for key in (*self.forgotten, *self.added) if key in closed}

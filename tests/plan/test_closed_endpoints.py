@@ -98,6 +98,19 @@ def hole(key: str, sources: tuple[object, ...] | None) -> Pinhole:
     return Pinhole(key, 4, sources, None, Name("shop", "web"))  # type: ignore[arg-type]
 
 
+@given(st.dictionaries(st.sampled_from(KEYS), st.integers(1, 9)), *2 * [st.tuples(key_sets, key_sets)])
+def test_two_changes_that_wait_for_the_disk_are_one(
+    held: dict[str, int], first: tuple[frozenset[str], frozenset[str]], second: tuple[frozenset[str], frozenset[str]]
+) -> None:
+    changes = [
+        Closing(dict.fromkeys(sorted(added - forgotten), when), sorted(forgotten))
+        for when, (added, forgotten) in ((10, first), (11, second))
+    ]
+    one = changes[0].then(changes[1])
+    assert after(held, one) == after(after(held, changes[0]), changes[1])
+    assert not one.added.keys() & set(one.forgotten), "each endpoint is in one record"
+
+
 def test_connections_end_where_an_endpoint_closes_or_its_sources_change() -> None:
     before = {A: hole(A, None), B: hole(B, ("x",)), C: hole(C, ("x",))}
     now = {A: hole(A, ("y",)), B: hole(B, ("x",)), C: hole(C, None)}
