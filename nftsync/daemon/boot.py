@@ -56,6 +56,7 @@ class _NoNetwork:
             names=None if side.names is None else side.names | set(public) | facts.public,
             inside=None if side.inside is None else side.inside | set(inside) | (facts.inside if same else set()),
             devices=(facts.devices if same else ()) or public,
+            trunks=facts.trunks if same else frozenset(),
         )
         return Interfaces(seen, facts.local or Local(), facts.peers)
 

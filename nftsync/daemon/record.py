@@ -170,7 +170,7 @@ class Record:
             facts = replace(facts, local=seen.local, peers=seen.peers)
             if confirming.in_force == confirming.settled:
                 names, inside = frozenset(side.names or ()), frozenset(side.inside or ())
-                facts = replace(facts, public=names, inside=inside, devices=side.devices)
+                facts = replace(facts, public=names, inside=inside, devices=side.devices, trunks=side.trunks)
         return facts
 
     def hash(self, s: Snapshot) -> str:

@@ -34,7 +34,7 @@ class Facts:
     config: the text of the configuration file.
     local: the router's addresses, None if unknown.  peers: addresses of BGP peers.
     public, inside: names of the interfaces that counted as public or inside, by the settings in spec.
-    devices: those with the ingress hook.
+    devices, trunks: those with the ingress hook, and those of them that carry VLANs (see PublicSide).
     as_of: last time at which the cluster asked for all this, RFC 3339, "" for never.
     """
 
@@ -49,6 +49,7 @@ class Facts:
     public: frozenset[str] = frozenset()
     inside: frozenset[str] = frozenset()
     devices: tuple[str, ...] = ()
+    trunks: frozenset[str] = frozenset()
     as_of: str = ""
 
 
@@ -134,6 +135,7 @@ def facts_record(facts: Facts) -> str:
         "public": _sorted(facts.public),
         "inside": _sorted(facts.inside),
         "devices": list(facts.devices),
+        "trunks": _sorted(facts.trunks),
         "as_of": facts.as_of,
     }
     return _json([FACTS, described])
@@ -216,6 +218,7 @@ def _facts(raw: dict[str, Any]) -> Facts:
         public=frozenset(map(_nic, raw.get("public", ()))),  # former versions knew none
         inside=frozenset(map(_nic, raw.get("inside", ()))),
         devices=tuple(map(_nic, raw.get("devices", ()))),
+        trunks=frozenset(map(_nic, raw.get("trunks", ()))),
         as_of=_text(raw["as_of"]),
     )
 

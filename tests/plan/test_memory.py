@@ -73,6 +73,7 @@ specs = st.builds(
     *4 * [st.booleans()],
     st.sampled_from(["metallb-system", "metallb"]),
 )
+nic_sets = st.frozensets(st.sampled_from(["eth0", "enp1s0.7", "br-lan@x"]))
 facts = st.builds(
     Facts,
     spec=st.none() | specs,
@@ -83,6 +84,10 @@ facts = st.builds(
     config=texts,
     local=st.none() | st.builds(Local, address_sets, st.frozensets(networks(), max_size=3)),
     peers=address_sets,
+    public=nic_sets,
+    inside=nic_sets,
+    devices=nic_sets.map(sorted).map(tuple),
+    trunks=nic_sets,
     as_of=texts,
 )
 classes = st.none() | st.sampled_from(["", "example.com/other", "ü\n"])
@@ -293,7 +298,9 @@ def test_a_record_of_facts_that_can_not_be_is_refused(kind: str) -> None:
     assert memory == replayed(json.dumps(["facts", FACTS])), "and changes nothing"
 
 
-@pytest.mark.parametrize("key", [*GOOD, *(key for key in FACTS if key not in ("public", "inside", "devices"))])
+@pytest.mark.parametrize(
+    "key", [*GOOD, *(key for key in FACTS if key not in ("public", "inside", "devices", "trunks"))]
+)
 def test_a_record_that_lacks_something_is_refused(key: str) -> None:
     kind, whole = (SERVICE, GOOD) if key in GOOD else ("facts", FACTS)
     with pytest.raises(REFUSALS):
