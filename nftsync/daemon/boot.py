@@ -51,9 +51,12 @@ class _NoNetwork:
         public, inside = (tuple(map(_real_name, kind)) for kind in nics)
         # They may have changed meanwhile. Then a remembered name no longer counts as inside.
         same = facts.spec is not None and facts.spec.nics == nics
+        # The remembered names may leave a named one out: a VRF with an inside port.
+        known = same and bool(facts.public)
+        named = {real for name, real in zip(nics.public, public, strict=True) if real != name or not known}
         seen = replace(
             side,
-            names=None if side.names is None else side.names | set(public) | facts.public,
+            names=None if side.names is None else facts.public | named,
             inside=None if side.inside is None else side.inside | set(inside) | (facts.inside if same else set()),
             devices=(facts.devices if same else ()) or public,
             trunks=facts.trunks if same else frozenset(),
