@@ -227,6 +227,13 @@ def _from_inside(settings: Settings) -> Iterator[str]:
         yield from (f"{match} return" for match in _PUBLIC)
     if settings.is_stateless:
         yield from _to_public(side, f"ct state untracked jump {ANSWERS}")
+    # A server that goes on sending must not begin its closed connection anew, for another table's
+    # flowtable would then carry it past these rules.
+    if settings.enable_dropall:
+        yield from (
+            f"{FROM[version]} @closed{version} {FROM[version]} . {ip} daddr != @sources{version} counter drop"
+            for version, ip in IP.items()
+        )
     if side.inside is not None:
         yield from (f"{match} accept" for match in _INSIDE)
     elif side.names is not None:
