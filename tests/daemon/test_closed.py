@@ -342,6 +342,10 @@ def test_conntrack_forgets_what_a_daemon_that_was_killed_has_left(daemon: Daemon
         assert daemon.stop() == 0
         for each in closing:
             each.server_speaks()
+        assert not udp(to_web(lab)), "the server begins no connection anew"
+        lab.router.nft("flush set inet nftsync closed4; flush set inet nftsync closed6")
+        for each in closing:
+            each.server_speaks()
         assert udp(to_web(lab))
         daemon.start()
         assert eventually(lambda: not udp(to_web(lab))), daemon.log()

@@ -220,7 +220,7 @@ def test_the_local_chain_comes_before_everything_that_decides() -> None:
 def test_without_a_public_nic_every_interface_but_lo_counts_as_public() -> None:
     for anybody in (Settings(), Settings(absent("enp1s0"))):
         assert "iif" not in chain(anybody, "forward")
-        assert chain(anybody, "from-inside") == ""
+        assert "accept" not in chain(anybody, "from-inside")
     assert chain(Settings(side("enp1s0")), "from-inside").endswith("\t\taccept\n")
 
 
