@@ -153,8 +153,11 @@ def test_a_table_that_somebody_switched_off_is_made_anew_with_all_that_it_held(l
 
 
 def test_a_table_of_another_version_stays_until_it_is_known_what_belongs_into_it(lab: Lab, router: LabRouter) -> None:
-    lab.router.nft("flush chain inet nftsync operator-svc; delete set inet nftsync sources4; "
-                   "add set inet nftsync sources4 { type ipv4_addr . inet_proto . inet_service; }")  # fmt: skip
+    lab.router.nft(
+        "flush chain inet nftsync operator-svc; flush chain inet nftsync from-inside; "
+        "delete set inet nftsync sources4; "
+        "add set inet nftsync sources4 { type ipv4_addr . inet_proto . inet_service; }"
+    )
     before = rules(lab, "--handle")
     router.forget()
     router.restart(listed=False)
