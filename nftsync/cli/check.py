@@ -16,9 +16,9 @@ from nftsync.cluster.backoff import ApiError
 from nftsync.cluster.kubeconfig import allowed
 from nftsync.config import DEFAULT_PATH, Config, ConfigError, PoolMode, load
 from nftsync.files.localchainfile import read_local_chain
-from nftsync.kernel import others
+from nftsync.kernel import others, routes
 from nftsync.kernel.interfaces import local_now
-from nftsync.kernel.links import read_links, read_uplinks
+from nftsync.kernel.links import read_links
 from nftsync.kernel.netlink import DumpError
 from nftsync.objects.address import AddressSet, Network, Range
 from nftsync.objects.names import (
@@ -269,7 +269,7 @@ def _nics(nics: Nics, legal: AddressSet | None) -> Iterator[Finding]:
         yield Finding(subject, FAIL, "unknown: set public_nic in the Nft resource or in [overrides]")
         return
     try:
-        side = public_side(read_links(), nics, read_uplinks(legal))
+        side = public_side(read_links(), nics, routes.uplinks(legal))
     except DumpError as error:
         yield Finding(subject, FAIL, str(error))
         return

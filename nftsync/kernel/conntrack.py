@@ -151,7 +151,7 @@ def end(cut: Cut, public: Collection[int] | None = None) -> frozenset[str]:
 
         @cache
         def is_public(address: bytes) -> bool:
-            device = None if public is None else routes.device(router, address)
+            device = None if public is None else routes.device(ip_address(address), router)
             return public is None or device is None or device in public
 
         for version in _FAMILIES:

@@ -18,8 +18,9 @@ from pyroute2 import DiagSocket, IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 from pyroute2.netlink.rtnl import RTMGRP_IPV4_IFADDR, RTMGRP_IPV6_IFADDR, RTMGRP_LINK
 
-from nftsync.kernel.links import read_links, read_uplinks
-from nftsync.kernel.netlink import DumpError
+from nftsync.kernel import routes
+from nftsync.kernel.links import read_links
+from nftsync.kernel.netlink import DumpError, Netlink
 from nftsync.objects.address import Address, AddressSet, Local, unmapped
 from nftsync.objects.names import NftsyncError
 from nftsync.objects.nft import Nics
@@ -94,14 +95,6 @@ class Links:
             if network.num_addresses > 2
         )
         return Local(frozenset(addresses), frozenset(networks))
-
-    def way_to(self, address: Address) -> int | None:
-        """The index of the interface that leads to an address; None without a route."""
-        try:
-            routes = self._netlink.route("get", dst=str(address))
-            return next((int(index) for route in routes if (index := route.get_attr("RTA_OIF"))), None)
-        except (NetlinkError, OSError):  # unreachable, prohibited, or the kernel lacks the family
-            return None
 
     @_wrapped("list TCP connections")
     def bgp_peers(self) -> frozenset[Address]:
@@ -181,7 +174,7 @@ class Network:
         pauses = chain((0.0, _FIRST), repeat(_UPLINKS))  # soon again: at the start no pools are known
         while not stop.wait(next(pauses)):
             with suppress(DumpError):
-                uplinks = read_uplinks(legal())
+                uplinks = routes.uplinks(legal())
                 if uplinks != self.uplinks:
                     self.uplinks = uplinks
                     wake()
@@ -213,9 +206,16 @@ class Network:
         except LinkError as error:
             log.warning("public NIC: %s", error)
 
-    def routed(self, address: Address) -> bool:
-        """True if the router sends packets for an address on, and not through a public interface."""
-        way = self._links.way_to(address)
+    def routed(self, address: Address) -> bool | None:
+        """True if the router sends packets for an address on, and not through a public interface.
+
+        None if the kernel does not tell.
+        """
+        try:
+            with Netlink(socket.NETLINK_ROUTE) as kernel:
+                way = routes.device(address, kernel)
+        except DumpError:
+            return None
         return way is not None and not (self._seen.side and way in self._seen.side.indices)
 
 

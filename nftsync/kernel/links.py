@@ -1,4 +1,4 @@
-"""Read the network interfaces and the uplinks of this thread's network namespace through netlink.
+"""Read the network interfaces of this thread's network namespace through netlink.
 
 Source: rtnetlink(7), linux/if_link.h, linux/rtnetlink.h; drivers/net/ppp/pppoe.c of the kernel.
 """
@@ -6,18 +6,15 @@ Source: rtnetlink(7), linux/if_link.h, linux/rtnetlink.h; drivers/net/ppp/pppoe.
 import socket
 import struct
 import sys
-from collections.abc import Iterator, Mapping
-from ipaddress import ip_network
+from collections.abc import Mapping
 from pathlib import Path
 
 from nftsync.kernel.netlink import Fields, Netlink, attributes, complete, fields, text
-from nftsync.objects.address import AddressSet, Range
-from nftsync.policy.public import Link, Uplink
+from nftsync.policy.public import Link
 
-_GET_LINKS, _GET_ADDRESSES, _GET_ROUTES = 18, 22, 26  # RTM_GETLINK, RTM_GETADDR, RTM_GETROUTE
+_GET_LINKS, _GET_ADDRESSES = 18, 22  # RTM_GETLINK, RTM_GETADDR
 _LINK = struct.Struct("=BxHiII")  # struct ifinfomsg; the third is the index
 _ADDRESS = struct.Struct("=BBBBI")  # struct ifaddrmsg: family, prefix length, flags, scope, index
-_ROUTE = struct.Struct("=BBBBBBBBI")  # struct rtmsg: the third last is the protocol, the last but one the type
 _NAME, _LOWER, _MASTER, _INFO, _ELSEWHERE, _NAMES = 3, 5, 10, 18, 37, 52  # IFLA_*
 _INFO_KIND, _INFO_DATA, _ALTNAME = 1, 2, 53  # in IFLA_LINKINFO, IFLA_PROP_LIST
 # In IFLA_INFO_DATA of a tunnel: its own address (IFLA_GRE_LOCAL, IFLA_IPTUN_LOCAL, IFLA_VTI_LOCAL, IFLA_VXLAN_LOCAL*).
@@ -30,14 +27,9 @@ _TUNNEL_LOCAL = {
 _VXLAN_LINK = 3  # IFLA_VXLAN_LINK: a VXLAN has no IFLA_LINK
 _PEER, _LOCAL = 1, 2  # IFA_ADDRESS, IFA_LOCAL
 _LINK_SCOPE = 253  # RT_SCOPE_LINK
-_DESTINATION, _INTERFACE, _TABLE, _HOPS = 1, 4, 15, 9  # RTA_*
-_HOP = struct.Struct("=HBBi")  # struct rtnexthop; the last is the interface
-_LOCAL_TABLE, _UNICAST, _CLONED = 255, 1, 0x200
-_ROUTING = {186: "BGP", 12: "BIRD"}  # RTPROT_*: sources of routes
 # IFLA_LINK of these is the other end of a pair, which carries nothing.
 _PAIRS = ("veth", "netkit", "vxcan")
 _PPPOE = Path("/proc/net/pppoe")  # "Id Address Device": a line for each session
-_MOST_ROUTES = 50_000  # to read: default routes come first
 
 
 def read_links() -> tuple[Link, ...]:
@@ -102,48 +94,6 @@ def _pppoe_devices() -> set[str]:
     except OSError:
         return set()
     return {line.split()[-1] for line in lines if line.strip()}
-
-
-def read_uplinks(legal: AddressSet | None) -> frozenset[Uplink]:
-    """The interfaces with a default route, or with a route of a routing daemon out of the pools.
-
-    Each interface with one such route at most of each kind.  legal: None while no pools are known;
-    then only default routes count.  Raises DumpError.
-    """
-    with Netlink(socket.NETLINK_ROUTE) as kernel:
-        return complete(lambda: frozenset(_uplinks(kernel, legal)))
-
-
-def _uplinks(kernel: Netlink, legal: AddressSet | None) -> Iterator[Uplink]:
-    told: set[tuple[int, str]] = set()
-    for family in (socket.AF_INET, socket.AF_INET6):
-        for number, content in enumerate(kernel.messages(_GET_ROUTES, _ROUTE.pack(family, *[0] * 8))):
-            if number > _MOST_ROUTES:
-                return  # the socket goes, and the rest of the answer with it
-            _, length, _, _, table, source, _, kind, flags = _ROUTE.unpack_from(content)
-            route = fields(content, _ROUTE.size)
-            table = _integer(route[_TABLE]) if _TABLE in route else table
-            if table == _LOCAL_TABLE or kind != _UNICAST or flags & _CLONED or (length and source not in _ROUTING):
-                continue
-            network = ip_network((route.get(_DESTINATION, b"\0" * (4 if family == socket.AF_INET else 16)), length))
-            if length and (legal is None or legal.covers(Range.of(network))):
-                continue
-            what = f"a route to {network} by {_ROUTING[source]}" if length else "a default route"
-            for index in _interfaces(route):
-                if (index, what[:9]) not in told:
-                    told.add((index, what[:9]))
-                    yield Uplink(index, what)
-
-
-def _interfaces(route: Fields) -> Iterator[int]:
-    """The interfaces of a route: one, or one for each of its next hops."""
-    if _INTERFACE in route:
-        yield _integer(route[_INTERFACE])
-    hops, at = route.get(_HOPS, b""), 0
-    while at + _HOP.size <= len(hops):
-        length, _, _, index = _HOP.unpack_from(hops, at)
-        yield index
-        at += max(length + 3 & ~3, _HOP.size)
 
 
 def _integer(value: bytes) -> int:

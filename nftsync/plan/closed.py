@@ -69,9 +69,10 @@ def closing(
     added = dict(islice(added.items(), max(0, len(added) - MAX), None))
     forgotten = {key for key in after if key in closed}
     forgotten.update(key for key in idle if key not in added and now - closed.get(key, now) >= OLD)
-    if len(closed) + len(added) - len(forgotten) > MAX:
-        others = [key for key in closed if key not in forgotten and key not in added]
-        forgotten.update(others[: max(0, len(others) + len(added) - MAX)])
+    excess = len(closed) + sum(key not in closed for key in added) - len(forgotten) - MAX
+    if excess > 0:
+        others = (key for key in closed if key not in forgotten and key not in added)
+        forgotten.update(tuple(islice(others, excess)))
     return Closing(added, sorted(forgotten))
 
 

@@ -103,7 +103,7 @@ def chains(settings: Settings) -> dict[str, Chain]:
         OPERATOR_SVC: Chain(
             lines(
                 *(
-                    f"{ip} daddr . meta l4proto . th dport{source} @{name}{version} accept"
+                    f"{TO[version]}{source} @{name}{version} accept"
                     for version, ip in IP.items()
                     for name, source in (("services", ""), ("sources", f" . {ip} saddr"))
                 ),

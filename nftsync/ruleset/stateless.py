@@ -5,6 +5,7 @@ docs/router-pairs.md says what this means for routers in pairs.
 
 from collections.abc import Iterator
 
+from nftsync.ruleset.limits import FROM
 from nftsync.ruleset.model import ANSWERS, ICMP_ERRORS, IP, OUTPUT, PREROUTING, Chain, lines
 from nftsync.ruleset.settings import Settings
 
@@ -22,7 +23,7 @@ def chains(settings: Settings) -> dict[str, Chain]:
         ANSWERS: Chain(
             lines(
                 *(
-                    f"{ip} saddr . meta l4proto . th sport{client} @{name}{version} accept"
+                    f"{FROM[version]}{client} @{name}{version} accept"
                     for version, ip in IP.items()
                     for name, client in (("services", ""), ("sources", f" . {ip} daddr"))
                 ),

@@ -15,8 +15,9 @@ import pytest
 from pyroute2.netlink.exceptions import NetlinkError
 
 from nftsync.kernel import interfaces as links
+from nftsync.kernel import routes
 from nftsync.kernel.interfaces import LinkError, Links, listen
-from nftsync.kernel.links import read_links, read_uplinks
+from nftsync.kernel.links import read_links
 from nftsync.objects.address import AddressSet, parse_range
 from tests.lab.lab import CLIENT, CLUSTER, NODE, PUBLIC, Lab, TcpServer
 from tests.lab.namespace import Namespace
@@ -310,9 +311,11 @@ def test_uplinks_have_a_default_route_or_one_that_bgp_learned_out_of_the_pools(n
     )  # fmt: skip
     legal = AddressSet.of([parse_range("172.30.254.0/24")])
     index = {link.index: link.name for link in namespace.call(read_links)}
-    found = {(index[uplink.index], uplink.what) for uplink in namespace.call(read_uplinks, legal)}
+    found = {(index[uplink.index], uplink.what) for uplink in namespace.call(routes.uplinks, legal)}
     assert found == {
         ("up0", "a default route"), ("up1", "a default route"), ("up1", "a route to 203.0.113.0/24 by BGP"),
         ("up2", "a route to 2001:db8:99::/48 by BIRD"),
     }  # fmt: skip
-    assert {uplink.what for uplink in namespace.call(read_uplinks, None)} == {"a default route"}, "pools are not known"
+    assert {uplink.what for uplink in namespace.call(routes.uplinks, None)} == {
+        "a default route"
+    }, "pools are not known"
