@@ -59,7 +59,7 @@ __all__ = [
 ]
 
 SERVICES = ("172.30.254.0/24", "2001:db8:254::/64")  # routed to the node unless others are asked for
-_HOST = {  # addresses are usable at once, packets may come from anywhere
+HOST = {  # addresses are usable at once, packets may come from anywhere
     "ipv4/conf/all/rp_filter": 0,
     "ipv4/conf/default/rp_filter": 0,
     "ipv6/conf/all/disable_ipv6": 0,
@@ -67,7 +67,7 @@ _HOST = {  # addresses are usable at once, packets may come from anywhere
     "ipv6/conf/default/accept_dad": 0,
     "ipv6/conf/default/accept_ra": 0,
 }
-_ROUTER = {"ipv4/conf/all/forwarding": 1, "ipv6/conf/all/forwarding": 1}
+ROUTER = {"ipv4/conf/all/forwarding": 1, "ipv6/conf/all/forwarding": 1}
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +102,7 @@ class Lab:
         self._floods = itertools.count()
         with ExitStack() as opened:
             self.client, self.router, self.node = (_open_namespace(opened) for _ in range(3))
-            self.router.sysctl(_ROUTER)
+            self.router.sysctl(ROUTER)
             self.plug()
             self._join("cluster0", CLUSTER, self.node, NODE)
             for service in services:
@@ -280,7 +280,7 @@ class Lab:
 def _open_namespace(opened: ExitStack) -> Namespace:
     namespace = Namespace()
     opened.callback(namespace.close)
-    namespace.sysctl(_HOST)
+    namespace.sysctl(HOST)
     namespace.ip("link set lo up")
     return namespace
 

@@ -14,22 +14,14 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Self
 
+from tests.lab import lab
 from tests.lab.lab import SERVICES
 from tests.lab.namespace import Namespace
 
 CLIENT = ("203.0.113.2", "2001:db8:113::2")
 NODE = ("172.30.252.2", "2001:db8:252::2")
 HOST = ("172.30.253.2", "2001:db8:253::2")
-_SYSCTLS = {
-    "ipv4/conf/all/rp_filter": 0,
-    "ipv4/conf/default/rp_filter": 0,
-    "ipv4/icmp_ratelimit": 0,
-    "ipv6/conf/all/disable_ipv6": 0,
-    "ipv6/conf/default/disable_ipv6": 0,
-    "ipv6/conf/default/accept_dad": 0,
-    "ipv6/conf/default/accept_ra": 0,
-}
-_ROUTER = {"ipv4/conf/all/forwarding": 1, "ipv6/conf/all/forwarding": 1}
+_SYSCTLS = {**lab.HOST, "ipv4/icmp_ratelimit": 0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +58,7 @@ class Pair:
             self.client, self.node, self.host = made[:3]
             self.routers = (made[3], made[4])
             for number, router in enumerate(self.routers):
-                router.sysctl(_ROUTER)
+                router.sysctl(lab.ROUTER)
                 _join(router, "public0", self.client, f"eth{number}", PUBLIC[number])
                 _join(router, "cluster0", self.node, f"eth{number}", CLUSTER[number])
                 _route(router, CLIENT, PUBLIC[number].end)

@@ -5,8 +5,6 @@ All buckets fill so slowly that a test sees one bucket. So no assertion needs a 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
 from nftsync.kernel import counters
@@ -22,26 +20,6 @@ FREE4, FREE6 = "172.30.254.2", "2001:db8:254::2"
 ADDRESSES = [SERVICE4, SERVICE6]
 UDP80 = [("UDP", 80)]
 DATAGRAM = 40_000  # bytes
-
-
-@pytest.fixture(scope="module")
-def router() -> Iterator[tuple[Lab, Firewall]]:
-    with Lab() as made:
-        yield made, Firewall(made)
-
-
-@pytest.fixture
-def lab(router: tuple[Lab, Firewall]) -> Lab:
-    return router[0]
-
-
-@pytest.fixture
-def firewall(router: tuple[Lab, Firewall]) -> Firewall:
-    """Each test starts without rules and buckets."""
-    lab, firewall = router
-    lab.router.nft("flush ruleset")
-    firewall.holds = firewall.kernel.read().ruleset
-    return firewall
 
 
 class Counted:

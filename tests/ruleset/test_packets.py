@@ -6,7 +6,7 @@ import itertools
 import random
 import select
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_network
 
@@ -28,29 +28,6 @@ ROUTER = (*map(str, PUBLIC), *map(str, CLUSTER))
 TRANSPORTS: tuple[Protocol, ...] = ("tcp", "udp", "sctp")
 KINDS: tuple[Protocol, ...] = (*TRANSPORTS, "icmp")
 SWITCHES = ("enable_bgp", "enable_ssh", "enable_rateshape", "enable_dropall")
-
-
-@pytest.fixture(scope="module")
-def router() -> Iterator[tuple[Lab, Firewall]]:
-    with Lab() as made:
-        yield made, Firewall(made)
-
-
-@pytest.fixture
-def lab(router: tuple[Lab, Firewall]) -> Lab:
-    return router[0]
-
-
-@pytest.fixture
-def firewall(router: tuple[Lab, Firewall]) -> Firewall:
-    """Each test starts without rules and buckets.
-
-    Probes have source ports of their own, so no tracked connection recurs.
-    """
-    lab, firewall = router
-    lab.router.nft("flush ruleset")
-    firewall.holds = firewall.kernel.read().ruleset
-    return firewall
 
 
 @dataclass(frozen=True)

@@ -223,20 +223,6 @@ def _member(lab: Lab, group: str, index: int) -> socket.socket:
     return joined
 
 
-@pytest.fixture
-def lab(router: tuple[Lab, Firewall]) -> Lab:
-    return router[0]
-
-
-@pytest.fixture
-def firewall(router: tuple[Lab, Firewall]) -> Firewall:
-    """Each test starts without any rules."""
-    lab, firewall = router
-    lab.router.nft("flush ruleset")
-    firewall.holds = firewall.kernel.read().ruleset
-    return firewall
-
-
 def load(firewall: Firewall, recipe: str = "", services: Sequence[Raw] = (), *, enable_ssh: bool = False) -> None:
     """Our tables with a recipe in the local chain. Both interfaces count as public, and BGP is closed."""
     parse_local_chain(f"chain local-chain {{\n{recipe}}}\n")  # raises if the daemon refuses it
