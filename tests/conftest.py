@@ -14,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from tests.children import give_children_default_signals
+from tests.lab.features import kernel_has
 from tests.lab.lab import Lab
 from tests.support import Netns
 
@@ -38,10 +39,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for mark in item.iter_markers("needs_kernel"):
+        if missing := [kind for kind in mark.args if not kernel_has(kind)]:
+            pytest.skip(f"this kernel lacks {', '.join(missing)}")
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
-    if CI and report.skipped and not hasattr(report, "wasxfail") and not item.get_closest_marker("elsewhere"):
+    if CI and report.skipped and not any(map(item.get_closest_marker, ("elsewhere", "needs_kernel"))):
         report.outcome = "failed"
         report.longrepr = f"under CI nothing is skipped: {report.longrepr}"
     return report

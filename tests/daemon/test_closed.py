@@ -24,7 +24,7 @@ from nftsync.kernel.netlink import PROTOCOL, Netlink
 from nftsync.plan.closed import OLD
 from tests.kernel.test_conntrack import tracked
 from tests.lab.lab import CLIENT, Lab
-from tests.lab.namespace import LabError, Socket
+from tests.lab.namespace import Socket
 from tests.labtools import SERVICE4, SERVICE6, Daemon, elements, eventually, needs_root, nft, service, write
 from tests.policy.test_pools import pool
 
@@ -379,15 +379,13 @@ def test_without_dropall_connections_go_on_and_stay_in_conntrack(daemon: Daemon)
         assert arriving(going_on) == []
 
 
+@pytest.mark.needs_kernel("flowtable")
 def test_a_flowtable_of_another_table_does_not_carry_a_closed_connection_on(daemon: Daemon) -> None:
     lab = daemon.lab
-    try:
-        lab.router.nft(
-            "table inet fast { flowtable f { hook ingress priority 0; devices = { public0, cluster0 }; }; "
-            "chain forward { type filter hook forward priority 10; ct state established flow add @f; }; }"
-        )
-    except LabError as error:
-        pytest.skip(f"this kernel has no flowtables: {error}")
+    lab.router.nft(
+        "table inet fast { flowtable f { hook ingress priority 0; devices = { public0, cluster0 }; }; "
+        "chain forward { type filter hook forward priority 10; ct state established flow add @f; }; }"
+    )
     with flows(lab, SERVICE4, SERVICE6) as closing, flows(lab, OTHER4, OTHER6) as others:
         assert all(each.arrives(10) and each.server_speaks() for each in [*closing, *others])
         deleted(daemon)

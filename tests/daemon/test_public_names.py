@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from tests.chaos import POOL
-from tests.lab.features import needs_kernel
 from tests.lab.lab import PUBLIC, Frame, Lab, Probe, TcpServer, Wire
 from tests.labtools import Daemon, Raw, elements, eventually, needs_root, nft
 from tests.process import ClusterDaemon, cluster_daemon
@@ -292,7 +291,9 @@ def test_after_a_boot_and_before_the_daemon_the_bridge_of_an_inside_nic_opens_co
 
 
 @pytest.mark.parametrize("bound", [True, False], ids=["to a device", "to an address"])
-@pytest.mark.parametrize("kind", [pytest.param(kind, marks=needs_kernel(kind)) for kind in ("vxlan", "gretap")])
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=pytest.mark.needs_kernel(kind)) for kind in ("vxlan", "gretap")]
+)
 def test_a_tunnel_over_the_public_nic_without_an_address_is_public(tmp_path: Path, kind: str, bound: bool) -> None:  # noqa: FBT001
     options = {"vxlan": "id 5 dstport 4789", "gretap": ""}[kind]
     with Lab(NIC) as lab, Daemon(lab, tmp_path, interval=600) as daemon:

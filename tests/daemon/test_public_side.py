@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 
 from tests.chaos import POOL
-from tests.lab.features import needs_kernel
 from tests.lab.lab import Frame, Lab, Probe, Wire
 from tests.labtools import Daemon, eventually, needs_root
 from tests.publicside import (
@@ -39,7 +38,7 @@ from tests.topology import links
 pytestmark = needs_root
 
 rows = pytest.mark.parametrize(
-    "row", [pytest.param(row, id=name, marks=needs_kernel(*kinds(row))) for name, row in ROWS.items()]
+    "row", [pytest.param(row, id=name, marks=pytest.mark.needs_kernel(*kinds(row))) for name, row in ROWS.items()]
 )
 
 

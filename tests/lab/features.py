@@ -1,10 +1,8 @@
-"""Kinds of network links that this kernel has. A router's kernel has more of them than a build machine's."""
+"""What this kernel has: kinds of links, flowtables, IPsec. A router's kernel has more than a build machine's."""
 
 from __future__ import annotations
 
 from functools import cache
-
-import pytest
 
 from tests.lab.namespace import LabError, Namespace
 
@@ -16,27 +14,34 @@ _OPTIONS = {  # of `ip link add`, without which it refuses the kind
     "gre": "name x0 type gre local 192.0.2.1 remote 192.0.2.2",
     "vxlan": "name x0 type vxlan id 1 local 192.0.2.1 dstport 4789",
 }
+_FLOWTABLE = (
+    "table inet x { flowtable f { hook ingress priority 0; devices = { peer0 }; }; "
+    "chain forward { type filter hook forward priority 0; ct state established flow add @f; }; }"
+)
+ESP_KEYS = f"auth hmac(sha256) 0x{'17' * 32} enc cbc(aes) 0x{'42' * 16}"
+_ESP = f"xfrm state add src 192.0.2.1 dst 192.0.2.2 proto esp spi 0x100 mode tunnel {ESP_KEYS}"
 
 
 @cache
 def kernel_has(kind: str) -> bool:
-    """Whether the kernel makes links of a kind, as ip-link(8) names it. It tries, in a network namespace."""
+    """Whether the kernel has a kind of links, as ip-link(8) names it, or "flowtable", or "esp".
+
+    It tries, in a network namespace.
+    """
     try:
         namespace = Namespace()
     except LabError:  # without root
         return False
     try:
         namespace.ip("link add peer0 type veth peer name peer1")
-        namespace.ip(f"link add {_OPTIONS.get(kind, f'name x0 type {kind}')}")
+        if kind == "flowtable":
+            namespace.nft(_FLOWTABLE)
+        elif kind == "esp":
+            namespace.ip(_ESP)
+        else:
+            namespace.ip(f"link add {_OPTIONS.get(kind, f'name x0 type {kind}')}")
     except LabError:
         return False
     finally:
         namespace.close()
     return True
-
-
-def needs_kernel(*kinds: str) -> list[pytest.MarkDecorator]:
-    """Marks of a test, or of one of its parameters: it is skipped where the kernel lacks one of these kinds."""
-    missing = [kind for kind in kinds if not kernel_has(kind)]
-    skip = pytest.mark.skipif(bool(missing), reason=f"this kernel has no links of type {', '.join(missing)}")
-    return [pytest.mark.elsewhere, skip]

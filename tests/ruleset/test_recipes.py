@@ -22,7 +22,8 @@ from nftsync.policy.pinholes import PinholeIndex
 from nftsync.ruleset.localchain import parse_local_chain
 from nftsync.ruleset.settings import Settings
 from nftsync.ruleset.tables import ruleset
-from tests.lab.lab import CLIENT, NODE, PUBLIC, SERVICES, Lab, LabError, Origin, Probe, Protocol, TcpServer
+from tests.lab.features import ESP_KEYS
+from tests.lab.lab import CLIENT, NODE, PUBLIC, SERVICES, Lab, Origin, Probe, Protocol, TcpServer
 from tests.labtools import (
     PATIENCE,
     SERVICE4,
@@ -340,6 +341,7 @@ def _returns(lab: Lab, firewall: Firewall, recipe: str, probes: Sequence[Probe])
                 found.add((socket.inet_ntoa(packet[12:16]), int.from_bytes(packet[22:24]), packet[8]))
 
 
+@pytest.mark.needs_kernel("esp")
 @FAMILIES
 def test_only_what_came_out_of_an_ipsec_tunnel_goes_where_the_recipe_says(
     lab: Lab, firewall: Firewall, family: int
@@ -362,17 +364,13 @@ def test_only_what_came_out_of_an_ipsec_tunnel_goes_where_the_recipe_says(
 
 
 def _encrypt(lab: Lab, family: int, inner: str, opened: ExitStack) -> None:
-    """ESP between the client's `inner` address and the node's network. Skips the test if the kernel has none."""
+    """ESP between the client's `inner` address and the node's network."""
     outside, here = str(CLIENT[family]), str(PUBLIC[family])
     width, nodes = (("32", "172.30.250.0/24"), ("128", "2001:db8:250::/64"))[family]
-    keys = f"auth hmac(sha256) 0x{'17' * 32} enc cbc(aes) 0x{'42' * 16}"
     selector = f"src {inner}/{width} dst {nodes}"
     template = f"tmpl src {outside} dst {here} proto esp mode tunnel"
     for namespace, directions in ((lab.client, ("out",)), (lab.router, ("in", "fwd"))):
-        try:
-            namespace.ip(f"xfrm state add src {outside} dst {here} proto esp spi 0x100 mode tunnel {keys}")
-        except LabError as fault:
-            pytest.skip(f"this kernel has no ESP: {fault}")
+        namespace.ip(f"xfrm state add src {outside} dst {here} proto esp spi 0x100 mode tunnel {ESP_KEYS}")
         opened.callback(namespace.ip, "xfrm state flush")
         namespace.ip(*(f"xfrm policy add {selector} dir {each} {template}" for each in directions))
         opened.callback(namespace.ip, "xfrm policy flush")

@@ -20,13 +20,13 @@ LIMITED = service("limited", SERVICE4, SERVICE6, ports=[("UDP", 53)], limit="1/w
 
 
 @pytest.fixture
-def trunk(lab: Lab) -> Lab:
+def trunk(lab: Lab, firewall: Firewall) -> Lab:
     """A lab whose public NIC counts as one with VLANs, whether this kernel knows VLANs or not."""
     parsed = parse_service(LIMITED, None)
     assert parsed
     side = PublicSide(frozenset({"public0"}), devices=("public0",), trunks=frozenset({"public0"}))
     settings = Settings.of(parse_nft(nft(), None).spec, side, local_chain="")
-    Firewall(lab).change(ruleset(PinholeIndex([parsed], Filters()).pinholes.values(), settings))
+    firewall.change(ruleset(PinholeIndex([parsed], Filters()).pinholes.values(), settings))
     return lab
 
 
