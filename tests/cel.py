@@ -107,12 +107,8 @@ class _Parser:
     def _primary(self) -> Expression:
         kind, text = self._next()
         self._at += 1
-        if kind == "int":
-            return _constant(int(text))
-        if kind == "uint":
-            return _constant(Uint(text))
-        if kind == "text":
-            return _constant(ast.literal_eval(text))
+        if kind in _LITERALS:
+            return _constant(_LITERALS[kind](text))
         if kind == "word":
             return self._named(text)
         if text == "(":
@@ -262,8 +258,8 @@ def _int(value: object) -> int:
 
 
 def _pattern(pattern: str) -> re.Pattern[str]:
-    """Go's `$` is the end of the text alone. Python's, before a last newline, too."""
-    return re.compile(re.sub(r"\$", r"\\Z", pattern), re.ASCII)
+    """Go's `$` is the end of the text alone, and its blanks lack the vertical tab."""
+    return re.compile(pattern.replace("$", r"\Z").replace(r"\s", r"[\t\n\f\r ]"), re.ASCII)
 
 
 def _split(text: str, separator: str) -> list[str]:
@@ -285,6 +281,7 @@ def _find(text: str, pattern: str) -> str:
     return found[0] if found else ""
 
 
+_LITERALS: dict[str, Callable[[str], object]] = {"int": int, "uint": Uint, "text": ast.literal_eval}
 _FUNCTIONS: dict[str, Callable[..., Any]] = {"int": _int, "uint": Uint, "string": str}
 _METHODS: dict[str, Callable[..., Any]] = {
     "contains": lambda text, part: part in text,

@@ -6,7 +6,6 @@ tests/apiserver/test_admission.py.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Any
@@ -15,7 +14,7 @@ import yaml
 
 from nftsync.objects.names import Malformed
 from nftsync.objects.ratelimit import parse_ratelimit
-from nftsync.objects.service import EGRESS_ANNOTATION, RATELIMIT_ANNOTATION
+from nftsync.objects.service import RATELIMIT_ANNOTATION
 from tests.cel import Expression, compiled
 from tests.support import ROOT
 
@@ -48,11 +47,9 @@ def _expressions() -> dict[str, Expression]:
 
 
 @cache
-def _decision() -> tuple[Expression, Expression, Expression]:
-    [condition], [validation] = POLICY["spec"]["matchConditions"], POLICY["spec"]["validations"]
-    return tuple(  # type: ignore[return-value]
-        map(compiled, (condition["expression"], validation["expression"], validation["messageExpression"]))
-    )
+def _expression(where: str, key: str) -> Expression:
+    [only] = POLICY["spec"][where]
+    return compiled(only[key])
 
 
 def service(annotations: Mapping[str, str] | None, kind: str = "LoadBalancer") -> dict[str, Any]:
@@ -62,12 +59,13 @@ def service(annotations: Mapping[str, str] | None, kind: str = "LoadBalancer") -
 
 def judged(new: Mapping[str, Any], old: Mapping[str, Any] | None = None) -> str:
     """The message with which the policy refuses a Service; "" if it lets it pass. Raises CelError."""
-    matches, valid, message = _decision()
-    scope = {"object": new, "oldObject": old}
-    if not matches(scope):
+    scope: dict[str, Any] = {"object": new, "oldObject": old}
+    if not _expression("matchConditions", "expression")(scope):
         return ""
     scope["variables"] = _Variables(scope)
-    return "" if valid(scope) else str(message(scope))
+    if _expression("validations", "expression")(scope):
+        return ""
+    return str(_expression("validations", "messageExpression")(scope))
 
 
 def parsers(text: str, annotation: str = RATELIMIT_ANNOTATION) -> str:

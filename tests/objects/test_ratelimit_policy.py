@@ -34,32 +34,36 @@ def check(text: str) -> None:
     told, expected = judged(service({RATELIMIT_ANNOTATION: text})), parsers(text)
     assert bool(told) == bool(expected), f"{text!r}: the policy says {told!r}, the parser {expected!r}"
     assert told.isprintable()
-    if told != expected and UNSUGGESTED.search(text):
-        assert suggestion(text)
-        assert told.endswith(EXAMPLES)
-    elif UNTOLD.search(text):
-        assert told.rpartition(";")[2] == expected.rpartition(";")[2]
-    else:
-        assert told == expected
+    fault, remedy = told.rpartition(";")[::2]
+    parsers_fault, parsers_remedy = expected.rpartition(";")[::2]
+    if remedy != parsers_remedy:
+        assert UNSUGGESTED.search(text)
+        assert (remedy, parsers_remedy) == (f" {EXAMPLES}", f" write '{suggestion(text)}'")
+    if not UNTOLD.search(text):
+        assert fault == parsers_fault
 
 
 WRITTEN = [
-    "10 mbit/s burst 1 mbit", "10 Mbit/s", "10 mBIT/S", "10 MB/s BURST 5 kb", "5 packetburst 5", "5 bburst 5", "5burst 5/s",
-    "5 kpburst 3", "10 tb", "1 ti", "3 bits burst 1", "10 kbit burst 3", "8 bytes burst 2 bit", "1 gibyte", "1kbyte/wee",
-    "12345678901 k", "999999999999 b/s", "1000000000000 b/s", "9999 tbit", "140 gbit/s", "1.0625 mbit", "0.001 kb", "0.5/s",
-    "007 mbit/s", "5 per second", "5 persecond", "5 p er second", "5 per s burst 0", "0.1 pps", "1 b/s", "5 ps", "9 kps",
-    "1 mbit/h", "10 mbit/w", "30500 B/week", "30501 bytes/week", "30 kbytes/w", "2 MB/s burst 4096 mbytes", "4 tb burst 4 tb",
-    "2 gbytes/second burst 4 gbytes", "1/s burst 5000000000", "2 mbytes/second burst 1 gbytes", "1 kbit\v/s", "1 kbit\f/s",
-    "2 mbytes/second burst 1 burst", "2 burst/second", "2 burst/second burst 1 burst", "2/burst", "burst 5 packets",
-    "010 mbytes/sec burst 08 kbytes", "010/second burst 08 packets", "0/second burst 0 packets", "0 bytes/second burst 4096 mbytes",
-    "1000000000000000/week", "604800000000000/week", "604800000000001/week", "9" * 20 + "/day", "9" * 21 + "/day", "0" * 21 + "/day",
-    "1/day burst " + "9" * 20 + " packets", "1 kbytes/day burst " + "9" * 21 + " bytes", "9" * 12 + " mbytes/second",
-    "9" * 13 + " mbytes/second burst " + "9" * 13 + " mbytes", "18446744073 bytes/second", "18446744072 bytes/second",
-    "18446744072 bytes/second burst 1 bytes", "18446744072 bytes/second burst 2 bytes", "18446744072 bytes/second burst 0 bytes",
-    "2 mbytes/second\r\n", "2 mbytes/second\x00", "2 mbytes/second\x0b", "2\u00a0mbytes/second", "2 mbytes/\u017fecond", "2 \u212abytes/second",
-    "\u0661\u0660 mbit/s", "1\u00b2 mbit/s", "'2 mbytes/second'", '"2 mbytes/second"', """'"2/second""", "\\n", "a\tb\\c", "\u2028",
-    "x" * 78, "x" * 79, "x" * 80, "x" * 81, "\t" * 39, "\t" * 40, "\n" * 128, "\\" * 128, "5/second".ljust(128), "5/second".ljust(129),
-    "2 mbytes/second " + "x" * 39, "2 mbytes/second " + "x" * 40, "2 mbytes/second " + "x" * 41, "2 mbytes/second \n\t\\",
+    "10 mbit/s burst 1 mbit", "10 Mbit/s", "10 mBIT/S", "10 MB/s BURST 5 kb", "5 packetburst 5", "5 bburst 5",
+    "5burst 5/s", "5 kpburst 3", "10 tb", "1 ti", "3 bits burst 1", "10 kbit burst 3", "8 bytes burst 2 bit",
+    "1 gibyte", "1kbyte/wee", "12345678901 k", "999999999999 b/s", "1000000000000 b/s", "9999 tbit",
+    "140 gbit/s", "1.0625 mbit", "0.001 kb", "0.5/s", "007 mbit/s", "5 per second", "5 persecond",
+    "5 p er second", "5 per s burst 0", "0.1 pps", "1 b/s", "5 ps", "9 kps", "1 mbit/h", "10 mbit/w",
+    "30500 B/week", "30501 bytes/week", "30 kbytes/w", "2 MB/s burst 4096 mbytes", "4 tb burst 4 tb",
+    "2 gbytes/second burst 4 gbytes", "1/s burst 5000000000", "2 mbytes/second burst 1 gbytes", "1 kbit\v/s",
+    "1 kbit\f/s", "2 mbytes/second burst 1 burst", "2 burst/second", "2 burst/second burst 1 burst", "2/burst",
+    "burst 5 packets", "010 mbytes/sec burst 08 kbytes", "010/second burst 08 packets",
+    "0/second burst 0 packets", "0 bytes/second burst 4096 mbytes", "1000000000000000/week",
+    "604800000000000/week", "604800000000001/week", "9" * 20 + "/day", "9" * 21 + "/day", "0" * 21 + "/day",
+    "1/day burst " + "9" * 20 + " packets", "1 kbytes/day burst " + "9" * 21 + " bytes",
+    "9" * 12 + " mbytes/second", "9" * 13 + " mbytes/second burst " + "9" * 13 + " mbytes",
+    "18446744073 bytes/second", "18446744072 bytes/second", "18446744072 bytes/second burst 1 bytes",
+    "18446744072 bytes/second burst 2 bytes", "18446744072 bytes/second burst 0 bytes", "2 mbytes/second\r\n",
+    "2 mbytes/second\x00", "2 mbytes/second\x0b", "2\u00a0mbytes/second", "2 mbytes/\u017fecond",
+    "2 \u212abytes/second", "\u0661\u0660 mbit/s", "1\u00b2 mbit/s", "'2 mbytes/second'", '"2 mbytes/second"',
+    """'"2/second""", "\\n", "a\tb\\c", "\u2028", "x" * 78, "x" * 79, "x" * 80, "x" * 81, "\t" * 39, "\t" * 40,
+    "\n" * 128, "\\" * 128, "5/second".ljust(128), "5/second".ljust(129), "2 mbytes/second " + "x" * 39,
+    "2 mbytes/second " + "x" * 40, "2 mbytes/second " + "x" * 41, "2 mbytes/second \n\t\\",
 ]  # fmt: skip
 TEXTS = list(dict.fromkeys([*ACCEPTED, *REFUSED, *SUGGESTED, *WRITTEN]))
 
@@ -75,7 +79,7 @@ def mutated(draw: st.DrawFn) -> str:
     text = draw(st.sampled_from(TEXTS) | spelt() | others)[:140]
     for _ in range(draw(st.integers(0, 3))):
         at = draw(st.integers(0, len(text)))
-        added = draw(st.sampled_from(["", " ", "\t", "\n", "0", "9", "1", ".", "/", "s", "k", "B", "burst", "'", "é", "-"]))
+        added = draw(st.sampled_from([*" \t\n019./skB'é-", "", "burst"]))
         text = text[:at] + added + text[at + draw(st.integers(0, 2)) :]
     return text
 
