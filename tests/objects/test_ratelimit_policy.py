@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nftsync.objects.ratelimit import EXAMPLES, suggestion
+from nftsync.objects.ratelimit import EXAMPLES, TIME_UNITS, suggestion
 from nftsync.objects.service import EGRESS_ANNOTATION, RATELIMIT_ANNOTATION
 from tests.objects.test_ratelimit import ACCEPTED, REFUSED, SUGGESTED, near_misses, others, spelt
 from tests.ratelimitpolicy import POLICY, judged, parsers, service
@@ -44,6 +44,8 @@ def check(text: str) -> None:
 
 
 WRITTEN = [
+    "102399 B/s", "102400 B/s", "102500 B/s", "103500 B/s", "0.001 tb/s", "2 Tibit/day", "1 Gibit", "3 kibit",
+    "9 mibyte",
     "10 mbit/s burst 1 mbit", "10 Mbit/s", "10 mBIT/S", "10 MB/s BURST 5 kb", "5 packetburst 5", "5 bburst 5",
     "5burst 5/s", "5 kpburst 3", "10 tb", "1 ti", "3 bits burst 1", "10 kbit burst 3", "8 bytes burst 2 bit",
     "1 gibyte", "1kbyte/wee", "12345678901 k", "999999999999 b/s", "1000000000000 b/s", "9999 tbit",
@@ -65,7 +67,14 @@ WRITTEN = [
     "\n" * 128, "\\" * 128, "5/second".ljust(128), "5/second".ljust(129), "2 mbytes/second " + "x" * 39,
     "2 mbytes/second " + "x" * 40, "2 mbytes/second " + "x" * 41, "2 mbytes/second \n\t\\",
 ]  # fmt: skip
-TEXTS = list(dict.fromkeys([*ACCEPTED, *REFUSED, *SUGGESTED, *WRITTEN]))
+# The largest rate of each time unit, and one more.
+BOUNDS = [
+    f"{most + more}{unit}/{time}"
+    for time, length in TIME_UNITS.items()
+    for unit, most in (("", length * 10**9), (" bytes", (2**64 - 1) // (length * 10**9) - 1))
+    for more in (0, 1)
+]
+TEXTS = list(dict.fromkeys([*ACCEPTED, *REFUSED, *SUGGESTED, *WRITTEN, *BOUNDS]))
 
 
 @pytest.mark.parametrize("text", TEXTS)
