@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -15,10 +16,11 @@ from hypothesis import strategies as st
 
 from nftsync.objects.service import EGRESS_ANNOTATION, RATELIMIT_ANNOTATION, parse_service
 from tests.apiserver.client import RefusedError
-from tests.apiserver.harness import ApiServer, Programs, eventually
+from tests.apiserver.harness import ApiServer, eventually, programs_of
 from tests.apiserver.kubectl import KUBECTL, has_policies, kubectl
 from tests.objects.test_ratelimit import near_misses, others, spelt
 from tests.objects.test_ratelimit_policy import TEXTS, mutated
+from tests.programs.cache import NEW, OLD, ProgramsError
 from tests.ratelimitpolicy import MANIFEST, POLICY, judged, parsers
 
 SERVICES = "/api/v1/namespaces/default/services"
@@ -26,31 +28,35 @@ DENIED = "denied request: "
 GOOD, WRONG = "2 mbytes/second burst 512 kbytes", "10 mbit/s"
 
 
-@pytest.fixture(scope="module")
-def server(programs: Programs) -> Iterator[ApiServer]:
-    """One for this module, since the policy holds for all of its Services. It has Service "older" from before."""
-    with ApiServer(programs=programs) as started:
-        assert kubectl(started, "apply", "-f", "-", stdin=manifest("older", {RATELIMIT_ANNOTATION: WRONG})).status == 0
-        yield started
+@contextmanager
+def serving(version: str) -> Iterator[ApiServer]:
+    """A server of its own, since the policy holds for all Services. Service "older" is older than the policy."""
+    try:
+        programs = programs_of(version)
+    except ProgramsError as fault:
+        pytest.skip(str(fault))
+    with ApiServer(programs=programs) as server:
+        assert kubectl(server, "apply", "-f", "-", stdin=manifest("older", {RATELIMIT_ANNOTATION: WRONG})).status == 0
+        yield server
 
 
 @pytest.fixture(scope="module")
-def applied(server: ApiServer) -> ApiServer:
-    """With the policy in force."""
-    if not has_policies(server):
-        pytest.skip("this server is too old for policies")
-    answer = kubectl(server, "apply", "-f", str(MANIFEST))
-    assert (answer.status, answer.err) == (0, ""), answer
-    assert answer.out.count(f"/{POLICY['metadata']['name']} created") == 2
-    eventually(lambda: refusal(server, {RATELIMIT_ANNOTATION: WRONG}), "the policy is in force")
-    return server
+def applied() -> Iterator[ApiServer]:
+    """Today's server, with the policy in force."""
+    with serving(NEW) as server:
+        assert has_policies(server)
+        answer = kubectl(server, "apply", "-f", str(MANIFEST))
+        assert (answer.status, answer.err) == (0, ""), answer
+        assert answer.out.count(f"/{POLICY['metadata']['name']} created") == 2
+        eventually(lambda: refusal(server, {RATELIMIT_ANNOTATION: WRONG}), "the policy is in force")
+        yield server
 
 
-@pytest.fixture
-def old(server: ApiServer) -> ApiServer:
-    if has_policies(server):
-        pytest.skip("this server knows policies")
-    return server
+@pytest.fixture(scope="module")
+def old() -> Iterator[ApiServer]:
+    with serving(OLD) as server:
+        assert not has_policies(server)
+        yield server
 
 
 def document(name: str, annotations: Mapping[str, str], kind: str = "LoadBalancer") -> dict[str, Any]:
