@@ -4,8 +4,11 @@ PYTHON := /usr/bin/python3
 RUNTIME := nftables python3-nftables python3-kubernetes python3-pyroute2 python3-tenacity python3-prometheus-client \
 	python3-systemd python3-yaml python3-venv python3-setuptools python3-wheel iproute2 netbase
 BUILDING := systemd debhelper dh-python pybuild-plugin-pyproject lintian apt-utils gnupg bash-completion mandoc zsh
-TESTING := etcd-server openssl prometheus $(BUILDING)
+TESTING := etcd-server openssl prometheus frr frr-pythontools $(BUILDING)
 BOOTING := debootstrap systemd-container
+NEWEST_SERVER := 1.37.2
+CALLING := tests/apiserver tests/cluster tests/cli tests/exporter tests/kernel tests/report tests/daemon/test_daemon.py \
+	tests/daemon/test_limits_in_force.py tests/daemon/test_public_names.py tests/daemon/test_public_side.py
 DEB = dist/nftsync_$(shell sed -n '1s/.*(\(.*\)).*/\1/p' packaging/debian/changelog)_all.deb
 PARALLEL := --numprocesses 2 --dist loadfile
 # Build with the distribution's setuptools, so that everything from PyPI is pinned.
@@ -42,7 +45,7 @@ if [ -n "$$missing" ]; then \
 fi
 endef
 
-.PHONY: demo test test-newest programs lint pins bench chaos topologies deb test-deb test-boots apt-repo clean
+.PHONY: demo test test-newest test-long programs lint pins bench chaos topologies deb test-deb test-boots apt-repo clean
 
 demo: .venv/bin/nftsync
 	.venv/bin/python -m tests.lab
@@ -50,8 +53,14 @@ demo: .venv/bin/nftsync
 test: lint programs
 	.venv/bin/pytest $(PARALLEL)
 
+# The newest libraries, in the tests of what calls them: the cluster's client, netlink, the exporter and the daemon.
 test-newest: .venv-newest/dev programs
+	.venv-newest/bin/pytest $(PARALLEL) --server $(NEWEST_SERVER) $(CALLING)
+
+# What takes hours: all tests with the newest libraries too, and a long churn of a cluster with MetalLB.
+test-long: test .venv-newest/dev
 	.venv-newest/bin/pytest $(PARALLEL)
+	CHANGES=20000 RETURNS=40 .venv/bin/pytest tests/metallb/test_churn.py tests/apiserver/test_outages.py
 
 # Build two Kubernetes and three MetalLBs into the cache folder of tests/programs/build. This takes 25 minutes once.
 # It runs before the tests, because a compiler beside them would slow them down.
