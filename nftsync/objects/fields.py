@@ -82,10 +82,10 @@ SHAPES: Mapping[str, dict[Any, Shape]] = {
     "ConfigMap": {"metadata": _METADATA} | _any("apiVersion", "kind", "data", "binaryData", "immutable"),
 }
 _ALSO_SERVED = {"BGPPeer": ("v1beta1",), "AddressPool": ("v1alpha1",)}  # beside Kind.version
-# Kinds that look like ours: MetalLB's others, and Kubernetes' own.
+# MetalLB's kinds that nftsync need not read.
 _OTHERS = {
-    "AddressPool", "BFDProfile", "Community", "ConfigurationState", "IPAddress", "L2Advertisement", "ServiceBGPStatus",
-    "ServiceCIDR", "ServiceL2Status",
+    "AddressPool", "BFDProfile", "Community", "ConfigurationState", "L2Advertisement", "ServiceBGPStatus",
+    "ServiceL2Status",
 }  # fmt: skip
 _IDENTITY = {"metadata", "metadata.name", "metadata.namespace"}
 
@@ -122,13 +122,13 @@ def recognize(raw: Mapping[str, object]) -> Recognized | None:
     if kind.endswith("List") and (kind == "List" or kind.removesuffix("List") in KINDS):
         return None if raw.get("items", ...) is None else Recognized("", f"{kind} has no list of items")
     if kind in KINDS:
-        if not _may_mean(group, KINDS[kind]):
+        if not (_is_kubernetes(group) or _is_like(group, KINDS[kind])):
             return None  # somebody else's kind of the same name
         return Recognized(kind, wrong_version or _wrong_version(kind, group, number, version))
     if not kind:
         ours = version and any(group == kind.group for kind in KINDS.values())
         return Recognized("", wrong_kind) if ours else None
-    meant = near(kind, (kind.name for kind in KINDS.values() if _may_mean(group, kind)))
+    meant = near(kind, (kind.name for kind in KINDS.values() if not group or _is_like(group, kind)))
     # nftsync knows every kind of these two groups.
     misspelt = group in (NFT.group, POOL.group) or meant
     if kind in _OTHERS or not misspelt:
@@ -179,10 +179,13 @@ def _wrong_version(kind: str, group: str, number: str, version: str) -> str:
     return f"there is no {kind} in apiVersion {_bare(version)}{_did_you_mean(wanted.api_version)}"
 
 
-def _may_mean(group: str, kind: Kind) -> bool:
-    """True if the author of an object in a group may mean a kind: the group is alike, or Kubernetes' own."""
-    own = "." not in group or group.endswith(".k8s.io")
-    return own or group == kind.group or bool(near(group, (kind.group,)))
+def _is_kubernetes(group: str) -> bool:
+    """True for a group of Kubernetes itself. It has no kind of our names but in the group ""."""
+    return "." not in group or group.endswith(".k8s.io")
+
+
+def _is_like(group: str, kind: Kind) -> bool:
+    return group == kind.group or bool(near(group, (kind.group,)))
 
 
 def _unknown(value: object, shape: Shape, path: str) -> Iterator[tuple[str, Any, Any]]:

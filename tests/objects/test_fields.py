@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from nftsync.objects.fields import SHAPES, complaints, near, recognize
 from nftsync.objects.names import KINDS
-from nftsync.objects.nft import Nics, NftSpec, describe_spec
+from nftsync.objects.nft import NftSpec, Nics, describe_spec
 from tests.support import ROOT, json_values
 
 CRD = ROOT / "packaging/kubernetes/crd.yaml"
@@ -119,14 +119,16 @@ def test_half_a_header_of_others_is_not_ours(raw: dict[str, object]) -> None:
     assert recognize(raw) is None
 
 
+RANGES = "spec.loadBalancerSourceRanges"
+
 # --- fields -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("kind", "raw", "field", "meant"),
     [
-        ("Service", {"spec": {"loadBalancerSourceranges": []}}, "spec.loadBalancerSourceranges", "spec.loadBalancerSourceRanges"),
-        ("Service", {"loadBalancerSourceRanges": []}, "loadBalancerSourceRanges", "spec.loadBalancerSourceRanges"),
+        ("Service", {"spec": {"loadBalancerSourceranges": []}}, "spec.loadBalancerSourceranges", RANGES),
+        ("Service", {"loadBalancerSourceRanges": []}, "loadBalancerSourceRanges", RANGES),
         ("Service", {"spec": {"port": 80}}, "spec.port", "spec.ports[].port"),
         ("Service", {"spec": {"ports": [{}, {"protcol": 1}]}}, "spec.ports[1].protcol", "spec.ports[1].protocol"),
         ("Service", {"metadata": {"ratelimit": "1"}}, "metadata.ratelimit", "metadata.annotations.ratelimit"),
@@ -210,7 +212,8 @@ RIGHT = {  # the fields of MetalLB 0.13 to 0.16
         "bfdProfile": "", "connectTime": "1s", "disableMP": False, "dualStackAddressFamily": True, "dynamicASN": "",
         "ebgpMultiHop": True, "enableGracefulRestart": True, "holdTime": "1s", "interface": "", "keepaliveTime": "1s",
         "localASN": 1, "myASN": 1, "nodeSelectors": SELECTOR, "password": "", "peerASN": 1, "peerAddress": "",
-        "passwordSecret": {"name": "a", "namespace": "b"}, "peerPort": 1, "routerID": "", "sourceAddress": "", "vrf": "",
+        "passwordSecret": {"name": "a", "namespace": "b"}, "peerPort": 1, "routerID": "", "sourceAddress": "",
+        "vrf": "",
     },
     "AddressPool": {
         "protocol": "bgp", "addresses": [], "autoAssign": True,
