@@ -6,18 +6,21 @@ Source: core/v1 and meta/v1 of Kubernetes 1.20 to 1.37, also the fields that wen
 config/crd 0.13 to 0.16; packaging/kubernetes/crd.yaml.
 """
 
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from itertools import islice
 from typing import Any
 
-from nftsync.objects.names import KINDS, NFT, POOL, Kind, quote
+from nftsync.objects.names import KINDS, NFT, POOL, Kind, mapping, quote
 from nftsync.objects.service import EGRESS_ANNOTATION, RATELIMIT_ANNOTATION, SOURCE_RANGES_ANNOTATION
 
 # A dict of fields, a list with the shape of its entries, a tuple of the legal texts, or None for any
 # value. The key `...` stands for any other key.
 Shape = Any
+
+LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
 
 _ALIKE = 0.75  # of difflib's ratio, from 0 to 1
 _LONGEST = 64  # characters of a word that is compared
@@ -138,10 +141,27 @@ def recognize(raw: Mapping[str, object]) -> Recognized | None:
     return Recognized(mean, "; ".join(filter(None, (unknown, wrong_version))))
 
 
-def complaints(raw: Mapping[str, object], kind: str) -> Complaints:
-    """The complaints about an object of a kind. Each names the field that its author seems to mean."""
+def removed(raw: Mapping[str, object], kind: str) -> Complaints:
+    """The complaints about fields that `kubectl apply` sent and that the API server did not keep.
+
+    raw: an object of a live API server. An unknown field that it has is one of a newer API.
+    """
+    try:
+        annotations = mapping(mapping(raw.get("metadata"), "metadata").get("annotations"), "annotations")
+        applied = json.loads(str(annotations.get(LAST_APPLIED, "{}")))
+        return complaints(mapping(applied, "the annotation"), kind, raw)
+    except (ValueError, RecursionError):  # everybody can write an annotation
+        return Complaints()
+
+
+def complaints(raw: Mapping[str, object], kind: str, kept: Mapping[str, object] | None = None) -> Complaints:
+    """The complaints about an object of a kind. Each names the field that its author seems to mean.
+
+    kept: an object whose fields count as known.
+    """
     shape = SHAPES.get(kind, {...: None})
-    found = list(islice(_unknown(raw, shape, ""), _MOST))
+    known_too = {place[:2] for place in _unknown(kept, shape, "")}
+    found = list(islice((place for place in _unknown(raw, shape, "") if place[:2] not in known_too), _MOST))
     places = dict(_places(shape, "")) if found else {}
     texts, meant = [], set()
     for path, word, known in found:
