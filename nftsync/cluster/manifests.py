@@ -236,7 +236,9 @@ class _Reading:
     def _refuse_unnamed(self, manifest: _Manifest, reason: Reason, complaint: str) -> None:
         """Refuse an object that has no valid name: it can be any of its file."""
         self._doubtful.add(manifest.path)
-        self.rejections.append(Rejection(ObjectRef(manifest.kind or "File", manifest.where), reason, complaint))
+        stays = "; all previous objects of the file stay" if self._before.get(manifest.path) else ""
+        ref = ObjectRef(manifest.kind or "File", manifest.where)
+        self.rejections.append(Rejection(ref, reason, f"{complaint}{stays}"))
 
     def _keep(self, path: Path, objects: Iterable[tuple[str, Name]]) -> bool:
         """Keep the previous versions of objects. Returns True if there are any."""

@@ -122,23 +122,23 @@ def recognize(raw: Mapping[str, object]) -> Recognized | None:
     kind, wrong_kind = _header(raw, "kind")
     group, slash, number = version.partition("/")
     group, number = (group, number) if slash else ("", version)
+    is_object = bool(near("metadata", islice(raw, _MANY)))  # unlike a kubeconfig or a Helm chart
     if kind.endswith("List") and (kind == "List" or kind.removesuffix("List") in KINDS):
         return None if raw.get("items", ...) is None else Recognized("", f"{kind} has no list of items")
     if kind in KINDS:
-        if not (_is_kubernetes(group) or _is_like(group, KINDS[kind])):
-            return None  # somebody else's kind of the same name
-        return Recognized(kind, wrong_version or _wrong_version(kind, group, number, version))
-    if not kind:
-        ours = version and any(group == kind.group for kind in KINDS.values())
-        return Recognized("", wrong_kind) if ours else None
+        # Another program can have a kind of the same name.
+        ours = (_is_kubernetes(group) or _is_like(group, KINDS[kind])) and (is_object or not wrong_version)
+        return Recognized(kind, wrong_version or _wrong_version(kind, group, number, version)) if ours else None
+    if is_object and not kind:
+        ours = any(group == kind.group for kind in KINDS.values())
+        return Recognized("", wrong_kind) if version and ours else None
     meant = near(kind, (kind.name for kind in KINDS.values() if not group or _is_like(group, kind)))
-    # nftsync knows every kind of these two groups.
-    misspelt = group in (NFT.group, POOL.group) or meant
-    if kind in _OTHERS or not misspelt:
+    if not meant and group == NFT.group:
+        meant = NFT.name  # its only kind
+    if not is_object or kind in _OTHERS or not (meant or group == POOL.group):
         return None
-    mean = meant or (NFT.name if group == NFT.group else "")
-    unknown = f"there is no kind {_bare(kind)} in {_bare(version)}{_did_you_mean(mean)}"
-    return Recognized(mean, "; ".join(filter(None, (unknown, wrong_version))))
+    unknown = f"there is no kind {_bare(kind)} in {_bare(version)}{_did_you_mean(meant)}"
+    return Recognized(meant, "; ".join(filter(None, (unknown, wrong_version))))
 
 
 def removed(raw: Mapping[str, object], kind: str) -> Complaints:

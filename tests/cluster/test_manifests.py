@@ -461,7 +461,7 @@ def test_a_misspelt_pool_leaves_the_last_good_one(files: Files) -> None:
 @pytest.mark.parametrize(
     "text",
     ["apiVersion: v1\nmetadata: {name: a}\n", "apiVersion: metallb.io/v1beta1\nkind: Pool\nmetadata: {name: a}\n",
-     "apiVersion: v1\nkind: List\nItems: []\n", "apiVersion: v1\nkind: [Service]\n"],
+     "apiVersion: v1\nkind: List\nItems: []\n", "apiVersion: v1\nkind: [Service]\nmetadata: {}\n"],
 )  # fmt: skip
 def test_an_object_that_could_be_any_of_its_file_leaves_them_all(files: Files, text: str) -> None:
     files.write("a.yaml", service("a"))

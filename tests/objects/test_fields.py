@@ -67,7 +67,7 @@ WRONG = {  # apiVersion and kind, and the word that is meant
 
 def header(words: str) -> dict[str, object]:
     version, kind = words.split()
-    return {"apiVersion": version, "kind": kind}
+    return {"apiVersion": version, "kind": kind, "metadata": {"name": "a"}}
 
 
 @pytest.mark.parametrize("words", FOREIGN)
@@ -107,13 +107,22 @@ def test_every_kind_whose_spec_decides_has_a_table() -> None:
     ],
 )
 def test_half_a_header_of_ours_is_told(raw: dict[str, object], complaint: str) -> None:
-    found = recognize(raw)
+    found = recognize({**raw, "metadata": {"name": "a"}})
     assert found is not None
     assert found.complaint == complaint
 
 
 @pytest.mark.parametrize(
-    "raw", [{}, {"kind": "Ingress"}, {"apiVersion": "x/v1"}, {"apiVersion": "v1", "kind": "List", "items": None}]
+    "raw",
+    [
+        {},
+        {"kind": "Ingress", "metadata": {}},
+        {"apiVersion": "x/v1", "metadata": {}},
+        {"apiVersion": "v1", "kind": "List", "items": None, "metadata": {}},
+        {"apiVersion": "v1", "kind": "Config", "clusters": []},
+        {"apiVersion": "v1", "name": "chart", "version": "1"},
+        {"kind": "Service", "port": 80},
+    ],
 )
 def test_half_a_header_of_others_is_not_ours(raw: dict[str, object]) -> None:
     assert recognize(raw) is None
