@@ -3,7 +3,7 @@
 import os
 import subprocess
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -257,15 +257,14 @@ def _not_kept(api: Api, resource: Resource) -> Iterator[Finding]:
     lines: list[str] = []
 
     def look(raw: object) -> None:
-        spec = mapping(mapping(raw, "the object").get("spec"), "spec")
-        if resource.kind == NFT.name or spec.get("type") == "LoadBalancer":
-            texts = removed(mapping(raw, "the object"), resource.kind).texts
-            lines.extend(f"{identify(raw)[0]}: {text}; the API server did not keep it" for text in texts)
+        with suppress(Malformed):  # the daemon tells of such an object
+            given = mapping(raw, "the object")
+            if resource.kind == NFT.name or mapping(given.get("spec"), "spec").get("type") == "LoadBalancer":
+                texts, name = removed(given, resource.kind).texts, identify(given)[0]
+                lines.extend(f"{name}: {text}; the API server did not keep it" for text in texts)
 
     try:
         list_objects(api, resource, look)
-    except Malformed as error:
-        lines.append(str(error))
     except ApiError as error:
         if error.status not in (403, 404):  # other findings are about these
             raise
