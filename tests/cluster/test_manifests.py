@@ -124,7 +124,7 @@ def test_other_kinds_are_not_ours(files: Files) -> None:
         "- 5\n---\ntext\n---\n"
         "apiVersion: example.com/v1\nkind: Nft\nmetadata: {name: nft}\n---\nkind: [Service]\napiVersion: apps/v1\n---\n"
         "kind: {a: b}\nitems: []\n---\nresources: [web.yaml]\n---\nreplicas: 1\nkind: DaemonSet\n---\n"
-        "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: other}\ndatas: {}\n---\n"
+        "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: other, namespace: shop}\ndatas: {}\n---\n"
         "apiVersion: metallb.io/v1beta1\nkind: L2Advertisement\nmetadata: {name: x}\nspec: {foo: 1}\n",
     )
     assert files.read() == []
