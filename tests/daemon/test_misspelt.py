@@ -50,6 +50,7 @@ def test_the_last_good_version_stays_in_force_and_everybody_who_asks_is_told(dae
     assert any(RANGES in line for line in daemon.explain("default/web")["lines"])
     assert any(RANGES in line for line in daemon.explain("default/fresh")["lines"])
     assert RANGES in daemon.log()
+    assert daemon.status()["stale"] == {}, "one bad Service is no fault of the others"
     daemon.put(WEB)
     assert eventually(lambda: len(told(daemon)) == 1), daemon.log()
 
@@ -72,6 +73,7 @@ def test_misspelt_settings_leave_those_in_force_over_a_restart_too(daemon: Asked
     daemon.put(wrong)
     assert eventually(lambda: len(told(daemon)) == 1), daemon.log()
     assert "did you mean spec.enable_ssh?" in told(daemon)[0]
+    assert "did you mean spec.enable_ssh?" in daemon.status()["stale"]["settings"]
     assert daemon.lab.router.run(["nft", "list", "chain", "inet", "nftsync", "operator-cr"]).stdout == rules
     daemon.stop()
     daemon.start()
