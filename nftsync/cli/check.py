@@ -3,15 +3,16 @@
 import os
 import subprocess
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from nftsync.cli.applied import not_kept
 from nftsync.cli.preview import known_of_cluster, local_chain, nft_of_cluster, preview, read
 from nftsync.cli.trial import refusal
-from nftsync.cluster.api import Api, list_objects
+from nftsync.cluster.api import Api
 from nftsync.cluster.backoff import ApiError
 from nftsync.cluster.kubeconfig import allowed
 from nftsync.cluster.manifests import ManifestError
@@ -22,7 +23,6 @@ from nftsync.kernel.interfaces import local_now
 from nftsync.kernel.links import read_links
 from nftsync.kernel.netlink import DumpError
 from nftsync.objects.address import AddressSet, Network, Range
-from nftsync.objects.fields import removed
 from nftsync.objects.names import (
     ADVERTISEMENT,
     CONFIG_MAP,
@@ -36,8 +36,6 @@ from nftsync.objects.names import (
     Malformed,
     NftsyncError,
     Resource,
-    identify,
-    mapping,
     quote,
 )
 from nftsync.objects.nft import METALLB_NAMESPACE, NftSpec, Nics
@@ -253,21 +251,7 @@ def _files(config: Config, paths: Sequence[Path]) -> Generator[Finding, None, tu
 
 
 def _not_kept(api: Api, resource: Resource) -> Iterator[Finding]:
-    """The unknown fields that kubectl sent. Servers remove them, and old ones do not say so."""
-    lines: list[str] = []
-
-    def look(raw: object) -> None:
-        with suppress(Malformed):  # the daemon tells of such an object
-            given = mapping(raw, "the object")
-            if resource.kind == NFT.name or mapping(given.get("spec"), "spec").get("type") == "LoadBalancer":
-                texts, name = removed(given, resource.kind).texts, identify(given)[0]
-                lines.extend(f"{name}: {text}; the API server did not keep it" for text in texts)
-
-    try:
-        list_objects(api, resource, look)
-    except ApiError as error:
-        if error.status not in (403, 404):  # other findings are about these
-            raise
+    lines = not_kept(api, resource)
     yield from (Finding(resource.kind, FAIL, line) for line in lines[:_OTHERS])
     if len(lines) > _OTHERS:
         yield Finding(resource.kind, FAIL, f"… and {len(lines) - _OTHERS} more such fields")
