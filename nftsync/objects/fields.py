@@ -22,7 +22,7 @@ Shape = Any
 
 LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
 
-_ALIKE = 0.75  # of difflib's ratio, from 0 to 1
+_ALIKE, _VERY_ALIKE = 0.75, 0.9  # of difflib's ratio, from 0 to 1
 _LONGEST = 64  # characters of a word that is compared
 _MANY = 100  # keys in which nftsync looks for a misspelt apiVersion or kind
 _MOST = 5  # complaints about one object
@@ -241,10 +241,9 @@ def _places(shape: Shape, path: str) -> Iterator[tuple[str, str]]:
 def _meant(path: str, key: str, siblings: list[str], places: Mapping[str, str]) -> str:
     """The path of the known field that the author of an unknown one seems to mean; "" if none is alike."""
     here = {_join(path, sibling): sibling for sibling in siblings}
-    for alike in (1.0, _ALIKE):
-        for known in (here, places):
-            if word := near(key, known.values(), alike):
-                return next(place for place, name in known.items() if name == word)
+    for known, alike in ((here, _VERY_ALIKE), (places, 1.0), (here, _ALIKE), (places, _ALIKE)):
+        if word := near(key, known.values(), alike):
+            return next(place for place, name in known.items() if name == word)
     return ""
 
 

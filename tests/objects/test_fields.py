@@ -129,6 +129,7 @@ def test_half_a_header_of_others_is_not_ours(raw: dict[str, object]) -> None:
 
 
 RANGES = "spec.loadBalancerSourceRanges"
+ALLOCATION = "spec.serviceAllocation.namespace"
 
 # --- fields -------------------------------------------------------------------------------------------
 
@@ -152,6 +153,7 @@ RANGES = "spec.loadBalancerSourceRanges"
         ("BGPAdvertisement", {"spec": {"ipAddressPool": []}}, "spec.ipAddressPool", "spec.ipAddressPools"),
         ("AddressPool", {"spec": {"bgpadvertisements": []}}, "spec.bgpadvertisements", "spec.bgpAdvertisements"),
         ("ConfigMap", {"datas": {}}, "datas", "data"),
+        ("IPAddressPool", {"spec": {"serviceAllocation": {"namespace": 1}}}, ALLOCATION, f"{ALLOCATION}s"),
     ],
 )  # fmt: skip
 def test_an_unknown_field_is_told_with_the_one_that_is_meant(
