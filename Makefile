@@ -53,10 +53,10 @@ test: lint programs
 test-newest: .venv-newest/dev programs
 	.venv-newest/bin/pytest $(PARALLEL)
 
-# Build the API server into the cache folder of tests/apiserver/build. This takes eight minutes once.
+# Build two Kubernetes and three MetalLBs into the cache folder of tests/programs/build. This takes 25 minutes once.
 # It runs before the tests, because a compiler beside them would slow them down.
 programs: .venv/dev
-	.venv/bin/python -m tests.apiserver
+	.venv/bin/python -m tests.programs
 
 lint: .venv/dev
 	.venv/bin/ruff check .
@@ -92,7 +92,7 @@ deb:
 
 # Test the package on Debian 12 and 13, booted with systemd in containers, with a real API server.
 # Then boot each ten times on a busy machine. This takes two minutes each, and one more minute the
-# first time, to make the root file system in the cache folder of tests/apiserver/build.
+# first time, to make the root file system in the cache folder of tests/programs/build.
 test-deb: .venv/dev deb programs
 	@packages='$(BOOTING)'; $(install)
 	PYTHON=.venv/bin/python packaging/debian/tests/systems $(DEB)

@@ -37,6 +37,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--regenerate", action="store_true", help="write the golden cases' expected files anew; read them afterwards"
     )
+    parser.addoption("--server", action="append", help="a version of Kubernetes in place of all that tests run against")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

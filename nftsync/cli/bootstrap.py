@@ -7,6 +7,7 @@ Source: Kubernetes, "Server-Side Apply"; "Manually create an API token for a Ser
 
 import base64
 import os
+import re
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
@@ -24,7 +25,9 @@ from nftsync.objects.names import NftsyncError, quote
 
 INSTALLED = Path("/usr/share/nftsync")  # where the package puts these files
 CHECKOUT = Path(__file__).parents[2] / "packaging" / "kubernetes"
-FILES = ("crd.yaml", "rbac.yaml", "nft.yaml")
+FILES = ("crd.yaml", "rbac.yaml", "nft.yaml", "ratelimit-policy.yaml")
+OPTIONAL = ("ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding")  # Kubernetes 1.30 has them
+ADMINISTRATORS = ("Nft", "ValidatingAdmissionPolicyBinding")  # once they exist: their settings are choices
 NAME = "nftsync"  # the ServiceAccount, and the kubeconfig's cluster, user and context
 PATIENCE = 20.0  # seconds to wait until the cluster serves a new kind, or fills in a token
 
@@ -48,11 +51,21 @@ class Manifest:
 
     @property
     def path(self) -> str:
-        """Its path in the API. An "s" makes the plural of each kind in FILES."""
-        version, metadata = self.raw["apiVersion"], self.raw["metadata"]
-        root = "/api/v1" if version == "v1" else f"/apis/{version}"
+        """Its path in the API."""
+        metadata = self.raw["metadata"]
         within = f"/namespaces/{metadata['namespace']}" if "namespace" in metadata else ""
-        return f"{root}{within}/{self.kind.lower()}s/{metadata['name']}"
+        return f"{self.root}{within}/{self.plural}/{metadata['name']}"
+
+    @property
+    def root(self) -> str:
+        """The path of its API group, which lists the kinds."""
+        version = self.raw["apiVersion"]
+        return "/api/v1" if version == "v1" else f"/apis/{version}"
+
+    @property
+    def plural(self) -> str:
+        """The plural of its kind, for the kinds in FILES."""
+        return re.sub("y$", "ie", self.kind.lower()) + "s"
 
     def __str__(self) -> str:
         metadata = self.raw["metadata"]
@@ -88,7 +101,7 @@ def bootstrap(kubeconfig: Path, told: Callable[[str], None], server: str | None 
     with closing(Api(kubeconfig, allowed=allowed)) as api:
         api.warned = lambda text: told(f"warning of the API server: {text}")
         for manifest in manifests:
-            told(f"{manifest}: {_apply(api, manifest)}")
+            told(f"{manifest}: {(_try if manifest.kind in OPTIONAL else _apply)(api, manifest)}")
         [secret] = (manifest for manifest in manifests if manifest.kind == "Secret")
         token = _token(api, secret)
     return _kubeconfig(Kubeconfig.read(kubeconfig, allowed), server, token, secret.raw["metadata"]["namespace"])
@@ -98,7 +111,7 @@ def _apply(api: Api, manifest: Manifest) -> str:
     """Apply one object. Returns the result as a phrase. Raises ApiError and BootstrapError."""
     present = _present(api, manifest)
     if present is not None:
-        if manifest.kind == "Nft":
+        if manifest.kind in ADMINISTRATORS:
             return "; ".join(("exists, unchanged", *removed(present, manifest.kind).texts))
         if manifest.kind == "Secret" and present.get("type") != manifest.raw["type"]:
             raise BootstrapError(f"{manifest} exists and is not a ServiceAccount's token: delete or rename it")
@@ -115,6 +128,24 @@ def _apply(api: Api, manifest: Manifest) -> str:
     if manifest.kind == "Nft":
         return f"created: an example with public_nic {manifest.raw['spec']['public_nic']}"
     return "created" if present is None else "changed"
+
+
+def _try(api: Api, manifest: Manifest) -> str:
+    """Apply one object that routers can do without. Returns the result as a phrase. Raises ApiError.
+
+    A cluster can lack its kind or a part of it. An administrator can lack the right, or prefer other
+    settings. None of these keeps the routers from their kubeconfig.
+    """
+    try:
+        if manifest.plural not in (each["name"] for each in api.request("GET", manifest.root)["resources"]):
+            return "left out: this cluster does not have the kind, which came with Kubernetes 1.30"
+        return _apply(api, manifest)
+    except BootstrapError as error:
+        return str(error).removeprefix(f"{manifest} ")
+    except ApiError as error:
+        if error.status not in (403, 404, 422):
+            raise
+        return f"left out: {error}"
 
 
 def _covers(found: object, wanted: object) -> bool:

@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
-from nftsync.objects.names import Malformed, require
+from nftsync.objects.names import Malformed, quote, require
 
 BYTE_UNITS = {"bytes": 1, "kbytes": 1024, "mbytes": 1024 * 1024}
 TIME_UNITS = {"second": 1, "minute": 60, "hour": 3600, "day": 86400, "week": 604800}
@@ -21,6 +21,7 @@ MAX_LENGTH = 128  # characters; the longest sensible limit has about 60
 
 _U64 = 1 << 64
 _U32 = 1 << 32
+_BURST_UNITS = {True: {"packets": 1}, False: BYTE_UNITS}  # of a rate in packets or in bytes
 _DEFAULT_PACKET_BURST = 5  # nft sends this burst if a packet limit names none
 
 _LIMIT = re.compile(
@@ -79,8 +80,8 @@ def parse_ratelimit(text: str) -> RateLimit:
     Raises Malformed for another grammar, rate 0, or a number too large for the kernel. The message
     names the fault and, for another grammar, a valid form.
     """
-    quoted = ascii(text[:MAX_LENGTH])
-    require(len(text) <= MAX_LENGTH, f"{quoted}… is longer than {MAX_LENGTH} characters; {EXAMPLES}")
+    quoted = quote(text)
+    require(len(text) <= MAX_LENGTH, f"{quoted} is longer than {MAX_LENGTH} characters; {EXAMPLES}")
     match = _LIMIT.fullmatch(text)
     if wrong := _what_is_wrong(text, match):
         suggested = suggestion(text)
@@ -97,10 +98,7 @@ def _burst(match: re.Match[str], quoted: str) -> int:
     packets, burst, unit = match["unit"] is None, match["burst"], match["burst_unit"]
     if burst is None:
         return _DEFAULT_PACKET_BURST if packets else 0
-    units = {"packets": 1} if packets else BYTE_UNITS
-    counted = "packet rate is counted in 'packets'" if packets else f"byte rate is counted in {', '.join(units)}"
-    require(unit in units, f"{quoted}: the burst of a {counted}, not '{unit}'; {EXAMPLES}")
-    value = _integer(burst, quoted) * units[unit]
+    value = _integer(burst, quoted) * _BURST_UNITS[packets][unit]
     require(value > 0 or not packets, f"{quoted}: a burst of 0 packets would let nothing pass; the smallest is 1")
     return value
 
@@ -152,6 +150,9 @@ def _what_is_wrong(text: str, match: re.Match[str] | None) -> str:
         return f": the time unit '{per}' is not one of {', '.join(TIME_UNITS)}"
     if unit not in (None, *BYTE_UNITS):
         return f": the unit '{unit}' is not one of {', '.join(BYTE_UNITS)} (packets have none)"
+    if match["burst"] and match["burst_unit"] not in (units := _BURST_UNITS[unit is None]):
+        counted = f"byte rate is counted in {', '.join(units)}" if unit else "packet rate is counted in 'packets'"
+        return f": the burst of a {counted}, not '{match['burst_unit']}'"
     return ""
 
 

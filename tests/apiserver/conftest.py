@@ -1,4 +1,4 @@
-"""The real API server as fixtures.
+"""The real API servers as fixtures: an old one and today's.
 
 Under CI these tests never skip. Elsewhere they do only where kube-apiserver is not there and can't be built.
 """
@@ -10,27 +10,32 @@ from contextlib import ExitStack
 
 import pytest
 
-from tests.apiserver.harness import MANIFESTS, ApiServer, Programs, build_programs, find_programs, may_build
+from tests.apiserver.harness import MANIFESTS, ApiServer, Programs, programs_of, versions
 from tests.apiserver.router import running_cluster
 from tests.lab.lab import Lab
+from tests.programs.cache import ProgramsError
 
 Start = Callable[..., ApiServer]
 
 
-@pytest.fixture(scope="session")
-def programs(pytestconfig: pytest.Config) -> Programs:
-    """etcd and kube-apiserver.
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "programs" in metafunc.fixturenames:
+        wanted = metafunc.config.getoption("server") or versions()
+        metafunc.parametrize("programs", wanted, indirect=True, scope="session")
 
-    `make test` has built kube-apiserver. If you run pytest alone, this fixture builds it when
-    necessary.
+
+@pytest.fixture(scope="session")
+def programs(request: pytest.FixtureRequest, pytestconfig: pytest.Config) -> Programs:
+    """Each Kubernetes in turn.
+
+    `make test` has built them. If you run pytest alone, this fixture builds what is missing.
     """
-    if found := find_programs():
-        return found
-    if not may_build():
-        pytest.skip("there is no kube-apiserver: run tests/apiserver/build once as root")
     capture = pytestconfig.pluginmanager.getplugin("capturemanager")
     with capture.global_and_fixture_disabled():
-        return build_programs()
+        try:
+            return programs_of(request.param)
+        except ProgramsError as fault:
+            pytest.skip(str(fault))
 
 
 @pytest.fixture(scope="session")

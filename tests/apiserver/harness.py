@@ -7,8 +7,8 @@
         server.kill(); server.restart()             # same port, same data
         server.compact()                            # versions handed out so far are gone: a real 410
 
-No controller manager runs. What tests need of it is done here: a token Secret is filled as its token controller would.
-What they must do without: a deleted Namespace stays Terminating, nothing collects garbage, Services get no endpoints.
+Unless a test starts kube-controller-manager, none runs. Then a token Secret is filled here as its token controller
+would, a deleted Namespace stays Terminating, nothing collects garbage, and Services get no endpoints.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ import yaml
 
 from tests.apiserver.client import Client, RefusedError, parsed, refusal_of
 from tests.apiserver.settled import grants_rights, knows_bearer, serves_kind, serves_no_kind
+from tests.programs.cache import NEW, OLD, build, kubernetes
 
 HERE = Path(__file__).parent
 MANIFESTS = HERE.parents[1] / "packaging" / "kubernetes"
@@ -75,50 +76,35 @@ def eventually(condition: Callable[[], T | None], what: str, seconds: float = PA
 
 @dataclass(frozen=True, slots=True)
 class Programs:
-    """Where etcd and kube-apiserver are."""
+    """Where the programs of one Kubernetes are. kube_controller_manager: None if there is none."""
 
     etcd: Path
     kube_apiserver: Path
+    kube_controller_manager: Path | None = None
 
 
-def find_programs() -> Programs | None:
-    """From $KUBEBUILDER_ASSETS, else kube-apiserver from the cache folder of ./build and etcd from the PATH.
+def versions() -> tuple[str, ...]:
+    """The servers that tests run against; "given" for that of $KUBEBUILDER_ASSETS."""
+    return ("given",) if os.environ.get("KUBEBUILDER_ASSETS") else (OLD, NEW)
 
-    None if kube-apiserver has to be built first. Raises HarnessError if etcd is missing.
-    """
-    if assets := os.environ.get("KUBEBUILDER_ASSETS"):
-        programs = Programs(Path(assets, "etcd"), Path(assets, "kube-apiserver"))
-        for path in (programs.etcd, programs.kube_apiserver):
-            if not os.access(path, os.X_OK):
-                raise HarnessError(f"{path} is no program: mend KUBEBUILDER_ASSETS or leave it unset")
-        return programs
-    etcd = shutil.which("etcd")
+
+def programs_of(version: str) -> Programs:
+    """The programs of one of versions(); what is missing is built. Raises HarnessError or ProgramsError."""
+    if version == "given":
+        return _programs_in(Path(os.environ["KUBEBUILDER_ASSETS"]))
+    build([kubernetes(version)])
+    return _programs_in(kubernetes(version))
+
+
+def _programs_in(folder: Path) -> Programs:
+    """Debian's etcd is for a folder without one: a server of its age."""
+    etcd = shutil.which(folder / "etcd") or shutil.which("etcd")
     if etcd is None:
         raise HarnessError("there is no etcd: install the package etcd-server")
-    kube_apiserver = _cache() / "kube-apiserver"
-    return Programs(Path(etcd), kube_apiserver) if os.access(kube_apiserver, os.X_OK) else None
-
-
-def build_programs() -> Programs:
-    """What find_programs() finds; what is missing is built, which takes minutes and root. Raises HarnessError."""
-    programs = find_programs()
-    if programs is None:
-        finished = subprocess.run([HERE / "build"], stdout=subprocess.DEVNULL, check=False)
-        programs = find_programs()
-        if finished.returncode or programs is None:
-            raise HarnessError(f"kube-apiserver could not be built: see {_cache() / 'build.log'}")
-    return programs
-
-
-def may_build() -> bool:
-    """Whether what is missing is built here: in CI always, elsewhere for root, who can install the compiler."""
-    return os.geteuid() == 0 or bool(os.environ.get("CI"))
-
-
-def _cache() -> Path:
-    if cache := os.environ.get("NFTSYNC_TEST_CACHE"):
-        return Path(cache)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nftsync-tests"
+    if not os.access(folder / "kube-apiserver", os.X_OK):
+        raise HarnessError(f"there is no kube-apiserver in {folder}")
+    manager = folder / "kube-controller-manager"
+    return Programs(Path(etcd), folder / "kube-apiserver", manager if manager.exists() else None)
 
 
 # --- the server ---------------------------------------------------------------------------------------
@@ -128,7 +114,8 @@ class ApiServer:
     """etcd and kube-apiserver, from entering the context to leaving it, and never after the process that entered it.
 
     options: further flags of kube-apiserver. With `--watch-cache=false` a watch from a compacted version is a 410;
-    otherwise kube-apiserver remembers what etcd has forgotten until it is restarted.  address: where it listens.
+    otherwise kube-apiserver remembers what etcd has forgotten until it is restarted.  programs: the newest unless
+    others are given.  address: where it listens.
 
     The processes are killed with the *thread* that started them (prctl(2), PR_SET_PDEATHSIG): call start and
     restart() from one that lives on.
@@ -142,9 +129,10 @@ class ApiServer:
         self._address = address
 
     def __enter__(self) -> Self:
-        programs = self._programs or build_programs()
+        programs = self.programs = self._programs or programs_of(versions()[-1])
         self._etcd: subprocess.Popen[bytes] | None = None
         self._server: subprocess.Popen[bytes] | None = None
+        self._manager: subprocess.Popen[bytes] | None = None
         self._reservations: list[socket.socket] = []
         self._temporary = tempfile.TemporaryDirectory(prefix="nftsync-apiserver-")
         self.folder = Path(self._temporary.name)
@@ -167,8 +155,10 @@ class ApiServer:
         self.close()
 
     def close(self) -> None:
-        """End both processes and remove all data. May be called twice."""
+        """End the processes and remove all data. May be called twice."""
         atexit.unregister(self.close)
+        _kill(self._manager)
+        self._manager = None
         self.kill()
         _kill(self._etcd)
         self._etcd = None
@@ -191,9 +181,16 @@ class ApiServer:
         except HarnessError as fault:
             raise HarnessError(f"{fault}\n{self._log_end('etcd')}\n{self._log_end('kube-apiserver')}") from None
 
+    def manage(self) -> bool:
+        """Have kube-controller-manager run, over restarts of the server too. False if this Kubernetes has none."""
+        program = self.programs.kube_controller_manager
+        if program is not None and self._manager is None:
+            self._manager = self._spawn("kube-controller-manager", self._manager_command(program))
+        return program is not None
+
     @property
     def pids(self) -> tuple[int, ...]:
-        """Of the processes that run: etcd, then kube-apiserver."""
+        """Of the servers that run: etcd, then kube-apiserver."""
         return tuple(process.pid for process in (self._etcd, self._server) if process)
 
     # --- what tests do with it ----------------------------------------------------------------------------
@@ -287,11 +284,13 @@ class ApiServer:
                 raise
             metadata = {"name": secret, "annotations": {"kubernetes.io/service-account.name": ROUTER}}
             found = self.admin.post(secrets, {"metadata": metadata, "type": "kubernetes.io/service-account-token"})
-        if "token" in (found.get("data") or {}):
-            return base64.b64decode(found["data"]["token"]).decode()
+        if self._manager is not None:
+            found = eventually(lambda: _filled(self.admin.get(f"{secrets}/{secret}")), f"Secret {secret} has no token")
+        if filled := _filled(found):
+            return base64.b64decode(filled["data"]["token"]).decode()
         uid = self.admin.get(f"/api/v1/namespaces/{NAMESPACE}/serviceaccounts/{ROUTER}")["metadata"]["uid"]
         token = self._signed_token(secret, uid)
-        filled = {
+        content = {
             "metadata": {"annotations": {"kubernetes.io/service-account.uid": uid}},
             "data": {
                 "token": base64.b64encode(token.encode()).decode(),
@@ -299,7 +298,7 @@ class ApiServer:
                 "ca.crt": base64.b64encode((self.folder / "tls.crt").read_bytes()).decode(),
             },
         }
-        self.admin.patch(f"{secrets}/{secret}", filled)
+        self.admin.patch(f"{secrets}/{secret}", content)
         return token
 
     def revoke_token(self, secret: str = ROUTER_SECRET) -> None:
@@ -397,6 +396,18 @@ class ApiServer:
             *self._options,
         ]
 
+    def _manager_command(self, program: Path) -> list[str]:
+        controllers = ("serviceaccount-token", "serviceaccount", "namespace", "garbage-collector", "endpointslice")
+        return [
+            str(program),
+            f"--kubeconfig={self.kubeconfig('admin')}",
+            f"--service-account-private-key-file={self.folder / 'tokens.key'}",
+            f"--root-ca-file={self.folder / 'tls.crt'}",
+            f"--controllers={','.join(f'{each}-controller' for each in controllers)}",
+            "--leader-elect=false",
+            "--secure-port=0",
+        ]
+
     def _spawn(self, name: str, command: list[str]) -> subprocess.Popen[bytes]:
         """Start a process that dies with us, however we die, and not of a Ctrl-C before the tests have cleaned up."""
         with (self.folder / f"{name}.log").open("ab") as log:
@@ -450,6 +461,11 @@ class ApiServer:
         if response.status != 200:
             raise HarnessError(f"etcd, {method}: {response.status}: {answer}")
         return answer
+
+
+def _filled(secret: dict[str, Any]) -> dict[str, Any] | None:
+    """The Secret, once it has its token."""
+    return secret if "token" in (secret.get("data") or {}) else None
 
 
 def _kill(process: subprocess.Popen[bytes] | None) -> None:

@@ -20,10 +20,11 @@ from nftsync.cluster.api import Api
 from nftsync.cluster.backoff import ApiError
 from tests.apiserver.client import RefusedError
 from tests.apiserver.harness import MANIFESTS, NAMESPACE, NFTS, ROUTER_SECRET, ApiServer, eventually
+from tests.apiserver.kubectl import has_policies
 from tests.labtools import write
 
 SECRET = f"/api/v1/namespaces/{NAMESPACE}/secrets/{ROUTER_SECRET}"
-FILES = [MANIFESTS / name for name in ("crd.yaml", "rbac.yaml", "nft.yaml")]
+FILES = [MANIFESTS / name for name in bootstrap.FILES]
 
 
 @pytest.fixture
@@ -35,7 +36,10 @@ def server(start_apiserver: Any) -> ApiServer:
 
 @contextmanager
 def token_controller(server: ApiServer) -> Iterator[None]:
-    """kube-controller-manager's part: it fills in the Secret's token once that is there."""
+    """Fills in the Secret's token once that is there: kube-controller-manager, or its part played here."""
+    if server.manage():
+        yield
+        return
 
     def fill() -> None:
         eventually(lambda: there(server), "the Secret is there")
@@ -78,8 +82,14 @@ def objects() -> list[Manifest]:
     return [Manifest(raw) for path in FILES for raw in yaml.safe_load_all(path.read_text()) if raw]
 
 
+def served(server: ApiServer) -> list[Manifest]:
+    """Without those of kinds that this server is too old for."""
+    policies = has_policies(server)
+    return [each for each in objects() if policies or each.kind not in bootstrap.OPTIONAL]
+
+
 def versions(server: ApiServer) -> dict[str, str]:
-    return {each.path: server.admin.get(each.path)["metadata"]["resourceVersion"] for each in objects()}
+    return {each.path: server.admin.get(each.path)["metadata"]["resourceVersion"] for each in served(server)}
 
 
 def test_an_empty_cluster_gets_all_of_it_and_the_kubeconfig_can_do_what_a_router_does_and_nothing_more(
@@ -88,9 +98,10 @@ def test_an_empty_cluster_gets_all_of_it_and_the_kubeconfig_can_do_what_a_router
     with token_controller(server):
         done = run(server, "--output", str(tmp_path / "kubeconfig"))
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
-    assert [line.partition(":")[2].split(":")[0].strip() for line in done.stderr.splitlines()] == ["created"] * len(
-        objects()
-    )
+    told = dict(line.split(": ", 1) for line in done.stderr.splitlines())
+    assert list(told) == [str(each) for each in objects()]
+    assert all(told.pop(str(each)).startswith("created") for each in served(server))
+    assert set(told.values()) <= {"left out: this cluster does not have the kind, which came with Kubernetes 1.30"}
     assert (tmp_path / "kubeconfig").stat().st_mode & 0o777 == 0o600
     write(tmp_path / "nftsync.toml", f'kubeconfig = "{tmp_path}/kubeconfig"\n')
     command = [sys.executable, "-m", "nftsync", "check", "--config", str(tmp_path / "nftsync.toml")]
@@ -121,7 +132,7 @@ def test_run_again_it_changes_nothing_and_prints_the_same(server: ApiServer) -> 
 
 
 def test_what_kubectl_applied_before_is_taken_over_and_settings_that_stand_stay(server: ApiServer) -> None:
-    server.apply(*FILES)
+    server.apply(*FILES[:3], *(FILES[3:] if has_policies(server) else []))
     settings = {"spec": {"public_nic": "wan0", "enable_ssh": False}}
     server.admin.patch(f"{NFTS}/nft", settings)
     before = server.admin.get(f"{NFTS}/nft")
@@ -147,6 +158,35 @@ def test_a_right_that_was_taken_away_is_given_back_and_one_that_somebody_else_se
         in done.stderr.splitlines()[-1]
     )
     assert server.admin.get(role) == held
+
+
+def test_a_policy_with_other_settings_or_without_the_right_to_write_it_does_not_keep_the_kubeconfig_back(
+    server: ApiServer,
+) -> None:
+    first, policies = made(server), has_policies(server)
+    policy, binding = (each for each in objects() if each.kind in bootstrap.OPTIONAL)
+    if policies:
+        server.admin.patch(binding.path, {"spec": {"validationActions": ["Warn"]}})
+        server.admin.patch(policy.path, {"spec": {"failurePolicy": "Fail"}})
+        done = run(server)
+        assert (done.returncode, done.stdout) == (0, first), done.stderr
+        assert f"{binding}: exists, unchanged" in done.stderr.splitlines()
+        assert f"{policy}: exists with other settings, which nftsync does not overwrite: " in done.stderr
+        assert server.admin.get(binding.path)["spec"]["validationActions"] == ["Warn"]
+        assert server.admin.get(policy.path)["spec"]["failurePolicy"] == "Fail"
+        server.admin.delete(policy.path)
+    groups = sorted({each.root.removeprefix("/api/v1").removeprefix("/apis/").split("/")[0] for each in objects()})
+    groups.remove("admissionregistration.k8s.io")
+    rules = [{"apiGroups": groups, "resources": ["*"], "verbs": ["get"]}]
+    role = {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole", "metadata": {"name": "reader"}}
+    reference = {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "reader"}
+    subject = {"kind": "ServiceAccount", "name": "nftsync", "namespace": NAMESPACE}
+    server.apply_object({**role, "rules": rules})
+    server.apply_object({**role, "kind": "ClusterRoleBinding", "roleRef": reference, "subjects": [subject]})
+    done = run(server, kubeconfig=server.kubeconfig())
+    assert (done.returncode, done.stdout) == (0, first), done.stderr
+    reason = ".*403 Forbidden" if policies else "this cluster does not have the kind"
+    assert re.search(rf"^{policy}: left out: {reason}", done.stderr, re.MULTILINE)
 
 
 def test_what_it_cannot_do_it_refuses_with_a_reason(

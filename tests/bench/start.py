@@ -21,7 +21,7 @@ from nftsync.policy.public import public_side
 from nftsync.ruleset.settings import Settings
 from nftsync.ruleset.tables import ruleset
 from nftsync.ruleset.text import render
-from tests.apiserver.harness import Programs, find_programs
+from tests.apiserver.harness import Programs, programs_of, versions
 from tests.bench.cluster import cluster
 from tests.bench.measure import Goal, nft_resource, service, spread, table
 from tests.lab.namespace import Namespace
@@ -116,14 +116,11 @@ def _rules(count: int) -> str:
 
 
 def run() -> list[Goal]:
-    programs = find_programs()
     with canned() as made:
         goals = [_measure(made, "a server that answers from memory")]
-    if programs is None:
-        print("\nkube-apiserver is not here: `make test` builds it")
-    else:
-        with real(programs) as made:
-            goals.append(_measure(made, "kube-apiserver"))
+    for version in versions():
+        with real(programs_of(version)) as made:
+            goals.append(_measure(made, f"kube-apiserver {version}"))
     return goals
 
 

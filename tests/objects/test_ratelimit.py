@@ -194,7 +194,7 @@ def test_words_of_other_tools_are_refused_and_the_sentence_says_what_to_write(te
     assert str(refused.value).endswith(f"; write '{meant}'") == bool(meant)
 
 
-_others = st.builds(
+others = st.builds(
     "{}{}{}{}{}".format,
     st.integers(0, 10**9) | st.decimals(0, 10**6, places=2),
     st.sampled_from(["", " "]),
@@ -204,7 +204,7 @@ _others = st.builds(
 )
 
 
-@given(_others)
+@given(others)
 def test_a_suggestion_is_a_limit_of_its_own(text: str) -> None:
     if suggested := suggestion(text):
         assert parse_ratelimit(suggested)

@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from tests.apiserver.harness import MANIFESTS, NFTS, ApiServer, HarnessError, build_programs
+from tests.apiserver.harness import MANIFESTS, NFTS, ApiServer, HarnessError, programs_of, versions
 from tests.children import give_children_default_signals
 from tests.lab.probe import NODE
 from tests.systems.boots import Boots
@@ -48,7 +48,7 @@ def main() -> int:
     parser.add_argument("--only-boots", type=int, metavar="NUMBER")
     options = parser.parse_args()
     suites = options.suite or SUITES
-    build_programs()
+    programs_of(versions()[-1])
     say("Root file systems: a minute for each that is not in the cache")
     roots = {suite: timed(f"{SUITES[suite]} ({suite})", partial(root_file_system, suite)) for suite in suites}
     return max(_on(suite, root, options.package, options.only_boots) for suite, root in roots.items())

@@ -47,6 +47,7 @@ FILES = f"""
 /usr/share/nftsync/crd.yaml
 /usr/share/nftsync/nft.yaml
 /usr/share/nftsync/nftsync-alerts.yaml
+/usr/share/nftsync/ratelimit-policy.yaml
 /usr/share/nftsync/rbac.yaml
 /usr/share/zsh/vendor-completions/_nftsync
 """
