@@ -75,7 +75,7 @@ def knows_field_validation(server: ApiServer) -> bool:
     version = server.admin.get("/version")
     if int(version["minor"].rstrip("+")) >= 25:
         return True
-    print(f"not compared: {version['gitVersion']} does not know fieldValidation")
+    print(f"{version['gitVersion']} does not know fieldValidation: it accepts unknown fields")
     return False
 
 
@@ -87,15 +87,17 @@ def knows_field_validation(server: ApiServer) -> bool:
 def test_an_object_of_a_file_is_refused_if_a_strict_server_refuses_it(
     apiserver: ApiServer, kind: str, part: dict[str, Any]
 ) -> None:
-    if not knows_field_validation(apiserver):
-        pytest.skip("the server does not know fieldValidation (1.25 and newer do): set KUBEBUILDER_ASSETS")
     raw = body(kind, part)
     try:
         apiserver.admin.post(SERVICES if kind == "Service" else NFTS, raw, STRICT)
         refusal = ""
     except RefusedError as refused:
         refusal = refused.message
-    assert bool(complaints(raw, kind).texts) == bool(refusal), (complaints(raw, kind).texts, refusal)
+    texts = complaints(raw, kind).texts
+    if knows_field_validation(apiserver):
+        assert bool(texts) == bool(refusal), (texts, refusal)
+    else:
+        assert texts or not refusal, refusal
 
 
 @pytest.mark.parametrize("kind", ["Service", "ConfigMap"])
