@@ -20,6 +20,7 @@ from tenacity import RetryError, Retrying, retry_if_exception, retry_if_not_resu
 from nftsync.cluster.api import Api
 from nftsync.cluster.backoff import ApiError
 from nftsync.cluster.kubeconfig import UNSAFE, Kubeconfig
+from nftsync.objects.fields import removed
 from nftsync.objects.names import NftsyncError, quote
 
 INSTALLED = Path("/usr/share/nftsync")  # where the package puts these files
@@ -30,7 +31,8 @@ ADMINISTRATORS = ("Nft", "ValidatingAdmissionPolicyBinding")  # once they exist:
 NAME = "nftsync"  # the ServiceAccount, and the kubeconfig's cluster, user and context
 PATIENCE = 20.0  # seconds to wait until the cluster serves a new kind, or fills in a token
 
-_QUERY = {"fieldManager": "nftsync-bootstrap"}
+# Servers before 1.25 do not know fieldValidation. The others warn of unknown fields that they remove.
+_QUERY = {"fieldManager": "nftsync-bootstrap", "fieldValidation": "Warn"}
 
 
 class BootstrapError(NftsyncError):
@@ -97,6 +99,7 @@ def bootstrap(kubeconfig: Path, told: Callable[[str], None], server: str | None 
     manifests = [Manifest(raw) for raw in yaml.safe_load_all(text()) if raw]
     allowed = UNSAFE.keys() - {"insecure-skip-tls-verify"}
     with closing(Api(kubeconfig, allowed=allowed)) as api:
+        api.warned = lambda text: told(f"warning of the API server: {text}")
         for manifest in manifests:
             told(f"{manifest}: {(_try if manifest.kind in OPTIONAL else _apply)(api, manifest)}")
         [secret] = (manifest for manifest in manifests if manifest.kind == "Secret")
@@ -109,7 +112,7 @@ def _apply(api: Api, manifest: Manifest) -> str:
     present = _present(api, manifest)
     if present is not None:
         if manifest.kind in ADMINISTRATORS:
-            return "exists, unchanged"
+            return "; ".join(("exists, unchanged", *removed(present, manifest.kind).texts))
         if manifest.kind == "Secret" and present.get("type") != manifest.raw["type"]:
             raise BootstrapError(f"{manifest} exists and is not a ServiceAccount's token: delete or rename it")
         if _covers(present, manifest.raw):

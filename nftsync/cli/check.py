@@ -2,18 +2,20 @@
 
 import os
 import subprocess
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from nftsync.cli.preview import known_of_cluster, nft_of_cluster
+from nftsync.cli.applied import not_kept
+from nftsync.cli.preview import known_of_cluster, local_chain, nft_of_cluster, preview, read
 from nftsync.cli.trial import refusal
 from nftsync.cluster.api import Api
 from nftsync.cluster.backoff import ApiError
 from nftsync.cluster.kubeconfig import allowed
+from nftsync.cluster.manifests import ManifestError
 from nftsync.config import DEFAULT_PATH, Config, ConfigError, PoolMode, load
 from nftsync.files.localchainfile import read_local_chain
 from nftsync.kernel import others, routes
@@ -30,8 +32,10 @@ from nftsync.objects.names import (
     NFT,
     PEER,
     POOL,
+    SERVICES,
     Malformed,
     NftsyncError,
+    Resource,
     quote,
 )
 from nftsync.objects.nft import METALLB_NAMESPACE, NftSpec, Nics
@@ -67,7 +71,7 @@ _METALLB = (
     *({"group": kind.group, "resource": kind.plural} for kind in (POOL, ADVERTISEMENT, PEER)),
     {"group": LEGACY.group, "resource": LEGACY.plural, "name": CONFIG_MAP},
 )
-_OTHERS = 10  # findings about chains of other programs
+_OTHERS = 10  # findings about chains of other programs, or about fields of one kind
 _FORWARDING = {"IPv4": Path("/proc/sys/net/ipv4/ip_forward"), "IPv6": Path("/proc/sys/net/ipv6/conf/all/forwarding")}
 
 
@@ -83,8 +87,11 @@ class Finding:
         return f"{self.level:4}  {self.subject}: {self.message}"
 
 
-def findings(path: Path | None) -> Iterator[Finding]:
-    """Test each need of the daemon, in the daemon's own order. This changes nothing."""
+def findings(path: Path | None, manifests: Sequence[Path] = ()) -> Iterator[Finding]:
+    """Test each need of the daemon, in the daemon's own order. This changes nothing.
+
+    manifests: files to test in place of a cluster.
+    """
     try:
         config = load(path)
     except ConfigError as error:
@@ -98,6 +105,10 @@ def findings(path: Path | None) -> Iterator[Finding]:
     yield from _other_tables()
     yield from _forwarding()
     spec = legal = None
+    if manifests:
+        spec, legal = yield from _files(config, manifests)
+        yield from _nics(config.nics.over(spec.nics if spec else Nics()), legal)
+        return
     try:
         with closing(Api(config.kubeconfig, allowed=allowed(unsafe=config.unsafe_kubeconfig))) as api:
             version = _answer(api, "GET", "/version").get("gitVersion", "")
@@ -105,6 +116,8 @@ def findings(path: Path | None) -> Iterator[Finding]:
             yield from _rights(api)
             spec, finding = _resource(api, config)
             yield finding
+            for resource in (NFT.watched(config.nft.namespace, config.nft.name), SERVICES):
+                yield from _not_kept(api, resource)
             legal = yield from _pools(api, config, spec)
             if config.stateless:
                 yield _stateless(legal, local_now().networks)
@@ -220,6 +233,28 @@ def _resource(api: Api, config: Config) -> tuple[NftSpec | None, Finding]:
             raise
         problem = f"the API server does not know the kind: {MEND}"
     return None, Finding(subject, FAIL, problem)
+
+
+def _files(config: Config, paths: Sequence[Path]) -> Generator[Finding, None, tuple[NftSpec | None, AddressSet | None]]:
+    """Returns the settings and the addresses that may be opened, as in a cluster."""
+    subject = "manifests"
+    try:
+        inputs = read(config, paths)
+    except ManifestError as error:
+        yield Finding(subject, FAIL, str(error))
+        return None, None
+    result = preview(config, inputs, local_chain(config))
+    yield from (Finding(subject, FAIL, str(rejection)) for rejection in result.rejections)
+    if not result.rejections:
+        yield Finding(subject, OK, f"{len(inputs.services.objects())} Services of type LoadBalancer")
+    return result.nft.spec if result.nft else None, result.guard.legal
+
+
+def _not_kept(api: Api, resource: Resource) -> Iterator[Finding]:
+    lines = not_kept(api, resource)
+    yield from (Finding(resource.kind, FAIL, line) for line in lines[:_OTHERS])
+    if len(lines) > _OTHERS:
+        yield Finding(resource.kind, FAIL, f"… and {len(lines) - _OTHERS} more such fields")
 
 
 def _pools(api: Api, config: Config, spec: NftSpec | None) -> Generator[Finding, None, AddressSet | None]:

@@ -129,7 +129,7 @@ def _check(options: argparse.Namespace) -> int:
     from nftsync.cli.check import Level, findings
 
     status = 0
-    for finding in findings(options.config):
+    for finding in findings(options.config, options.manifests):
         print(finding)
         status = FAILED if finding.level is Level.FAIL else status
     return status
@@ -209,7 +209,8 @@ _COMMANDS: tuple[tuple[str, Command, str, *tuple[Option, ...]], ...] = (
      _switch("--once", "stop after one measurement")),
     ("diff", questions.diff, "Show the difference between the kernel and the wanted ruleset, or that of manifests.",
      _MANIFESTS),
-    ("check", _check, "Check configuration, local chain, kubeconfig, permissions, nft, kernel, NIC and other tables."),
+    ("check", _check, "Check configuration, local chain, kubeconfig, permissions, nft, kernel, NIC and other tables.",
+     _MANIFESTS),
     ("bootstrap", _bootstrap, "Set up a cluster for its routers, and print the routers' kubeconfig.",
      _file("--kubeconfig", "the administrator's (default: kubectl's)"),
      _option("--server", "the API server's address for routers (default: as in that kubeconfig)", metavar="URL"),

@@ -6,12 +6,14 @@ ApiError.
 """
 
 import json
+import re
 import socket
 import threading
 import weakref
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from http.client import responses
+from itertools import islice
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -28,6 +30,8 @@ LONGEST_LINE = 8 << 20  # bytes
 CONNECT_TIMEOUT = 5.0  # seconds
 LONGEST_COMPLAINT = 65536  # bytes to read of an error's body
 
+_WARNING = re.compile(r'\b299 \S+ "((?:[^"\\]|\\.)*)"')
+_MOST_WARNINGS = 10
 _REDIRECTED = "nftsync does not follow redirects: name the API server itself in the kubeconfig"
 _ADVICE = {
     **dict.fromkeys((301, 302, 303, 307, 308), _REDIRECTED),
@@ -68,6 +72,8 @@ class Api:
         self._kubeconfig = kubeconfig
         self._allowed = allowed
         self._count = count
+        # Called with the text of each warning that comes with an answer of request().
+        self.warned: Callable[[str], None] = lambda _text: None
         self._read_timeout = read_timeout
         self._longest_answer = longest_answer
         self._session_lock = threading.Lock()
@@ -111,6 +117,8 @@ class Api:
                 if len(content) > self._longest_answer:
                     raise TooLargeError(f"{method} {path}: the answer is larger than {self._longest_answer} bytes")
             response.release_conn()
+            for warning in _warnings(response.headers.getlist("Warning")):
+                self.warned(warning)
         return parse_json(content, f"{method} {path}: the answer") if content else None
 
     @contextmanager
@@ -238,6 +246,12 @@ def split_lines(pieces: Iterable[bytes], longest: int, what: str) -> Iterator[by
                 yield from map(bytes, filter(None, lines))
             if len(rest) > longest:
                 raise TooLargeError(f"{what}: a line is longer than {longest} bytes")
+
+
+def _warnings(values: Iterable[str]) -> Iterator[str]:
+    """The texts of Warning headers (RFC 7234, 5.5), as API servers write them."""
+    for match in islice(_WARNING.finditer(", ".join(values)), _MOST_WARNINGS):
+        yield quote(re.sub(r"\\(.)", r"\1", match[1]), 300)[1:-1]
 
 
 def _refusal(what: str, response: Any) -> ApiError:

@@ -49,6 +49,7 @@ class Relist:
     """
 
     store: Callable[[Name, object], None]
+    retain: Callable[[Name], bool]
     known: int
     names: set[Name] = field(default_factory=set)
     gone: AbstractSet[Name] = frozenset()
@@ -59,6 +60,11 @@ class Relist:
         name, _ = identify(raw)
         self.names.add(name)
         self.store(name, raw)
+
+    def keep(self, name: Name) -> bool:
+        """Take the last version of an object in place of an unusable one. True if there is any."""
+        self.names.add(name)
+        return self.retain(name)
 
 
 class ObjectCache(Generic[T]):
@@ -118,7 +124,7 @@ class ObjectCache(Generic[T]):
         A suspect first list is not complete: what it lacks can still have rules in the kernel.
         """
         with self._lock:
-            relist = Relist(self._store, len(self._objects.keys() | self._remembered.keys()))
+            relist = Relist(self._store, self._retain, len(self._objects.keys() | self._remembered.keys()))
         yield relist
         with self._lock:
             relist.gone = (self._objects.keys() | self._remembered.keys()) - relist.names
@@ -166,6 +172,13 @@ class ObjectCache(Generic[T]):
                 self._mark(name)
             elif self._fresh:
                 self._objects[name] = parsed
+
+    def _retain(self, name: Name) -> bool:
+        with self._lock:
+            if name not in self._objects and name in self._remembered:
+                self._objects[name] = self._remembered[name]
+                self._mark(name)
+            return name in self._objects
 
     def _drop(self, name: Name) -> None:
         if self._objects.pop(name, None) is not None:

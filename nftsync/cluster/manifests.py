@@ -1,13 +1,14 @@
 """Services, the Nft resource and MetalLB's objects from YAML files.
 
 For the demo, for previews, and for a router without a cluster. A file can hold Lists, as
-`kubectl get … -o yaml` prints them. If it is unreadable, its previous objects stay.
+`kubectl get … -o yaml` prints them. If it is unreadable, its previous objects stay. No API server
+checks a file, so this module refuses the kinds and fields that a server would refuse.
 """
 
-import json
 import logging
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,24 +16,18 @@ from typing import Any, Self
 
 from nftsync.cluster.cache import Inputs, Relist
 from nftsync.cluster.kubeconfig import Stamp, stamp
+from nftsync.cluster.manifestfile import read_objects
 from nftsync.cluster.watch import JOIN, WatchState
 from nftsync.config import InputError
-from nftsync.objects import yaml as yamltext
-from nftsync.objects.names import (
-    CONFIG_MAP,
-    KINDS,
-    Malformed,
-    Name,
-    ObjectRef,
-    Reason,
-    Rejection,
-    identify,
-)
+from nftsync.objects.fields import complaints, recognize
+from nftsync.objects.names import CONFIG_MAP, Malformed, Name, ObjectRef, Reason, Rejection, identify
 from nftsync.objects.nft import METALLB_NAMESPACE, RouterStatus
 from nftsync.report.events import Notice
 
 SUFFIXES = (".yaml", ".yml", ".json")
 POLL_INTERVAL = 1.0  # seconds between looks at the files
+
+Objects = set[tuple[str, Name]]  # kinds and names
 
 log = logging.getLogger(__name__)
 
@@ -43,9 +38,14 @@ class ManifestError(InputError):
 
 @dataclass(frozen=True, slots=True)
 class _Manifest:
-    """An object of a supported kind. where: its file, and its number in that file, from 1."""
+    """An object of a supported kind. where: its file, and its number in that file, from 1.
+
+    kind: "" if the author of the object seems to mean none of ours.
+    complaint: why its kind or version is refused; "" if it is not.
+    """
 
     kind: str
+    complaint: str
     raw: dict[str, Any]
     path: Path
     where: str
@@ -67,7 +67,7 @@ class Manifests:
         self._nft = nft
         self.inputs = replace(inputs, rejections=lambda: self.rejections)
         self._caches = inputs.by_kind()
-        self._names: dict[Path, list[tuple[str, Name]]] = {}  # by file, in its last readable version
+        self._names: Mapping[Path, Objects] = {}  # of each file's last readable version
         self._seen: list[tuple[Path, Stamp]] = []  # the files' signature when they were last read
         self.rejections: tuple[Rejection, ...] = ()
         self._stop = threading.Event()
@@ -101,47 +101,22 @@ class Manifests:
 
     def read(self) -> None:
         """Read all files into the caches. Raises ManifestError if there is nothing at a path."""
-        rejections: list[Rejection] = []
         self._seen = self._signature()  # before the reading: a later change causes another
         with ExitStack() as stack:
             relists = {kind: stack.enter_context(cache.relist()) for kind, cache in self._caches.items()}
-            names: dict[Path, list[tuple[str, Name]]] = {}
+            reading = _Reading(relists, self._names, self._counting)
             manifests: list[_Manifest] = []
             for path in self._files():
-                names[path] = []
                 try:
                     manifests.extend(_manifests(path))
                 except (OSError, ValueError) as error:
-                    names[path] = self._names.get(path, [])
-                    for kind, name in names[path]:
-                        relists[kind].names.add(name)
-                    reason = error.strerror if isinstance(error, OSError) else str(error)
-                    message = f"{reason}; its previous objects stay" if names[path] else f"{reason}"
-                    rejections.append(Rejection(ObjectRef("File", _printable(path)), Reason.UNREADABLE, message))
+                    reading.unreadable(path, error)
             # The Nft resource comes first: it names the namespace of MetalLB's objects.
             for manifest in sorted(manifests, key=lambda manifest: manifest.kind != "Nft"):
-                self._put(manifest, relists[manifest.kind], names[manifest.path], rejections)
-        self._names = names
-        self.rejections = tuple(rejections)
-
-    def _put(
-        self, manifest: _Manifest, relist: Relist, names: list[tuple[str, Name]], rejections: list[Rejection]
-    ) -> None:
-        namespace, only = self._counting(manifest.kind)
-        metadata = manifest.raw.get("metadata")
-        if namespace is not None and isinstance(metadata, dict) and metadata.get("namespace") is None:
-            metadata["namespace"] = namespace
-        try:
-            name, uid = identify(manifest.raw)
-            counts = namespace in (None, name.namespace) and only in (None, name.name)
-            if counts and name in relist.names:
-                message = f"{manifest.where} holds it again: the first one counts"
-                rejections.append(Rejection(ObjectRef(manifest.kind, str(name), uid), Reason.DUPLICATE, message))
-            elif counts:
-                relist.put(manifest.raw)
-                names.append((manifest.kind, name))
-        except Malformed as error:
-            rejections.append(Rejection(ObjectRef(manifest.kind, manifest.where), Reason.MALFORMED, str(error)))
+                reading.take(manifest)
+            reading.finish()
+        self._names = reading.names
+        self.rejections = tuple(reading.rejections)
 
     def _counting(self, kind: str) -> tuple[str | None, str | None]:
         """The namespace and the name of the objects of a kind that count; None for every one."""
@@ -183,56 +158,106 @@ class Manifests:
                 raise ManifestError(f"{path}: {reason}") from error
 
 
+class _Reading:
+    """One reading of all files into the caches.
+
+    relists: by kind.  before: the objects of each file in its previous reading.
+    counting: see Manifests._counting().
+    """
+
+    def __init__(
+        self,
+        relists: Mapping[str, Relist],
+        before: Mapping[Path, Objects],
+        counting: Callable[[str], tuple[str | None, str | None]],
+    ) -> None:
+        self._relists = relists
+        self._before = before
+        self._counting = counting
+        self._refused: dict[tuple[str, Name], tuple[Path, Rejection]] = {}
+        self._doubtful: set[Path] = set()  # files with an object whose name is not clear
+        self.names: dict[Path, Objects] = defaultdict(set)
+        self.rejections: list[Rejection] = []
+
+    def unreadable(self, path: Path, error: OSError | ValueError) -> None:
+        """Keep the previous objects of a file."""
+        stays = self._keep(path, self._before.get(path, ()))
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        message = f"{reason}; its previous objects stay" if stays else f"{reason}"
+        self.rejections.append(Rejection(ObjectRef("File", _printable(path)), Reason.UNREADABLE, message))
+
+    def take(self, manifest: _Manifest) -> None:
+        """Put an object into its cache, or refuse it and keep its previous version."""
+        kind, where = manifest.kind, manifest.where
+        if not kind:
+            self._refuse_unnamed(manifest, Reason.UNKNOWN_KIND, manifest.complaint)
+            return
+        namespace, only = self._counting(kind)
+        metadata = manifest.raw.get("metadata")
+        if namespace is not None and isinstance(metadata, dict) and metadata.get("namespace") is None:
+            metadata["namespace"] = namespace
+        found = complaints(manifest.raw, kind)
+        complaint = "; ".join(filter(None, (manifest.complaint, *found.texts)))
+        reason = Reason.UNKNOWN_KIND if manifest.complaint else Reason.UNKNOWN_FIELD
+        try:
+            name, uid = identify(manifest.raw)
+        except Malformed as error:
+            self._refuse_unnamed(manifest, reason if complaint else Reason.MALFORMED, complaint or str(error))
+            return
+        if found.renames:
+            self._doubtful.add(manifest.path)
+        elif namespace not in (None, name.namespace) or only not in (None, name.name):
+            return  # it does not count
+        relist, ref = self._relists[kind], ObjectRef(kind, str(name), uid)
+        if name in relist.names:
+            message = f"{where} holds it again: the first one counts"
+            self.rejections.append(Rejection(ref, Reason.DUPLICATE, message))
+        elif complaint:
+            if (kind, name) in self._before.get(manifest.path, ()):
+                relist.names.add(name)  # another file with this object comes second
+            self._refused[kind, name] = manifest.path, Rejection(ref, reason, f"{where}: {complaint}")
+        else:
+            relist.put(manifest.raw)
+            self.names[manifest.path].add((kind, name))
+
+    def finish(self) -> None:
+        """Keep the previous versions of refused objects, unless another file has replaced them."""
+        for (kind, name), (path, rejection) in self._refused.items():
+            replaced = self._held(kind, name) and (kind, name) not in self._before.get(path, ())
+            stays = not replaced and self._keep(path, [(kind, name)])
+            end = "its previous version stays" if stays else "it does not count"
+            self.rejections.append(replace(rejection, message=f"{rejection.message}; {end}"))
+        for path in self._doubtful:
+            self._keep(path, ((kind, name) for kind, name in self._before.get(path, ()) if not self._held(kind, name)))
+
+    def _held(self, kind: str, name: Name) -> bool:
+        return name in self._relists[kind].names
+
+    def _refuse_unnamed(self, manifest: _Manifest, reason: Reason, complaint: str) -> None:
+        """Refuse an object that has no valid name: it can be any of its file."""
+        self._doubtful.add(manifest.path)
+        stays = "; all previous objects of the file stay" if self._before.get(manifest.path) else ""
+        ref = ObjectRef(manifest.kind or "File", manifest.where)
+        self.rejections.append(Rejection(ref, reason, f"{complaint}{stays}"))
+
+    def _keep(self, path: Path, objects: Iterable[tuple[str, Name]]) -> bool:
+        """Keep the previous versions of objects. Returns True if there are any."""
+        kept = [(kind, name) for kind, name in objects if self._relists[kind].keep(name)]
+        self.names[path].update(kept)
+        return bool(kept)
+
+
 def _is_manifest(path: Path, folder: Path) -> bool:
     # Editors, git and mounted ConfigMaps keep copies in hidden files and folders.
     hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
     return path.suffix in SUFFIXES and not hidden and path.is_file()
 
 
-def _load(path: Path) -> list[object]:
-    with path.open("rb") as file:
-        content = file.read(yamltext.MAX_BYTES + 1)
-    text = content.decode("utf-8")
-    if path.suffix == ".json":
-        try:
-            return [json.loads(text, object_pairs_hook=_object)]
-        except RecursionError:
-            raise ValueError("it is nested too deep") from None
-    return yamltext.documents(text)
-
-
-def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """A JSON object. Raises ValueError for a duplicate key, because readers differ about those."""
-    mapping: dict[str, object] = {}
-    for key, value in pairs:
-        if key in mapping:
-            raise ValueError(f"the key {key[:60]!a} stands twice in one object")
-        mapping[key] = value
-    return mapping
-
-
-def _flatten(loaded: list[object]) -> Iterator[object]:
-    """The objects of documents, also those inside Lists.
-
-    The items of a ServiceList have no kind of their own, so they get it from the List.
-    """
-    for document in loaded:
-        match document:
-            case {"items": list(items), "kind": str(kind), **rest} if kind.endswith("List"):
-                shared = {"apiVersion": rest.get("apiVersion"), "kind": kind.removesuffix("List")}
-                yield from ({**shared, **item} if shared["kind"] and isinstance(item, dict) else item for item in items)
-            case _:
-                yield document
-
-
 def _manifests(path: Path) -> Iterator[_Manifest]:
     """A file's objects of supported kinds. Raises OSError or ValueError."""
-    for number, raw in enumerate(_flatten(_load(path)), start=1):
-        match raw:
-            case {"apiVersion": str(version), "kind": str(kind)} if isinstance(raw, dict) and kind in KINDS:
-                group = KINDS[kind].group
-                if version.startswith(f"{group}/") if group else version == "v1":
-                    yield _Manifest(kind, raw, path, f"{_printable(path)} #{number}")
+    for number, raw in enumerate(read_objects(path), start=1):
+        if isinstance(raw, dict) and (known := recognize(raw)):
+            yield _Manifest(known.kind, known.complaint, raw, path, f"{_printable(path)} #{number}")
 
 
 def _printable(path: Path) -> str:

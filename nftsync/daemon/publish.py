@@ -15,7 +15,7 @@ from nftsync.cluster.outbox import utc_now
 from nftsync.cluster.source import Source
 from nftsync.cluster.watch import MassDeletion, WatchState
 from nftsync.exporter.metrics import Metrics
-from nftsync.objects.names import NFT, SERVICE, Reason, Resource
+from nftsync.objects.names import KINDS, NFT, SERVICE, Reason, Rejection, Resource
 from nftsync.objects.nft import RouterStatus
 from nftsync.plan.result import Outcome, SyncResult
 from nftsync.report.conditions import conditions
@@ -131,12 +131,20 @@ class Publisher:
             what = _STALE.get(kind, "pools")
             stale[what] = "; ".join(filter(None, (stale.get(what), why)))
         for rejection in reversed(result.rejections):  # the first one of each input counts
-            if rejection.reason in _REASONS:
-                stale[_REASONS[rejection.reason]] = rejection.message
+            if what := _outdated(rejection):
+                stale[what] = rejection.message
         if stale != self._shown:
             self._shown = stale
             self._metrics.show_stale(dict.fromkeys(stale, True))
         return stale
+
+
+def _outdated(rejection: Rejection) -> str:
+    """The input that is not up to date because of a rejection; "" if none is."""
+    kind = rejection.object.kind
+    if rejection.reason in (Reason.UNKNOWN_KIND, Reason.UNKNOWN_FIELD) and kind in KINDS and kind != SERVICE.name:
+        return _STALE.get(kind, "pools")
+    return _REASONS.get(rejection.reason, "")
 
 
 def _log(news: Iterable[Notice], router: str) -> None:

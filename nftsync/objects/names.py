@@ -25,6 +25,8 @@ class Reason(StrEnum):
     MALFORMED = "malformed"
     UNREADABLE = "unreadable"
     DUPLICATE = "duplicate"
+    UNKNOWN_KIND = "unknown_kind"
+    UNKNOWN_FIELD = "unknown_field"
     INVALID_ADDRESS = "invalid_address"
     INVALID_PORT = "invalid_port"
     INVALID_PROTOCOL = "invalid_protocol"

@@ -46,8 +46,8 @@ def explain_service(view: View, name: Name) -> Explanation:
     if settings is None:
         return _waiting(view.result)
     if service is None:
-        lines = (f"there is no Service {name} of type LoadBalancer, and no other opens anything",)
-        return Explanation(Verdict.DROPPED, ExplainReason.NOT_A_SERVICE, lines)
+        line = f"there is no Service {name} of type LoadBalancer, and no other opens anything"
+        return Explanation(Verdict.DROPPED, ExplainReason.NOT_A_SERVICE, (line, *view.refused(name)))
     pairs = [PacketQuery(None, address, *port) for address in service.addresses for port in service.ports]
     if not pairs:
         reason, line = _why_closed(view, service, None)

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 
 from nftsync.objects.address import Address
-from nftsync.objects.names import Name
+from nftsync.objects.names import Name, Reason
 from nftsync.objects.service import Service
 from nftsync.plan.result import SyncResult
 from nftsync.report.others import OtherTables
@@ -71,6 +71,15 @@ class View:
     drops_egress: Callable[[str], int | None] = _unknown
     invalid: Callable[[], int | None] = _unknown
     others: Callable[[], OtherTables] = OtherTables
+
+    def refused(self, name: Name) -> tuple[str, ...]:
+        """The rejections of the newest version of a Service, if a file holds one that is refused."""
+        return tuple(
+            str(rejection)
+            for rejection in self.result.rejections
+            if (rejection.object.kind, rejection.object.name) == ("Service", str(name))
+            and rejection.reason in (Reason.UNKNOWN_KIND, Reason.UNKNOWN_FIELD)
+        )
 
 
 @dataclass(frozen=True, slots=True)

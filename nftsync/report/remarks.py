@@ -33,7 +33,8 @@ def with_remarks(view: View, settings: Settings, answer: Explanation, query: Pac
         *_tracking(view, settings, service if answer.verdict is not Verdict.DROPPED else None),
     )
     also = [(reason, line) for applies, reason, line in remarks if applies]
-    lines = (*answer.lines, *map(str, service.rejections if service else ()), *(line for _, line in also))
+    refused = (*map(str, service.rejections), *view.refused(service.name)) if service else ()
+    lines = (*answer.lines, *refused, *(line for _, line in also))
     return replace(answer, lines=lines, also=tuple(dict.fromkeys(reason for reason, _ in also)))
 
 

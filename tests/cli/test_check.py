@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from ipaddress import ip_network
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,6 +20,7 @@ from nftsync.cli.main import main
 from nftsync.kernel.netlink import DumpError
 from nftsync.kernel.nft import Kernel, KernelError
 from nftsync.objects.address import AddressSet, parse_range
+from nftsync.objects.fields import LAST_APPLIED, removed
 from nftsync.policy.public import Link
 from tests.lab.lab import Lab
 from tests.labtools import SERVICE4, Daemon, needs_root, nft, service
@@ -212,3 +215,54 @@ def test_stateless_without_a_pool_or_with_one_wider_than_the_cluster_is_a_warnin
     legal: AddressSet | None, level: Level
 ) -> None:
     assert _stateless(legal, [ip_network("172.30.250.0/24"), ip_network("172.30.254.1/32")]).level is level
+
+
+# --- fields that nobody knows -------------------------------------------------------------------------
+
+
+WRONG = """\
+apiVersion: nft.acnodal.com/v1alpha1
+kind: Nft
+metadata: {name: nft}
+spec: {public_nic: lo0, enable-ssh: false}
+"""
+
+
+def test_files_in_place_of_a_cluster_are_checked_as_an_api_server_would(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, file = configuration(tmp_path, None), tmp_path / "nft.yaml"
+    file.write_text(WRONG)
+    assert main(["check", "--config", str(config), "--manifests", str(file)]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    told = f"{file} #1: unknown field spec.enable-ssh (did you mean spec.enable_ssh?); it does not count"
+    assert f"FAIL  manifests: Nft arbf-operators/nft: unknown_field: {told}" in lines
+    assert not any("kubeconfig" in line for line in lines), "no cluster is asked"
+
+
+def test_right_files_are_ok_and_files_that_are_not_there_are_a_finding(tmp_path: Path) -> None:
+    config, file = configuration(tmp_path, None), tmp_path / "nft.yaml"
+    file.write_text(WRONG.replace("enable-ssh", "enable_ssh"))
+    seen = [finding for finding in findings(config, [file]) if finding.subject == "manifests"]
+    assert seen == [Finding("manifests", Level.OK, "0 Services of type LoadBalancer")]
+    gone = str(next(each for each in findings(config, [tmp_path / "gone"]) if each.subject == "manifests"))
+    assert gone == f"FAIL  manifests: {tmp_path}/gone: there is no such file or folder"
+
+
+def test_fields_that_a_server_did_not_keep_are_findings_but_those_of_a_newer_api_are_none(tmp_path: Path) -> None:
+    applied = {"spec": {"type": "LoadBalancer", "ofTomorrow": 1, **{f"wrong{number}": 1 for number in range(3)}}}
+    item: dict[str, Any] = {
+        "metadata": {"name": "a", "namespace": "b", "annotations": {LAST_APPLIED: json.dumps(applied)}},
+        "spec": {"type": "LoadBalancer", "ofTomorrow": 1},
+    }
+    annotations: tuple[object, ...] = ({LAST_APPLIED: "["}, {LAST_APPLIED: "[" * 100000}, [], 5)
+    strange = [{**item, "metadata": {**item["metadata"], "annotations": each}} for each in annotations]
+    other = {**item, "spec": {"type": "ClusterIP"}}
+    answer = {"metadata": {"resourceVersion": "1"}, "items": [*strange, 5, {}, *[item] * 4, other]}
+    with answering(json.dumps(answer).encode()) as server:
+        seen = [finding for finding in findings(configuration(tmp_path, server)) if finding.subject == "Service"]
+    assert {finding.level for finding in seen} == {Level.FAIL}
+    assert str(seen[0]) == "FAIL  Service: b/a: unknown field spec.wrong0; the API server did not keep it"
+    assert str(seen[-1]) == "FAIL  Service: … and 2 more such fields"
+    assert not any("ofTomorrow" in str(finding) for finding in seen)
+    assert [removed(each, "Service").texts for each in strange] == [()] * 4

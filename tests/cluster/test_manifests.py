@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
 import threading
@@ -14,6 +15,7 @@ import pytest
 from nftsync.cluster import manifests as module
 from nftsync.cluster.cache import Inputs
 from nftsync.cluster.manifests import ManifestError, Manifests
+from nftsync.objects import yaml as yamltext
 from nftsync.objects.names import Name, Reason
 from tests.labtools import PATIENCE
 
@@ -120,12 +122,82 @@ def test_other_kinds_are_not_ours(files: Files) -> None:
         "x.yaml",
         "apiVersion: serving.knative.dev/v1\nkind: Service\nmetadata: {name: x}\n---\nkind: Ingress\n---\n"
         "- 5\n---\ntext\n---\n"
-        "apiVersion: example.com/v1\nkind: Nft\nmetadata: {name: nft}\n---\nkind: [Service]\napiVersion: v1\n---\n"
-        "kind: {a: b}\nitems: []\n",
+        "apiVersion: example.com/v1\nkind: Nft\nmetadata: {name: nft}\n---\nkind: [Service]\napiVersion: apps/v1\n---\n"
+        "kind: {a: b}\nitems: []\n---\nresources: [web.yaml]\n---\nreplicas: 1\nkind: DaemonSet\n---\n"
+        "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: other, namespace: shop}\ndatas: {}\n---\n"
+        "apiVersion: metallb.io/v1beta1\nkind: L2Advertisement\nmetadata: {name: x}\nspec: {foo: 1}\n",
     )
     assert files.read() == []
     assert files.nfts.objects() == []
     assert files.told() == []
+
+
+LIST = json.dumps(
+    {
+        "apiVersion": "v1",
+        "kind": "List",
+        "items": [
+            {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "a"}, "spec": {"type": "LoadBalancer"}},
+            {
+                "apiVersion": "v1",
+                "kind": "List",
+                "items": [
+                    {
+                        "apiVersion": "v1",
+                        "kind": "ServiceList",
+                        "items": [{"metadata": {"name": "b"}, "spec": {"type": "LoadBalancer"}}],
+                    }
+                ],
+            },
+        ],
+    }
+)
+JSON = '{"apiVersion": "v1", "kind": "Service", "metadata": {"name": "%s"}, "spec": {"type": "LoadBalancer"}}'
+FLOW = "{apiVersion: v1, kind: Service, metadata: {name: a}, spec: {type: LoadBalancer,},}\n---\n"
+TWICE = {
+    "Lists in Lists": LIST,
+    "JSON documents without anything between them": JSON % "a" + JSON % "b",
+    "JSON documents on lines": JSON % "a" + "\n\r\n\t" + JSON % "b" + "\n",
+    "JSON, then YAML": JSON % "a" + "\n---\n" + service("b"),
+    "JSON documents as YAML ones": JSON % "a" + "\n---\n" + JSON % "b",
+    "JSON with tabs, then YAML": (JSON % "a").replace(" ", "\t") + "\n---\n" + service("b"),
+    "YAML alone": service("a") + "---\n" + service("b"),
+    "YAML that looks like JSON": FLOW + service("b"),
+    "a UTF-8 mark before the text": "\ufeff" + service("a") + "---\n" + service("b"),
+    "a UTF-8 mark before JSON": "\ufeff" + JSON % "a" + JSON % "b",
+    "files with marks, one after the other": "\ufeff" + service("a") + "---\n\ufeff" + service("b"),
+    "UTF-16, little end first": codecs.BOM_UTF16_LE + (service("a") + "---\n" + service("b")).encode("utf-16-le"),
+    "UTF-16, big end first": codecs.BOM_UTF16_BE + (JSON % "a" + JSON % "b").encode("utf-16-be"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("suffix", ["yaml", "json"])
+@pytest.mark.parametrize("text", TWICE.values(), ids=TWICE)
+def test_a_file_is_read_as_kubectl_reads_it_whatever_its_suffix(files: Files, text: str | bytes, suffix: str) -> None:
+    files.write(f"x.{suffix}", text)
+    assert files.read() == ["default/a", "default/b"]
+    assert files.told() == []
+
+
+def test_lists_nested_as_deep_as_a_text_may_be_are_read_and_deeper_ones_are_told(files: Files) -> None:
+    for depth in (20, 30000):
+        text = '{"kind": "List", "apiVersion": "v1", "items": [' * depth + JSON % "a" + "]}" * depth
+        files.write(f"{depth}.json", text)
+    assert files.read() == ["default/a"]
+    assert files.told() == [("File 30000.json", Reason.UNREADABLE)]
+
+
+def test_a_file_that_is_too_large_is_told(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(yamltext, "MAX_BYTES", 100)
+    files.write("a.json", JSON % "a" + " " * 100)
+    files.read()
+    assert files.told() == [("File a.json", Reason.UNREADABLE)]
+
+
+def test_objects_in_a_plain_sequence_are_told_because_kubectl_refuses_them(files: Files) -> None:
+    files.write("a.json", f"[{JSON % 'a'}]")
+    assert files.read() == []
+    assert files.told() == [("File a.json", Reason.UNREADABLE)]
 
 
 @pytest.mark.parametrize("namespace", ["", ", namespace: arbf-operators", ", namespace: ~", ", namespace: null"])
@@ -155,7 +227,8 @@ def test_a_path_that_is_not_there_is_an_error(tmp_path: Path) -> None:
 
 BROKEN = {
     "a: [": "line",
-    b"\xff\xfe": "utf-8",
+    b"\xff": "utf-8",
+    b"\xff\xfe\x00": "utf-16",
     "a: 1\na: 2": "line 2: the key 'a' occurs twice",
     "a: *x": "line 1: anchors and aliases are not allowed",
 }
@@ -185,7 +258,18 @@ def test_a_file_that_was_never_readable_holds_nothing(files: Files) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["[" * 100000, '{"a": 1, "a": 2}', '{"a": ' + "9" * 5000 + "}", '{"a": 1} x', "", "\ufeff{}"]
+    "text",
+    [
+        "[" * 100000,
+        '{"a": 1, "a": 2}',
+        '{"a": ' + "9" * 5000 + "}",
+        '{"a": 1} x',
+        "",
+        "\ufeff",
+        '{"a": NaN}',
+        '{"a": 1}{"a": ',
+        '{"a": 1},{"a": 2}',
+    ],
 )
 def test_a_json_file_that_can_not_be_read_is_told(files: Files, text: str) -> None:
     files.write("a.json", text)
@@ -233,6 +317,209 @@ def test_a_service_that_a_file_no_longer_holds_is_gone_and_the_others_are_the_sa
     files.write("a.yaml", service("b"))
     files.read()
     assert files.services.drain().objects == {Name("default", "a"): None}
+
+
+# --- as an API server would ---------------------------------------------------------------------------
+
+
+RANGES = "spec.loadBalancerSourceRanges"
+FIELDS = {  # a Service's text, and what to write in its place
+    "status:": ("statuss:", "status"),
+    "ports: [{port: 80}]": ("ports: [{port: 80}], loadBalancerSourceranges: [192.0.2.0/24]", RANGES),
+    "ports: [{port: 80": ("ports: [{port: 80, targetport: 8080", "spec.ports[0].targetPort"),
+    "spec:": ("loadBalancerSourceRanges: [192.0.2.0/24]\nspec:", RANGES),
+    "LoadBalancer,": ("Loadbalancer,", "LoadBalancer"),
+    "loadBalancer:": ("loadbalancer:", "status.loadBalancer"),
+    "{name: a}": ("{name: a, loadBalancerSourceRanges: [192.0.2.0/24]}", RANGES),
+    "apiVersion": ("apiversion", "apiVersion"),
+    "kind": ("Kind", "kind"),
+    ": v1": (": v2", "v1"),
+    "Service": ("Servcie", "Service"),
+}
+
+
+@pytest.mark.parametrize(("right", "wrong", "meant"), [(right, *rest) for right, rest in FIELDS.items()])
+def test_a_misspelt_or_misplaced_field_is_told_and_the_last_good_version_stays(
+    files: Files, right: str, wrong: str, meant: str
+) -> None:
+    misspelt = service("a", "192.0.2.9").replace(right, wrong, 1)
+    files.write("a.yaml", service("b") + "---\n" + service("a"))
+    files.read()
+    [before] = [each for each in files.services.objects() if each.name.name == "a"]
+    files.write("a.yaml", service("c") + "---\n" + misspelt)
+    for _ in range(2):
+        assert files.read() == ["default/a", "default/c"]
+        [told] = files.manifests.rejections
+        assert told.object == before.ref
+        assert f"did you mean {meant}?" in told.message
+        assert told.message.startswith(f"{files.folder}/a.yaml #2: ")
+        assert told.message.endswith("; its previous version stays")
+        assert before in files.services.objects(), "not the version that opens another address"
+    files.write("a.yaml", service("a", "192.0.2.9"))
+    assert files.read() == ["default/a"]
+    assert files.told() == []
+    assert before not in files.services.objects()
+
+
+@pytest.mark.parametrize(("right", "wrong", "meant"), [(right, *rest) for right, rest in FIELDS.items()])
+def test_a_misspelt_object_that_was_never_good_opens_nothing(files: Files, right: str, wrong: str, meant: str) -> None:
+    files.write("a.yaml", service("a").replace(right, wrong, 1) + "---\n" + service("b"))
+    assert files.read() == ["default/b"]
+    [told] = files.manifests.rejections
+    assert str(told.object) == "Service default/a"
+    assert told.message.endswith(f"(did you mean {meant}?); it does not count")
+
+
+@pytest.mark.parametrize(
+    "wrong", ["{name: a}\nnamespace: shop", "{name: a, namspace: shop}", "{nam: a, namespace: shop}", "{}\nname: a"]
+)
+def test_if_the_name_itself_is_misplaced_everything_that_the_file_held_stays(files: Files, wrong: str) -> None:
+    right = service("a").replace("{name: a}", "{name: a, namespace: shop}")
+    files.write("a.yaml", right)
+    files.write("b.yaml", service("b"))
+    assert files.read() == ["default/b", "shop/a"]
+    files.write("a.yaml", right.replace("{name: a, namespace: shop}", wrong))
+    for _ in range(2):
+        assert files.read() == ["default/b", "shop/a"]
+        assert [reason for _, reason in files.told()] == [Reason.UNKNOWN_FIELD]
+
+
+def test_a_misspelt_object_gives_way_to_a_good_one_in_another_file(files: Files) -> None:
+    files.write("old.yaml", service("a", "192.0.2.1"))
+    files.read()
+    (files.folder / "old.yaml").unlink()
+    files.write("1.yaml", service("a").replace("spec:", "sepc:"))
+    files.write("2.yaml", service("a", "192.0.2.2"))
+    files.read()
+    assert [str(each.addresses[0]) for each in files.services.objects()] == ["192.0.2.2"]
+    assert files.manifests.rejections[0].message.endswith("; it does not count")
+
+
+def test_an_object_that_moves_to_another_file_and_is_misspelt_there_stays(files: Files) -> None:
+    files.write("old.yaml", service("a"))
+    files.read()
+    (files.folder / "old.yaml").unlink()
+    files.write("new.yaml", service("a").replace("spec:", "sepc:"))
+    for _ in range(2):
+        assert files.read() == ["default/a"]
+    files.write("new.yaml", "a: [")
+    assert files.read() == ["default/a"]
+
+
+def test_a_misspelt_object_keeps_its_place_before_a_second_one_of_its_name(files: Files) -> None:
+    files.write("1.yaml", service("a", "192.0.2.1"))
+    files.write("2.yaml", service("a", "192.0.2.2"))
+    files.read()
+    files.write("1.yaml", service("a", "192.0.2.1").replace("spec:", "sepc:"))
+    files.read()
+    assert [str(each.addresses[0]) for each in files.services.objects()] == ["192.0.2.1"]
+    assert {reason for _, reason in files.told()} == {Reason.UNKNOWN_FIELD, Reason.DUPLICATE}
+
+
+def test_a_misspelt_object_keeps_the_version_of_the_previous_process(files: Files) -> None:
+    files.write("a.yaml", service("a"))
+    files.read()
+    [before] = files.services.objects()
+    inputs = Inputs.empty(remembered={before.name: before})
+    files.write("a.yaml", service("a", "192.0.2.9").replace("spec:", "sepc:"))
+    Manifests([files.folder], Name("arbf-operators", "nft"), inputs).read()
+    assert inputs.services.objects() == [before]
+
+
+def test_a_misspelt_setting_leaves_the_last_good_settings(files: Files) -> None:
+    files.write("nft.yaml", RESOURCE.replace("}\n", ", enable_ssh: false}\n").replace("nft, enable_ssh: false", "nft"))
+    files.read()
+    [before] = files.nfts.objects()
+    files.write("nft.yaml", RESOURCE.replace("eth0", "eth1, enable-ssh: false"))
+    files.read()
+    assert files.nfts.objects() == [before]
+    [told] = files.manifests.rejections
+    assert "unknown field spec.enable-ssh (did you mean spec.enable_ssh?)" in told.message
+
+
+def test_a_misspelt_pool_leaves_the_last_good_one(files: Files) -> None:
+    pool = (
+        "apiVersion: metallb.io/v1beta1\nkind: IPAddressPool\nmetadata: {name: p, namespace: metallb-system}\n"
+        "spec: {addresses: [192.0.2.0/24]}\n"
+    )
+    files.write("p.yaml", pool)
+    files.read()
+    [before] = files.metallb.pools.objects()
+    for right, wrong in {"IPAddress": "IpAddress", "/v1beta1": "/v9", "addresses": "adresses", "spec": "Spec"}.items():
+        files.write("p.yaml", pool.replace("192.0.2", "198.51.100").replace(right, wrong))
+        files.read()
+        assert files.metallb.pools.objects() == [before]
+        [told] = files.manifests.rejections
+        assert str(told.object) == "IPAddressPool metallb-system/p"
+        assert "did you mean" in told.message
+    files.write("p.yaml", pool.replace("metallb-system", "elsewhere").replace("addresses", "adresses"))
+    files.read()
+    assert files.metallb.pools.objects() == []
+    assert files.told() == [], "pools of another namespace do not count"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["apiVersion: v1\nmetadata: {name: a}\n", "apiVersion: metallb.io/v1beta1\nkind: Pool\nmetadata: {name: a}\n",
+     "apiVersion: v1\nkind: List\nItems: []\n", "apiVersion: v1\nkind: [Service]\nmetadata: {}\n"],
+)  # fmt: skip
+def test_an_object_that_could_be_any_of_its_file_leaves_them_all(files: Files, text: str) -> None:
+    files.write("a.yaml", service("a"))
+    files.read()
+    files.write("a.yaml", text)
+    assert files.read() == ["default/a"]
+    assert files.told() == [("File a.yaml #1", Reason.UNKNOWN_KIND)]
+
+
+def test_what_kubectl_get_prints_of_a_service_is_not_refused(files: Files) -> None:
+    files.write("a.yaml", PRINTED)
+    assert files.read() == ["shop/web"]
+    assert files.told() == []
+
+
+PRINTED = """\
+apiVersion: v1
+kind: Service
+metadata:
+  annotations:
+    kubectl.kubernetes.io/last-applied-configuration: |
+      {"apiVersion":"v1","kind":"Service","spec":{"unknown":1}}
+    metallb.io/ip-allocated-from-pool: first
+  clusterName: ""
+  creationTimestamp: "2026-01-01T00:00:00Z"
+  finalizers: [service.kubernetes.io/load-balancer-cleanup]
+  generation: 2
+  labels: {app: web}
+  managedFields:
+  - {apiVersion: v1, fieldsType: FieldsV1, fieldsV1: {"f:spec": {}}, manager: kubectl, operation: Update}
+  name: web
+  namespace: shop
+  ownerReferences: [{apiVersion: v1, kind: Pod, name: x, uid: u}]
+  resourceVersion: "12"
+  selfLink: /api/v1/namespaces/shop/services/web
+  uid: 3f2b8f0e-0000-0000-0000-000000000001
+spec:
+  allocateLoadBalancerNodePorts: true
+  clusterIP: 10.96.0.7
+  clusterIPs: [10.96.0.7]
+  externalTrafficPolicy: Local
+  healthCheckNodePort: 31000
+  internalTrafficPolicy: Cluster
+  ipFamilies: [IPv4]
+  ipFamilyPolicy: SingleStack
+  loadBalancerClass: metallb.io/metallb
+  loadBalancerSourceRanges: [198.51.100.0/24]
+  ports: [{appProtocol: http, name: http, nodePort: 30080, port: 80, protocol: TCP, targetPort: web}]
+  selector: {app: web}
+  sessionAffinity: ClientIP
+  sessionAffinityConfig: {clientIP: {timeoutSeconds: 10800}}
+  topologyKeys: ["*"]
+  trafficDistribution: PreferClose
+  type: LoadBalancer
+status:
+  conditions: [{type: x, status: "True"}]
+  loadBalancer: {ingress: [{ip: 192.0.2.1, ipMode: VIP, ports: [{port: 80, protocol: TCP}]}]}
+"""
 
 
 # --- following -----------------------------------------------------------------------------------------
