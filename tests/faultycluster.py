@@ -34,8 +34,10 @@ PATHS = {
     "BGPAdvertisement": "/apis/metallb.io/v1beta1/namespaces/metallb-system/bgpadvertisements",
     "BGPPeer": "/apis/metallb.io/v1beta2/namespaces/metallb-system/bgppeers",
     "ConfigMap": "/api/v1/namespaces/metallb-system/configmaps",
+    "AddressPool": "/apis/metallb.io/v1beta1/namespaces/metallb-system/addresspools",
+    "ConfigurationState": "/apis/metallb.io/v1beta1/namespaces/metallb-system/configurationstates",
 }
-METALLB = ("IPAddressPool", "BGPAdvertisement", "BGPPeer", "ConfigMap")
+METALLB = ("IPAddressPool", "BGPAdvertisement", "BGPPeer", "ConfigMap", "AddressPool")  # those that decide
 PORT = 6443
 
 _KUBECONFIG = {

@@ -23,6 +23,7 @@ from nftsync.files.journal import Journal
 from nftsync.files.runtime import BootMark
 from nftsync.kernel.interfaces import Links, Network
 from nftsync.kernel.nft import Kernel
+from nftsync.objects import names
 from nftsync.objects.address import Address, AddressSet
 from nftsync.objects.names import Name, Reason, Rejection, identify
 from nftsync.objects.nft import Confirmation
@@ -33,7 +34,7 @@ from tests.lab.lab import Lab
 from tests.lab.namespace import Namespace
 from tests.labtools import Raw
 
-KINDS = ("Service", "Nft", "IPAddressPool", "BGPAdvertisement", "BGPPeer", "ConfigMap")
+KINDS = tuple(names.KINDS)
 
 
 def config_in(folder: Path, **changes: Any) -> Config:

@@ -8,7 +8,7 @@ Source: Kubernetes, "Server-Side Apply"; "Manually create an API token for a Ser
 import base64
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,8 @@ from nftsync.cluster.api import Api
 from nftsync.cluster.backoff import ApiError
 from nftsync.cluster.kubeconfig import UNSAFE, Kubeconfig
 from nftsync.objects.fields import removed
-from nftsync.objects.names import NftsyncError, quote
+from nftsync.objects.names import NFT, NftsyncError, quote
+from nftsync.objects.nft import METALLB_NAMESPACE, NftSpec, parse_nft
 
 INSTALLED = Path("/usr/share/nftsync")  # where the package puts these files
 CHECKOUT = Path(__file__).parents[2] / "packaging" / "kubernetes"
@@ -100,11 +101,36 @@ def bootstrap(kubeconfig: Path, told: Callable[[str], None], server: str | None 
     allowed = UNSAFE.keys() - {"insecure-skip-tls-verify"}
     with closing(Api(kubeconfig, allowed=allowed)) as api:
         api.warned = lambda text: told(f"warning of the API server: {text}")
+        spec = _spec(api, manifests)
+        manifests = [_fitted(manifest, spec) for manifest in manifests]
         for manifest in manifests:
             told(f"{manifest}: {(_try if manifest.kind in OPTIONAL else _apply)(api, manifest)}")
         [secret] = (manifest for manifest in manifests if manifest.kind == "Secret")
         token = _token(api, secret)
     return _kubeconfig(Kubeconfig.read(kubeconfig, allowed), server, token, secret.raw["metadata"]["namespace"])
+
+
+def _spec(api: Api, manifests: Iterable[Manifest]) -> NftSpec | None:
+    """The settings of the cluster's Nft, None without usable ones. Raises ApiError."""
+    [nft] = (manifest for manifest in manifests if manifest.kind == NFT.name)
+    present = _present(api, nft)
+    return parse_nft(present, None).spec if present else None
+
+
+def _fitted(manifest: Manifest, spec: NftSpec | None) -> Manifest:
+    """The manifest with the namespace and the ConfigMap of MetalLB that the cluster's Nft names."""
+    raw, metadata = manifest.raw, manifest.raw["metadata"]
+    if spec is None:
+        return manifest
+    if (manifest.kind, metadata["name"]) == ("Namespace", METALLB_NAMESPACE):
+        return Manifest({**raw, "metadata": {**metadata, "name": spec.metallb_namespace}})
+    if metadata.get("namespace") != METALLB_NAMESPACE:
+        return manifest
+    raw = {**raw, "metadata": {**metadata, "namespace": spec.metallb_namespace}}
+    if spec.metallb_configmap and manifest.kind == "Role":
+        named = {"resourceNames": [spec.metallb_configmap]}
+        raw["rules"] = [rule | named if "resourceNames" in rule else rule for rule in raw["rules"]]
+    return Manifest(raw)
 
 
 def _apply(api: Api, manifest: Manifest) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nftsync.cli.applied import not_kept
-from nftsync.cli.preview import known_of_cluster, local_chain, nft_of_cluster, preview, read
+from nftsync.cli.preview import KnownOfDaemon, known_of_cluster, local_chain, nft_of_cluster, preview, read
 from nftsync.cli.trial import refusal
 from nftsync.cluster.api import Api
 from nftsync.cluster.backoff import ApiError
@@ -23,18 +23,20 @@ from nftsync.kernel.interfaces import local_now
 from nftsync.kernel.links import read_links
 from nftsync.kernel.netlink import DumpError
 from nftsync.objects.address import AddressSet, Network, Range
+from nftsync.objects.metallb import MetalLBConfig
 from nftsync.objects.names import (
-    ADVERTISEMENT,
     CONFIG_MAP,
+    FORMER_POOL,
     KINDS,
     LEGACY,
     MEND,
+    METALLB,
     NFT,
-    PEER,
     POOL,
     SERVICES,
     Malformed,
     NftsyncError,
+    Rejection,
     Resource,
     quote,
 )
@@ -65,11 +67,6 @@ _RIGHTS = (
     *(({"group": kind.group, "resource": kind.plural}, _READ, FAIL) for kind in KINDS.values() if not kind.optional),
     ({"group": NFT.group, "resource": NFT.plural, "subresource": "status"}, ("patch",), WARN),
     ({"group": "events.k8s.io", "resource": "events"}, ("create", "patch"), WARN),
-)
-# The rights for reading the cluster's address pools.
-_METALLB = (
-    *({"group": kind.group, "resource": kind.plural} for kind in (POOL, ADVERTISEMENT, PEER)),
-    {"group": LEGACY.group, "resource": LEGACY.plural, "name": CONFIG_MAP},
 )
 _OTHERS = 10  # findings about chains of other programs, or about fields of one kind
 _FORWARDING = {"IPv4": Path("/proc/sys/net/ipv4/ip_forward"), "IPv6": Path("/proc/sys/net/ipv6/conf/all/forwarding")}
@@ -123,6 +120,7 @@ def findings(path: Path | None, manifests: Sequence[Path] = ()) -> Iterator[Find
                 yield _stateless(legal, local_now().networks)
     except ApiError as error:
         yield Finding("kubeconfig", FAIL, str(error))
+        spec, legal = yield from _of_daemon(config, error)
     yield from _nics(config.nics.over(spec.nics if spec else Nics()), legal)
 
 
@@ -265,25 +263,56 @@ def _pools(api: Api, config: Config, spec: NftSpec | None) -> Generator[Finding,
         yield Finding(subject, WARN, f'addresses are unguarded: pools = "{pool_mode}"; a Service may have any address')
         return None
     namespace = spec.metallb_namespace if spec else METALLB_NAMESPACE
+    name = spec.metallb_configmap if spec else ""
     role = f"give it the Role there that it has in {METALLB_NAMESPACE}"
     mend = MEND if namespace == METALLB_NAMESPACE else role
-    for attributes in _METALLB:
-        if missing := _missing(api, {**attributes, "namespace": namespace}):
-            what = f"{attributes['resource']} in {namespace}"
-            yield Finding("RBAC", WARN, f"may not {' or '.join(missing)} {what}: {mend}")
-    known, rejections = known_of_cluster(api, config, namespace)
+    for kind in METALLB:
+        attributes = {"group": kind.group, "resource": kind.plural, "namespace": namespace}
+        if kind is LEGACY:
+            attributes["name"] = name or CONFIG_MAP
+        if missing := _missing(api, attributes):
+            what = f"{kind.plural} {name}" if kind is LEGACY and name else kind.plural
+            yield Finding("RBAC", WARN, f"may not {' or '.join(missing)} {what} in {namespace}: {mend}")
+    known, rejections = known_of_cluster(api, config, spec)
+    every = not name and not _missing(api, {"group": "", "resource": LEGACY.plural, "namespace": namespace}, ("list",))
+    config_map = "every ConfigMap" if every else f"the ConfigMap {name or CONFIG_MAP}"
+    looked = f"looked for {POOL.name}, {FORMER_POOL.name} and {config_map}"
+    return (yield from _guarding(config, known, rejections, namespace, looked))
+
+
+def _guarding(
+    config: Config, known: MetalLBConfig | None, rejections: Iterable[Rejection], namespace: str, looked: str
+) -> Generator[Finding, None, AddressSet | None]:
+    """The legal addresses of a configuration, None for all. looked: where this comes from."""
+    subject = "MetalLB's pools"
     yield from (Finding(subject, WARN, str(rejection)) for rejection in rejections)
     guard = Guard.of(config.address_policy, known)
     pools = guard.pools
     if pools is None:
-        reason = f'{namespace} has no MetalLB configuration; pools = "required" would open nothing'
+        reason = f'{namespace} has no MetalLB configuration ({looked}); pools = "required" would open nothing'
         yield Finding(subject, WARN, f"addresses are unguarded: {reason}")
     elif not pools:
-        yield Finding(subject, WARN, f"no address is legal: no pool in {namespace} counts")
+        why = guard.no_pool or f"no pool in {namespace} counts"
+        yield Finding(subject, WARN, f"no address is legal: {why} ({looked})")
     else:
         names = ", ".join(quote(pool.name)[1:-1] for pool in pools[:5])
-        yield Finding(subject, OK, f"{len(pools)} in {namespace}: {names}")
+        config_maps = sorted({f" ({pool.source})" for pool in pools if pool.kind == LEGACY.name})
+        yield Finding(subject, OK, f"{len(pools)} in {namespace}: {names}{''.join(config_maps)}")
     return guard.legal
+
+
+def _of_daemon(config: Config, error: ApiError) -> Generator[Finding, None, tuple[NftSpec | None, AddressSet | None]]:
+    """Settings and legal addresses that the running daemon knows; nothing if none runs."""
+    try:
+        known = KnownOfDaemon.ask(config, error)
+    except ApiError:
+        return None, None
+    yield Finding("daemon", OK, "it runs; what follows of settings and pools is what it knows")
+    if config.address_policy.pool_mode is PoolMode.IGNORED:
+        return known.spec, None
+    namespace = known.spec.metallb_namespace if known.spec else METALLB_NAMESPACE
+    legal = yield from _guarding(config, known.pools, known.rejections, namespace, "the daemon says so")
+    return known.spec, legal
 
 
 def _stateless(legal: AddressSet | None, attached: Iterable[Network]) -> Finding:

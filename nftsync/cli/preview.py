@@ -15,14 +15,16 @@ from nftsync.cluster.cache import Inputs, MetalLBCaches
 from nftsync.cluster.kubeconfig import allowed
 from nftsync.cluster.manifests import Manifests
 from nftsync.config import Config, PoolMode
+from nftsync.daemon.control import ControlError, call
 from nftsync.files.journal import Journal
 from nftsync.files.localchainfile import read_local_chain
 from nftsync.kernel.links import read_links
 from nftsync.kernel.netlink import DumpError
 from nftsync.objects.address import AddressSet, Local
 from nftsync.objects.metallb import MetalLBConfig, Pool
-from nftsync.objects.names import NFT, Malformed, ObjectRef, Reason, Rejection, metallb
-from nftsync.objects.nft import METALLB_NAMESPACE, Nft, parse_nft
+from nftsync.objects.names import NFT, OF_POOLS, Malformed, ObjectRef, Reason, Rejection, metallb
+from nftsync.objects.nft import METALLB_NAMESPACE, Nft, NftSpec, parse_nft, parse_spec
+from nftsync.plan.memory import parse_pools
 from nftsync.plan.plan import ChainInUse, settings_of
 from nftsync.plan.result import Outcome, SyncResult, refused
 from nftsync.plan.snapshot import Interfaces, Known, Origin, Snapshot
@@ -54,7 +56,7 @@ def preview(
     if spec is not None:
         spec = replace(spec, nics=config.nics.over(spec.nics))
     ignored = config.address_policy.pool_mode is PoolMode.IGNORED
-    objects = MetalLBObjects() if ignored else inputs.metallb("").objects()
+    objects = MetalLBObjects() if ignored else _metallb(inputs, spec).objects()
     pools, pool_rejections = objects.judge(None)
     snapshot = Snapshot(
         config,
@@ -75,6 +77,10 @@ def preview(
         nft=nft,
         rejections=(*inputs.rejections(), *missing, *refused(snapshot, nft, chain, pool_rejections, index)),
     )
+
+
+def _metallb(inputs: Inputs, spec: NftSpec | None) -> MetalLBCaches:
+    return inputs.metallb(spec.metallb_namespace, spec.metallb_configmap) if spec else inputs.metallb("", "")
 
 
 def preview_here(config: Config, paths: Sequence[Path]) -> View:
@@ -108,25 +114,26 @@ def local_chain(config: Config) -> ChainInUse:
 class AllowedAddresses:
     """The pools that count, each with its legal addresses only, and the rejected ones.
 
-    pools: None if every address is legal.
+    pools: None if every address is legal.  no_pool: see Guard.
     """
 
     pool_mode: PoolMode
     pools: tuple[Pool, ...] | None
     rejections: tuple[Rejection, ...]
+    no_pool: str = ""
 
     @classmethod
     def of(cls, config: Config, guard: Guard, rejections: tuple[Rejection, ...]) -> AllowedAddresses:
         legal = guard.legal
         if legal is None:
-            return cls(config.address_policy.pool_mode, None, rejections)
+            return cls(config.address_policy.pool_mode, None, rejections, guard.no_pool)
         own = Pool("allowed_prefixes", "the local configuration", legal.ranges, advertised=False)
         # Ranges stay separate, so that their author recognises them.
         pools = tuple(
             replace(pool, ranges=tuple(part for whole in pool.ranges for part in (AddressSet((whole,)) & legal).ranges))
             for pool in ((own,) if guard.pools is None else guard.pools)
         )
-        return cls(config.address_policy.pool_mode, pools, rejections)
+        return cls(config.address_policy.pool_mode, pools, rejections, guard.no_pool)
 
     def json(self) -> str:
         pools = [
@@ -143,7 +150,7 @@ class AllowedAddresses:
         if self.pools is None:
             return f'every address is legal: nftsync uses no pool (pools = "{self.pool_mode}")'
         if not self.pools:
-            return "no address is legal: there is no pool"
+            return f"no address is legal: {self.no_pool or 'there is no pool'}"
         none = "none (allowed_prefixes)"
         rows = [
             (printable(pool.name), pool.source, ", ".join(part.element for part in pool.ranges) or none)
@@ -156,20 +163,55 @@ def allowed_in_manifests(config: Config, paths: Sequence[Path]) -> AllowedAddres
     """The legal addresses of manifests. Raises ManifestError if there is nothing at a path."""
     inputs = read(config, paths)
     result = preview(config, inputs)
-    of_pools = (rejection for rejection in result.rejections if rejection.reason is Reason.INVALID_POOLS)
+    of_pools = (rejection for rejection in result.rejections if rejection.reason in OF_POOLS)
     return AllowedAddresses.of(config, result.guard, (*inputs.rejections(), *of_pools))
 
 
 def allowed_in_cluster(config: Config) -> AllowedAddresses:
-    """The legal addresses of the cluster, from one look at the API. Raises ApiError.
+    """The legal addresses of the cluster, from one look at the API.
 
+    If the API server is away, the running daemon answers. Raises ApiError if none runs.
     Without a valid MetalLB configuration, the last one that this machine's daemon saw counts.
     """
-    with closing(Api(config.kubeconfig, allowed=allowed(unsafe=config.unsafe_kubeconfig))) as api:
-        api.connect()
-        reads_pools = config.address_policy.pool_mode is not PoolMode.IGNORED
-        known, rejections = known_of_cluster(api, config, _namespace(api, config)) if reads_pools else (None, ())
+    known, rejections = None, tuple[Rejection, ...]()
+    try:
+        with closing(Api(config.kubeconfig, allowed=allowed(unsafe=config.unsafe_kubeconfig))) as api:
+            api.connect()
+            if config.address_policy.pool_mode is not PoolMode.IGNORED:
+                known, rejections = known_of_cluster(api, config, _spec(api, config))
+    except ApiError as error:
+        daemon = KnownOfDaemon.ask(config, error)
+        message = f"{error}. The running daemon answers in its place"
+        away = Rejection(ObjectRef("File", str(config.kubeconfig)), Reason.UNREADABLE, message)
+        known, rejections = daemon.pools, (away, *daemon.rejections)
     return AllowedAddresses.of(config, Guard.of(config.address_policy, known), rejections)
+
+
+@dataclass(frozen=True, slots=True)
+class KnownOfDaemon:
+    """What the running daemon knows of the cluster."""
+
+    spec: NftSpec | None
+    pools: MetalLBConfig | None
+    rejections: tuple[Rejection, ...]
+
+    @classmethod
+    def ask(cls, config: Config, error: ApiError) -> KnownOfDaemon:
+        """Raises `error` if no daemon answers."""
+        try:
+            answer = call(config.runtime, {"command": "cluster"})
+            spec, pools = answer["spec"], answer["pools"]
+            refused = ((each["object"].partition(" "), each) for each in answer["rejections"])
+            return cls(
+                None if spec is None else parse_spec(spec),
+                None if pools is None else parse_pools(pools),
+                tuple(
+                    Rejection(ObjectRef(kind, name), Reason(each["reason"]), each["message"])
+                    for (kind, _, name), each in refused
+                ),
+            )
+        except (ControlError, ValueError, TypeError, KeyError):
+            raise error from None
 
 
 def nft_of_cluster(api: Api, config: Config) -> Nft | None:
@@ -179,22 +221,25 @@ def nft_of_cluster(api: Api, config: Config) -> Nft | None:
     return parse_nft(found[0], None) if found else None
 
 
-def _namespace(api: Api, config: Config) -> str:
-    """The namespace that the Nft resource names."""
+def _spec(api: Api, config: Config) -> NftSpec | None:
+    """The settings in the Nft resource, None if there are no usable ones."""
     try:
         nft = nft_of_cluster(api, config)
     except Malformed:
         nft = None
-    return nft.spec.metallb_namespace if nft and nft.spec else METALLB_NAMESPACE
+    return nft.spec if nft else None
 
 
-def known_of_cluster(api: Api, config: Config, namespace: str) -> tuple[MetalLBConfig | None, tuple[Rejection, ...]]:
+def known_of_cluster(
+    api: Api, config: Config, spec: NftSpec | None
+) -> tuple[MetalLBConfig | None, tuple[Rejection, ...]]:
     """MetalLB's present configuration, and its rejections. Raises ApiError.
 
     Without a valid one, the last one that this machine's daemon saw.
     """
-    caches, unread = MetalLBCaches.empty(), []
-    for resource, cache in zip(metallb(namespace), caches.caches, strict=True):
+    namespace, config_map = (spec.metallb_namespace, spec.metallb_configmap) if spec else (METALLB_NAMESPACE, "")
+    caches, unread = MetalLBCaches.empty(config_map=config_map), []
+    for resource, cache in zip(metallb(namespace, config_map), caches.caches, strict=True):
         kind = ObjectRef(resource.kind, namespace)
         try:
             with cache.relist() as relist:

@@ -139,7 +139,7 @@ def _status_lines(answer: dict[str, Any]) -> Iterator[str]:
     ago = "" if success is None else f"succeeded {_duration(success)} ago"
     pools = {
         None: "not known yet",
-        True: ", ".join(map(printable, answer["pools"]["names"])),
+        True: ", ".join(map(printable, answer["pools"]["names"])) or "none counts, so no address is opened",
         False: "unguarded: a Service may have any address",
     }
     yield f"router {answer['router']}, nftsync {answer['version']}, running for {_duration(answer['running_seconds'])}"

@@ -189,18 +189,24 @@ def list_objects(
     *,
     page: int = PAGE,
     answered: Callable[[], None] = lambda: None,
-) -> str:
-    """Pass every object of a list to `put`. Returns its resourceVersion, where a watch continues.
+) -> tuple[Resource, str]:
+    """Pass every object of a list to `put`.
 
+    Returns the resource that the server served, and the list's resourceVersion, where a watch continues.
     page: the number of objects in memory at once.
     answered: called for each page that arrives, before its objects go to `put`.
     Raises ApiError, and the exceptions of `put` and `answered`.
     """
     query = {**dict(resource.query), "limit": str(page)}
-    version, token = _take_page(api, resource.path, query, put, answered)
+    try:
+        version, token = _take_page(api, resource.path, query, put, answered)
+    except ApiError as error:
+        if resource.otherwise is None or error.status not in (403, 404):
+            raise
+        return list_objects(api, resource.otherwise, put, page=page, answered=answered)
     while token:
         _, token = _take_page(api, resource.path, {**query, "continue": token}, put, answered)
-    return version  # the first page's: the watch repeats the changes since then
+    return resource, version  # the first page's: the watch repeats the changes since then
 
 
 def _take_page(

@@ -10,12 +10,12 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Generic, Protocol, Self, TypeVar
 
 from nftsync.objects import metallb
-from nftsync.objects.names import KINDS, Name, Rejection, identify
+from nftsync.objects.names import KINDS, METALLB, Name, Rejection, identify
 from nftsync.objects.nft import Nft, parse_nft
 from nftsync.objects.service import Service, parse_service
 from nftsync.policy.guard import MetalLBObjects
@@ -192,15 +192,23 @@ class ObjectCache(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class MetalLBCaches:
-    """MetalLB's objects in one namespace."""
+    """MetalLB's objects in one namespace. config_map: see MetalLBObjects."""
 
     pools: ObjectCache[metallb.AddressPool]
     advertisements: ObjectCache[metallb.Advertisement]
     peers: ObjectCache[metallb.Peer]
     config_maps: ObjectCache[metallb.ConfigMap]
+    former_pools: ObjectCache[metallb.AddressPool]
+    states: ObjectCache[metallb.ConfigurationState]
+    config_map: str = ""
 
     @classmethod
-    def empty(cls, wake: Callable[[], None] = lambda: None, clock: Callable[[], float] = time.monotonic) -> Self:
+    def empty(
+        cls,
+        wake: Callable[[], None] = lambda: None,
+        clock: Callable[[], float] = time.monotonic,
+        config_map: str = "",
+    ) -> Self:
         """Empty caches. See ObjectCache for `wake` and `clock`."""
         from nftsync.objects.metallb_v0 import parse_config_map  # it loads PyYAML
 
@@ -209,16 +217,20 @@ class MetalLBCaches:
             ObjectCache(metallb.parse_advertisement, wake, clock),
             ObjectCache(metallb.parse_peer, wake, clock),
             ObjectCache(parse_config_map, wake, clock),
+            ObjectCache(metallb.parse_former_pool, wake, clock),
+            ObjectCache(metallb.parse_state, wake, clock),
+            config_map,
         )
 
     @property
     def caches(self) -> tuple[ObjectCache[Any], ...]:
-        return self.pools, self.advertisements, self.peers, self.config_maps
+        """In the order of METALLB."""
+        return self.pools, self.advertisements, self.peers, self.config_maps, self.former_pools, self.states
 
     @property
     def synced(self) -> bool:
-        """True if each kind had a complete list, or the cluster does not serve it."""
-        return all(cache.synced.is_set() for cache in self.caches)
+        """True if each kind that decides had a complete list, or the cluster does not serve it."""
+        return all(cache.synced.is_set() for cache in self.caches if cache is not self.states)
 
     def drain(self) -> list[float]:
         """The earliest change of each kind since the last drain, in monotonic seconds."""
@@ -227,12 +239,13 @@ class MetalLBCaches:
     def objects(self) -> MetalLBObjects:
         """All present objects."""
         return MetalLBObjects(
-            tuple(self.pools.objects()),
+            (*self.pools.objects(), *self.former_pools.objects()),
             tuple(self.advertisements.objects()),
             tuple(self.peers.objects()),
             tuple(self.config_maps.objects()),
-            self.advertisements.readable,
-            self.peers.readable,
+            tuple(self.states.objects()),
+            frozenset(kind.name for kind, cache in zip(METALLB, self.caches, strict=True) if not cache.readable),
+            self.config_map,
         )
 
 
@@ -240,14 +253,15 @@ class MetalLBCaches:
 class Inputs:
     """The caches, and the objects that no cache could take.
 
-    metallb: returns MetalLB's caches of a namespace; the same object for the same namespace.
+    metallb: returns MetalLB's caches of a namespace and a ConfigMap's name (see names.metallb); equal
+    ones for the same words.
     rejections: returns the objects that no cache could take.
     fresh: returns True while the caches are up to date with the cluster.
     """
 
     services: ObjectCache[Service]
     nfts: ObjectCache[Nft]
-    metallb: Callable[[str], MetalLBCaches]
+    metallb: Callable[[str, str], MetalLBCaches]
     rejections: Callable[[], Iterable[Rejection]] = tuple
     fresh: Callable[[], bool] = lambda: True
 
@@ -263,9 +277,9 @@ class Inputs:
         return cls(
             ObjectCache(parse_service, wake, clock, remembered=remembered),
             ObjectCache(parse_nft, wake, clock, fresh=True),
-            lambda _: metallb,
+            lambda _, config_map: replace(metallb, config_map=config_map),
         )
 
     def by_kind(self) -> dict[str, ObjectCache[Any]]:
         """The caches by the kind of their objects, if every namespace has the same ones."""
-        return dict(zip(KINDS, (self.services, self.nfts, *self.metallb("").caches), strict=True))
+        return dict(zip(KINDS, (self.services, self.nfts, *self.metallb("", "").caches), strict=True))

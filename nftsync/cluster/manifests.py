@@ -20,7 +20,7 @@ from nftsync.cluster.manifestfile import read_objects
 from nftsync.cluster.watch import JOIN, WatchState
 from nftsync.config import InputError
 from nftsync.objects.fields import complaints, recognize
-from nftsync.objects.names import CONFIG_MAP, Malformed, Name, ObjectRef, Reason, Rejection, identify
+from nftsync.objects.names import LEGACY, Malformed, Name, ObjectRef, Reason, Rejection, identify
 from nftsync.objects.nft import METALLB_NAMESPACE, RouterStatus
 from nftsync.report.events import Notice
 
@@ -125,8 +125,9 @@ class Manifests:
         if kind == "Nft":
             return self._nft
         specs = (nft.spec for nft in self.inputs.nfts.objects())
-        namespace = next((spec.metallb_namespace for spec in specs if spec is not None), METALLB_NAMESPACE)
-        return namespace, CONFIG_MAP if kind == "ConfigMap" else None
+        spec = next(filter(None, specs), None)
+        namespace, config_map = (spec.metallb_namespace, spec.metallb_configmap) if spec else (METALLB_NAMESPACE, "")
+        return namespace, config_map or None if kind == LEGACY.name else None
 
     def follow(self, stop: threading.Event, wake: Callable[[], None]) -> None:
         """Read the files again after each change, until `stop` is set. Run it in its own thread."""

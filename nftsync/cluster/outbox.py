@@ -27,6 +27,7 @@ LONGEST = 300.0  # seconds between two writes of the same status, if somebody ch
 TICK = 5.0  # seconds between looks at the status of other routers
 DISAGREE = 60.0  # seconds for which rulesets can differ without a report
 ABSENT = 3  # after so many 404s in a row, the cluster's CustomResourceDefinition has no status
+_GONE = ("being terminated", 'namespaces "')  # the API server's words about a namespace that goes, and a gone one
 DENIED = 300.0  # seconds between two tries of a forbidden request
 
 log = logging.getLogger(__name__)
@@ -231,7 +232,10 @@ class Reporter:
     def _refused(self, due: Request, error: ApiError) -> None:
         """After a failure: wait and try again, drop this Event, or drop them all."""
         with self._lock:
-            if error.status == 403 and "being terminated" not in str(error):  # no right to any
+            if error.status in (403, 404) and any(words in str(error) for words in _GONE):
+                self._events.drop()  # with its object
+                return
+            if error.status == 403:  # no right to any
                 self._events.clear()
                 self._events_at = self._clock() + DENIED
             elif error.status in (404, 409) and due.method == "PATCH":

@@ -19,6 +19,7 @@ from nftsync.config import Config
 from nftsync.objects.names import (
     NFT,
     SERVICES,
+    STATE,
     Name,
     Resource,
     metallb,
@@ -53,7 +54,7 @@ class ClusterSource:
         api.connect()
         inputs = Inputs.empty(wake, clock, remembered)
         self.inputs = replace(inputs, metallb=self.metallb, fresh=lambda: not self.stale())
-        self._metallb_namespace = ""  # none is watched yet
+        self._metallb_at = ("", "")  # the namespace, and the ConfigMap's name; none is watched yet
         self._empty_metallb = partial(MetalLBCaches.empty, wake, clock)
         self._metallb = self._empty_metallb()
         self._observer = observer
@@ -67,16 +68,18 @@ class ClusterSource:
         self._reporting = threading.Thread(target=self._reporter.run, name="report", daemon=True)
         self._reporting.start()
 
-    def metallb(self, namespace: str) -> MetalLBCaches:
-        """MetalLB's objects of a namespace.
+    def metallb(self, namespace: str, config_map: str) -> MetalLBCaches:
+        """MetalLB's objects of a namespace. config_map: see names.metallb().
 
         The first call begins to watch this namespace, and ends the watches of another one.
         """
-        if namespace != self._metallb_namespace:
+        if (namespace, config_map) != self._metallb_at:
             for watcher in self._watchers[2:]:
                 watcher.stop()
-            self._metallb_namespace, self._metallb = namespace, self._empty_metallb()
-            self._watchers[2:] = self._watch(self._api(), zip(metallb(namespace), self._metallb.caches, strict=True))
+            self._metallb_at = namespace, config_map
+            self._metallb = self._empty_metallb(config_map)
+            watched = zip(metallb(namespace, config_map), self._metallb.caches, strict=True)
+            self._watchers[2:] = self._watch(self._api(), watched)
         return self._metallb
 
     def _watch(self, api: Api, watched: Iterable[tuple[Resource, ObjectCache[Any]]]) -> list[Watcher]:
@@ -102,9 +105,9 @@ class ClusterSource:
         return {watcher.resource.kind: watcher.state for watcher in self._watchers}
 
     def stale(self) -> Mapping[str, str]:
-        """Kind → reason why its known objects can be old."""
+        """Kind → reason why its known objects can be old. A ConfigurationState decides nothing."""
         reasons = {watcher.resource.kind: watcher.stale for watcher in self._watchers}
-        return {kind: reason for kind, reason in reasons.items() if reason}
+        return {kind: reason for kind, reason in reasons.items() if reason and kind != STATE.name}
 
     def _tell_of_mass_deletion(self, deletion: MassDeletion, message: str) -> None:
         self.inputs.nfts.synced.wait(_INTRODUCTION)

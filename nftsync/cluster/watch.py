@@ -122,7 +122,7 @@ class Watcher:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._api = api
-        self.resource = resource
+        self.resource = self._served = resource
         self._cache = cache
         self._stop = stop
         self._observer = observer
@@ -247,7 +247,9 @@ class Watcher:
 
         with self._cache.relist(is_suspect=is_suspect) as relist:
             put = partial(self._hand_over, relist.put)
-            version = list_objects(self._api, self.resource, put, page=self._page, answered=self._answered)
+            self._served, version = list_objects(
+                self._api, self.resource, put, page=self._page, answered=self._answered
+            )
         self._follow_mass_deletion(relist)
         return version, relist
 
@@ -283,13 +285,13 @@ class Watcher:
     def _watch(self) -> None:
         seconds = min(self._rng.uniform(*self._timing.watch), self._relist_at - self._clock())
         query = {
-            **dict(self.resource.query),
+            **dict(self._served.query),
             "watch": "true",
             "allowWatchBookmarks": "true",
             "resourceVersion": self._version or "",
             "timeoutSeconds": str(max(1, round(seconds))),
         }
-        with self._api.stream(self.resource.path, query) as lines:
+        with self._api.stream(self._served.path, query) as lines:
             self._watching_since = self._clock()
             self._enter(WatchState.WATCHING)
             self._observer.contact(self.resource)
@@ -307,11 +309,11 @@ class Watcher:
             self._complaint = ""
             self._observer.restarted(self.resource, RestartCause.ENDED)
         else:
-            raise EndedAtOnceError(f"GET {self.resource.path}: the server accepts the watch but ends it at once")
+            raise EndedAtOnceError(f"GET {self._served.path}: the server accepts the watch but ends it at once")
 
     def _take_event(self, line: bytes) -> None:
         """Take one line of a watch. Raises ApiError if the line ends this watch."""
-        what = f"GET {self.resource.path}: a line of the watch"
+        what = f"GET {self._served.path}: a line of the watch"
         event = parse_json(line, what)
         match event:
             case {"type": "ADDED" | "MODIFIED", "object": dict(subject)}:
@@ -323,7 +325,7 @@ class Watcher:
             case {"type": "ERROR", "object": dict(status)}:
                 self._version = None  # the cache can lack changes
                 code, message = status.get("code"), quote(status.get("message"), 300)
-                text = f"GET {self.resource.path}: the server ended the watch: {quote(code)}: {message}"
+                text = f"GET {self._served.path}: the server ended the watch: {quote(code)}: {message}"
                 raise ApiError(text, code if type(code) is int else None)
             case {"object": dict()}:
                 raise MalformedAnswerError(f"{what} has the type {quote(event.get('type'))}, which no watch event has")

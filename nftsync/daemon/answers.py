@@ -13,6 +13,9 @@ from nftsync.daemon.observe import Observer
 from nftsync.daemon.publish import Publisher
 from nftsync.kernel import counters, others
 from nftsync.kernel.netlink import DumpError
+from nftsync.objects.names import OF_POOLS, Rejection
+from nftsync.objects.nft import describe_spec
+from nftsync.plan.memory import describe_pools
 from nftsync.plan.result import SyncResult
 from nftsync.plan.snapshot import Origin
 from nftsync.policy.public import PublicSide
@@ -48,6 +51,7 @@ def answer(view: View, request: Request) -> Answer:
     command = request.get("command")
     known: Mapping[object, Callable[[View, Request], Answer]] = {
         "status": _status, "ruleset": _ruleset, "owners": _owners, "explain": _explain, "confirm": _confirm,
+        "cluster": _cluster,
     }  # fmt: skip
     if not isinstance(command, str) or command not in known:
         raise ValueError(f"the daemon ({__version__}) does not know this command: restart it after an upgrade")
@@ -96,10 +100,7 @@ def _status(view: View, _: Request) -> Answer:
         "services": len(last.index.services),
         "pinholes": len(last.pinholes),
         "stale": view.publisher.stale(view.source, last),
-        "rejections": [
-            {"object": str(rejection.object), "reason": rejection.reason, "message": rejection.message}
-            for rejection in islice(last.rejections, _REJECTIONS)
-        ],
+        "rejections": list(map(_rejection, islice(last.rejections, _REJECTIONS))),
         "rejected": len(last.rejections),
         "changes": [
             {"time": time, "about": str(news.about or ""), "topic": news.topic, "message": news.message}
@@ -124,6 +125,22 @@ def _confirm(view: View, _: Request) -> Answer:
 
 def _owners(view: View, _: Request) -> Answer:
     return {"owners": {key: str(pinhole.service) for key, pinhole in view.last.pinholes.items()}}
+
+
+def _cluster(view: View, _: Request) -> Answer:
+    """Settings and pools, for a command that can't reach the API server."""
+    s = view.last.snapshot
+    if s is None or s.pools.origin is Origin.UNKNOWN:
+        raise ValueError("nftsync does not know the pools yet")
+    return {
+        "spec": None if s.spec.value is None else describe_spec(s.spec.value),
+        "pools": None if s.pools.value is None else describe_pools(s.pools.value),
+        "rejections": [_rejection(rejection) for rejection in view.last.rejections if rejection.reason in OF_POOLS],
+    }
+
+
+def _rejection(rejection: Rejection) -> Answer:
+    return {"object": str(rejection.object), "reason": rejection.reason, "message": rejection.message}
 
 
 def _explain(view: View, request: Request) -> Answer:

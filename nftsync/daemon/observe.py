@@ -146,7 +146,7 @@ class Observer:
         if self.config.address_policy.pool_mode is PoolMode.IGNORED:
             self.pools.relist()
             return Known(None, Origin.LISTED), []
-        metallb = self.inputs.metallb(spec.metallb_namespace) if spec else None
+        metallb = self.inputs.metallb(spec.metallb_namespace, spec.metallb_configmap) if spec else None
         if metallb is None or not metallb.synced:
             self.pools.relist()
             known = Origin.REMEMBERED if facts.pools_listed else Origin.UNKNOWN

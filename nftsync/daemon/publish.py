@@ -31,6 +31,7 @@ _REASONS = {
     Reason.INVALID_SETTINGS: "settings",
     Reason.MISSING_SETTINGS: "settings",
     Reason.INVALID_POOLS: "pools",
+    Reason.MISSING_POOLS: "pools",
 }
 
 
@@ -94,7 +95,7 @@ class Publisher:
         if not guard.guarded:
             said = "addresses are not checked: no MetalLB configuration counts, so a Service may have any address"
         elif not guard.pools:
-            said = "no address is opened: no pool of MetalLB counts"
+            said = f"no address is opened: {guard.no_pool or 'no pool of MetalLB counts'}"
         if result.pools_known and said != self._guarding:
             self._guarding = said
             log.log(logging.INFO if guard.guarded and guard.pools else logging.WARNING, "%s", said)

@@ -128,8 +128,9 @@ class Range(NamedTuple):
 def parse_range(text: object) -> Range:
     """A CIDR or "first-last", as in MetalLB's address pools. Raises Malformed with a sentence.
 
-    As in MetalLB, this masks a CIDR's host bits, accepts blanks around the dash, and refuses a bare
-    address. Source: MetalLB's config.ParseCIDR, Go's net.ParseCIDR and net.ParseIP.
+    As in MetalLB, this masks a CIDR's host bits, accepts blanks around the dash, refuses a bare
+    address, and takes IPv4-mapped IPv6 addresses for IPv4.
+    Source: MetalLB's config.ParseCIDR, Go's net.ParseCIDR and net.ParseIP.
     """
     if not isinstance(text, str) or len(text) > _LONGEST:
         raise Malformed(f"{quote(text)} is neither a CIDR nor a range of addresses")
@@ -142,7 +143,9 @@ def parse_range(text: object) -> Range:
         hint = f": for one address write {text}/{128 if ':' in text else 32}" if _BARE.fullmatch(text) else ""
         complaint = f"{quote(text)} is neither a CIDR nor a range of addresses{hint}"
         first, last = Range.of(_read_network(text, complaint))
-    require(unmapped(first) is first, f"{quote(text)} is IPv4 in IPv6 notation: write it in IPv4 notation")
+        if unmapped(first).version != unmapped(last).version:
+            return Range(first, last)  # the network is wider than the mapped addresses in it
+    first, last = unmapped(first), unmapped(last)
     require(first.version == last.version, f"the range {quote(text)} begins in one address family and ends in another")
     require(int(first) <= int(last), f"the range {quote(text)} begins after its end")
     return Range(first, last)

@@ -52,7 +52,7 @@ _SERVICE = {
 _SERVICE_STATUS = {"loadBalancer": {"ingress": [_any("ip", "hostname", "ipMode", "ports")]}, "conditions": None}
 _NFT = _any(
     "public_nic", "public_nics", "inside_nics", "enable_bgp", "enable_dropall", "enable_rateshape", "enable_ssh",
-    "metallb-namespace",
+    "metallb-namespace", "metallb-configmap",
 )  # fmt: skip
 _POOL = _any("addresses", "autoAssign", "avoidBuggyIPs") | {
     "serviceAllocation": _any("priority", "namespaces")
@@ -84,12 +84,8 @@ SHAPES: Mapping[str, dict[Any, Shape]] = {
     "AddressPool": _object(_OLD_POOL),
     "ConfigMap": {"metadata": _METADATA} | _any("apiVersion", "kind", "data", "binaryData", "immutable"),
 }
-_ALSO_SERVED = {"BGPPeer": ("v1beta1",), "AddressPool": ("v1alpha1",)}  # beside Kind.version
 # MetalLB's kinds that nftsync need not read.
-_OTHERS = {
-    "AddressPool", "BFDProfile", "Community", "ConfigurationState", "L2Advertisement", "ServiceBGPStatus",
-    "ServiceL2Status",
-}  # fmt: skip
+_OTHERS = {"BFDProfile", "Community", "L2Advertisement", "ServiceBGPStatus", "ServiceL2Status"}
 _IDENTITY = {"metadata", "metadata.name", "metadata.namespace"}
 
 
@@ -194,7 +190,7 @@ def _header(raw: Mapping[str, object], field: str) -> tuple[str, str]:
 def _wrong_version(kind: str, group: str, number: str, version: str) -> str:
     """A complaint unless API servers serve the kind in this version."""
     wanted = KINDS[kind]
-    if group == wanted.group and number in (wanted.version, *_ALSO_SERVED.get(kind, ())):
+    if group == wanted.group and number in (wanted.version, wanted.older or wanted.version):
         return ""
     return f"there is no {kind} in apiVersion {_bare(version)}{_did_you_mean(wanted.api_version)}"
 

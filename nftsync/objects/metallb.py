@@ -1,19 +1,30 @@
 """MetalLB's configuration: the cluster's addresses, and its BGP peers.
 
-It consists of IPAddressPool, BGPAdvertisement and BGPPeer objects; up to MetalLB 0.12, of one
-ConfigMap. As in MetalLB, one invalid part makes the whole configuration invalid. Then the last good
-configuration stays in force.
+It consists of IPAddressPool, BGPAdvertisement and BGPPeer objects, and of the AddressPools of
+MetalLB 0.13; up to MetalLB 0.12, of one ConfigMap. As in MetalLB, one invalid part makes the whole
+configuration invalid. Then the last good configuration stays in force.
 Source: MetalLB's internal/config and api/v1beta1.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from nftsync.objects.address import Address, Range, parse_range, read_address, unmapped
+from nftsync.objects.address import Address, Range, read_address, unmapped
+from nftsync.objects.aggregation import (
+    UNAGGREGATED,
+    Lengths,
+    Prefixes,
+    is_advertised,
+    parse_addresses,
+    parse_lengths,
+    too_narrow,
+)
 from nftsync.objects.names import (
     ADVERTISEMENT,
+    FORMER_POOL,
     PEER,
     POOL,
+    Kind,
     Malformed,
     Name,
     ObjectRef,
@@ -22,9 +33,11 @@ from nftsync.objects.names import (
     identify,
     mapping,
     quote,
-    require,
     sequence,
 )
+from nftsync.objects.selector import Selector, parse_labels, parse_selectors, parse_texts
+
+_LONGEST_ERROR = 1000  # characters
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +53,11 @@ class Pool:
     ranges: tuple[Range, ...]
     advertised: bool
 
+    @property
+    def kind(self) -> str:
+        """The kind of the object that defines it."""
+        return self.source.partition(" ")[0]
+
 
 @dataclass(frozen=True, slots=True)
 class MetalLBConfig:
@@ -53,40 +71,30 @@ class MetalLBConfig:
 
     @property
     def of_pool_objects(self) -> bool:
-        """Whether it comes from IPAddressPools, at least one, and not from the ConfigMap."""
-        return any(pool.source.startswith(POOL.name) for pool in self.pools)
-
-
-@dataclass(frozen=True, slots=True)
-class Selector:
-    """A label selector (metav1.LabelSelector). expressions: key, operator and values of each."""
-
-    labels: tuple[tuple[str, str], ...]
-    expressions: tuple[tuple[str, str, frozenset[str]], ...]
-
-    def matches(self, labels: Mapping[str, str]) -> bool:
-        return all(labels.get(key) == value for key, value in self.labels) and all(
-            _OPERATORS[operator](labels.get(key), values) for key, operator, values in self.expressions
-        )
-
-
-_OPERATORS: dict[str, Callable[[str | None, frozenset[str]], bool]] = {
-    "In": lambda value, values: value in values,
-    "NotIn": lambda value, values: value not in values,
-    "Exists": lambda value, _: value is not None,
-    "DoesNotExist": lambda value, _: value is None,
-}
+        """Whether it comes from pool objects, at least one, and not from the ConfigMap."""
+        return any(pool.kind in (POOL.name, FORMER_POOL.name) for pool in self.pools)
 
 
 @dataclass(frozen=True, slots=True)
 class AddressPool:
-    """An IPAddressPool (metallb.io/v1beta1)."""
+    """An IPAddressPool, or one of its forerunners (AddressPool, metallb.io/v1beta1 and v1alpha1).
+
+    prefixes: those of its ranges.
+    advertised: whether it says so itself, without a BGPAdvertisement. Only an AddressPool does.
+    """
 
     name: Name
     uid: str
     labels: tuple[tuple[str, str], ...] = ()
     ranges: tuple[Range, ...] = ()
     rejections: tuple[Rejection, ...] = ()
+    kind: Kind = POOL
+    prefixes: Prefixes = frozenset()
+    advertised: bool = False
+
+    @property
+    def ref(self) -> ObjectRef:
+        return ObjectRef(self.kind.name, str(self.name), self.uid)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +102,7 @@ class Advertisement:
     """A BGPAdvertisement (metallb.io/v1beta1).
 
     It advertises the pools that it names or selects; all pools if it does neither.
+    aggregation: lengths of the advertised prefixes.
     """
 
     name: Name
@@ -101,10 +110,11 @@ class Advertisement:
     pools: frozenset[str] = frozenset()
     selectors: tuple[Selector, ...] = ()
     rejections: tuple[Rejection, ...] = ()
+    aggregation: Lengths = UNAGGREGATED
 
     def covers(self, pool: AddressPool) -> bool:
         labels = dict(pool.labels)
-        return (
+        return pool.kind is POOL and (
             (not self.pools and not self.selectors)
             or pool.name.name in self.pools
             or any(selector.matches(labels) for selector in self.selectors)
@@ -123,12 +133,27 @@ class Peer:
 
 @dataclass(frozen=True, slots=True)
 class ConfigMap:
-    """The ConfigMap of MetalLB up to 0.12; configuration is None if it is invalid."""
+    """A ConfigMap that can be that of MetalLB up to 0.12.
+
+    configuration: None if it is invalid.
+    is_marked, is_similar: whether its name or label, or its text, looks like MetalLB's.
+    """
 
     name: Name
     uid: str
     configuration: MetalLBConfig | None = None
     rejections: tuple[Rejection, ...] = ()
+    is_marked: bool = True
+    is_similar: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigurationState:
+    """What a part of MetalLB says of its configuration (metallb.io/v1beta1). error: "" for nothing bad."""
+
+    name: Name
+    uid: str
+    error: str = ""
 
 
 def configuration(
@@ -140,28 +165,52 @@ def configuration(
     """The configuration, and the rejections that make it invalid.
 
     The configuration is None if there is none, or if it is invalid.
-    MetalLB does not read the ConfigMap in a cluster with an IPAddressPool.
+    MetalLB does not read the ConfigMap in a cluster with pool objects.
     """
-    ordered, advertisements, peers = sorted(pools, key=lambda pool: pool.name), list(advertisements), list(peers)
+    ordered, advertisements, peers = sorted(pools, key=_position), list(advertisements), list(peers)
     config_map = next(iter(legacy), None)
     if config_map and not ordered:
         return config_map.configuration, config_map.rejections
     configured = tuple(
         Pool(
             pool.name.name,
-            f"{POOL.name} {pool.name}",
+            str(ObjectRef(pool.kind.name, str(pool.name))),
             pool.ranges,
-            advertised=any(advertisement.covers(pool) for advertisement in advertisements),
+            advertised=pool.advertised or any(advertisement.covers(pool) for advertisement in advertisements),
         )
         for pool in ordered
     )
     objects: tuple[AddressPool | Advertisement | Peer, ...] = (*ordered, *advertisements, *peers)
     rejections = [rejection for parsed in objects for rejection in parsed.rejections]
-    refs = {pool.name.name: ObjectRef(POOL.name, str(pool.name), pool.uid) for pool in ordered}
-    rejections += [Rejection(refs[pool.name], Reason.INVALID_POOLS, message) for pool, message in overlaps(configured)]
+    refs = {pool.source: parsed.ref for pool, parsed in zip(configured, ordered, strict=True)}
+    for pool, message in (*_doubles(configured), *overlaps(configured)):
+        # MetalLB 0.14 does not read AddressPools, but an upgrade leaves them in the cluster.
+        is_former = pool.kind == FORMER_POOL.name and ordered[0].kind is POOL
+        hint = "; delete this AddressPool if your MetalLB is 0.14 or newer" if is_former else ""
+        rejections.append(Rejection(refs[pool.source], Reason.INVALID_POOLS, message + hint))
+    for advertisement in advertisements:
+        for parsed in filter(advertisement.covers, ordered):
+            if complaint := too_narrow(advertisement.aggregation, parsed.prefixes):
+                ref = ObjectRef(ADVERTISEMENT.name, str(advertisement.name), advertisement.uid)
+                complaint = f"{complaint} of the pool {quote(parsed.name.name)}"
+                rejections.append(Rejection(ref, Reason.INVALID_POOLS, complaint))
+                break
     if rejections or not ordered:
         return None, tuple(rejections)
     return MetalLBConfig(configured, frozenset(peer.address for peer in peers if peer.address is not None)), ()
+
+
+def _position(pool: AddressPool) -> tuple[bool, Name]:
+    """A sort key: what is wrong between pools of both kinds is told of the AddressPool."""
+    return pool.kind is not POOL, pool.name
+
+
+def _doubles(pools: Iterable[Pool]) -> Iterator[tuple[Pool, str]]:
+    """The pools with the name of an earlier one, each with a sentence."""
+    sources: dict[str, str] = {}
+    for pool in pools:
+        if (first := sources.setdefault(pool.name, pool.source)) != pool.source:
+            yield pool, f"{first} has the same name"
 
 
 def overlaps(pools: Iterable[Pool]) -> Iterator[tuple[Pool, str]]:
@@ -183,13 +232,33 @@ def parse_pool(raw: object, _before: AddressPool | None) -> AddressPool:
         spec = mapping(resource.get("spec"), "spec")
         labels = mapping(mapping(resource.get("metadata"), "metadata").get("labels"), "metadata.labels")
         allocation = mapping(spec.get("serviceAllocation"), "spec.serviceAllocation")
-        _texts(allocation.get("namespaces"), "spec.serviceAllocation.namespaces")
-        _selectors(allocation.get("namespaceSelectors"), "spec.serviceAllocation.namespaceSelectors")
-        _selectors(allocation.get("serviceSelectors"), "spec.serviceAllocation.serviceSelectors")
-        ranges = parse_addresses(spec.get("addresses"), "spec.addresses")
-        return AddressPool(name, uid, tuple(sorted(_labels(labels, "metadata.labels"))), ranges)
+        parse_texts(allocation.get("namespaces"), "spec.serviceAllocation.namespaces")
+        parse_selectors(allocation.get("namespaceSelectors"), "spec.serviceAllocation.namespaceSelectors")
+        parse_selectors(allocation.get("serviceSelectors"), "spec.serviceAllocation.serviceSelectors")
+        ranges, prefixes = parse_addresses(spec.get("addresses"), "spec.addresses")
+        return AddressPool(name, uid, tuple(sorted(parse_labels(labels, "metadata.labels"))), ranges, prefixes=prefixes)
     except Malformed as error:
         return AddressPool(name, uid, rejections=_invalid(POOL.name, name, uid, error))
+
+
+def parse_former_pool(raw: object, _before: AddressPool | None) -> AddressPool:
+    """An AddressPool from its API object, v1beta1 or v1alpha1. Raises Malformed if its name is not valid."""
+    name, uid = identify(raw)
+    try:
+        spec = mapping(mapping(raw, "the object").get("spec"), "spec")
+        ranges, prefixes = parse_addresses(spec.get("addresses"), "spec.addresses")
+        advertisements = sequence(spec.get("bgpAdvertisements"), "spec.bgpAdvertisements")
+        advertised = is_advertised(
+            spec.get("protocol"),
+            prefixes,
+            what="the pool",
+            advertisements=[
+                parse_lengths(mapping(entry, "an entry of spec.bgpAdvertisements")) for entry in advertisements
+            ],
+        )
+        return AddressPool(name, uid, ranges=ranges, kind=FORMER_POOL, prefixes=prefixes, advertised=advertised)
+    except Malformed as error:
+        return AddressPool(name, uid, rejections=_invalid(FORMER_POOL.name, name, uid, error), kind=FORMER_POOL)
 
 
 def parse_advertisement(raw: object, _before: Advertisement | None) -> Advertisement:
@@ -197,11 +266,14 @@ def parse_advertisement(raw: object, _before: Advertisement | None) -> Advertise
     name, uid = identify(raw)
     try:
         spec = mapping(mapping(raw, "the object").get("spec"), "spec")
-        _texts(spec.get("peers"), "spec.peers")
-        _selectors(spec.get("nodeSelectors"), "spec.nodeSelectors")
-        pools = _texts(spec.get("ipAddressPools"), "spec.ipAddressPools")
+        parse_texts(spec.get("peers"), "spec.peers")
+        parse_selectors(spec.get("nodeSelectors"), "spec.nodeSelectors")
         return Advertisement(
-            name, uid, pools, _selectors(spec.get("ipAddressPoolSelectors"), "spec.ipAddressPoolSelectors")
+            name,
+            uid,
+            parse_texts(spec.get("ipAddressPools"), "spec.ipAddressPools"),
+            parse_selectors(spec.get("ipAddressPoolSelectors"), "spec.ipAddressPoolSelectors"),
+            aggregation=parse_lengths(spec),
         )
     except Malformed as error:
         return Advertisement(name, uid, rejections=_invalid(ADVERTISEMENT.name, name, uid, error))
@@ -217,64 +289,28 @@ def parse_peer(raw: object, _before: Peer | None) -> Peer:
         return Peer(name, uid, rejections=_invalid(PEER.name, name, uid, error))
 
 
+def parse_state(raw: object, _before: ConfigurationState | None) -> ConfigurationState:
+    """A ConfigurationState from its API object. Raises Malformed if its name is not valid."""
+    name, uid = identify(raw)
+    try:
+        status = mapping(mapping(raw, "the object").get("status"), "status")
+        conditions = [mapping(each, "a condition") for each in sequence(status.get("conditions"), "conditions")]
+        errors = [
+            str(each.get("message"))
+            for each in conditions
+            if (each.get("status"), each.get("reason")) == ("False", "ConfigurationError")
+        ]
+        if not errors and status.get("result") == "Invalid":
+            errors = [str(status.get("errorSummary"))]
+        return ConfigurationState(name, uid, "; ".join(errors)[:_LONGEST_ERROR])
+    except Malformed:  # it is only for people
+        return ConfigurationState(name, uid)
+
+
 def _invalid(kind: str, name: Name, uid: str, error: Malformed) -> tuple[Rejection, ...]:
     return (Rejection(ObjectRef(kind, str(name), uid), Reason.INVALID_POOLS, str(error)),)
-
-
-def parse_addresses(value: object, what: str) -> tuple[Range, ...]:
-    """A pool's list of addresses. Raises Malformed, also for an empty list."""
-    entries = sequence(value, what)
-    require(bool(entries), f"{what} is empty: a pool needs a CIDR or a range of addresses")
-    return tuple(sorted((parse_range(entry) for entry in entries), key=Range.position))
 
 
 def parse_peer_address(value: object, what: str) -> Address:
     """The address of a BGP speaker. Raises Malformed."""
     return unmapped(read_address(value, f"{what} {quote(value)} is not an IP address"))
-
-
-def _texts(value: object, what: str) -> frozenset[str]:
-    """A list of texts, none of them twice."""
-    texts: set[str] = set()
-    for text in sequence(value, what):
-        if not isinstance(text, str):
-            raise Malformed(f"{what} holds {quote(text)}, which is not a text")
-        require(text not in texts, f"{what} holds {quote(text)} twice")
-        texts.add(text)
-    return frozenset(texts)
-
-
-def _selectors(value: object, what: str) -> tuple[Selector, ...]:
-    selectors: list[Selector] = []
-    for entry in sequence(value, what):
-        raw = mapping(entry, f"an entry of {what}")
-        listed = sequence(raw.get("matchExpressions"), f"{what}: matchExpressions")
-        expressions = [_expression(expression, what) for expression in listed]
-        require(len(set(expressions)) == len(expressions), f"{what} holds an expression twice")
-        labels = _labels(mapping(raw.get("matchLabels"), f"{what}: matchLabels"), what)
-        selector = Selector(tuple(sorted(labels)), tuple(expressions))
-        require(selector not in selectors, f"{what} holds a selector twice")
-        selectors.append(selector)
-    return tuple(selectors)
-
-
-def _expression(value: object, what: str) -> tuple[str, str, frozenset[str]]:
-    raw = mapping(value, f"an expression of {what}")
-    key, operator = raw.get("key"), raw.get("operator")
-    values = _texts(raw.get("values"), f"{what}: values")
-    if not isinstance(key, str) or not key:
-        raise Malformed(f"{what}: {quote(key)} is not a label's key")
-    if not isinstance(operator, str) or operator not in _OPERATORS:
-        raise Malformed(f"{what}: the operator {quote(operator)} is not In, NotIn, Exists or DoesNotExist")
-    require(
-        bool(values) == (operator in ("In", "NotIn")),
-        f"{what}: In and NotIn need values, Exists and DoesNotExist have none",
-    )
-    return key, operator, values
-
-
-def _labels(labels: Mapping[str, object], what: str) -> Iterator[tuple[str, str]]:
-    for key, value in labels.items():
-        if not isinstance(value, str):
-            raise Malformed(f"{what}: the label {quote(key)} is not a text but {quote(value)}")
-        yield key, value

@@ -1,16 +1,20 @@
-"""Parses MetalLB's configuration up to 0.12: one YAML text in the ConfigMap `config`.
+"""Parses MetalLB's configuration up to 0.12: one YAML text under the key `config` of a ConfigMap.
 
 This module is as strict as MetalLB: an unknown key anywhere is an error. It reads only addresses and
 peers. Of the other keys (communities, BFD profiles, timers) it checks only the shape.
+
+The ConfigMap's name is a flag of MetalLB: `config` in its manifests, the release's in Helm's chart.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from nftsync.objects.metallb import ConfigMap, MetalLBConfig, Pool, overlaps, parse_addresses, parse_peer_address
+from nftsync.objects.aggregation import is_advertised, parse_addresses, parse_lengths
+from nftsync.objects.metallb import ConfigMap, MetalLBConfig, Pool, overlaps, parse_peer_address
 from nftsync.objects.names import (
     CONFIG_MAP,
+    LEGACY,
     Malformed,
     ObjectRef,
     Reason,
@@ -56,17 +60,26 @@ _SCALARS = {
 }
 
 
-def parse_config_map(raw: object, _before: ConfigMap | None) -> ConfigMap | None:
-    """The ConfigMap from its API object; None for another name than MetalLB's. Raises Malformed."""
+# Helm's label, and the key that only MetalLB's text has.
+_LABEL = ("app.kubernetes.io/name", "metallb")
+_SIMILAR = re.compile(r"^[ \t]*[\"']?address-pools[\"']?[ \t]*:", re.MULTILINE)
+
+
+def parse_config_map(raw: object, _before: ConfigMap | None) -> ConfigMap:
+    """A ConfigMap from its API object, MetalLB's or another one. Raises Malformed."""
     name, uid = identify(raw)
-    if name.name != CONFIG_MAP:
-        return None
+    is_marked, is_similar = name.name == CONFIG_MAP, False
     try:
-        text = mapping(mapping(raw, "the object").get("data"), "data").get(CONFIG_MAP)
-        return ConfigMap(name, uid, parse_configuration(text, f"ConfigMap {name}"))
+        resource = mapping(raw, "the object")
+        text = mapping(resource.get("data"), "data").get(CONFIG_MAP)
+        key, label = _LABEL
+        labels = mapping(mapping(resource.get("metadata"), "metadata").get("labels"), "metadata.labels")
+        is_marked = is_marked or (text is not None and labels.get(key) == label)
+        is_similar = isinstance(text, str) and _SIMILAR.search(text) is not None
+        return ConfigMap(name, uid, parse_configuration(text, f"ConfigMap {name}"), (), is_marked, is_similar)
     except Malformed as error:
-        rejection = Rejection(ObjectRef("ConfigMap", str(name), uid), Reason.INVALID_POOLS, f"{CONFIG_MAP}: {error}")
-        return ConfigMap(name, uid, rejections=(rejection,))
+        rejection = Rejection(ObjectRef(LEGACY.name, str(name), uid), Reason.INVALID_POOLS, f"{CONFIG_MAP}: {error}")
+        return ConfigMap(name, uid, None, (rejection,), is_marked, is_similar)
 
 
 def parse_configuration(text: object, source: str) -> MetalLBConfig:
@@ -95,14 +108,30 @@ def _pools(entries: list[object], source: str) -> Iterator[Pool]:
         require(bool(name), "an address pool has no name")
         require(name not in names, f"the pool {quote(name)} is defined twice")
         names.add(name)
-        ranges = parse_addresses(pool.get("addresses"), f"addresses of the pool {quote(name)}")
-        require(
-            protocol in ("bgp", "layer2"),
-            f"the protocol {quote(protocol)} of the pool {quote(name)} is neither bgp nor layer2",
-        )
-        advertisements = sequence(pool.get("bgp-advertisements"), "bgp-advertisements")
-        require(protocol == "bgp" or not advertisements, f"the layer2 pool {quote(name)} can't have bgp-advertisements")
-        yield Pool(str(name), source, ranges, protocol == "bgp")
+        what = f"the pool {quote(name)}"
+        ranges, prefixes = parse_addresses(pool.get("addresses"), f"addresses of {what}")
+        advertisements = sequence(pool.get(_ADVERTISEMENTS), _ADVERTISEMENTS)
+        lengths = [parse_lengths(_numbers(mapping(each, "an advertisement")), _LENGTHS) for each in advertisements]
+        yield Pool(str(name), source, ranges, is_advertised(protocol, prefixes, lengths, what))
+
+
+_ADVERTISEMENTS = "bgp-advertisements"
+_LENGTHS = ("aggregation-length", "aggregation-length-v6")
+
+
+def _numbers(entry: Mapping[str, object]) -> dict[str, object]:
+    """The entry with its aggregation lengths as numbers."""
+    lengths = {key: entry.get(key) for key in _LENGTHS}
+    return {key: _number(str(value)) if value is not None else None for key, value in lengths.items()}
+
+
+def _number(text: str) -> int:
+    """A whole number of YAML 1.1, of the form in _SCALARS. Raises Malformed."""
+    plain = text.replace("_", "")
+    try:
+        return int(plain, 8 if re.fullmatch(r"[-+]?0[0-7]+", plain) else 0)
+    except ValueError:  # no digits, or thousands of them
+        raise Malformed(f"{quote(text)} is not a whole number") from None
 
 
 def _check(value: object, shape: Any, what: str) -> None:

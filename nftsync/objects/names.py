@@ -5,7 +5,7 @@ Source of the kinds and their paths: the Kubernetes API, MetalLB's api/.
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import NamedTuple, TypeVar
 
@@ -13,7 +13,7 @@ NAME = re.compile(r"[a-z0-9](?:[a-z0-9.-]{0,251}[a-z0-9])?")  # RFC 1123 subdoma
 _UID = re.compile(r"[A-Za-z0-9-]{1,64}")
 _T = TypeVar("_T")
 
-CONFIG_MAP = "config"  # the name of MetalLB's ConfigMap, and the key in it
+CONFIG_MAP = "config"  # the usual name of MetalLB's ConfigMap, and the key in it
 
 # The remedy if the cluster lacks a required kind or permission.
 MEND = "run nftsync bootstrap with an administrator's kubeconfig"
@@ -38,9 +38,14 @@ class Reason(StrEnum):
     OUTSIDE_POOLS = "outside_pools"
     RESERVED_ADDRESS = "reserved_address"
     INVALID_POOLS = "invalid_pools"
+    MISSING_POOLS = "missing_pools"
+    REFUSED_BY_METALLB = "refused_by_metallb"
     INVALID_SETTINGS = "invalid_settings"
     MISSING_SETTINGS = "missing_settings"
     INVALID_LOCAL_CHAIN = "invalid_local_chain"
+
+
+OF_POOLS = (Reason.INVALID_POOLS, Reason.MISSING_POOLS, Reason.REFUSED_BY_METALLB)  # of MetalLB's configuration
 
 
 class Name(NamedTuple):
@@ -155,6 +160,7 @@ class Resource:
 
     optional: a cluster without this kind, or without the permission to read it, is no error.
     guarded: if a list suddenly lacks most known objects, nftsync believes only a second such list.
+    otherwise: what to read in its place if the server does not serve or permit it.
     """
 
     kind: str
@@ -162,11 +168,15 @@ class Resource:
     query: tuple[tuple[str, str], ...] = ()
     optional: bool = False
     guarded: bool = False
+    otherwise: "Resource | None" = None
 
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A kind. group: "" for Kubernetes' own.  optional, guarded: see Resource."""
+    """A kind. group: "" for Kubernetes' own.  optional, guarded: see Resource.
+
+    older: the version to read if the server does not serve `version`; "" for none.
+    """
 
     name: str
     group: str
@@ -174,6 +184,7 @@ class Kind:
     plural: str
     optional: bool = False
     guarded: bool = False
+    older: str = ""
 
     @property
     def api_version(self) -> str:
@@ -188,26 +199,36 @@ class Kind:
     def watched(self, namespace: str = "", name: str = "") -> Resource:
         """The resource to watch: all objects, those of a namespace, or the one with a name."""
         query = (("fieldSelector", f"metadata.name={name}"),) if name else ()
-        return Resource(self.name, self.path(namespace), query, self.optional, self.guarded)
+        older = replace(self, version=self.older, older="").watched(namespace, name) if self.older else None
+        return Resource(self.name, self.path(namespace), query, self.optional, self.guarded, older)
 
 
 SERVICE = Kind("Service", "", "v1", "services", guarded=True)
 NFT = Kind("Nft", "nft.acnodal.com", "v1alpha1", "nfts")
 POOL = Kind("IPAddressPool", "metallb.io", "v1beta1", "ipaddresspools", optional=True)
 ADVERTISEMENT = Kind("BGPAdvertisement", "metallb.io", "v1beta1", "bgpadvertisements", optional=True)
-PEER = Kind("BGPPeer", "metallb.io", "v1beta2", "bgppeers", optional=True)
+PEER = Kind("BGPPeer", "metallb.io", "v1beta2", "bgppeers", optional=True, older="v1beta1")
 LEGACY = Kind("ConfigMap", "", "v1", "configmaps", optional=True)  # which MetalLB read up to 0.12
+FORMER_POOL = Kind("AddressPool", "metallb.io", "v1beta1", "addresspools", optional=True, older="v1alpha1")
+STATE = Kind("ConfigurationState", "metallb.io", "v1beta1", "configurationstates", optional=True)
 
-KINDS = {kind.name: kind for kind in (SERVICE, NFT, POOL, ADVERTISEMENT, PEER, LEGACY)}
+METALLB = (POOL, ADVERTISEMENT, PEER, LEGACY, FORMER_POOL, STATE)
+KINDS = {kind.name: kind for kind in (SERVICE, NFT, *METALLB)}
 
 SERVICES = SERVICE.watched()
 
 
-def metallb(namespace: str) -> tuple[Resource, Resource, Resource, Resource]:
-    """MetalLB's pools, advertisements and peers, and the ConfigMap of MetalLB up to 0.12."""
-    return (
-        POOL.watched(namespace),
-        ADVERTISEMENT.watched(namespace),
-        PEER.watched(namespace),
-        LEGACY.watched(namespace, CONFIG_MAP),
+def metallb(namespace: str, config_map: str = "") -> tuple[Resource, ...]:
+    """MetalLB's objects, in the order of METALLB.
+
+    config_map: the name of the ConfigMap of MetalLB up to 0.12. Without it, nftsync reads each
+    ConfigMap of the namespace; if RBAC forbids that, the one with the usual name.
+    """
+    return tuple(
+        kind.watched(namespace) if kind is not LEGACY else _config_maps(namespace, config_map) for kind in METALLB
     )
+
+
+def _config_maps(namespace: str, name: str) -> Resource:
+    usual = LEGACY.watched(namespace, name or CONFIG_MAP)
+    return usual if name else replace(LEGACY.watched(namespace), otherwise=usual)

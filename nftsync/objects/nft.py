@@ -67,6 +67,7 @@ class NftSpec:
     enable_rateshape: bool = True
     enable_ssh: bool = True
     metallb_namespace: str = METALLB_NAMESPACE
+    metallb_configmap: str = ""  # the name of the ConfigMap of MetalLB up to 0.12; "" to find it
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,12 +187,14 @@ def parse_nft(raw: object, before: Nft | None) -> Nft:
 def parse_spec(raw: object) -> NftSpec:
     """The spec from its API form. Raises Malformed."""
     spec = mapping(raw, "spec")
-    namespace, nics = spec.get("metallb-namespace"), parse_nics(spec)
+    namespace, config_map = spec.get("metallb-namespace"), spec.get("metallb-configmap")
+    nics = parse_nics(spec)
     require(bool(nics.public), "public_nic is required: the name of the router's public interface, e.g. enp1s0")
     return NftSpec(
         metallb_namespace=(
             METALLB_NAMESPACE if namespace is None else kubernetes_name(namespace, "spec.metallb-namespace")
         ),
+        metallb_configmap="" if config_map is None else kubernetes_name(config_map, "spec.metallb-configmap"),
         nics=nics,
         enable_bgp=_switch(spec, "enable_bgp"),
         enable_dropall=_switch(spec, "enable_dropall"),
@@ -205,7 +208,8 @@ def describe_spec(spec: NftSpec) -> dict[str, object]:
     first, *others = spec.nics.public
     nics = {"public_nic": first, "public_nics": others, "inside_nics": list(spec.nics.inside)}
     switches = {key: value for key, value in asdict(spec).items() if key.startswith("enable_")}
-    return {**nics, **switches, "metallb-namespace": spec.metallb_namespace}
+    config_map = {"metallb-configmap": spec.metallb_configmap} if spec.metallb_configmap else {}
+    return {**nics, **switches, "metallb-namespace": spec.metallb_namespace, **config_map}
 
 
 def parse_nics(spec: Mapping[str, object]) -> Nics:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_network
 from typing import Any
 
-from nftsync.objects.address import Address, Local, parse_range
+from nftsync.objects.address import Address, Local, Range
 from nftsync.objects.metallb import MetalLBConfig, Pool, parse_peer_address
 from nftsync.objects.names import NAME, Name
 from nftsync.objects.nft import NftSpec, describe_spec, parse_spec
@@ -126,7 +126,7 @@ def facts_record(facts: Facts) -> str:
     described = {
         "spec": None if facts.spec is None else describe_spec(facts.spec),
         "rolled_back": None if facts.rolled_back is None else describe_spec(facts.rolled_back),
-        "pools": None if facts.pools is None else _describe_pools(facts.pools),
+        "pools": None if facts.pools is None else describe_pools(facts.pools),
         "pools_listed": facts.pools_listed,
         "local_chain": facts.local_chain,
         "config": facts.config,
@@ -230,7 +230,7 @@ def _local(addresses: list[object], networks: list[object]) -> Local:
     )
 
 
-def _describe_pools(known: MetalLBConfig) -> dict[str, object]:
+def describe_pools(known: MetalLBConfig) -> dict[str, object]:
     pools = [
         {"name": pool.name, "source": pool.source, "ranges": list(map(str, pool.ranges)), "advertised": pool.advertised}
         for pool in known.pools
@@ -239,17 +239,25 @@ def _describe_pools(known: MetalLBConfig) -> dict[str, object]:
 
 
 def parse_pools(raw: dict[str, Any]) -> MetalLBConfig:
-    """The inverse of _describe_pools(). Raises ValueError, TypeError or KeyError."""
+    """The inverse of describe_pools(). Raises ValueError, TypeError or KeyError."""
     pools = tuple(
         Pool(
             _text(pool["name"]),
             _text(pool["source"]),
-            tuple(map(parse_range, pool["ranges"])),
+            tuple(map(_range, pool["ranges"])),
             pool["advertised"] is True,
         )
         for pool in raw["pools"]
     )
     return MetalLBConfig(pools, frozenset(parse_peer_address(peer, "peers") for peer in raw["peers"]))
+
+
+def _range(value: object) -> Range:
+    """The inverse of str(): a network of IPv6 can end with IPv4-mapped addresses, unlike a text in a pool."""
+    first, last = map(ip_address, _without_zone(value).split("-"))
+    if first.version != last.version or int(first) > int(last):
+        raise ValueError(f"{value!a} is no range")
+    return Range(first, last)
 
 
 def boot_facts_record(facts: BootFacts) -> str:

@@ -8,16 +8,38 @@ MetalLB's objects vanish: the cluster then keeps its addresses and gets no other
 in force while nftsync cannot read its kind of objects.
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import islice
 
 from nftsync.config import AddressPolicy, PoolMode
 from nftsync.objects.address import Address, AddressSet, Network, Range
-from nftsync.objects.metallb import AddressPool, Advertisement, ConfigMap, MetalLBConfig, Peer, Pool, configuration
-from nftsync.objects.names import Reason, Rejection, quote
+from nftsync.objects.metallb import (
+    AddressPool,
+    Advertisement,
+    ConfigMap,
+    ConfigurationState,
+    MetalLBConfig,
+    Peer,
+    Pool,
+    configuration,
+)
+from nftsync.objects.names import (
+    ADVERTISEMENT,
+    FORMER_POOL,
+    LEGACY,
+    PEER,
+    POOL,
+    STATE,
+    ObjectRef,
+    Reason,
+    Rejection,
+    quote,
+    some,
+)
 
 _NAMED = 5  # pools that a message names
+_NOT_ADVERTISED = "no pool is advertised over BGP (advertised_pools_only)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +52,7 @@ class Guard:
     cluster: addresses that only the cluster uses. From the public NIC, packets reach them through a
     pinhole or not at all.
     held: the addresses of the pools, allowed or not.  names: the pools' names, for people.
+    no_pool: why none of the present pools counts, for people; "" if one does, or if there is none.
     """
 
     legal: AddressSet | None = None
@@ -38,6 +61,7 @@ class Guard:
     cluster: AddressSet = field(default_factory=AddressSet)
     held: AddressSet = field(default_factory=AddressSet, compare=False)  # both follow from the pools
     names: str = field(default="", compare=False)
+    no_pool: str = field(default="", compare=False)
 
     @classmethod
     def of(
@@ -65,7 +89,8 @@ class Guard:
             allowed = AddressSet.of(map(Range.of, address_policy.allowed))
             legal = allowed if legal is None else legal & allowed
         near = frozenset(address for address in reserved if legal is None or address in legal)
-        return cls(legal, pools, near, _cluster(legal, attached), held, _names(pools or ()))
+        no_pool = _NOT_ADVERTISED if config is not None and config.pools and not pools else ""
+        return cls(legal, pools, near, _cluster(legal, attached), held, _names(pools or ()), no_pool)
 
     @property
     def guarded(self) -> bool:
@@ -84,6 +109,8 @@ class Guard:
         if self.pools is None or address in self.held:
             return Reason.OUTSIDE_POOLS, f"{address} is outside of allowed_prefixes; it stays closed"
         if not self.pools:
+            if self.no_pool:
+                return Reason.OUTSIDE_POOLS, f"{self.no_pool}; {address} stays closed"
             return Reason.OUTSIDE_POOLS, f"MetalLB has no usable pool for {address}; it stays closed"
         return Reason.OUTSIDE_POOLS, f"{address} is outside of MetalLB's usable pools ({self.names}); it stays closed"
 
@@ -124,15 +151,18 @@ MAX_GRACE_PERIOD = 0.6  # the same, in seconds since the first change
 class MetalLBObjects:
     """MetalLB's objects at one moment.
 
-    advertisements_readable, peers_readable: whether the server lists these kinds for nftsync.
+    pools: IPAddressPools and AddressPools.
+    unreadable: the kinds that the server does not serve, or not to nftsync.
+    config_map: the name of MetalLB's ConfigMap; "" to find it by its looks.
     """
 
     pools: tuple[AddressPool, ...] = ()
     advertisements: tuple[Advertisement, ...] = ()
     peers: tuple[Peer, ...] = ()
     config_maps: tuple[ConfigMap, ...] = ()
-    advertisements_readable: bool = True
-    peers_readable: bool = True
+    states: tuple[ConfigurationState, ...] = ()
+    unreadable: frozenset[str] = frozenset()
+    config_map: str = ""
 
     @property
     def speakers(self) -> frozenset[Address]:
@@ -147,17 +177,81 @@ class MetalLBObjects:
         An upgrade of MetalLB can leave the old ConfigMap behind. It does not count any more once
         there were pool objects.
         """
-        config_maps = () if known is not None and known.of_pool_objects else self.config_maps
-        found, rejections = configuration(self.pools, self.advertisements, self.peers, config_maps)
+        config_map, rejections = self._config_map(known)
+        found = None
+        if not rejections:
+            found, rejections = configuration(self.pools, self.advertisements, self.peers, config_map)
+        stays = "; the last good pools stay" if known else "; no pools are known"
+        rejections = tuple(replace(rejection, message=rejection.message + stays) for rejection in rejections)
         if found is not None and known is not None and found.of_pool_objects:
             found = self._completed(found, known)
-        stays = "; the last good pools stay" if known else "; no pools are known"
-        return found, tuple(replace(rejection, message=rejection.message + stays) for rejection in rejections)
+        if not rejections and known is not None:
+            rejections = tuple(self._kept(found, known))
+        return found, (*rejections, *self._refused_by_metallb())
+
+    def _config_map(self, known: MetalLBConfig | None) -> tuple[tuple[ConfigMap, ...], tuple[Rejection, ...]]:
+        """The ConfigMap that counts, or a rejection of several that could be MetalLB's.
+
+        Everybody with the right to write ConfigMaps there could add one. So none counts until you name it.
+        """
+        if self.pools or (known is not None and known.of_pool_objects):
+            return (), ()
+        ordered = sorted(self.config_maps, key=lambda config_map: config_map.name)
+        if self.config_map:
+            return tuple(each for each in ordered if each.name.name == self.config_map), ()
+        looks = [each for each in ordered if each.is_marked] or [each for each in ordered if each.is_similar]
+        if len(looks) <= 1:
+            return tuple(looks), ()
+        names = some((each.name.name for each in looks), _NAMED)
+        message = f"each of {names} can be MetalLB's: write the name in spec.metallb-configmap of the Nft"
+        return (), (Rejection(ObjectRef(LEGACY.name, str(looks[0].name), looks[0].uid), Reason.INVALID_POOLS, message),)
 
     def _completed(self, found: MetalLBConfig, known: MetalLBConfig) -> MetalLBConfig:
-        announced = () if self.advertisements_readable else {pool.source for pool in known.pools if pool.advertised}
+        """The configuration with the parts of the last good one that nftsync can't read any more."""
+        announced = {pool.source for pool in known.pools if pool.advertised and ADVERTISEMENT.name in self.unreadable}
         pools = tuple(replace(pool, advertised=pool.advertised or pool.source in announced) for pool in found.pools)
-        return MetalLBConfig(pools, found.peers if self.peers_readable else found.peers | known.peers)
+        sources, legal = {pool.source for pool in pools}, AddressSet.of(part for pool in pools for part in pool.ranges)
+        unread = tuple(
+            pool
+            for pool in known.pools
+            if pool.kind in self.unreadable & {POOL.name, FORMER_POOL.name}
+            and pool.source not in sources
+            and not all(map(legal.covers, pool.ranges))  # then another object has taken its place
+        )
+        peers = found.peers | known.peers if PEER.name in self.unreadable else found.peers
+        return MetalLBConfig((*pools, *unread), peers)
+
+    def _kept(self, found: MetalLBConfig | None, known: MetalLBConfig) -> Iterator[Rejection]:
+        """What is in force although the cluster does not have it any more."""
+        holds = found or known
+        kinds = {pool.kind for pool in holds.pools}
+        namespace = holds.pools[0].source.partition(" ")[2].partition("/")[0] if holds.pools else ""
+        needed = set(kinds)
+        if holds.of_pool_objects:
+            covered = any(pool.advertised and pool.kind == POOL.name for pool in holds.pools)
+            needed |= {ADVERTISEMENT.name} if covered else set()
+            needed |= {PEER.name} if holds.peers else set()
+        unread = sorted(needed & self.unreadable)
+        for kind in unread:
+            message = "the cluster does not serve this kind, or forbids to read it; its last good objects stay"
+            yield Rejection(ObjectRef(kind, namespace), Reason.MISSING_POOLS, message)
+        if found is None and not unread:
+            kind = min(kinds, default=POOL.name)
+            message = f"there is no {kind} any more; the last good pools stay"
+            yield Rejection(ObjectRef(kind, namespace), Reason.MISSING_POOLS, message)
+
+    def _refused_by_metallb(self) -> Iterator[Rejection]:
+        """The errors of MetalLB's parts, each once: it has a part on each node."""
+        by_error: dict[str, list[ConfigurationState]] = {}
+        for state in sorted(self.states, key=lambda state: state.name):
+            if state.error:
+                by_error.setdefault(state.error, []).append(state)
+        for error, (first, *others) in list(by_error.items())[:_NAMED]:
+            message = f"MetalLB refuses its configuration: {quote(error, 300)}"
+            more = f" (and {len(others)} more objects say so)" if others else ""
+            yield Rejection(
+                ObjectRef(STATE.name, str(first.name), first.uid), Reason.REFUSED_BY_METALLB, message + more
+            )
 
 
 def _contents(configuration: MetalLBConfig) -> set[object]:

@@ -28,7 +28,7 @@ def conditions(result: SyncResult, stale: Mapping[str, str]) -> tuple[Condition,
     pools = (
         "addresses are checked against MetalLB's pools"
         if result.guard.pools
-        else "no address is opened: no pool of MetalLB counts"
+        else f"no address is opened: {result.guard.no_pool or 'no pool of MetalLB counts'}"
     )
     return (
         _condition(

@@ -213,14 +213,22 @@ def _why_closed(view: View, service: Service, query: PacketQuery | None) -> tupl
     ]
     if query is None:
         refused = any(rejection.reason in _CLOSING for rejection in service.rejections)
+        other = service.load_balancer_class if not filters.load_balancer_classes else None
         checks += [
             (refused, ExplainReason.INVALID, "its refused parts leave no address and port"),
             (service.addresses, ExplainReason.NO_SUCH_PORT, "it has no port"),
+            (
+                other,
+                ExplainReason.OTHER_CLASS,
+                f"it has no address, and only the load balancer of its class {quote(other)} may give it one: "
+                "MetalLB serves the one class in its option --lb-class, or else only Services without a class",
+            ),
             (True, ExplainReason.NO_ADDRESS_YET, "MetalLB has not given it an address yet"),
         ]
     else:
         refusal, why = view.result.guard.refusal(query.destination) or index.held_back(service.name) or ("", "")
-        if refusal == Reason.OUTSIDE_POOLS and view.result.config.address_policy.advertised_only:
+        advertised_only = view.result.config.address_policy.advertised_only and not view.result.guard.no_pool
+        if refusal == Reason.OUTSIDE_POOLS and advertised_only:
             why += "; only pools announced over BGP count (advertised_pools_only)"
         owner = index.pinholes[query.key].service if query.key in index.pinholes else service.name
         checks += [

@@ -203,7 +203,7 @@ def test_nobody_waits_for_pools_that_may_not_be_read_and_they_count_once_they_ma
     router.start()
     assert open_ones(router) == [IN_FIRST, IN_SECOND, IN_THIRD, IN_FOURTH]
     all_in_state(router, "absent", *PLURALS, "ConfigMap")
-    assert sum("403 Forbidden" in line for line in logged(router, "WARNING")) == 4
+    assert sum("403 Forbidden" in line for line in logged(router, "WARNING")) == 6
     metallb.grant()
     only_open(router, IN_FIRST)
     assert logged(router, "ERROR") == []
@@ -330,7 +330,7 @@ def test_the_pools_of_the_namespace_that_the_nft_names_count(router: Router, met
     assert open_ones(router) == [IN_SECOND]
     shown = json.loads(router.run("pools", "--json").stdout)
     assert [(pool["name"], pool["ranges"]) for pool in shown["pools"]] == [("other", ["172.30.254.16-172.30.254.31"])]
-    assert {rejection["reason"] for rejection in shown["rejections"]} == {"unreadable"}
+    assert {rejection["reason"] for rejection in shown["rejections"]} == {"missing_pools", "unreadable"}
 
 
 # --- rights -------------------------------------------------------------------------------------------
@@ -446,7 +446,8 @@ def test_the_commands_say_which_rights_are_missing(router: Router, metallb: Meta
     assert shown.returncode == 0
     rejections = json.loads(shown.stdout)["rejections"]
     assert [(each["object"], each["reason"]) for each in rejections] == [
-        (f"{kind} {METALLB_NAMESPACE}", "unreadable") for kind in (*PLURALS, "ConfigMap")
+        (f"{kind} {METALLB_NAMESPACE}", "unreadable")
+        for kind in (*PLURALS, "ConfigMap", "AddressPool", "ConfigurationState")
     ]
     assert status == 0, "the router works without"
     assert all(line.startswith("warn") for line in found)

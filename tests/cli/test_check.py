@@ -107,7 +107,7 @@ def test_a_right_that_is_missing_and_a_resource_that_is_not_there_are_findings(t
     with answering(b'{"metadata": {"resourceVersion": "1"}, "items": []}') as server:
         seen = list(findings(configuration(tmp_path, server)))
     rights = [finding for finding in seen if finding.subject == "RBAC"]
-    assert [finding.level for finding in rights] == [Level.FAIL] * 2 + [Level.WARN] * 6
+    assert [finding.level for finding in rights] == [Level.FAIL] * 2 + [Level.WARN] * 8
     assert all("run nftsync bootstrap" in finding.message for finding in rights)
     told = [finding.message.partition(":")[0] for finding in rights[2:4]]
     assert told == ["may not patch nfts/status", "may not create or patch events"]

@@ -39,7 +39,7 @@ class Files:
         self.folder = folder
         self.woken = threading.Event()
         inputs = Inputs.empty(self.woken.set)
-        self.services, self.nfts, self.metallb = inputs.services, inputs.nfts, inputs.metallb("")
+        self.services, self.nfts, self.metallb = inputs.services, inputs.nfts, inputs.metallb("", "")
         self.manifests = Manifests(paths or [folder], Name("arbf-operators", "nft"), inputs)
 
     def write(self, name: str, text: str | bytes) -> Path:

@@ -664,12 +664,22 @@ def test_events_that_the_server_never_takes_make_nothing_else_wait_longer(world:
     assert world.counts.results["event sent"] == 1
 
 
-def test_an_event_in_a_namespace_that_ends_costs_the_others_nothing(world: World, cluster: Cluster) -> None:
-    ending = ApiError("403 Forbidden: because it is being terminated", 403)
+@pytest.mark.parametrize(
+    "ending",
+    [
+        ApiError("403 Forbidden: 'because it is being terminated'; grant it", 403),
+        ApiError("404 Not Found: 'namespaces \"gone\" not found'; install its CustomResourceDefinition", 404),
+    ],
+    ids=["ends", "is gone"],
+)
+def test_an_event_in_a_namespace_that_ends_or_is_gone_costs_the_others_nothing_and_is_no_news(
+    world: World, cluster: Cluster, caplog: pytest.LogCaptureFixture, ending: ApiError
+) -> None:
     world.tell(Notice(ObjectRef("Service", "gone/x", "u"), EventReason.CLOSED, "closed"), news(1))
     cluster.fails = lambda _, path: ending if "/namespaces/gone/" in path else None
     world.run(1)
     assert world.counts.results == {"event failed": 1, "event dropped": 1, "event sent": 1}
+    assert caplog.text == ""
 
 
 @pytest.mark.parametrize("code", [404, 409])

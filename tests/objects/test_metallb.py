@@ -24,8 +24,10 @@ from nftsync.objects.metallb import (
     Pool,
     configuration,
     parse_advertisement,
+    parse_former_pool,
     parse_peer,
     parse_pool,
+    parse_state,
 )
 from nftsync.objects.metallb_v0 import MAX_CHARACTERS, parse_config_map, parse_configuration
 from nftsync.objects.names import Malformed, Reason
@@ -138,7 +140,7 @@ def test_labels_that_are_no_texts_make_a_pool_invalid() -> None:
     )
 
 
-PARSERS = (parse_pool, parse_advertisement, parse_peer)
+PARSERS = (parse_pool, parse_former_pool, parse_advertisement, parse_peer, parse_state)
 
 
 @pytest.mark.parametrize("parse", [*PARSERS, parse_config_map])
@@ -391,15 +393,9 @@ LEGACY = (
 )
 
 
-def config_map(text: object, name: str = "config") -> ConfigMap | None:
+def legacy(text: object, name: str = "config") -> ConfigMap:
     metadata = {"namespace": "metallb-system", "name": name, "uid": "uid-config"}
     return parse_config_map({"metadata": metadata, "data": {"config": text}}, None)
-
-
-def legacy(text: object) -> ConfigMap:
-    found = config_map(text)
-    assert found is not None
-    return found
 
 
 def test_the_config_map_counts_if_there_is_no_pool_object() -> None:
@@ -535,7 +531,7 @@ INVALID_TEXTS = {
         "the protocol 'BGP' of the pool 'a' is neither bgp nor layer2"
     ),
     "address-pools: [{name: a, protocol: layer2, addresses: [192.0.2.0/24], bgp-advertisements: [{localpref: 1}]}]": (
-        "the layer2 pool 'a' can't have bgp-advertisements"
+        "the pool 'a' is layer2, so it can't have BGP advertisements"
     ),
     (
         "address-pools: [{name: a, protocol: bgp, addresses: [192.0.2.0/24]}, "
@@ -596,11 +592,6 @@ def test_a_config_map_whose_data_are_no_object_is_refused() -> None:
     found = parse_config_map({"metadata": {"name": "config"}, "data": [5]}, None)
     assert found is not None
     assert told(found) == "config: data is not an object but a list"
-
-
-@pytest.mark.parametrize("name", ["metallb-config", "config.x", "kube-root-ca.crt"])
-def test_another_config_map_is_not_metallbs(name: str) -> None:
-    assert config_map(FULL, name) is None
 
 
 def test_a_community_stays_the_text_it_is() -> None:

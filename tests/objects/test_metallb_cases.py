@@ -59,8 +59,6 @@ LENIENT: dict[tuple[str, str] | str, str] = {
     "BGP Peer with unavailable secret ref": SECRETS,
     "Peer with non existing BFD Profile": PROFILES,
     "Session with ipv6 and bfd echo mode": PROFILES,
-    "bad aggregation length (incompatible with CIDR)": DETAILS,
-    "aggregation length by range, too wide": DETAILS,
     "different local pref - same peers and nodes": DETAILS,
     "Duplicate bgp advertisment definition": DETAILS,
     "Duplicate communities definition": COMMUNITIES,

@@ -88,8 +88,6 @@ REFUSED = {
     "192.0.2.0/\u0662\u0664": f"'192.0.2.0/\\u0662\\u0664' {NEITHER}",
     "\u0661\u0669\u0662.0.2.0/24": f"'\\u0661\\u0669\\u0662.0.2.0/24' {NEITHER}",
     "fe80::%eth0/64": f"'fe80::%eth0/64' {NEITHER}",
-    "::ffff:192.0.2.0/120": "'::ffff:192.0.2.0/120' is IPv4 in IPv6 notation: write it in IPv4 notation",
-    "::ffff:0:0/96": "'::ffff:0:0/96' is IPv4 in IPv6 notation: write it in IPv4 notation",
     "192.0.2.9-192.0.2.8": "the range '192.0.2.9-192.0.2.8' begins after its end",
     "2001:db8::a-2001:db8::9": "the range '2001:db8::a-2001:db8::9' begins after its end",
     "192.0.2.9-2001:db8::9": "the range '192.0.2.9-2001:db8::9' begins in one address family and ends in another",
@@ -105,10 +103,26 @@ REFUSED = {
     "192.0.2.9\u2013192.0.2.12": (f"'192.0.2.9\\u2013192.0.2.12' {NEITHER}"),
     "fe80::1%a-fe80::2%a": "'fe80::1%a' in the range 'fe80::1%a-fe80::2%a' is not an IP address",
     "fe80::1%\n-fe80::2": "'fe80::1%' in the range 'fe80::1%\\n-fe80::2' is not an IP address",
-    "::ffff:192.0.2.1-::ffff:192.0.2.9": (
-        "'::ffff:192.0.2.1-::ffff:192.0.2.9' is IPv4 in IPv6 notation: write it in IPv4 notation"
-    ),
+    "::-::ffff:192.0.2.9": "the range '::-::ffff:192.0.2.9' begins in one address family and ends in another",
+    "::ffff:192.0.2.9-192.0.2.8": "the range '::ffff:192.0.2.9-192.0.2.8' begins after its end",
 }
+
+
+@pytest.mark.parametrize(
+    ("text", "first", "last"),
+    [
+        ("::ffff:192.0.2.0/120", "192.0.2.0", "192.0.2.255"),
+        ("::ffff:192.0.2.77/120", "192.0.2.0", "192.0.2.255"),
+        ("::FFFF:c000:0207/128", "192.0.2.7", "192.0.2.7"),
+        ("::ffff:0:0/96", "0.0.0.0", LAST4),
+        ("::ffff:192.0.2.1-::ffff:192.0.2.9", "192.0.2.1", "192.0.2.9"),
+        ("192.0.2.1-::ffff:192.0.2.9", "192.0.2.1", "192.0.2.9"),
+        ("::ffff:192.0.2.1 - 192.0.2.9", "192.0.2.1", "192.0.2.9"),
+        ("::ffff:10.0.0.0/90", "::ffc0:0:0", "::ffff:ffff:ffff"),
+    ],
+)
+def test_ipv4_mapped_addresses_are_ipv4_as_metallb_reads_them(text: str, first: str, last: str) -> None:
+    assert parse_range(text) == between(first, last)
 
 
 @pytest.mark.parametrize("text", REFUSED)

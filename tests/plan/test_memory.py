@@ -156,6 +156,14 @@ def test_nothing_seen_of_metallb_is_not_the_same_as_no_pools() -> None:
     assert replayed(facts_record(none)).facts.pools == MetalLBConfig()
 
 
+def test_a_pool_that_ends_with_ipv4_mapped_addresses_and_a_given_config_map_are_the_same_after_a_restart() -> None:
+    wide = Range(ip_address("::ffc0:0:0"), ip_address("::ffff:ffff:ffff"))
+    pool = Pool("wide", "AddressPool metallb-system/wide", (wide,), advertised=True)
+    spec = NftSpec(Nics(("eth0",)), metallb_configmap="metallb")
+    known = Facts(spec=spec, pools=MetalLBConfig((pool,)))
+    assert replayed(facts_record(known)).facts == known
+
+
 @given(st.lists(st.tuples(accepted, st.booleans()) | facts, max_size=12))
 def test_the_last_record_of_each_counts(history: list[tuple[Service, bool] | Facts]) -> None:
     expected, records = Memory(), []

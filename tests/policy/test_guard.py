@@ -20,7 +20,7 @@ from nftsync.config import AddressPolicy, Config, PoolMode
 from nftsync.daemon.observe import Observer
 from nftsync.objects.address import Address, AddressSet, Network, parse_range
 from nftsync.objects.metallb import MetalLBConfig, Pool
-from nftsync.objects.names import Reason
+from nftsync.objects.names import OF_POOLS, Reason
 from nftsync.objects.nft import NftSpec, Nics
 from nftsync.plan.memory import Facts
 from nftsync.plan.snapshot import Interfaces, Known, Origin, Snapshot
@@ -357,7 +357,7 @@ class Seen:
         self.metallb = MetalLBCaches.empty(lambda: None, lambda: self.now)
         self._config = Config(local_chain=Path("/nowhere/local-chain.nft"))
         self._facts = Facts(spec=NftSpec(Nics(("eth0",))), pools=known)
-        inputs = replace(Inputs.empty(), metallb=lambda _: self.metallb)
+        inputs = replace(Inputs.empty(), metallb=lambda _namespace, _config_map: self.metallb)
         self._observer = Observer(self._config, inputs, _NoNetwork(), self._facts, lambda: self.now)
         self.pools = self._observer.pools
 
@@ -392,7 +392,7 @@ class Seen:
         return [each.name for each in self.pools.known.pools] if self.pools.known else []
 
     def told(self) -> list[str]:
-        assert {each.reason for each in self.pools.rejections} <= {Reason.INVALID_POOLS}
+        assert {each.reason for each in self.pools.rejections} <= set(OF_POOLS)
         return [f"{each.object}: {each.message}" for each in self.pools.rejections]
 
 
@@ -401,7 +401,7 @@ def raw(name: str, texts: list[str]) -> dict[str, Any]:
 
 
 def test_what_is_not_complete_changes_nothing() -> None:
-    for complete in range(4):
+    for complete in range(5):
         seen = Seen(KNOWN)
         for cache in seen.metallb.caches[:complete]:
             with cache.relist():
@@ -487,7 +487,9 @@ def test_when_everything_vanishes_at_once_or_one_by_one_the_last_good_pools_stay
         seen.now += 1_000_000
         assert seen.look() == ["a", "b", "c"]
         assert seen.grace == float("inf")
-        assert seen.told() == []
+        assert seen.told() == [
+            "IPAddressPool metallb-system: there is no IPAddressPool any more; the last good pools stay"
+        ]
 
 
 def test_one_pool_that_goes_is_gone_when_no_other_went_for_a_moment() -> None:
@@ -581,7 +583,10 @@ def test_the_config_map_that_pool_objects_have_replaced_does_not_come_to_power_a
         assert seen.look() == ["a"]
         seen.now += 1_000_000
         assert seen.look() == ["a"]
-        assert seen.metallb.objects().judge(seen.pools.known) == (None, ())
+        assert seen.metallb.objects().judge(seen.pools.known)[0] is None
+        assert seen.told() == [
+            "IPAddressPool metallb-system: there is no IPAddressPool any more; the last good pools stay"
+        ]
 
 
 def announced(seen: Seen) -> list[str]:
@@ -651,3 +656,178 @@ def test_what_is_asked_for_once_is_what_stands_there_now_and_the_last_good_one_w
     assert [each.message for each in rejections] == [
         "'x' is neither a CIDR nor a range of addresses; the last good pools stay"
     ]
+
+
+# --- AddressPools, kinds that are gone, ConfigMaps of any name, and what MetalLB says itself -----------
+
+
+def former(name: str, *texts: str) -> dict[str, Any]:
+    return {**raw(name, []), "spec": {"addresses": list(texts), "protocol": "bgp"}}
+
+
+def test_address_pools_hold_alone_and_beside_ip_address_pools_and_close_when_they_are_deleted() -> None:
+    seen = Seen().sync()
+    seen.metallb.former_pools.put(former("old", "192.0.2.0/24"))
+    assert announced(seen) == ["old"]
+    seen.put("new", "198.51.100.0/24")
+    assert seen.look() == ["new", "old"]
+    seen.metallb.former_pools.delete(former("old"))
+    assert seen.look() == ["new", "old"]
+    seen.now += GRACE_PERIOD
+    assert seen.look() == ["new"]
+    assert seen.told() == []
+
+
+FORMER = Pool("old", "AddressPool metallb-system/old", (parse_range("192.0.2.0/24"),), advertised=True)
+
+
+def test_address_pools_of_before_stay_after_a_restart_without_their_kind_and_it_is_said() -> None:
+    for kept, texts in ((["new", "old"], ["192.0.2.0/25"]), (["new"], ["192.0.2.0/24"])):
+        seen = Seen(MetalLBConfig((FORMER,)))
+        for cache in seen.metallb.caches:
+            cache.unreadable()
+        with seen.metallb.pools.relist() as relist:
+            relist.put(raw("new", texts))
+        seen.observe()
+        seen.now += MAX_GRACE_PERIOD
+        assert seen.look() == kept, "unless other pools have taken their place"
+        said = "AddressPool metallb-system: the cluster does not serve this kind, or forbids to read it; its last good"
+        assert any(each.startswith(said) for each in seen.told()) == ("old" in kept)
+
+
+def test_kinds_that_are_gone_are_told_with_what_stays() -> None:
+    known = MetalLBConfig((pool("a", "192.0.2.0/24"),), addresses(PEER))
+    seen = Seen(known)
+    for cache in seen.metallb.caches:
+        cache.unreadable()
+    assert seen.look() == ["a"]
+    words = "the cluster does not serve this kind, or forbids to read it; its last good objects stay"
+    assert seen.told() == [
+        f"{kind} metallb-system: {words}" for kind in ("BGPAdvertisement", "BGPPeer", "IPAddressPool")
+    ]
+    assert {each.reason for each in seen.pools.rejections} == {Reason.MISSING_POOLS}
+    assert seen.pools.known == known
+
+
+def test_a_cluster_that_never_had_the_other_kinds_hears_nothing_of_them() -> None:
+    seen = Seen()
+    for cache in seen.metallb.caches:
+        cache.unreadable()
+    assert seen.told() == []
+    with seen.metallb.pools.relist() as relist:
+        relist.put(raw("a", ["192.0.2.0/24"]))
+    assert seen.look() == ["a"]
+    assert seen.told() == []
+    with seen.metallb.former_pools.relist() as relist:
+        relist.put(former("old", "198.51.100.0/24"))
+    assert announced(seen) == ["old"]
+    assert seen.told() == []
+
+
+def test_when_the_config_map_goes_its_pools_stay_and_it_is_said() -> None:
+    seen = Seen().sync()
+    seen.metallb.config_maps.put(config_map(LEFT_BEHIND))
+    assert seen.look() == ["old"]
+    seen.metallb.config_maps.delete(config_map(LEFT_BEHIND))
+    assert seen.look() == ["old"]
+    assert seen.told() == ["ConfigMap metallb-system: there is no ConfigMap any more; the last good pools stay"]
+
+
+def named(name: str, text: str = LEFT_BEHIND, *, labelled: bool = False) -> dict[str, Any]:
+    labels = {"app.kubernetes.io/name": "metallb"} if labelled else {}
+    return {
+        "metadata": {"namespace": "metallb-system", "name": name, "uid": name, "labels": labels},
+        "data": {"config": text},
+    }
+
+
+MARKED = LEFT_BEHIND.replace("old", "marked").replace("203.0.113", "192.0.2")
+OTHERS = [named("kube-root-ca", "x"), named("leader", "{}"), {**named("no-key"), "data": {"ca.crt": "x"}}]
+
+
+@pytest.mark.parametrize(
+    ("config_maps", "wanted", "pools"),
+    [
+        ([named("config", MARKED)], "", ["marked"]),
+        ([named("metallb", MARKED, labelled=True)], "", ["marked"]),
+        ([named("mine")], "", ["old"]),
+        ([named("config", MARKED), named("stranger")], "", ["marked"]),
+        ([named("metallb", MARKED, labelled=True), named("a"), named("b")], "", ["marked"]),
+        ([named("a"), named("b", MARKED)], "b", ["marked"]),
+        ([named("a"), named("config")], "b", []),
+        ([], "", []),
+    ],
+)
+def test_the_config_map_is_found_by_its_name_label_or_text_or_is_the_one_with_the_given_name(
+    config_maps: list[dict[str, Any]], wanted: str, pools: list[str]
+) -> None:
+    seen = Seen().sync()
+    seen.metallb = replace(seen.metallb, config_map=wanted)
+    for each in (*config_maps, *OTHERS):
+        seen.metallb.config_maps.put(each)
+    assert seen.look() == pools
+    assert seen.told() == []
+
+
+@pytest.mark.parametrize(
+    "config_maps",
+    [
+        [named("config"), named("metallb", labelled=True)],
+        [named("a", labelled=True), named("b", MARKED, labelled=True)],
+        [named("a"), named("b", MARKED)],
+    ],
+)
+def test_of_several_config_maps_none_counts_until_one_is_named(config_maps: list[dict[str, Any]]) -> None:
+    seen = Seen(KNOWN).sync()
+    for each in config_maps:
+        seen.metallb.config_maps.put(each)
+    seen._observer.pools.known = None  # pool objects never were there
+    assert seen.look() == []
+    names = " and ".join(each["metadata"]["name"] for each in config_maps).replace(" and ", ", ")
+    first = config_maps[0]["metadata"]["name"]
+    assert seen.told() == [
+        f"ConfigMap metallb-system/{first}: each of {names} can be MetalLB's: write the name in "
+        "spec.metallb-configmap of the Nft; no pools are known"
+    ]
+
+
+def test_a_given_config_map_that_is_invalid_is_told_whatever_it_looks_like() -> None:
+    seen = Seen().sync()
+    seen.metallb = replace(seen.metallb, config_map="mine")
+    seen.metallb.config_maps.put({**named("mine"), "data": {}})
+    assert seen.look() == []
+    assert seen.told() == ["ConfigMap metallb-system/mine: config: there is no text under this key; no pools are known"]
+
+
+def state(name: str, *errors: str) -> dict[str, Any]:
+    conditions = [{"status": "False", "reason": "ConfigurationError", "message": error} for error in errors]
+    return {**raw(name, []), "status": {"conditions": conditions}}
+
+
+def test_what_metallb_says_of_its_configuration_is_told_once_and_decides_nothing() -> None:
+    seen = Seen().sync()
+    seen.put("a", "192.0.2.0/24")
+    for name in ("controller", "speaker-1", "speaker-2"):
+        seen.metallb.states.put(state(name, "bad\ncommunity"))
+    seen.metallb.states.put(state("speaker-3"))
+    assert seen.look() == ["a"]
+    assert seen.told() == [
+        "ConfigurationState metallb-system/controller: MetalLB refuses its configuration: 'bad\\ncommunity' "
+        "(and 2 more objects say so)"
+    ]
+    assert {each.reason for each in seen.pools.rejections} == {Reason.REFUSED_BY_METALLB}
+    for name in ("controller", "speaker-1", "speaker-2"):
+        seen.metallb.states.put(state(name))
+    assert seen.look() == ["a"]
+    assert seen.told() == []
+
+
+def test_where_no_pool_is_advertised_the_words_say_so() -> None:
+    flat = MetalLBConfig((pool("flat", "192.0.2.0/24", advertised=False),))
+    guard = Guard.of(AddressPolicy(advertised_only=True), flat)
+    words = "no pool is advertised over BGP (advertised_pools_only)"
+    assert guard.no_pool == words
+    refusal = guard.refusal(ip_address(INSIDE))
+    assert refusal == (Reason.OUTSIDE_POOLS, f"{words}; {INSIDE} stays closed")
+    assert Guard.of(AddressPolicy(advertised_only=True), MetalLBConfig()).no_pool == ""
+    assert Guard.of(AddressPolicy(advertised_only=True), KNOWN).no_pool == ""

@@ -531,10 +531,26 @@ def test_what_an_older_service_owns_is_lost_and_the_owner_is_named() -> None:
     assert ask(shown, "172.30.254.1:80").service == Name("default", "old")
 
 
+OTHERS_CLASS = service("web")
+OTHERS_CLASS["spec"]["loadBalancerClass"] = "example.com/lb"
+
+
 @pytest.mark.parametrize(
     ("raw", "fields", "reason", "line"),
     [
         (service("web"), {}, ExplainReason.NO_ADDRESS_YET, "opens nothing: MetalLB has not given it an address yet"),
+        (
+            OTHERS_CLASS,
+            {},
+            ExplainReason.OTHER_CLASS,
+            "it has no address, and only the load balancer of its class 'example.com/lb' may give it one",
+        ),
+        (
+            OTHERS_CLASS,
+            {"filters": Filters(load_balancer_classes=frozenset({"example.com/lb"}))},
+            ExplainReason.NO_ADDRESS_YET,
+            "MetalLB has not given it an address yet",
+        ),
         (service("web", "172.30.254.1", ports=[]), {}, ExplainReason.NO_SUCH_PORT, "opens nothing: it has no port"),
         (
             service("web", "010.0.0.1"),
@@ -775,3 +791,14 @@ def test_pools_stay_tracked_while_every_interface_is_public() -> None:
     found = ask(view(WEB, stateless=True, side=absent(PUBLIC_NIC), invalid=lambda: 0), "172.30.254.1:80")
     assert ExplainReason.TRACKED in found.also
     assert "stateless is not in force while every interface counts as public" in found.lines
+
+
+def test_where_no_pool_is_advertised_the_answer_says_that_and_not_that_there_is_none() -> None:
+    flat = Pool("flat", "IPAddressPool metallb-system/flat", (parse_range(POOL),), advertised=False)
+    own, policy = parse_service(WEB, None), AddressPolicy(advertised_only=True)
+    assert own
+    shown = view(WEB)
+    result = result_of([own], shown.result.settings, pools=MetalLBConfig((flat,)), address_policy=policy)
+    lines = " ".join(explain_service(replace(shown, result=result), own.name).lines)
+    assert "no pool is advertised over BGP (advertised_pools_only); 172.30.254.1 stays closed" in lines
+    assert "only pools announced" not in lines

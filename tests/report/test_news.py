@@ -122,4 +122,5 @@ def test_each_kind_of_refusal_has_its_topic() -> None:
         Reason.MISSING_SETTINGS: EventReason.SETTINGS_REFUSED,
         Reason.INVALID_LOCAL_CHAIN: EventReason.LOCAL_CHAIN_REFUSED,
         Reason.INVALID_POOLS: EventReason.POOLS_REFUSED,
+        Reason.REFUSED_BY_METALLB: EventReason.POOLS_REFUSED,
     }
