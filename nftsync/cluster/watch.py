@@ -25,6 +25,7 @@ from nftsync.cluster.api import PAGE, Api, MalformedAnswerError, TooLargeError, 
 from nftsync.cluster.backoff import ApiError, Backoff, RestartCause
 from nftsync.cluster.cache import ObjectCache, Relist
 from nftsync.objects.names import Malformed, Name, Resource, quote
+from nftsync.report.events import Bucket
 
 log = logging.getLogger(__name__)
 
@@ -136,6 +137,7 @@ class Watcher:
         self._waiting_since = float("inf")
         self._page = PAGE
         self._complaint = ""
+        self._ignoring = Bucket(25, 300.0, 25, 0.0)  # log lines about objects that this skips
         self._recovering = False
         self._missing: AbstractSet[Name] = frozenset()  # from the last list, while that is suspect
         self._suspicion = ""  # why that list is suspect
@@ -338,7 +340,8 @@ class Watcher:
             put(item)
         except Malformed as error:
             self._observer.skipped(self.resource, str(error))
-            log.warning("nftsync ignores a %s: %s", self.resource.kind, error)
+            if self._ignoring.take(self._clock()):
+                log.warning("nftsync ignores a %s: %s", self.resource.kind, error)
 
 
 def _most(gone: int, known: int) -> bool:

@@ -1,12 +1,16 @@
 """Tell people about the router.
 
-The result of a sync becomes metrics, log lines, the Nft's status and Events.
+The result of a sync becomes metrics, log lines, the Nft's status and Events. An object that changes
+without end makes a bounded number of lines and Events: Damper sums up the others.
 """
 
 import logging
+import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
+from functools import lru_cache
 from itertools import islice
 
 from nftsync import __version__
@@ -15,14 +19,20 @@ from nftsync.cluster.outbox import utc_now
 from nftsync.cluster.source import Source
 from nftsync.cluster.watch import MassDeletion, WatchState
 from nftsync.exporter.metrics import Metrics
-from nftsync.objects.names import NFT, SERVICE, Reason, Resource
+from nftsync.objects.names import NFT, SERVICE, ObjectRef, Reason, Resource
 from nftsync.objects.nft import RouterStatus
 from nftsync.plan.result import Outcome, SyncResult
+from nftsync.policy.public import PublicSide
 from nftsync.report.conditions import conditions
-from nftsync.report.events import EventReason, Notice, of_changes, of_confirmation, of_rejections
+from nftsync.report.events import Bucket, EventReason, Notice, of_changes, of_confirmation, of_rejections, states
 
 RECENT = 20  # pieces of news that `nftsync status` shows
 LINES = 200  # log lines for one sync at most; one more line counts the rest
+OBJECT = 25, 300.0  # notices about an object: so many at once, then one in so many seconds
+NAMESPACE = 2000, 10.0  # the same about all objects of a namespace
+URGENT, LAST = 200, 20  # tokens of a namespace that only warnings and summaries can use, and only summaries
+CALM = 30.0  # seconds without a change, after which a flapping object counts as calm
+_KNOWN = 4096  # objects, namespaces, and flapping objects to remember
 
 log = logging.getLogger(__name__)
 
@@ -34,15 +44,128 @@ _REASONS = {
 }
 
 
-class Publisher:
-    """Remembers the published state and publishes differences from it."""
+_Key = tuple[str, str]  # kind and name: an object that somebody deletes and creates again stays the same
 
-    def __init__(self, metrics: Metrics, utc: Callable[[], datetime] = utc_now) -> None:
+
+@dataclass(slots=True)
+class _Object:
+    """An object that people heard of. told: the warnings among the notices, by topic and reason."""
+
+    bucket: Bucket
+    told: set[tuple[EventReason, Reason | None]] = field(default_factory=set)
+
+
+@dataclass(slots=True)
+class _Held:
+    """Notices that were held back, about an object or about several of a namespace.
+
+    since, last: the clock's seconds of the first and of the last one.
+    """
+
+    about: ObjectRef
+    since: float
+    last: float = 0.0
+    count: int = 0
+
+    def add(self, about: ObjectRef, now: float) -> None:
+        self.about, self.last, self.count = about, now, self.count + 1
+
+
+class Damper:
+    """Bounds the notices about objects that change without end. Not thread-safe.
+
+    Each object has a token bucket, and each namespace has one for all its objects. A notice without a
+    token is held back: summaries() counts it later and tells the state of the object then. The first
+    warning of each sort about an object needs only a token of the namespace.
+    """
+
+    def __init__(self) -> None:
+        self._objects = lru_cache(_KNOWN)(lambda _key: _Object(Bucket(OBJECT[0], OBJECT[1], OBJECT[0], 0.0)))
+        self._namespaces = lru_cache(_KNOWN)(lambda _name: Bucket(NAMESPACE[0], NAMESPACE[1], NAMESPACE[0], 0.0))
+        self._held: dict[_Key, _Held] = {}
+
+    @property
+    def flapping(self) -> int:
+        """The number of objects with notices that were held back."""
+        return len(self._held)
+
+    def passes(self, notice: Notice, now: float) -> bool:
+        """Whether people hear of it now. now: monotonic seconds."""
+        about = notice.about or _ROUTER
+        key, namespace = (about.kind, about.name), _namespace(about)
+        known, sort = self._objects(key), (notice.topic, notice.refusal)
+        urgent = notice.warning and sort not in known.told
+        # The last token is for the summary: it need not wait when the object is calm again.
+        if not (urgent or (key not in self._held and known.bucket.take(now, keep=1))):
+            return self._hold(key if len(self._held) < _KNOWN else None, about, now)
+        if not self._namespaces(namespace).take(now, keep=LAST if notice.warning else URGENT):
+            return self._hold(None, about, now)
+        if notice.warning:
+            known.told.add(sort)
+        return True
+
+    def _hold(self, key: _Key | None, about: ObjectRef, now: float) -> bool:
+        """Hold a notice back, and return False. key: None for an object that is not flapping itself."""
+        if key is None:
+            about = ObjectRef("Namespace", _namespace(about))
+        held = self._held.setdefault(key or (about.kind, about.name), _Held(about, now))
+        held.add(about, now)
+        return False
+
+    def summaries(self, now: float, states: Callable[[Collection[ObjectRef]], Mapping[_Key, str]]) -> list[Notice]:
+        """The notices that sum up what was held back, as far as they are due.
+
+        states: for these objects, their present state in words.
+        """
+        due = {key: held for key, held in self._held.items() if self._is_due(key, held, now)}
+        for key in due:
+            del self._held[key]
+        said = states([held.about for held in due.values()]) if due else {}
+        return [_summary(held, said.get(key, ""), now) for key, held in due.items()]
+
+    def _is_due(self, key: _Key, held: _Held, now: float) -> bool:
+        bucket = self._objects(key).bucket
+        if not bucket.take(now, keep=0 if _is_calm(held, now) else 1):
+            return False
+        if self._namespaces(_namespace(held.about)).take(now):
+            return True
+        bucket.level += 1
+        return False
+
+
+def _summary(held: _Held, state: str, now: float) -> Notice:
+    calm, said = _is_calm(held, now), f"; now: {state}" if state else "; `nftsync status` shows the present state"
+    how = "has settled" if calm else "changes all the time"
+    message = f"{how}: {held.count} notices held back within {now - held.since:.0f} s{said}"
+    return Notice(held.about, EventReason.SETTLED if calm else EventReason.FLAPPING, message, warning=not calm)
+
+
+def _is_calm(held: _Held, now: float) -> bool:
+    return now - held.last >= CALM
+
+
+def _namespace(about: ObjectRef) -> str:
+    """ "" for this router."""
+    return about.name.partition("/")[0] if about.kind not in ("File", _ROUTER.kind) else ""
+
+
+_ROUTER = ObjectRef("Router", "")
+
+
+class Publisher:
+    """Remembers the published state and publishes differences from it. clock: monotonic seconds."""
+
+    def __init__(
+        self, metrics: Metrics, utc: Callable[[], datetime] = utc_now, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._metrics = metrics
         self._utc = utc
+        self._clock = clock
+        self._damper = Damper()
         self._last = SyncResult(Outcome.WAITING)
         self._rejected = 0  # objects with at least one rejection
         self._guarding = ""  # the last line about the guard of addresses
+        self._side: PublicSide | None = None  # as told last
         self._changed = ""  # time of the last change of the hash
         self.stale_before: dict[str, str] = {}  # as published last
         self._shown = self.stale_before  # in the metrics
@@ -63,26 +186,55 @@ class Publisher:
         if result.snapshot is not last.snapshot:
             metrics.show_settings(result.settings)
             self._tell_guard(result)
+            self._tell_side(result)
         news = sorted(self._news(result), key=lambda notice: not notice.warning)  # warnings first: you must act on them
-        now = self._utc().strftime("%Y-%m-%dT%H:%M:%SZ")
         if result.hash != last.hash:
-            self._changed = now
+            self._changed = self._time()
         self._last = result
-        router = result.snapshot.config.router_name if result.snapshot else ""
-        _log(news, router)
-        self.recent.extend((now, notice) for notice in news)
+        now = self._clock()
+        self._tell(source, [each for each in news if self._damper.passes(each, now)])
+        source.report(self._status(result, self._router))
+
+    def sum_up(self, source: Source) -> None:
+        """Tell about objects that change without end, as far as it is time. Call it every second."""
+        self._metrics.flapping.set(self._damper.flapping)
+        self._tell(source, self._damper.summaries(self._clock(), self._states))
+
+    def _tell(self, source: Source, news: list[Notice]) -> None:
+        _log(news, self._router)
+        self.recent.extend((self._time(), notice) for notice in news)
         source.tell(news)
-        source.report(self._status(result, router))
+
+    def _states(self, objects: Collection[ObjectRef]) -> dict[_Key, str]:
+        last, side = self._last, self._side
+        rules = f"{last.outcome}: {last.message}" if last.message else last.outcome
+        parts = {"rules": rules, "failure": rules, "pools": self._guarding}
+        parts["interfaces"] = "; ".join(filter(None, (side.absence, *side.warnings, _public(side)))) if side else ""
+        return states(objects, last) | {(_ROUTER.kind, part): said for part, said in parts.items()}
+
+    @property
+    def _router(self) -> str:
+        return self._last.snapshot.config.router_name if self._last.snapshot else ""
+
+    def _time(self) -> str:
+        return self._utc().strftime("%Y-%m-%dT%H:%M:%SZ")
+
+    def _line(self, part: str, level: int, message: str) -> None:
+        """Log a line about a part of the router."""
+        notice = Notice(ObjectRef(_ROUTER.kind, part), EventReason.ROUTER, message, warning=level > logging.INFO)
+        if self._damper.passes(notice, self._clock()):
+            log.log(level, "%s", message)
 
     def _log_result(self, result: SyncResult) -> None:
         """Log one line about the router as a whole; none if the sync changed nothing."""
         said = result.outcome, result.message
+        level = logging.WARNING if result.drift else logging.INFO
         if result.outcome is Outcome.FAILED:
-            log.error("%s", result.message)
+            self._line("failure", logging.ERROR, result.message)
         elif result.outcome is Outcome.APPLIED and result.message:
-            (log.warning if result.drift else log.info)("%s", result.message)
+            self._line("rules", level, result.message)
         elif result.outcome is Outcome.WAITING and said != (self._last.outcome, self._last.message):
-            log.log(logging.WARNING if result.drift else logging.INFO, "waiting: %s", result.message)
+            self._line("rules", level, f"waiting: {result.message}")
 
     def _tell_guard(self, result: SyncResult) -> None:
         """Show the guard of addresses. Log one line when it changes: pools, no pools, or no guard."""
@@ -97,7 +249,19 @@ class Publisher:
             said = "no address is opened: no pool of MetalLB counts"
         if result.pools_known and said != self._guarding:
             self._guarding = said
-            log.log(logging.INFO if guard.guarded and guard.pools else logging.WARNING, "%s", said)
+            self._line("pools", logging.INFO if guard.guarded and guard.pools else logging.WARNING, said)
+
+    def _tell_side(self, result: SyncResult) -> None:
+        """Log each new fact about the public interfaces once."""
+        side, before = result.snapshot.interfaces.side if result.snapshot else None, self._side
+        if side is None or side is before:
+            return
+        self._side = side
+        known = {*before.warnings, before.absence} if before else set()
+        for fact in sorted({*side.warnings, side.absence} - known - {""}):
+            self._line("interfaces", logging.WARNING, fact)
+        if side.named and (before is None or before.names != side.names or (before.absence and not side.absence)):
+            self._line("interfaces", logging.INFO, _public(side))
 
     def _news(self, result: SyncResult) -> Iterator[Notice]:
         """Changes, repairs, new settings that can lock you out (later: whether you confirmed them), rejections."""
@@ -156,6 +320,10 @@ def _fields(notice: Notice, router: str) -> dict[str, str]:
     namespace, slash, name = about.name.partition("/")
     place = {"namespace": namespace, "name": name} if slash and about.kind != "File" else {"name": about.name}
     return {"kind": about.kind, **place, "topic": notice.topic, "router": router}
+
+
+def _public(side: PublicSide) -> str:
+    return f"these interfaces count as public: {side}"
 
 
 class MetricsObserver:

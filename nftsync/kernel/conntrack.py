@@ -20,6 +20,7 @@ import socket
 import struct
 import sys
 import threading
+import time
 from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import cache
@@ -50,6 +51,7 @@ _Tuple = tuple[bytes, bytes, int, int]
 _FEW = 8  # endpoints to filter for, because each filter looks at every connection once
 _CHECK = 1.0  # seconds until a stopped thread notices
 _RETRY = 5.0  # seconds until the next try
+_REST = 4  # after a search the thread rests so many times as long as that took
 
 log = logging.getLogger(__name__)
 
@@ -111,6 +113,7 @@ class Cutter:
                 waiting, self._waiting = self._waiting, {}
                 untracked, self._untracked = self._untracked, AddressSet()
                 public = self._public
+            began = time.monotonic()
             try:
                 forget(untracked)
                 still = self._still(waiting)
@@ -121,6 +124,8 @@ class Cutter:
             else:
                 with self._lock:
                     self._idle |= idle
+                # An object that changes without end must not keep the kernel at searching a large table.
+                stop.wait(min(_REST * (time.monotonic() - began), _RETRY))
 
     def _still(self, waiting: Cut) -> Cut:
         """The connections that must end still: meanwhile, a pinhole can have opened again."""

@@ -25,7 +25,7 @@ from nftsync.objects.address import Address, AddressSet, Local, unmapped
 from nftsync.objects.names import NftsyncError
 from nftsync.objects.nft import Nics
 from nftsync.plan.snapshot import Interfaces
-from nftsync.policy.public import PublicSide, Uplink, public_side
+from nftsync.policy.public import Uplink, public_side
 
 INGRESS_KINDS = ("ingress", "clsact")  # either one offers the ingress hook; a NIC can have one of them
 _CHECK = 1.0  # seconds until a stopped listener notices
@@ -133,7 +133,6 @@ class Network:
         self._links = links
         self._seen = Interfaces(None, local, peers)
         self._names: Mapping[str, int] = {}  # the index of each interface
-        self._told = set[str]()  # what the log says of the interfaces
         self.uplinks = frozenset[Uplink]()  # another thread replaces it
 
     def look(self, nics: Nics) -> Interfaces:
@@ -142,7 +141,6 @@ class Network:
             links = read_links()
             self._names = {link.name: link.index for link in links}
             side = public_side(links, nics, self.uplinks, self._seen.side)
-            self._tell(side)
             self._seen = replace(self._seen, side=side, live=True)
         except DumpError as error:
             log.warning("the interfaces can't be read: %s; the previous ones hold", error)
@@ -154,16 +152,6 @@ class Network:
         except LinkError as error:
             log.warning("%s; the previous values hold", error)
         return self._seen
-
-    def _tell(self, side: PublicSide) -> None:
-        """Log each new fact about the public interfaces once."""
-        facts = set(side.warnings) | ({side.absence} if side.absence else set())
-        for fact in sorted(facts - self._told):
-            log.warning("%s", fact)
-        before = self._seen.side
-        if side.named and (before is None or before.names != side.names or (before.absence and not side.absence)):
-            log.info("these interfaces count as public: %s", side)
-        self._told = facts
 
     def watch_uplinks(self, legal: Callable[[], AddressSet | None], wake: Callable[[], None], stop: Event) -> None:
         """Look for uplinks now and then, until `stop`; call `wake` if they have changed.

@@ -325,14 +325,6 @@ def test_a_thousand_changes_in_ten_seconds_are_few_writes_and_bounded_events(wor
     assert max(per_second) <= 30
 
 
-def test_a_thousand_changes_of_one_service_are_25_events(world: World, cluster: Cluster) -> None:
-    for number in range(1000):
-        world.tell(news(1, f"change {number}"))
-    world.run(60)
-    assert len(cluster.events) == 25
-    assert world.counts.results == {"event sent": 25, "event dropped": 975}
-
-
 @pytest.mark.parametrize("after", [0.0, 8.0, 40.0])
 def test_who_keeps_changing_the_status_back_gets_ever_rarer_writes(
     world: World, cluster: Cluster, after: float
