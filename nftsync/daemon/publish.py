@@ -43,7 +43,7 @@ _REASONS = {
     Reason.INVALID_POOLS: "pools",
 }
 
-
+_ROUTER = ObjectRef("Router", "")
 _Key = tuple[str, str]  # kind and name: an object that somebody deletes and creates again stays the same
 
 
@@ -66,9 +66,6 @@ class _Held:
     since: float
     last: float = 0.0
     count: int = 0
-
-    def add(self, about: ObjectRef, now: float) -> None:
-        self.about, self.last, self.count = about, now, self.count + 1
 
 
 class Damper:
@@ -109,7 +106,7 @@ class Damper:
         if key is None:
             about = ObjectRef("Namespace", _namespace(about))
         held = self._held.setdefault(key or (about.kind, about.name), _Held(about, now))
-        held.add(about, now)
+        held.about, held.last, held.count = about, now, held.count + 1
         return False
 
     def summaries(self, now: float, states: Callable[[Collection[ObjectRef]], Mapping[_Key, str]]) -> list[Notice]:
@@ -124,8 +121,8 @@ class Damper:
         return [_summary(held, said.get(key, ""), now) for key, held in due.items()]
 
     def _is_due(self, key: _Key, held: _Held, now: float) -> bool:
-        bucket = self._objects(key).bucket
-        if not bucket.take(now, keep=0 if _is_calm(held, now) else 1):
+        bucket, calm = self._objects(key).bucket, _is_calm(held, now)
+        if not ((calm or now - held.since >= OBJECT[1]) and bucket.take(now, keep=0 if calm else 1)):
             return False
         if self._namespaces(_namespace(held.about)).take(now):
             return True
@@ -145,11 +142,8 @@ def _is_calm(held: _Held, now: float) -> bool:
 
 
 def _namespace(about: ObjectRef) -> str:
-    """ "" for this router."""
+    """The namespace of an object; nothing for a part of this router."""
     return about.name.partition("/")[0] if about.kind not in ("File", _ROUTER.kind) else ""
-
-
-_ROUTER = ObjectRef("Router", "")
 
 
 class Publisher:
@@ -209,7 +203,7 @@ class Publisher:
         last, side = self._last, self._side
         rules = f"{last.outcome}: {last.message}" if last.message else last.outcome
         parts = {"rules": rules, "failure": rules, "pools": self._guarding}
-        parts["interfaces"] = "; ".join(filter(None, (side.absence, *side.warnings, _public(side)))) if side else ""
+        parts["interfaces"] = "; ".join(filter(None, (side.absence, *side.warnings, f"public: {side}"))) if side else ""
         return states(objects, last) | {(_ROUTER.kind, part): said for part, said in parts.items()}
 
     @property
@@ -261,7 +255,7 @@ class Publisher:
         for fact in sorted({*side.warnings, side.absence} - known - {""}):
             self._line("interfaces", logging.WARNING, fact)
         if side.named and (before is None or before.names != side.names or (before.absence and not side.absence)):
-            self._line("interfaces", logging.INFO, _public(side))
+            self._line("interfaces", logging.INFO, f"these interfaces count as public: {side}")
 
     def _news(self, result: SyncResult) -> Iterator[Notice]:
         """Changes, repairs, new settings that can lock you out (later: whether you confirmed them), rejections."""
@@ -320,10 +314,6 @@ def _fields(notice: Notice, router: str) -> dict[str, str]:
     namespace, slash, name = about.name.partition("/")
     place = {"namespace": namespace, "name": name} if slash and about.kind != "File" else {"name": about.name}
     return {"kind": about.kind, **place, "topic": notice.topic, "router": router}
-
-
-def _public(side: PublicSide) -> str:
-    return f"these interfaces count as public: {side}"
 
 
 class MetricsObserver:
