@@ -8,7 +8,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import lru_cache
 from itertools import islice
@@ -43,6 +43,7 @@ _REASONS = {
     Reason.INVALID_POOLS: "pools",
 }
 
+_FROM_NOW_ON = " (it changes often: its next changes are told in sums)"
 _ROUTER = ObjectRef("Router", "")
 _Key = tuple[str, str]  # kind and name: an object that somebody deletes and creates again stays the same
 
@@ -86,28 +87,29 @@ class Damper:
         """The number of objects with notices that were held back."""
         return len(self._held)
 
-    def passes(self, notice: Notice, now: float) -> bool:
-        """Whether people hear of it now. now: monotonic seconds."""
+    def let(self, notice: Notice, now: float) -> Notice | None:
+        """The notice if people hear of it now, None if it is held back. now: monotonic seconds."""
         about = notice.about or _ROUTER
         key, namespace = (about.kind, about.name), _namespace(about)
         known, sort = self._objects(key), (notice.topic, notice.refusal)
         urgent = notice.warning and sort not in known.told
         # The last token is for the summary: it need not wait when the object is calm again.
         if not (urgent or (key not in self._held and known.bucket.take(now, keep=1))):
-            return self._hold(key if len(self._held) < _KNOWN else None, about, now)
+            self._hold(key if len(self._held) < _KNOWN else None, about, now)
+            return None
         if not self._namespaces(namespace).take(now, keep=LAST if notice.warning else URGENT):
-            return self._hold(None, about, now)
+            self._hold(None, about, now)
+            return None
         if notice.warning:
             known.told.add(sort)
-        return True
+        return notice if urgent or known.bucket.level >= 2 else replace(notice, message=notice.message + _FROM_NOW_ON)
 
-    def _hold(self, key: _Key | None, about: ObjectRef, now: float) -> bool:
-        """Hold a notice back, and return False. key: None for an object that is not flapping itself."""
+    def _hold(self, key: _Key | None, about: ObjectRef, now: float) -> None:
+        """Hold a notice back. key: None for an object that is not flapping itself."""
         if key is None:
             about = ObjectRef("Namespace", _namespace(about))
         held = self._held.setdefault(key or (about.kind, about.name), _Held(about, now))
         held.about, held.last, held.count = about, now, held.count + 1
-        return False
 
     def summaries(self, now: float, states: Callable[[Collection[ObjectRef]], Mapping[_Key, str]]) -> list[Notice]:
         """The notices that sum up what was held back, as far as they are due.
@@ -186,7 +188,7 @@ class Publisher:
             self._changed = self._time()
         self._last = result
         now = self._clock()
-        self._tell(source, [each for each in news if self._damper.passes(each, now)])
+        self._tell(source, list(filter(None, (self._damper.let(notice, now) for notice in news))))
         source.report(self._status(result, self._router))
 
     def sum_up(self, source: Source) -> None:
@@ -216,8 +218,8 @@ class Publisher:
     def _line(self, part: str, level: int, message: str) -> None:
         """Log a line about a part of the router."""
         notice = Notice(ObjectRef(_ROUTER.kind, part), EventReason.ROUTER, message, warning=level > logging.INFO)
-        if self._damper.passes(notice, self._clock()):
-            log.log(level, "%s", message)
+        if said := self._damper.let(notice, self._clock()):
+            log.log(level, "%s", said.message)
 
     def _log_result(self, result: SyncResult) -> None:
         """Log one line about the router as a whole; none if the sync changed nothing."""

@@ -42,7 +42,7 @@ class Told:
 
     def says(self, *notices: Notice) -> int:
         """The number of these that people hear at once."""
-        heard = [each for each in notices if self.damper.passes(each, self.now)]
+        heard = [said for each in notices if (said := self.damper.let(each, self.now))]
         self.at_once += heard
         return len(heard)
 
@@ -95,6 +95,13 @@ def test_when_it_is_calm_its_final_state_and_the_number_of_all_held_notices_are_
     told.passes(24 * HOUR)
     assert told.sums == [final]
     assert told.damper.flapping == 0
+
+
+def test_the_last_notice_before_the_silence_says_that_sums_follow(told: Told) -> None:
+    told.says(*[opened(service())] * 100)
+    *before, last = [each.message for each in told.at_once]
+    assert set(before) == {"opened"}
+    assert last == "opened (it changes often: its next changes are told in sums)"
 
 
 def test_the_numbers_of_all_summaries_add_up(told: Told) -> None:
