@@ -50,7 +50,7 @@ class StatusWriter:
         self._router = router
         self._utc = utc
         self._ours: dict[str, float] = {}  # hashes, with the last time at which each was ours or new
-        self._bucket = Bucket(BURST, SLOW, BURST, begins)
+        self._bucket = Bucket.full(BURST, SLOW)
         self._written: object = None
         self._written_at = self._not_before = begins
         self._interval = QUIET

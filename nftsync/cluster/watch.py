@@ -137,7 +137,7 @@ class Watcher:
         self._waiting_since = float("inf")
         self._page = PAGE
         self._complaint = ""
-        self._ignoring = Bucket(25, 300.0, 25, 0.0)  # log lines about objects that this skips
+        self._lines = Bucket.of_object()  # in the log: a server can fail and return without end
         self._recovering = False
         self._missing: AbstractSet[Name] = frozenset()  # from the last list, while that is suspect
         self._suspicion = ""  # why that list is suspect
@@ -196,7 +196,8 @@ class Watcher:
             self._go_without(error)
             return False
         self._observer.restarted(self.resource, error.cause)
-        if at_once or str(error) != self._complaint:  # log it once, not with each failed try
+        # Log it once, not with each failed try.
+        if (at_once or str(error) != self._complaint) and self._lines.take(self._clock()):
             self._complaint = str(error)
             self._recovering = True
             log.warning("%s: %s", self.resource.kind, error)
@@ -340,7 +341,7 @@ class Watcher:
             put(item)
         except Malformed as error:
             self._observer.skipped(self.resource, str(error))
-            if self._ignoring.take(self._clock()):
+            if self._lines.take(self._clock()):
                 log.warning("nftsync ignores a %s: %s", self.resource.kind, error)
 
 

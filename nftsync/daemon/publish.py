@@ -28,8 +28,7 @@ from nftsync.report.events import Bucket, EventReason, Notice, of_changes, of_co
 
 RECENT = 20  # pieces of news that `nftsync status` shows
 LINES = 200  # log lines for one sync at most; one more line counts the rest
-OBJECT = 25, 300.0  # notices about an object: so many at once, then one in so many seconds
-NAMESPACE = 2000, 10.0  # the same about all objects of a namespace
+NAMESPACE = 2000, 10.0  # notices about all objects of a namespace: at once, then one in so many seconds
 URGENT, LAST = 200, 20  # tokens of a namespace that only warnings and summaries can use, and only summaries
 CALM = 30.0  # seconds without a change, after which a flapping object counts as calm
 _KNOWN = 4096  # objects, namespaces, and flapping objects to remember
@@ -78,8 +77,8 @@ class Damper:
     """
 
     def __init__(self) -> None:
-        self._objects = lru_cache(_KNOWN)(lambda _key: _Object(Bucket(OBJECT[0], OBJECT[1], OBJECT[0], 0.0)))
-        self._namespaces = lru_cache(_KNOWN)(lambda _name: Bucket(NAMESPACE[0], NAMESPACE[1], NAMESPACE[0], 0.0))
+        self._objects = lru_cache(_KNOWN)(lambda _key: _Object(Bucket.of_object()))
+        self._namespaces = lru_cache(_KNOWN)(lambda _name: Bucket.full(*NAMESPACE))
         self._held: dict[_Key, _Held] = {}
 
     @property
@@ -124,7 +123,7 @@ class Damper:
 
     def _is_due(self, key: _Key, held: _Held, now: float) -> bool:
         bucket, calm = self._objects(key).bucket, _is_calm(held, now)
-        if not ((calm or now - held.since >= OBJECT[1]) and bucket.take(now, keep=0 if calm else 1)):
+        if not ((calm or now - held.since >= bucket.interval) and bucket.take(now, keep=0 if calm else 1)):
             return False
         if self._namespaces(_namespace(held.about)).take(now):
             return True

@@ -159,6 +159,7 @@ _NOTE = 1024  # bytes, the API's limit
 _INSTANCE = 128  # the same
 _NAME = 253 - len(".") - 16  # bytes of the object's name in the name of an Event
 _SERIES = 360.0  # seconds until the same notice makes a new Event
+OBJECT = 25, 300.0  # notices about an object: so many at once, then one in so many seconds
 _KNOWN = 4096  # series to remember
 
 
@@ -170,6 +171,15 @@ class Bucket:
     interval: float
     level: float
     filled: float
+
+    @classmethod
+    def full(cls, burst: float, interval: float) -> "Bucket":
+        return cls(burst, interval, burst, 0.0)
+
+    @classmethod
+    def of_object(cls) -> "Bucket":
+        """For the notices about one object, or the log lines about one matter."""
+        return cls.full(*OBJECT)
 
     def take(self, now: float, *, keep: float = 0) -> bool:
         """Take a token, if at least `keep` stay."""
@@ -221,7 +231,7 @@ class EventQueue:
         self._warnings: deque[tuple[int, Notice]] = deque()  # each with its number
         self._others: deque[tuple[int, Notice]] = deque()
         self._sending: _Series | None = None
-        self._all = Bucket(25, 0.2, 25, 0.0)
+        self._all = Bucket.full(25, 0.2)
         self._series = lru_cache(_KNOWN)(_Series)  # of a notice
         self.dropped = 0
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from nftsync.cluster.outbox import BURST
-from nftsync.daemon.publish import OBJECT
+from nftsync.report.events import OBJECT
 from tests.apiserver.client import Client
 from tests.apiserver.harness import NFTS, ApiServer, eventually
 from tests.apiserver.router import SERVICES, Router, fresh_router

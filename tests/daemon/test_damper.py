@@ -6,9 +6,9 @@ from collections.abc import Collection, Mapping
 
 import pytest
 
-from nftsync.daemon.publish import CALM, LAST, NAMESPACE, OBJECT, URGENT, Damper
+from nftsync.daemon.publish import CALM, LAST, NAMESPACE, URGENT, Damper
 from nftsync.objects.names import ObjectRef, Reason
-from nftsync.report.events import EventReason, Notice
+from nftsync.report.events import OBJECT, EventReason, Notice
 
 BURST, INTERVAL = OBJECT
 CROWD, PAUSE = NAMESPACE
