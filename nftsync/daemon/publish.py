@@ -193,7 +193,8 @@ class Publisher:
     def sum_up(self, source: Source) -> None:
         """Tell about objects that change without end, as far as it is time. Call it every second."""
         self._metrics.flapping.set(self._damper.flapping)
-        self._tell(source, self._damper.summaries(self._clock(), self._states))
+        if news := self._damper.summaries(self._clock(), self._states):
+            self._tell(source, news)
 
     def _tell(self, source: Source, news: list[Notice]) -> None:
         _log(news, self._router)
