@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from nftsync.cluster.outbox import BURST
+from nftsync.cluster.outbox import BURST, SLOW
 from nftsync.report.events import OBJECT
 from tests.apiserver.client import Client
 from tests.apiserver.harness import NFTS, ApiServer, eventually
@@ -87,6 +88,7 @@ def test_a_status_that_changes_without_end_is_followed_and_told_in_sums_while_ot
     router: Router,
 ) -> None:
     router.add("flaps", STAYS)
+    (burst, interval), began = OBJECT, time.monotonic()
     router.start()
     router.opens(STAYS)
     flapping, before = Flapping(router.server, "flaps"), syncs(router)
@@ -98,23 +100,24 @@ def test_a_status_that_changes_without_end_is_followed_and_told_in_sums_while_ot
             router.server.admin.delete(f"{SERVICES}/other{port}")
             router.closes(OTHER, port)
         eventually(lambda: flapping.changes >= CHANGES, "the server takes no changes")
-        assert syncs(router) - before > OBJECT[0], "else nothing was followed"
+        assert syncs(router) - before > burst, "else nothing was followed"
         assert not router.lab.arrives("tcp", STAYS, 81)
     changes = flapping.changes
     assert changes >= CHANGES
-    assert len(lines(router, "flaps")) <= OBJECT[0] + 1, f"for {changes} changes"
+    most = burst + 2 + (time.monotonic() - began) / interval  # a busy machine takes minutes
+    assert len(lines(router, "flaps")) <= most, f"for {changes} changes"
     for port in range(8000, 8020):
         assert [line.split()[4] for line in lines(router, f"other{port}")] == ["opened", "closed"]
-    assert written(router) <= BURST
+    assert written(router) <= BURST + (time.monotonic() - began) / SLOW
 
     router.closes(COMES_AND_GOES)
     assert router.lab.arrives("tcp", STAYS, 80)
     assert router.metric("nftsync_pinholes") == 1
     eventually(lambda: "has settled" in lines(router, "flaps")[-1], "the final state is told", 120)
     assert f"; now: open: {STAYS} tcp 80" in lines(router, "flaps")[-1]
-    assert len(lines(router, "flaps")) <= OBJECT[0] + 2
+    assert len(lines(router, "flaps")) <= most + 1
     eventually(lambda: told(router, "flaps") >= len(lines(router, "flaps")), "each line has its Event")
-    assert told(router, "flaps") <= OBJECT[0] + 2
+    assert told(router, "flaps") <= most + 1
     eventually(
         lambda: router.server.admin.get(f"{NFTS}/nft")["status"]["pinholes"] == 1, "the status is up to date", 60
     )
