@@ -1,7 +1,8 @@
 """Reports to the cluster: the Nft's status and Events, from a separate thread.
 
 The sync never waits for this thread. It writes the status if the cluster's copy differs, at most
-every few seconds. If somebody else keeps changing the status back, it writes more and more slowly.
+every few seconds. If the status changes without end, or if somebody else keeps changing it back, it
+writes more slowly.
 """
 
 import hashlib
@@ -19,11 +20,13 @@ from nftsync.cluster.watch import Observer
 from nftsync.objects.names import MEND, NFT, Name
 from nftsync.objects.nft import Figures, Nft, NftStatus, RouterStatus
 from nftsync.report.conditions import describe, stamped, stopped, summary
-from nftsync.report.events import EventQueue, Notice, Request
+from nftsync.report.events import Bucket, EventQueue, Notice, Request
 
 SETTLE = 1.0  # seconds between the start and the first status: a restart is no news
 QUIET = 3.0  # seconds between two writes of the status
 LONGEST = 300.0  # seconds between two writes of the same status, if somebody changes it back
+BURST, SLOW = 20, 30.0  # so many writes of the status, then one in so many seconds
+FOR_CONDITIONS = 10  # of those, only for a condition that turned
 TICK = 5.0  # seconds between looks at the status of other routers
 DISAGREE = 60.0  # seconds for which rulesets can differ without a report
 ABSENT = 3  # after so many 404s in a row, the cluster's CustomResourceDefinition has no status
@@ -47,7 +50,8 @@ class StatusWriter:
         self._nft = nft
         self._router = router
         self._utc = utc
-        self._differ_since = float("inf")
+        self._ours: dict[str, float] = {}  # hashes, with the last time at which each was ours or new
+        self._bucket = Bucket.full(BURST, SLOW)
         self._written: object = None
         self._written_at = self._not_before = begins
         self._interval = QUIET
@@ -58,6 +62,7 @@ class StatusWriter:
         wanted: this router's status, without times.
         anyway: write even if `seen` is up to date, because `seen` can be older than the last write.
         """
+        self._ours[wanted.hash] = now
         if now < self._not_before:
             return self._not_before - now
         own = next((router for router in seen.routers if router.name == self._router), RouterStatus(self._router))
@@ -72,6 +77,8 @@ class StatusWriter:
         if not anyway and own == router and set(together) <= set(seen.conditions) and figures == seen.figures:
             return float("inf")
         content = (wanted, figures, tuple(replace(condition, since="") for condition in together))
+        if not anyway and not self._bucket.take(now, keep=FOR_CONDITIONS * (_turned(own) == _turned(router))):
+            return QUIET
         again = content == self._written and now - self._written_at < 2 * LONGEST
         self._interval = min(2 * self._interval, LONGEST) if again else QUIET
         self._written, self._written_at = content, now
@@ -98,11 +105,20 @@ class StatusWriter:
         self._written = None
 
     def _disagree(self, now: float, routers: list[RouterStatus], *, reported: bool) -> bool:
-        """True if rulesets have differed for long; a router that still catches up is no news."""
+        """True if rulesets have differed for long.
+
+        A router that still catches up is no news: its hash was ours a moment ago, or is new to us.
+        """
+        hashes = {router.hash for router in routers if router.hash}
+        differ = len(hashes) > 1
+        known = {each: self._ours.get(each, now) if differ else now for each in hashes}
+        self._ours = {each: when for each, when in self._ours.items() if now - when < DISAGREE} | known
         # If the status already says so, believe it: two routers must not contradict each other.
-        differ = len({router.hash for router in routers if router.hash}) > 1
-        self._differ_since = min(self._differ_since, now) if differ else float("inf")
-        return differ and (reported or now - self._differ_since >= DISAGREE)
+        return differ and (reported or any(now - when >= DISAGREE for when in known.values()))
+
+
+def _turned(router: RouterStatus) -> dict[str, bool]:
+    return {condition.type: condition.holds for condition in router.conditions}
 
 
 @dataclass(slots=True)

@@ -25,6 +25,7 @@ from nftsync.cluster.api import PAGE, Api, MalformedAnswerError, TooLargeError, 
 from nftsync.cluster.backoff import ApiError, Backoff, RestartCause
 from nftsync.cluster.cache import ObjectCache, Relist
 from nftsync.objects.names import Malformed, Name, Resource, quote
+from nftsync.report.events import Bucket
 
 log = logging.getLogger(__name__)
 
@@ -136,6 +137,7 @@ class Watcher:
         self._waiting_since = float("inf")
         self._page = PAGE
         self._complaint = ""
+        self._lines = Bucket.of_object()  # in the log: a server can fail and return without end
         self._recovering = False
         self._missing: AbstractSet[Name] = frozenset()  # from the last list, while that is suspect
         self._suspicion = ""  # why that list is suspect
@@ -194,7 +196,8 @@ class Watcher:
             self._go_without(error)
             return False
         self._observer.restarted(self.resource, error.cause)
-        if at_once or str(error) != self._complaint:  # log it once, not with each failed try
+        # Log it once, not with each failed try.
+        if (at_once or str(error) != self._complaint) and self._lines.take(self._clock()):
             self._complaint = str(error)
             self._recovering = True
             log.warning("%s: %s", self.resource.kind, error)
@@ -340,7 +343,8 @@ class Watcher:
             put(item)
         except Malformed as error:
             self._observer.skipped(self.resource, str(error))
-            log.warning("nftsync ignores a %s: %s", self.resource.kind, error)
+            if self._lines.take(self._clock()):
+                log.warning("nftsync ignores a %s: %s", self.resource.kind, error)
 
 
 def _most(gone: int, known: int) -> bool:

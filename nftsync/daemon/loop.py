@@ -98,7 +98,7 @@ class Daemon:
         self._requests = RequestQueue(self._wake(Message.REQUEST))
         self._systemd = Systemd(os.environ)
         self._metrics = Metrics()
-        self._publisher = Publisher(self._metrics)
+        self._publisher = Publisher(self._metrics, clock=clock)
         self._endpoint: Endpoint | None = None
         self._collector: KernelCollector | None = None
         self._boot_failure = read_boot_failure(self._config.runtime)
@@ -253,6 +253,7 @@ class Daemon:
             raise DaemonError("an input ended by itself; this is a bug, see the traceback above; the ruleset stays")
         self._systemd.alive()
         self._metrics.state_kept.set(self._record.journal.kept)
+        self._publisher.sum_up(self._source)
         return self._publisher.stale(self._source, self._last) != self._publisher.stale_before
 
     def _answer(self) -> None:

@@ -4,8 +4,9 @@ The result of a sync becomes metrics, log lines, the Nft's status and Events.
 """
 
 import logging
+import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from datetime import datetime
 from itertools import islice
 
@@ -15,11 +16,13 @@ from nftsync.cluster.outbox import utc_now
 from nftsync.cluster.source import Source
 from nftsync.cluster.watch import MassDeletion, WatchState
 from nftsync.exporter.metrics import Metrics
-from nftsync.objects.names import KINDS, NFT, SERVICE, Reason, Rejection, Resource
+from nftsync.objects.names import KINDS, NFT, SERVICE, ObjectRef, Reason, Rejection, Resource
 from nftsync.objects.nft import RouterStatus
 from nftsync.plan.result import Outcome, SyncResult
+from nftsync.policy.public import PublicSide
 from nftsync.report.conditions import conditions
-from nftsync.report.events import EventReason, Notice, of_changes, of_confirmation, of_rejections
+from nftsync.report.damper import ROUTER, Damper, Key
+from nftsync.report.events import EventReason, Notice, of_changes, of_confirmation, of_rejections, states
 
 RECENT = 20  # pieces of news that `nftsync status` shows
 LINES = 200  # log lines for one sync at most; one more line counts the rest
@@ -36,14 +39,19 @@ _REASONS = {
 
 
 class Publisher:
-    """Remembers the published state and publishes differences from it."""
+    """Remembers the published state and publishes differences from it. clock: monotonic seconds."""
 
-    def __init__(self, metrics: Metrics, utc: Callable[[], datetime] = utc_now) -> None:
+    def __init__(
+        self, metrics: Metrics, utc: Callable[[], datetime] = utc_now, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._metrics = metrics
         self._utc = utc
+        self._clock = clock
+        self._damper = Damper()
         self._last = SyncResult(Outcome.WAITING)
         self._rejected = 0  # objects with at least one rejection
         self._guarding = ""  # the last line about the guard of addresses
+        self._side: PublicSide | None = None  # as told last
         self._changed = ""  # time of the last change of the hash
         self.stale_before: dict[str, str] = {}  # as published last
         self._shown = self.stale_before  # in the metrics
@@ -64,26 +72,56 @@ class Publisher:
         if result.snapshot is not last.snapshot:
             metrics.show_settings(result.settings)
             self._tell_guard(result)
+            self._tell_side(result)
         news = sorted(self._news(result), key=lambda notice: not notice.warning)  # warnings first: you must act on them
-        now = self._utc().strftime("%Y-%m-%dT%H:%M:%SZ")
         if result.hash != last.hash:
-            self._changed = now
+            self._changed = self._time()
         self._last = result
-        router = result.snapshot.config.router_name if result.snapshot else ""
-        _log(news, router)
-        self.recent.extend((now, notice) for notice in news)
+        now = self._clock()
+        self._tell(source, list(filter(None, (self._damper.let(notice, now) for notice in news))))
+        source.report(self._status(result, self._router))
+
+    def sum_up(self, source: Source) -> None:
+        """Tell about objects that change without end, as far as it is time. Call it every second."""
+        self._metrics.flapping.set(self._damper.flapping)
+        if news := self._damper.summaries(self._clock(), self._states):
+            self._tell(source, news)
+
+    def _tell(self, source: Source, news: list[Notice]) -> None:
+        _log(news, self._router)
+        self.recent.extend((self._time(), notice) for notice in news)
         source.tell(news)
-        source.report(self._status(result, router))
+
+    def _states(self, objects: Collection[ObjectRef]) -> dict[Key, str]:
+        last, side = self._last, self._side
+        rules = f"{last.outcome}: {last.message}" if last.message else last.outcome
+        parts = {"rules": rules, "failure": rules, "pools": self._guarding}
+        parts["interfaces"] = "; ".join(filter(None, (side.absence, *side.warnings, f"public: {side}"))) if side else ""
+        return states(objects, last) | {(ROUTER.kind, part): said for part, said in parts.items()}
+
+    @property
+    def _router(self) -> str:
+        return self._last.snapshot.config.router_name if self._last.snapshot else ""
+
+    def _time(self) -> str:
+        return self._utc().strftime("%Y-%m-%dT%H:%M:%SZ")
+
+    def _line(self, part: str, level: int, message: str) -> None:
+        """Log a line about a part of the router."""
+        notice = Notice(ObjectRef(ROUTER.kind, part), EventReason.ROUTER, message, warning=level > logging.INFO)
+        if said := self._damper.let(notice, self._clock()):
+            log.log(level, "%s", said.message)
 
     def _log_result(self, result: SyncResult) -> None:
         """Log one line about the router as a whole; none if the sync changed nothing."""
         said = result.outcome, result.message
+        level = logging.WARNING if result.drift else logging.INFO
         if result.outcome is Outcome.FAILED:
-            log.error("%s", result.message)
+            self._line("failure", logging.ERROR, result.message)
         elif result.outcome is Outcome.APPLIED and result.message:
-            (log.warning if result.drift else log.info)("%s", result.message)
+            self._line("rules", level, result.message)
         elif result.outcome is Outcome.WAITING and said != (self._last.outcome, self._last.message):
-            log.log(logging.WARNING if result.drift else logging.INFO, "waiting: %s", result.message)
+            self._line("rules", level, f"waiting: {result.message}")
 
     def _tell_guard(self, result: SyncResult) -> None:
         """Show the guard of addresses. Log one line when it changes: pools, no pools, or no guard."""
@@ -98,7 +136,19 @@ class Publisher:
             said = f"no address is opened: {guard.no_pool or 'no pool of MetalLB counts'}"
         if result.pools_known and said != self._guarding:
             self._guarding = said
-            log.log(logging.INFO if guard.guarded and guard.pools else logging.WARNING, "%s", said)
+            self._line("pools", logging.INFO if guard.guarded and guard.pools else logging.WARNING, said)
+
+    def _tell_side(self, result: SyncResult) -> None:
+        """Log each new fact about the public interfaces once."""
+        side, before = result.snapshot.interfaces.side if result.snapshot else None, self._side
+        if side is None or side is before:
+            return
+        self._side = side
+        known = {*before.warnings, before.absence} if before else set()
+        for fact in sorted({*side.warnings, side.absence} - known - {""}):
+            self._line("interfaces", logging.WARNING, fact)
+        if side.named and (before is None or before.names != side.names or (before.absence and not side.absence)):
+            self._line("interfaces", logging.INFO, f"these interfaces count as public: {side}")
 
     def _news(self, result: SyncResult) -> Iterator[Notice]:
         """Changes, repairs, new settings that can lock you out (later: whether you confirmed them), rejections."""

@@ -58,6 +58,7 @@ class Metrics:
             "pools_guarded", "1 if MetalLB's pools limit the addresses to open, 0 if they do not."
         )
         self.rejections = gauge("rejections", "Refused objects, or refused parts of objects.", ["reason"])
+        self.flapping = gauge("flapping_objects", "Objects that change so often that the log only sums them up.")
         self.drift_repairs = counter("drift_repairs", "Repairs after another program changed our tables.")
         self.status_writes = counter("status_writes", "Writes of the Nft's status by result.", ["result"])
         self.events = counter("events", "Kubernetes Events by result.", ["result"])

@@ -20,16 +20,18 @@ import socket
 import struct
 import sys
 import threading
+import time
 from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import cache
 from ipaddress import ip_address
+from itertools import islice
 from typing import NamedTuple
 
 from nftsync.kernel import routes
 from nftsync.kernel.netlink import HEADER, PROTOCOL, DumpError, Netlink, attribute, fields
 from nftsync.objects.address import AddressSet, Network, Range
-from nftsync.plan.closed import Cut
+from nftsync.plan.closed import MAX, Cut
 from nftsync.policy.pinholes import Pinhole
 from nftsync.ruleset.model import PROTOCOLS
 
@@ -50,6 +52,7 @@ _Tuple = tuple[bytes, bytes, int, int]
 _FEW = 8  # endpoints to filter for, because each filter looks at every connection once
 _CHECK = 1.0  # seconds until a stopped thread notices
 _RETRY = 5.0  # seconds until the next try
+_REST = 4  # after a search the thread rests so many times as long as that took
 
 log = logging.getLogger(__name__)
 
@@ -72,10 +75,13 @@ class Cutter:
     """Deletes connections in a thread of its own. take() and take_idle() are for other threads.
 
     opened: a copy of the open pinholes, for any thread. Their connections stay, even if they were to end.
+    clock: monotonic seconds.
     """
 
-    def __init__(self, opened: Callable[[], Mapping[str, Pinhole]] = dict) -> None:
-        self._opened = opened
+    def __init__(
+        self, opened: Callable[[], Mapping[str, Pinhole]] = dict, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._opened, self._clock = opened, clock
         self._lock = threading.Condition()
         self._waiting: dict[str, tuple[Network, ...]] = {}
         self._untracked = AddressSet()
@@ -93,9 +99,15 @@ class Cutter:
         if cut or untracked.ranges:
             with self._lock:
                 self._public = public
-                self._waiting.update(cut)
+                self._wait_for(cut)
                 self._untracked |= untracked
                 self._lock.notify()
+
+    def _wait_for(self, cut: Cut) -> None:
+        """Keep the latest of the connections that wait: the rules drop the packets of all."""
+        self._waiting.update(cut)
+        for key in tuple(islice(self._waiting, max(0, len(self._waiting) - MAX))):
+            del self._waiting[key]
 
     def take_idle(self) -> frozenset[str]:
         """The endpoints that had no connection to delete when this last looked."""
@@ -111,6 +123,7 @@ class Cutter:
                 waiting, self._waiting = self._waiting, {}
                 untracked, self._untracked = self._untracked, AddressSet()
                 public = self._public
+            began = self._clock()
             try:
                 forget(untracked)
                 still = self._still(waiting)
@@ -121,6 +134,8 @@ class Cutter:
             else:
                 with self._lock:
                     self._idle |= idle
+                # An object that changes without end must not keep the kernel at searching a large table.
+                stop.wait(min(_REST * (self._clock() - began), _RETRY))
 
     def _still(self, waiting: Cut) -> Cut:
         """The connections that must end still: meanwhile, a pinhole can have opened again."""
@@ -134,7 +149,8 @@ class Cutter:
             log.warning("conntrack keeps connections that should end; the rules drop their packets: %s", error)
         self._told = True
         with self._lock:
-            self._waiting = {**waiting, **self._waiting}
+            later, self._waiting = self._waiting, {}
+            self._wait_for({**waiting, **later})
             self._untracked |= untracked
 
 

@@ -7,6 +7,7 @@ import errno
 import logging
 import select
 import socket
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
@@ -25,7 +26,8 @@ from nftsync.objects.address import Address, AddressSet, Local, unmapped
 from nftsync.objects.names import NftsyncError
 from nftsync.objects.nft import Nics
 from nftsync.plan.snapshot import Interfaces
-from nftsync.policy.public import PublicSide, Uplink, public_side
+from nftsync.policy.public import Uplink, public_side
+from nftsync.report.events import Bucket
 
 INGRESS_KINDS = ("ingress", "clsact")  # either one offers the ingress hook; a NIC can have one of them
 _CHECK = 1.0  # seconds until a stopped listener notices
@@ -133,7 +135,7 @@ class Network:
         self._links = links
         self._seen = Interfaces(None, local, peers)
         self._names: Mapping[str, int] = {}  # the index of each interface
-        self._told = set[str]()  # what the log says of the interfaces
+        self._lines = Bucket.of_object()  # in the log: an interface can come and go without end
         self.uplinks = frozenset[Uplink]()  # another thread replaces it
 
     def look(self, nics: Nics) -> Interfaces:
@@ -142,28 +144,17 @@ class Network:
             links = read_links()
             self._names = {link.name: link.index for link in links}
             side = public_side(links, nics, self.uplinks, self._seen.side)
-            self._tell(side)
             self._seen = replace(self._seen, side=side, live=True)
         except DumpError as error:
-            log.warning("the interfaces can't be read: %s; the previous ones hold", error)
+            self._warn("the interfaces can't be read: %s; the previous ones hold", error)
         try:
             self._seen = replace(self._seen, local=self._links.local())
             peers = self._links.bgp_peers()
             met = self._seen.peers | peers  # a peer stays one while its session is down
             self._seen = replace(self._seen, peers=met if len(met) <= _PEERS else peers)
         except LinkError as error:
-            log.warning("%s; the previous values hold", error)
+            self._warn("%s; the previous values hold", error)
         return self._seen
-
-    def _tell(self, side: PublicSide) -> None:
-        """Log each new fact about the public interfaces once."""
-        facts = set(side.warnings) | ({side.absence} if side.absence else set())
-        for fact in sorted(facts - self._told):
-            log.warning("%s", fact)
-        before = self._seen.side
-        if side.named and (before is None or before.names != side.names or (before.absence and not side.absence)):
-            log.info("these interfaces count as public: %s", side)
-        self._told = facts
 
     def watch_uplinks(self, legal: Callable[[], AddressSet | None], wake: Callable[[], None], stop: Event) -> None:
         """Look for uplinks now and then, until `stop`; call `wake` if they have changed.
@@ -198,13 +189,16 @@ class Network:
                     kept.add(index)
         return frozenset(kept)
 
-    @staticmethod
     @contextmanager
-    def _warned() -> Iterator[None]:
+    def _warned(self) -> Iterator[None]:
         try:
             yield
         except LinkError as error:
-            log.warning("public NIC: %s", error)
+            self._warn("public NIC: %s", error)
+
+    def _warn(self, message: str, error: Exception) -> None:
+        if self._lines.take(time.monotonic()):
+            log.warning(message, error)
 
     def routed(self, address: Address) -> bool | None:
         """True if the router sends packets for an address on, and not through a public interface.

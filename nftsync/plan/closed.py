@@ -5,16 +5,17 @@ address has left the pools. An endpoint is forgotten when it opens again. It is 
 it is old and conntrack has no connection of it.
 """
 
-from collections.abc import Collection, Iterable, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import ip_address
-from itertools import islice
 
 from nftsync.objects.address import Network
 from nftsync.objects.service import Protocol
 from nftsync.policy.pinholes import Pinhole
 
-MAX = 65_536  # remembered endpoints; the oldest ones go first
+MAX = 65_536  # remembered endpoints; the oldest ones of the addresses with the most go first
+_MANY = 1024  # an address with more endpoints makes room for later ones, too
 # Seconds: conntrack keeps a silent TCP connection for so long (nf_conntrack_tcp_timeout_established).
 OLD = 432_000
 
@@ -66,14 +67,32 @@ def closing(
     idle: closed endpoints of which conntrack has no connection.
     """
     added = dict.fromkeys(sorted(key for key in before if key not in after), now)
-    added = dict(islice(added.items(), max(0, len(added) - MAX), None))
     forgotten = {key for key in after if key in closed}
     forgotten.update(key for key in idle if key not in added and now - closed.get(key, now) >= OLD)
-    excess = len(closed) + sum(key not in closed for key in added) - len(forgotten) - MAX
-    if excess > 0:
-        others = (key for key in closed if key not in forgotten and key not in added)
-        forgotten.update(tuple(islice(others, excess)))
+    if len(closed) - len(forgotten) + sum(key not in closed for key in added) > MAX:
+        held = (key for key in closed if key not in forgotten and key not in added)
+        excess = set(_excess([*held, *added]))
+        forgotten.update(key for key in excess if key in closed)
+        added = {key: when for key, when in added.items() if key not in excess}
     return Closing(added, sorted(forgotten))
+
+
+def _excess(keys: Sequence[str]) -> Iterator[str]:
+    """The endpoints to forget: nobody's many endpoints crowd out the few of another address.
+
+    keys: the oldest first.
+    """
+    counts = Counter(key.partition(" ")[0] for key in keys)
+    ranked = []  # an address' newest endpoint has rank 1
+    for age, key in enumerate(keys):
+        address = key.partition(" ")[0]
+        ranked.append((-counts[address], age, key))
+        counts[address] -= 1
+    ranked.sort()
+    excess = len(keys) - MAX
+    yield from (key for _, _, key in ranked[:excess])
+    # Ranking takes a moment, so the next closing endpoints should find room.
+    yield from (key for rank, _, key in ranked[excess : excess + MAX // 8] if -rank > _MANY)
 
 
 def old(closed: Mapping[str, int], now: int) -> frozenset[str]:

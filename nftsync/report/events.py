@@ -1,12 +1,13 @@
 """Notices of what happened, and their way to the cluster as Events.
 
 Each notice becomes a log line, and an Event on its object. Limits keep the router from flooding the API
-server. A full queue drops normal Events first, then the oldest warnings. Each object has a token bucket,
-and all objects share one more. A repeated notice raises a count. Source: events.k8s.io/v1, KEP-383.
+server. A full queue drops normal Events first, then the oldest warnings. All Events share one token
+bucket; report.damper bounds the notices about each object. A repeated notice raises a count.
+Source: events.k8s.io/v1, KEP-383.
 """
 
 import secrets
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -15,9 +16,9 @@ from functools import lru_cache
 from itertools import count
 from operator import itemgetter
 
-from nftsync.objects.names import KINDS, NFT, ObjectRef, Reason, Rejection, some
+from nftsync.objects.names import KINDS, NFT, SERVICE, ObjectRef, Reason, Rejection, some
 from nftsync.objects.nft import Confirmation
-from nftsync.plan.result import Change
+from nftsync.plan.result import Change, SyncResult
 from nftsync.policy.pinholes import Pinhole
 
 _NAMED = 8  # the most addresses, and ports of each, that a sentence names
@@ -41,16 +42,23 @@ class EventReason(StrEnum):
     CONFIRMATION_AWAITED = "ConfirmationAwaited"
     SETTINGS_CONFIRMED = "SettingsConfirmed"
     SETTINGS_ROLLED_BACK = "SettingsRolledBack"
+    FLAPPING = "Flapping"
+    SETTLED = "Settled"
+    ROUTER = "Router"  # the router as a whole: log lines only
 
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """One thing that happened. about: its object; None for the whole router."""
+    """One thing that happened.
+
+    about: its object; None for the whole router.  refusal: the reason of a rejection.
+    """
 
     about: ObjectRef | None
     topic: EventReason
     message: str
     warning: bool = False
+    refusal: Reason | None = None
 
 
 _REFUSALS = {
@@ -101,10 +109,27 @@ def of_rejections(before: Iterable[Rejection], after: Iterable[Rejection]) -> It
     )
     for rejection in (new[key] for key in new if key not in old):
         reason = _REFUSALS.get(rejection.reason, EventReason.REJECTED)
-        yield Notice(rejection.object, reason, f"rejected: {rejection.reason}: {rejection.message}", warning=True)
+        message = f"rejected: {rejection.reason}: {rejection.message}"
+        yield Notice(rejection.object, reason, message, warning=True, refusal=rejection.reason)
     for rejection in (old[key] for key in old if key not in new):
         message = f"no longer rejected: {rejection.reason}: {rejection.message}"
         yield Notice(rejection.object, EventReason.ACCEPTED, message)
+
+
+def states(objects: Iterable[ObjectRef], result: SyncResult) -> dict[tuple[str, str], str]:
+    """The present state of each object in words, by its kind and name."""
+    opened, refused = defaultdict[str, list[Pinhole]](list), defaultdict[tuple[str, str], list[str]](list)
+    for pinhole in result.pinholes.values():
+        opened[str(pinhole.service)].append(pinhole)
+    for rejection in result.rejections:
+        refused[rejection.object.kind, rejection.object.name].append(f"{rejection.reason}: {rejection.message}")
+    said = {}
+    for key in ((about.kind, about.name) for about in objects if about.kind in KINDS or about.kind == "File"):
+        pinholes = opened.get(key[1], ()) if key[0] == SERVICE.name else ()
+        parts = [f"open: {_pinholes(pinholes)}"] if pinholes else ["closed"] * (key[0] == SERVICE.name)
+        parts += [f"rejected: {some(refused[key], _NAMED, '; ')}"] if key in refused else []
+        said[key] = "; ".join(parts) or "not rejected"
+    return said
 
 
 def _pinholes(pinholes: Sequence[Pinhole]) -> str:
@@ -135,7 +160,8 @@ _NOTE = 1024  # bytes, the API's limit
 _INSTANCE = 128  # the same
 _NAME = 253 - len(".") - 16  # bytes of the object's name in the name of an Event
 _SERIES = 360.0  # seconds until the same notice makes a new Event
-_KNOWN = 4096  # objects, and series, to remember
+OBJECT = 25, 300.0  # notices about an object: so many at once, then one in so many seconds
+_KNOWN = 4096  # series to remember
 
 
 @dataclass(slots=True)
@@ -147,10 +173,20 @@ class Bucket:
     level: float
     filled: float
 
-    def take(self, now: float) -> bool:
+    @classmethod
+    def full(cls, burst: float, interval: float) -> "Bucket":
+        return cls(burst, interval, burst, 0.0)
+
+    @classmethod
+    def of_object(cls) -> "Bucket":
+        """For the notices about one object, or the log lines about one matter."""
+        return cls.full(*OBJECT)
+
+    def take(self, now: float, *, keep: float = 0) -> bool:
+        """Take a token, if at least `keep` stay."""
         self.level = min(self.burst, self.level + (now - self.filled) / self.interval)
         self.filled = now
-        if self.level < 1:
+        if self.level < 1 + keep:
             return False
         self.level -= 1
         return True
@@ -196,8 +232,7 @@ class EventQueue:
         self._warnings: deque[tuple[int, Notice]] = deque()  # each with its number
         self._others: deque[tuple[int, Notice]] = deque()
         self._sending: _Series | None = None
-        self._all = Bucket(25, 0.2, 25, 0.0)
-        self._bucket = lru_cache(_KNOWN)(_bucket)  # of an object
+        self._all = Bucket.full(25, 0.2)
         self._series = lru_cache(_KNOWN)(_Series)  # of a notice
         self.dropped = 0
 
@@ -215,17 +250,12 @@ class EventQueue:
 
     def next(self, now: float) -> Request | float:
         """The next request, or the seconds to wait for it. It stays the same until sent() or drop()."""
-        while self._sending is None and (self._warnings or self._others):
+        if self._sending is None and (self._warnings or self._others):
             queue = min(filter(None, (self._warnings, self._others)), key=itemgetter(0))
             _, notice = queue[0]
-            bucket = self._bucket(notice.about)
-            if not bucket.take(now):  # too many Events about one object
-                self.dropped += 1
-            elif self._all.take(now):
-                self._sending = self._series(notice)
-            else:
-                bucket.level += 1
+            if not self._all.take(now):
                 return self._all.wait()
+            self._sending = self._series(notice)
             queue.popleft()
         return float("inf") if self._sending is None else self._request(self._sending, now)
 
@@ -289,11 +319,6 @@ class EventQueue:
                 },
             },
         )
-
-
-def _bucket(_: ObjectRef) -> Bucket:
-    """The bucket of an object: 25 Events at once, then one in five minutes."""
-    return Bucket(25, 300.0, 25, 0.0)
 
 
 def _cut(text: str, length: int) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from nftsync.cluster.backoff import ApiError
-from nftsync.cluster.outbox import DENIED, DISAGREE, LONGEST, QUIET, SETTLE, TICK, Reporter
+from nftsync.cluster.outbox import BURST, DENIED, DISAGREE, LONGEST, QUIET, SETTLE, SLOW, TICK, Reporter
 from nftsync.objects.names import Name, ObjectRef
 from nftsync.objects.nft import Condition, Nft, RouterStatus, parse_nft
 from nftsync.report.events import EventReason, Notice
@@ -325,12 +325,38 @@ def test_a_thousand_changes_in_ten_seconds_are_few_writes_and_bounded_events(wor
     assert max(per_second) <= 30
 
 
-def test_a_thousand_changes_of_one_service_are_25_events(world: World, cluster: Cluster) -> None:
-    for number in range(1000):
-        world.tell(news(1, f"change {number}"))
-    world.run(60)
-    assert len(cluster.events) == 25
-    assert world.counts.results == {"event sent": 25, "event dropped": 975}
+@pytest.mark.parametrize("seconds", [0.05, 4.0, 29.0])
+def test_figures_that_change_for_an_hour_are_twenty_writes_and_two_a_minute(
+    world: World, cluster: Cluster, seconds: float
+) -> None:
+    for number in range(int(3600 / seconds)):
+        world.report(pinholes=number % 2, hash=f"{number % 2:032x}")
+        world.run(seconds)
+    assert len(cluster.writes) <= BURST + 3600 / SLOW
+    world.report(pinholes=7)
+    world.run(SLOW + QUIET)
+    assert cluster.router("edge1")["pinholes"] == 7, "the last one stands at the end"
+
+
+def test_a_condition_that_turns_does_not_wait_for_figures_that_change_all_the_time(
+    world: World, cluster: Cluster
+) -> None:
+    for number in range(36_000):
+        world.report(pinholes=number)
+        world.run(0.1)
+    lost = (Condition("Ready", holds=False, reason="NotSynced"), *GOOD[1:])
+    assert GOOD[0].type == "Ready"
+    world.report(pinholes=1, conditions=lost)
+    world.run(2 * QUIET)
+    assert cluster.conditions()["Ready"] == "False"
+
+
+def test_a_condition_that_turns_all_the_time_is_bounded_as_well(world: World, cluster: Cluster) -> None:
+    for number in range(3600):
+        ready = Condition("Ready", holds=bool(number % 2), reason="x")
+        world.report(pinholes=number, conditions=(ready, *GOOD[1:]))
+        world.run(1)
+    assert len(cluster.writes) <= BURST + 3600 / SLOW
 
 
 @pytest.mark.parametrize("after", [0.0, 8.0, 40.0])
@@ -764,6 +790,24 @@ def test_a_difference_that_comes_and_goes_within_a_minute_never_shows(cluster: C
         world.report("edge2", hash=f"{number:032}")
         world.run(20)
         assert cluster.conditions()["RoutersAgree"] == "True"
+
+
+def test_routers_that_follow_a_cluster_which_changes_all_the_time_agree(cluster: Cluster) -> None:
+    world = World(cluster, "edge1", "edge2")
+    for number in range(36_000):
+        world.report("edge1", hash=f"{number % 2:032x}", pinholes=number % 2)
+        world.report("edge2", hash=f"{number % 7 % 2:032x}", pinholes=number % 2)
+        world.run(0.1)
+        assert cluster.conditions().get("RoutersAgree", "True") == "True"
+
+
+def test_a_router_that_stays_behind_shows_although_the_cluster_changes_all_the_time(cluster: Cluster) -> None:
+    world = World(cluster, "edge1", "edge2")
+    world.report("edge2", hash="bb" * 16)
+    for number in range(1500):
+        world.report("edge1", hash=f"{number % 2:032x}", pinholes=number % 2)
+        world.run(0.1)
+    assert cluster.conditions()["RoutersAgree"] == "False"
 
 
 def test_a_router_that_is_started_later_does_not_contradict(cluster: Cluster) -> None:

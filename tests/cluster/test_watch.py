@@ -37,6 +37,7 @@ from nftsync.cluster.watch import MassDeletion, Timing, Watcher, WatchState
 from nftsync.objects.names import NFT, SERVICES, Name, Resource
 from nftsync.objects.nft import Nft, parse_nft
 from nftsync.objects.service import Service, parse_service
+from nftsync.report.events import OBJECT
 from tests import faultyserver as faulty
 from tests.faultyserver import LIST, OTHER, PAGE, WATCH, Fault, FaultyServer, Object, event_line
 from tests.labtools import PATIENCE
@@ -500,6 +501,34 @@ def test_an_object_without_a_usable_name_harms_no_other(lab: Lab) -> None:
     assert len(lab.observer.skips) == 2
     assert lab.server.count(LIST) == 1
     assert "../../etc" in lab.observer.skips[0]
+
+
+def test_objects_without_a_usable_name_that_come_without_end_make_few_lines(
+    lab: Lab, caplog: pytest.LogCaptureFixture
+) -> None:
+    nameless = service("nameless")
+    nameless["metadata"]["name"] = "../../etc"
+    lab.started()
+    for number in range(100):
+        lab.server.put({**nameless, "spec": {"number": number}})
+    wait_for(lambda: len(lab.observer.skips) == 100)
+    assert len(caplog.records) == OBJECT[0]
+
+
+def test_a_server_that_fails_and_returns_without_end_makes_few_lines_and_the_last_one_is_right(
+    lab: Lab, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    lab.start(Timing(lasting=0.0, backoff=Backoff(initial=0.0001, maximum=0.0002)))
+    for number in range(60):
+        lab.server.script(LIST, faulty.refusal(500, f"fault {number}"))
+        lab.server.script(WATCH, faulty.first_says(b"garbage\n"))
+        lab.server.end_watches()
+        wait_for(lambda: not lab.server.scripted())
+    lab.converged()
+    failed = [line for line in caplog.messages if "watching again" not in line]
+    assert len(failed) == OBJECT[0]
+    wait_for(lambda: caplog.messages[-1].endswith("watching again"))
 
 
 def test_only_504_that_speaks_of_the_version_costs_a_list(lab: Lab) -> None:

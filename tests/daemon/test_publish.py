@@ -59,7 +59,8 @@ class Told(Router):
         super().__init__(namespace, config_in(folder, router_name="edge1"), listed=False)
         self.now = datetime(2026, 1, 1, tzinfo=UTC)
         self.metrics = Metrics()
-        self.publisher = Publisher(self.metrics, lambda: self.now)
+        self.pace = timedelta(minutes=1)  # the time between two syncs
+        self.publisher = Publisher(self.metrics, lambda: self.now, lambda: self.now.timestamp())
         self.source = Hearer()
         self._log = caplog
 
@@ -76,14 +77,20 @@ class Told(Router):
         self.publisher.recent.clear()
 
     def sync(self, *, resync: bool = False, changed_by: str = "") -> SyncResult:
-        """One sync a minute after the one before, and what it means for everybody else."""
-        self.now += timedelta(minutes=1)
+        """One sync some time after the one before, and what it means for everybody else."""
+        self.now += self.pace
         result = super().sync(resync=resync, changed_by=changed_by)
         self.tell(result)
         return result
 
     def tell(self, result: SyncResult) -> None:
         self.publish(self.publisher, self.source, result)
+
+    def rest(self, seconds: int) -> None:
+        """Let time pass without a change."""
+        for _ in range(seconds):
+            self.now += timedelta(seconds=1)
+            self.publisher.sum_up(self.source)
 
     def stale(self) -> dict[str, str]:
         """What is used though it is not the present one, after the last sync."""
@@ -183,6 +190,104 @@ def test_as_many_changes_as_may_be_logged_are_logged_without_a_line_about_others
     router.sync()
     assert len(router.stories) == LINES
     assert not [text for _, text in router.lines if "more changes" in text]
+
+
+# --- objects that change without end ------------------------------------------------------------------
+
+OTHER = service("other", "172.30.254.2")
+FLAPS = {
+    "an address comes and goes": (service("web", SERVICE4, "172.30.254.3"), WEB),
+    "another port": (service("web", SERVICE4, ports=[("TCP", 81)]), WEB),
+    "a limit that is refused": (service("web", SERVICE4, limit="fast"), WEB),
+    "an address outside of the pools": (service("web", "203.0.113.9"), WEB),
+    "other sources": (
+        service("web", SERVICE4, sources=["192.0.2.0/24"]),
+        service("web", SERVICE4, sources=["198.51.100.0/24"]),
+    ),
+}
+
+
+@pytest.mark.parametrize(("first", "second"), FLAPS.values(), ids=FLAPS)
+def test_a_service_that_changes_without_end_makes_few_lines_and_few_news(router: Told, first: Raw, second: Raw) -> None:
+    router.begin(WEB)
+    router.pace = timedelta(seconds=0.1)
+    for _ in range(150):
+        for version in (first, second):
+            router.put(version)
+            router.sync()
+    assert 20 <= len(router.lines) <= 25 + 1, "the first rejection is urgent"
+    assert len(router.source.news) == len(router.lines)
+    router.put(OTHER)
+    router.sync()
+    assert router.lines[-1] == ("INFO", "Service default/other: opened 172.30.254.2 tcp 80")
+    told = len(router.lines)
+    assert router.metric("flapping_objects") == 0
+    router.rest(20)
+    assert (len(router.lines), router.metric("flapping_objects")) == (told, 1)
+    router.rest(600)
+    assert len(router.lines) == told + 1
+    assert "Service default/web: has settled: " in router.lines[-1][1]
+    assert "; now: open: 172.30.254.1 tcp 80" in router.lines[-1][1]
+    assert router.source.news[-1].topic is EventReason.SETTLED
+    assert router.metric("flapping_objects") == 0
+
+
+def test_a_service_that_settles_rejected_is_told_as_rejected_at_once_and_at_the_end(router: Told) -> None:
+    router.begin(WEB)
+    router.pace = timedelta(seconds=0.1)
+    for _ in range(100):
+        for version in (service("web", SERVICE4, ports=[("TCP", 81)]), WEB):
+            router.put(version)
+            router.sync()
+    router.forget()
+    router.put(service("web", "203.0.113.9"))
+    router.sync()
+    assert [level for level, text in router.lines if "rejected: outside_pools" in text] == ["WARNING"]
+    router.rest(60)
+    [*_, (_, final)] = router.lines
+    assert "; now: closed; rejected: outside_pools: 203.0.113.9 is outside of MetalLB's usable pools" in final
+
+
+def test_settings_pools_and_rules_that_change_without_end_make_few_lines(router: Told) -> None:
+    router.begin(WEB)
+    router.pace = timedelta(seconds=0.1)
+    other = {**POOL, "spec": {"addresses": ["172.30.253.0/24"]}}
+    for _ in range(100):
+        for pool, ssh in ((other, False), (POOL, True)):
+            router.put(pool, nft(enable_ssh=ssh))
+            router.sync()
+    names = ("Service default/web", "Nft arbf-operators/nft", "the rules")
+    assert len(router.lines) <= 28 * len(names)
+    router.rest(60)
+    finals = [text for _, text in router.lines if "has settled" in text]
+    assert {text.partition(": has")[0] for text in finals} >= {"Service default/web", "Router rules"}
+
+
+def test_failures_that_come_without_end_make_few_lines_and_the_first_one_is_told_at_once(router: Told) -> None:
+    router.begin(WEB)
+    for _ in range(100):
+        router.now += timedelta(seconds=0.1)
+        router.tell(SyncResult(Outcome.FAILED, "the last ruleset stays: no"))
+        router.tell(SyncResult(Outcome.APPLIED, "rules renewed"))
+    assert router.lines[0] == ("ERROR", "the last ruleset stays: no")
+    assert len(router.lines) <= 2 * 25
+    router.rest(60)
+    assert [text.partition("; now")[2] for _, text in router.lines[-2:]] == [": applied: rules renewed"] * 2
+
+
+def test_an_interface_that_comes_and_goes_makes_few_lines_and_its_last_state_is_told(router: Told) -> None:
+    router.begin(WEB)
+    router.pace = timedelta(seconds=0.1)
+    for _ in range(40):
+        router.place.ip(f"link add {PUBLIC_NIC} type veth peer name far")
+        router.sync()
+        router.place.ip(f"link del {PUBLIC_NIC}")
+        router.sync()
+    about = [text for _, text in router.lines if PUBLIC_NIC in text or "count as public" in text]
+    assert 20 <= len(about) <= 26
+    router.rest(60)
+    [final] = [text for _, text in router.lines if text.startswith("Router interfaces: has settled")]
+    assert f"; now: {PUBLIC_NIC} is not there" in final
 
 
 # --- drift, and quiet ---------------------------------------------------------------------------------

@@ -605,6 +605,19 @@ def test_the_disk_itself_is_waited_for_every_few_seconds_and_at_the_end(
     assert disk.calls[7:] == ["write", "fsync"]
 
 
+def test_a_service_that_changes_without_end_makes_one_wait_for_the_disk_in_five_seconds(
+    tmp_path: Path, written: list[Memory], disk: Disk
+) -> None:
+    now = [0.0]
+    journal = Journal(tmp_path, clock=lambda: now[0])
+    journal.load()
+    for number in range(1200):
+        now[0] = number / 20
+        journal.remember({Name("shop", "web"): claim("web", 1 + number % 2)})
+    journal.finish()
+    assert disk.calls.count("fsync") <= 60 / module.SYNC + 1
+
+
 def test_records_that_did_not_get_to_the_disk_are_written_anew(
     tmp_path: Path, written: list[Memory], disk: Disk, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -249,6 +249,44 @@ def test_the_connections_of_an_endpoint_that_opens_again_before_the_next_try_sta
         thread.join()
 
 
+def test_endpoints_that_close_without_end_take_a_fifth_of_the_time_for_searches(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On a router with a million connections, a search takes long."""
+    now, rests, searches = [0.0], list[float](), list[Cut]()
+
+    class Stop(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            assert timeout is not None
+            rests.append(timeout)
+            now[0] += timeout
+            cutter.take({f"{SERVICE4} . tcp . {len(rests)}": (), f"{SERVICE4} . tcp . {1000 + len(rests)}": ()})
+            if now[0] > 60:
+                self.set()
+            return self.is_set()
+
+    def search(cut: Cut, _: object) -> frozenset[str]:
+        searches.append(cut)
+        now[0] += 0.5
+        return frozenset(cut)
+
+    monkeypatch.setattr(conntrack, "end", search)
+    cutter = Cutter(clock=lambda: now[0])
+    cutter.take({f"{SERVICE4} . tcp . 9": ()})
+    cutter.run(Stop())
+    assert set(rests) == {2.0}
+    assert len(searches) == 25, "60 s, of which each search and its rest take 2.5"
+    assert searches[0] == {f"{SERVICE4} . tcp . 9": ()}, "the first one does not wait"
+
+
+def test_the_endpoints_that_wait_for_a_search_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(conntrack, "MAX", 3)
+    cutter = Cutter()
+    for number in range(1, 10):
+        cutter.take({f"{SERVICE4} . tcp . {number}": ()})
+    assert list(cutter._waiting) == [f"{SERVICE4} . tcp . {number}" for number in (7, 8, 9)]
+
+
 def _service() -> Service:
     parsed = parse_service(service("dns", SERVICE4, ports=[("UDP", 53)]), None)
     assert parsed

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import pytest
 from hypothesis import given
@@ -67,6 +67,43 @@ def test_over_the_limit_the_oldest_go_first(monkeypatch: pytest.MonkeyPatch) -> 
     assert list(after(held, closing(held, [D, A], [], NOW))) == [C, A, D]
     assert list(after(held, closing(held, [D], [A], NOW))) == [B, C, D], "the one that opens makes room"
     assert len(after(held, closing(held, KEYS, [], NOW))) == 3
+
+
+def test_the_many_endpoints_of_one_address_do_not_crowd_out_the_few_of_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A tenant can change a Service's ports without end."""
+    monkeypatch.setattr(module, "MAX", 64)
+    few = {f"192.0.2.9 . {protocol} . {port}": 1 for protocol in ("tcp", "udp") for port in (80, 443)}
+    held = dict(few)
+    for number in range(1000):
+        ports = [f"192.0.2.1 . tcp . {number + 1}", f"192.0.2.1 . udp . {number + 1}"]
+        held = after(held, closing(held, ports, [], NOW + number))
+        assert few.items() <= held.items()
+        assert len(held) <= 64
+    assert list(held)[-2:] == ports, "of the address with many, the latest stay"
+    wide = [f"192.0.2.1 . sctp . {number}" for number in range(1, 1000)]
+    held = after(held, closing(held, wide, [], NOW))
+    assert few.items() <= held.items()
+    assert len(held) == 64
+
+
+def test_room_for_later_endpoints_comes_from_an_address_with_very_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that not each closing endpoint needs a look at all of them."""
+    monkeypatch.setattr(module, "MAX", 64)
+    monkeypatch.setattr(module, "_MANY", 32)
+    ranked, rank = list[int](), module._excess
+
+    def counted(keys: Sequence[str]) -> Iterator[str]:
+        ranked.append(len(keys))
+        return rank(keys)
+
+    monkeypatch.setattr(module, "_excess", counted)
+    held = dict[str, int]()
+    for number in range(1, 1001):
+        held = after(held, closing(held, [f"192.0.2.1 . tcp . {number}"], [], NOW))
+        assert len(held) >= min(number, 64 - 64 // 8)
+    assert len(ranked) <= 1000 / (64 // 8)
 
 
 @given(st.lists(st.tuples(key_sets, key_sets, key_sets), max_size=8))
