@@ -22,8 +22,10 @@ import shutil
 import socket
 import subprocess
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -300,6 +302,23 @@ class ApiServer:
         }
         self.admin.patch(f"{secrets}/{secret}", content)
         return token
+
+    @contextmanager
+    def token_controller(self) -> Iterator[None]:
+        """Fills in the routers' Secret once that is there: kube-controller-manager, or its part played here."""
+        if self.manage():
+            yield
+            return
+
+        def fill() -> None:
+            secret = f"/api/v1/namespaces/{NAMESPACE}/secrets/{ROUTER_SECRET}"
+            eventually(lambda: refusal_of(lambda: self.admin.get(secret)) is None, "the Secret is there")
+            self.issue_token()
+
+        thread = threading.Thread(target=fill)
+        thread.start()
+        yield
+        thread.join()
 
     def revoke_token(self, secret: str = ROUTER_SECRET) -> None:
         """Delete the Secret. kube-apiserver takes a token for up to 10 s more, from its cache, unless restarted."""

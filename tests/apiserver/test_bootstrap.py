@@ -5,9 +5,6 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +15,7 @@ from nftsync.cli import bootstrap
 from nftsync.cli.bootstrap import BootstrapError, Manifest
 from nftsync.cluster.api import Api
 from nftsync.cluster.backoff import ApiError
-from tests.apiserver.client import RefusedError
-from tests.apiserver.harness import MANIFESTS, NAMESPACE, NFTS, ROUTER_SECRET, ApiServer, eventually
+from tests.apiserver.harness import MANIFESTS, NAMESPACE, NFTS, ROUTER_SECRET, ApiServer
 from tests.apiserver.kubectl import has_policies
 from tests.labtools import write
 
@@ -32,30 +28,6 @@ def server(start_apiserver: Any) -> ApiServer:
     """Empty: without a CustomResourceDefinition, and without any right for anybody but its administrator."""
     made: ApiServer = start_apiserver()
     return made
-
-
-@contextmanager
-def token_controller(server: ApiServer) -> Iterator[None]:
-    """Fills in the Secret's token once that is there: kube-controller-manager, or its part played here."""
-    if server.manage():
-        yield
-        return
-
-    def fill() -> None:
-        eventually(lambda: there(server), "the Secret is there")
-        server.issue_token()
-
-    thread = threading.Thread(target=fill)
-    thread.start()
-    yield
-    thread.join()
-
-
-def there(server: ApiServer) -> bool:
-    try:
-        return bool(server.admin.get(SECRET))
-    except RefusedError:
-        return False
 
 
 def run(server: ApiServer, *arguments: str, kubeconfig: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -72,7 +44,7 @@ def run(server: ApiServer, *arguments: str, kubeconfig: Path | None = None) -> s
 
 def made(server: ApiServer) -> str:
     """Run it for the first time; the routers' kubeconfig."""
-    with token_controller(server):
+    with server.token_controller():
         done = run(server)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -95,7 +67,7 @@ def versions(server: ApiServer) -> dict[str, str]:
 def test_an_empty_cluster_gets_all_of_it_and_the_kubeconfig_can_do_what_a_router_does_and_nothing_more(
     server: ApiServer, tmp_path: Path
 ) -> None:
-    with token_controller(server):
+    with server.token_controller():
         done = run(server, "--output", str(tmp_path / "kubeconfig"))
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
     told = dict(line.split(": ", 1) for line in done.stderr.splitlines())

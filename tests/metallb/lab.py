@@ -28,7 +28,7 @@ from typing import Any, Self
 import yaml
 
 from tests.apiserver.client import RefusedError, refusal_of
-from tests.apiserver.harness import MANIFESTS, NFTS, PATIENCE, ApiServer, eventually, programs_of
+from tests.apiserver.harness import MANIFESTS, NAMESPACE, PATIENCE, ApiServer, eventually, programs_of
 from tests.lab.frr import Frr, Reloader, configuration
 from tests.lab.lab import HOST, ROUTER
 from tests.lab.namespace import Namespace, TcpServer
@@ -95,7 +95,7 @@ class MetalLBLab:
             self.server = opened.enter_context(
                 ApiServer([f"--service-cluster-ip-range={ranges}"], programs_of(self.kind.kubernetes), _MASTER)
             )
-            self.server.apply(MANIFESTS / "crd.yaml", MANIFESTS / "rbac.yaml")
+            self._bootstrap()
             crds = self.programs / "crds"
             self.server.apply(*sorted(crds.glob("*.yaml")) if crds.is_dir() else ())
             self._routing(opened)
@@ -258,14 +258,12 @@ class MetalLBLab:
 
     def run_nftsync(self, extra: str = "") -> None:
         """Start the daemon on the router, with the rights that the package's RBAC gives."""
-        if refusal_of(lambda: self.server.admin.get(f"{NFTS}/nft")) == 404:
-            self.server.apply_object(yaml.safe_load((MANIFESTS / "nft.yaml").read_text(encoding="utf-8")))
         paths = "\n".join(
             f'{key} = "{self.folder}/{name}"'
             for key, name in (("state", "state"), ("local_chain", "local-chain.nft"), ("runtime", "run"))
         )
         self.config = self.folder / "nftsync.toml"
-        self.config.write_text(f'kubeconfig = "{self.server.kubeconfig()}"\n{extra}\n[paths]\n{paths}\n')
+        self.config.write_text(f'kubeconfig = "{self.kubeconfig}"\n{extra}\n[paths]\n{paths}\n')
         with self.log.open("ab") as log:
             command = [sys.executable, "-m", "nftsync", "run", "--config", str(self.config)]
             self.daemon = self.router.popen(command, stdout=log, stderr=log)
@@ -308,6 +306,19 @@ class MetalLBLab:
             _address(namespace, "eth0", _NODES[name], INSIDE)
             # What kube-proxy does: the pools' addresses are answered here.
             namespace.ip(*(f"route add local {pool} dev lo" for pool in (POOL4, POOL6)))
+
+    def _bootstrap(self) -> None:
+        """Set the cluster up as an administrator does. Only an old MetalLB needs a word in the Nft first."""
+        self.kubeconfig = self.folder / "kubeconfig"
+        if self.kind.metallb.startswith("0.12."):
+            self.server.apply(MANIFESTS / "crd.yaml")
+            self.server.admin.post("/api/v1/namespaces", {"metadata": {"name": NAMESPACE}})
+            nft: Raw = yaml.safe_load((MANIFESTS / "nft.yaml").read_text(encoding="utf-8"))
+            nft["spec"]["metallb-configmap"] = CONFIG_MAP
+            self.server.apply_object(nft)
+        command = ["bootstrap", "--kubeconfig", str(self.server.kubeconfig("admin")), "--output", str(self.kubeconfig)]
+        with self.server.token_controller():
+            self.master.run([sys.executable, "-m", "nftsync", *command])
 
     def _routing(self, opened: ExitStack) -> None:
         """FRR at the router, and where MetalLB wants it, on the nodes."""
