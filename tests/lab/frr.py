@@ -31,7 +31,7 @@ exec sleep infinity
 
 
 class Frr:
-    """One router's FRR. configuration: what vtysh reads at the start. It ends with its namespace."""
+    """One router's FRR. configuration: what vtysh reads at the start. It ends at the latest with its namespace."""
 
     def __init__(self, namespace: Namespace, folder: Path, configuration: str) -> None:
         self._namespace, self._folder = namespace, folder
@@ -44,7 +44,12 @@ class Frr:
         with (folder / "log").open("wb") as log:
             # A PID namespace: when its first process is killed, so are the daemons that have left for the background.
             apart = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-c", _DAEMONS, str(folder)]
-            namespace.popen(apart, stdout=log, stderr=log)
+            self._process = namespace.popen(apart, stdout=log, stderr=log)
+
+    def close(self) -> None:
+        """End it. Nothing less than SIGKILL ends the first process of a PID namespace."""
+        self._process.kill()
+        self._process.wait()
 
     def vtysh(self, *commands: str) -> str:
         """The output of commands; "" as long as FRR does not answer."""

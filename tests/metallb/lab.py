@@ -324,10 +324,12 @@ class MetalLBLab:
         """FRR at the router, and where MetalLB wants it, on the nodes."""
         peers = [address for addresses in _NODES.values() for address in addresses]
         self.frr = Frr(self.router, self.folder / "frr", configuration(ROUTER_AS, INSIDE[0], peers, NODES_AS))
+        opened.callback(self.frr.close)
         self._reloaders: dict[str, Reloader] = {}
         if self.kind.frr:
             for name, namespace in self.nodes.items():
                 frr = Frr(namespace, self.folder / name, "frr defaults traditional\n")
+                opened.callback(frr.close)
                 self._reloaders[name] = Reloader(frr, self.folder / name)
                 opened.callback(self._reloaders[name].close)
 
