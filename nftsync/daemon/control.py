@@ -66,8 +66,8 @@ class RequestQueue:
             return future.result(PATIENCE)
 
     def answer(self, answer: Callable[[Request], Answer]) -> None:
-        """Answer all waiting requests."""
-        while not self._waiting.empty():
+        """Answer the requests that wait now. Those that come meanwhile must not hold up the loop."""
+        for _ in range(self._waiting.qsize()):
             request, future = self._waiting.get()
             if not future.set_running_or_notify_cancel():
                 continue

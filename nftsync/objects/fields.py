@@ -172,8 +172,10 @@ def complaints(raw: Mapping[str, object], kind: str, kept: Mapping[str, object] 
 
 def near(word: object, words: Iterable[str], alike: float = _ALIKE) -> str:
     """The word that is spelt most like another one, whatever its case; "" if none is alike."""
-    plain = {_plain(each): each for each in words}
-    found = get_close_matches(_plain(word), plain, 1, alike) if isinstance(word, str) else []
+    if not isinstance(word, str):
+        return ""
+    plain, sought = {_plain(each): each for each in words}, _plain(word)
+    found = [sought] if sought in plain else get_close_matches(sought, plain, 1, alike)
     return plain[found[0]] if found else ""
 
 

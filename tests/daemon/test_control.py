@@ -328,6 +328,24 @@ def test_a_question_wakes_who_answers() -> None:
         assert asked.result(PATIENCE) == {"asked": {"n": 1}}
 
 
+def test_a_crowd_that_asks_without_a_pause_does_not_hold_up_who_answers() -> None:
+    questions, answered = RequestQueue(lambda: None), list[int]()
+    with ThreadPoolExecutor(2) as pool:
+
+        def and_another_comes(question: Request) -> Answer:
+            answered.append(question["n"])
+            if len(answered) < 100:
+                pool.submit(questions.call, {"n": len(answered)})
+                assert eventually(lambda: not questions._waiting.empty())
+            return {}
+
+        pool.submit(questions.call, {"n": 0})
+        assert eventually(lambda: not questions._waiting.empty())
+        questions.answer(and_another_comes)
+        assert answered == [0]
+        questions.answer(lambda _: {})
+
+
 def test_a_loop_that_does_not_turn_is_busy(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(control, "PATIENCE", 0.2)
     server = Server(folder, RequestQueue(lambda: None).call)
