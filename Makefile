@@ -10,7 +10,7 @@ NEWEST_SERVER := 1.37.2
 CALLING := tests/apiserver tests/cluster tests/cli tests/exporter tests/kernel tests/report tests/daemon/test_daemon.py \
 	tests/daemon/test_limits_in_force.py tests/daemon/test_public_names.py tests/daemon/test_public_side.py
 DEB = dist/nftsync_$(shell sed -n '1s/.*(\(.*\)).*/\1/p' packaging/debian/changelog)_all.deb
-PARALLEL := --numprocesses 2 --dist loadfile
+PARALLEL := --numprocesses 4 --dist loadfile  # on two cores, too: tests wait for half of the time
 # Build with the distribution's setuptools, so that everything from PyPI is pinned.
 EDITABLE := pip install --quiet --no-deps --no-build-isolation --editable .
 PINNED := pip install --quiet --require-hashes
