@@ -172,6 +172,13 @@ def test_an_unknown_type_of_a_service_is_told() -> None:
     assert not any(complaints({"spec": {"type": each}}, "Service").texts for each in (None, "", "ClusterIP"))
 
 
+@pytest.mark.parametrize(("value", "shown"), [({"a": 1}, "a dict"), (["LoadBalancer"], "a list"), (7, "7")])
+def test_a_type_that_is_no_text_is_told(value: object, shown: str) -> None:
+    raw = {"spec": {"type": value}}
+    assert complaints(raw, "Service").texts == (f"spec.type {shown} is not a known value",)
+    assert complaints(raw, "Service", kept=raw).texts == ()
+
+
 def test_labels_annotations_and_selectors_may_have_any_key() -> None:
     free = {"a.b/c": "d"}
     raw = {"metadata": {"labels": free, "annotations": free}, "spec": {"selector": free}}
