@@ -68,7 +68,7 @@ class Relist:
 
 
 class ObjectCache(Generic[T]):
-    """One kind's objects, thread-safe.
+    """One kind's objects, thread-safe. Only one thread writes each object.
 
     parse: turns an API object and its last parsed version into its new one; None ignores it.
     wake: called after every change, from the input's thread.  clock: monotonic seconds.
@@ -164,7 +164,9 @@ class ObjectCache(Generic[T]):
     def _store(self, name: Name, raw: object) -> None:
         with self._lock:
             before = self._objects.get(name)
-            parsed = self._parse(raw, before or self._remembered.get(name))
+            last = before or self._remembered.get(name)
+        parsed = self._parse(raw, last)  # a reader must not wait for a large object
+        with self._lock:
             if parsed is None:
                 self._drop(name)
             elif parsed != before:

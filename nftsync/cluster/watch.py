@@ -196,8 +196,7 @@ class Watcher:
             self._go_without(error)
             return False
         self._observer.restarted(self.resource, error.cause)
-        # Log it once, not with each failed try.
-        if (at_once or str(error) != self._complaint) and self._lines.take(self._clock()):
+        if (at_once or str(error) != self._complaint) and self._lines.take(self._clock()):  # not with each failed try
             self._complaint = str(error)
             self._recovering = True
             log.warning("%s: %s", self.resource.kind, error)
@@ -211,7 +210,7 @@ class Watcher:
         self._version = None
         self._cache.unreadable()
         complaint = f"absent: {error.status}"  # the server's own words differ for a list and a watch
-        if complaint != self._complaint:
+        if complaint != self._complaint and self._lines.take(self._clock()):
             self._complaint = complaint
             level, message = (logging.INFO, "not installed") if error.status == 404 else (logging.WARNING, str(error))
             log.log(level, "%s: %s", self.resource.kind, message)
@@ -249,9 +248,8 @@ class Watcher:
             return self.resource.guarded and _most(len(gone), known) and _most(len(gone - lacked), len(gone))
 
         with self._cache.relist(is_suspect=is_suspect) as relist:
-            put = partial(self._hand_over, relist.put)
             self._served, version = list_objects(
-                self._api, self.resource, put, page=self._page, answered=self._answered
+                self._api, self.resource, partial(self._hand_over, relist.put), page=self._page, answered=self._answered
             )
         self._follow_mass_deletion(relist)
         return version, relist

@@ -132,10 +132,11 @@ def _cluster(view: View, _: Request) -> Answer:
     s = view.last.snapshot
     if s is None or s.pools.origin is Origin.UNKNOWN:
         raise ValueError("nftsync does not know the pools yet")
+    of_pools = (rejection for rejection in view.last.rejections if rejection.reason in OF_POOLS)
     return {
         "spec": None if s.spec.value is None else describe_spec(s.spec.value),
         "pools": None if s.pools.value is None else describe_pools(s.pools.value),
-        "rejections": [_rejection(rejection) for rejection in view.last.rejections if rejection.reason in OF_POOLS],
+        "rejections": list(map(_rejection, islice(of_pools, _REJECTIONS))),
     }
 
 

@@ -105,7 +105,7 @@ class Recognized:
 class Complaints:
     """Phrases about the unknown and misplaced fields of an object.
 
-    renames: True if one of them may hold a part of the object's name.
+    renames: True if one of them may hold a part of the object's name, or if there are more of them.
     """
 
     texts: tuple[str, ...] = ()
@@ -156,8 +156,11 @@ def complaints(raw: Mapping[str, object], kind: str, kept: Mapping[str, object] 
     kept: an object whose fields count as known.
     """
     shape = SHAPES.get(kind, {...: None})
-    known_too = {place[:2] for place in _unknown(kept, shape, "")}
-    found = list(islice((place for place in _unknown(raw, shape, "") if place[:2] not in known_too), _MOST))
+    # A value can be a list, which has no place in a set.
+    known_too = {(path, quote(word)) for path, word, _ in _unknown(kept, shape, "")}
+    unknown = (each for each in _unknown(raw, shape, "") if (each[0], quote(each[1])) not in known_too)
+    found = list(islice(unknown, _MOST))
+    is_more = next(unknown, None) is not None
     places = dict(_places(shape, "")) if found else {}
     texts, meant = [], set()
     for path, word, known in found:
@@ -167,7 +170,7 @@ def complaints(raw: Mapping[str, object], kind: str, kept: Mapping[str, object] 
             field = _meant(path, word, known, places)
             meant.add(field)
             texts.append(f"unknown field {_join(path, _bare(word))}{_did_you_mean(field)}")
-    return Complaints(tuple(texts), not meant.isdisjoint(_IDENTITY))
+    return Complaints(tuple(texts), is_more or not meant.isdisjoint(_IDENTITY))
 
 
 def near(word: object, words: Iterable[str], alike: float = _ALIKE) -> str:

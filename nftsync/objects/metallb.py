@@ -22,6 +22,7 @@ from nftsync.objects.aggregation import (
 from nftsync.objects.names import (
     ADVERTISEMENT,
     FORMER_POOL,
+    LEGACY,
     PEER,
     POOL,
     Kind,
@@ -145,6 +146,11 @@ class ConfigMap:
     rejections: tuple[Rejection, ...] = ()
     is_marked: bool = True
     is_similar: bool = False
+
+    @property
+    def source(self) -> str:
+        """The source of its pools."""
+        return str(ObjectRef(LEGACY.name, str(self.name)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,12 +39,9 @@ _OPERATORS: dict[str, Callable[[str | None, frozenset[str]], bool]] = {
 
 def parse_selectors(value: object, what: str) -> tuple[Selector, ...]:
     """A list of selectors, none of them twice. Raises Malformed."""
-    selectors: list[Selector] = []
-    for entry in sequence(value, what):
-        selector = _selector(entry, what)
-        require(selector not in selectors, f"{what} holds a selector twice")
-        selectors.append(selector)
-    return tuple(selectors)
+    selectors = tuple(_selector(entry, what) for entry in sequence(value, what))
+    require(len(set(selectors)) == len(selectors), f"{what} holds a selector twice")
+    return selectors
 
 
 def _selector(value: object, what: str) -> Selector:

@@ -199,7 +199,9 @@ class MetalLBObjects:
         ordered = sorted(self.config_maps, key=lambda config_map: config_map.name)
         if self.config_map:
             return tuple(each for each in ordered if each.name.name == self.config_map), ()
-        looks = [each for each in ordered if each.is_marked] or [each for each in ordered if each.is_similar]
+        in_force = {pool.source for pool in known.pools} if known else set()
+        marked = [each for each in ordered if each.is_marked or each.source in in_force]
+        looks = marked or [each for each in ordered if each.is_similar]
         if len(looks) <= 1:
             return tuple(looks), ()
         names = some((each.name.name for each in looks), _NAMED)

@@ -13,6 +13,7 @@ import pytest
 
 from nftsync.cluster.cache import ObjectCache
 from nftsync.objects.names import Malformed, Name
+from tests.labtools import PATIENCE
 
 
 @dataclass(frozen=True)
@@ -185,3 +186,25 @@ def test_no_change_is_lost_between_threads() -> None:
         woken.clear()
         seen.update({name: found and found.value for name, found in cache.drain().objects.items()})
     assert seen == {Name("x", name): "last" for name in names}
+
+
+def test_a_reader_does_not_wait_while_a_large_object_is_parsed() -> None:
+    parsing, read = threading.Event(), threading.Event()
+
+    def slow(raw: Any, before: Thing | None) -> Thing | None:
+        parsing.set()
+        assert read.wait(PATIENCE)
+        return parse(raw, before)
+
+    cache: ObjectCache[Thing] = ObjectCache(slow)
+    writer = threading.Thread(target=cache.put, args=(thing("a", 1),))
+    writer.start()
+    assert parsing.wait(PATIENCE)
+
+    def look() -> None:
+        assert cache.objects() == []
+        read.set()
+
+    threading.Thread(target=look, daemon=True).start()
+    writer.join()
+    assert [each.value for each in cache.objects()] == [1]

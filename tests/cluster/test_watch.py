@@ -917,6 +917,15 @@ def refusing(lab: Lab, status: int) -> Iterator[None]:
     lab.server._faults[LIST].clear()
 
 
+def test_an_optional_kind_that_comes_and_goes_without_end_makes_few_lines(
+    optional: Lab, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    optional.server.script(LIST, *[faulty.refusal(status) for status in (403, 404)] * 50)
+    optional.started()
+    assert len(caplog.records) == OBJECT[0]
+
+
 @pytest.mark.parametrize(
     ("status", "level", "message"), [(404, logging.INFO, "not installed"), (403, logging.WARNING, "403")]
 )

@@ -120,8 +120,7 @@ def test_services_that_share_an_address_open_and_close_for_themselves(lab: Metal
     assert lab.announced(IN_FIRST)
 
 
-def test_nothing_opens_before_its_address_is_announced(lab: MetalLBLab) -> None:
-    """The order does not matter to the kernel; a Service without an address has no pinhole."""
+def test_a_service_without_an_address_has_no_pinhole(lab: MetalLBLab) -> None:
     lab.pools(first=[FIRST])
     lab.add("web", loadBalancerIP=IN_SECOND, ipFamilyPolicy="SingleStack")
     lab.add("other", loadBalancerIP=IN_FIRST, ipFamilyPolicy="SingleStack")

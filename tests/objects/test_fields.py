@@ -166,10 +166,23 @@ def test_a_field_like_no_other_is_told_without_a_guess() -> None:
     assert complaints({"spec": {"zzz": 1}}, "Service").texts == ("unknown field spec.zzz",)
 
 
+def test_of_many_unknown_fields_a_later_one_may_hold_the_name() -> None:
+    for number, renames in ((5, False), (6, True)):
+        found = complaints({"spec": {f"zzz{each}": 1 for each in range(number)}}, "Service")
+        assert (len(found.texts), found.renames) == (5, renames)
+
+
 def test_an_unknown_type_of_a_service_is_told() -> None:
     told = complaints({"spec": {"type": "loadbalancer"}}, "Service").texts
     assert told == ("spec.type 'loadbalancer' is not a known value (did you mean LoadBalancer?)",)
     assert not any(complaints({"spec": {"type": each}}, "Service").texts for each in (None, "", "ClusterIP"))
+
+
+@pytest.mark.parametrize(("value", "shown"), [({"a": 1}, "a dict"), (["LoadBalancer"], "a list"), (7, "7")])
+def test_a_type_that_is_no_text_is_told(value: object, shown: str) -> None:
+    raw = {"spec": {"type": value}}
+    assert complaints(raw, "Service").texts == (f"spec.type {shown} is not a known value",)
+    assert complaints(raw, "Service", kept=raw).texts == ()
 
 
 def test_labels_annotations_and_selectors_may_have_any_key() -> None:

@@ -783,12 +783,29 @@ def test_of_several_config_maps_none_counts_until_one_is_named(config_maps: list
         seen.metallb.config_maps.put(each)
     seen._observer.pools.known = None  # pool objects never were there
     assert seen.look() == []
-    names = " and ".join(each["metadata"]["name"] for each in config_maps).replace(" and ", ", ")
+    names = ", ".join(each["metadata"]["name"] for each in config_maps)
     first = config_maps[0]["metadata"]["name"]
     assert seen.told() == [
         f"ConfigMap metallb-system/{first}: each of {names} can be MetalLB's: write the name in "
         "spec.metallb-configmap of the Nft; no pools are known"
     ]
+
+
+def test_a_config_map_that_looks_better_does_not_replace_the_one_in_force() -> None:
+    seen = Seen().sync()
+    seen.metallb.config_maps.put(named("mine"))
+    assert seen.look() == ["old"]
+    seen.metallb.config_maps.put(named("config", MARKED))
+    assert seen.look() == ["old"]
+    assert seen.told() == [
+        "ConfigMap metallb-system/config: each of config, mine can be MetalLB's: write the name in "
+        "spec.metallb-configmap of the Nft; the last good pools stay"
+    ]
+    seen.metallb.config_maps.delete(named("mine"))
+    seen.look()
+    seen.now += GRACE_PERIOD
+    assert seen.look() == ["marked"]
+    assert seen.told() == []
 
 
 def test_a_given_config_map_that_is_invalid_is_told_whatever_it_looks_like() -> None:
