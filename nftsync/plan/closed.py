@@ -6,7 +6,7 @@ it is old and conntrack has no connection of it.
 """
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 
@@ -15,7 +15,6 @@ from nftsync.objects.service import Protocol
 from nftsync.policy.pinholes import Pinhole
 
 MAX = 65_536  # remembered endpoints; the oldest ones of the addresses with the most go first
-_MANY = 1024  # an address with more endpoints makes room for later ones, too
 # Seconds: conntrack keeps a silent TCP connection for so long (nf_conntrack_tcp_timeout_established).
 OLD = 432_000
 
@@ -77,7 +76,7 @@ def closing(
     return Closing(added, sorted(forgotten))
 
 
-def _excess(keys: Sequence[str]) -> Iterator[str]:
+def _excess(keys: Sequence[str]) -> list[str]:
     """The endpoints to forget: nobody's many endpoints crowd out the few of another address.
 
     keys: the oldest first.
@@ -89,10 +88,8 @@ def _excess(keys: Sequence[str]) -> Iterator[str]:
         ranked.append((-counts[address], age, key))
         counts[address] -= 1
     ranked.sort()
-    excess = len(keys) - MAX
-    yield from (key for _, _, key in ranked[:excess])
-    # Ranking takes a moment, so the next closing endpoints should find room.
-    yield from (key for rank, _, key in ranked[excess : excess + MAX // 8] if -rank > _MANY)
+    room = MAX // 64  # for the next ones: to rank all of them takes a tenth of a second
+    return [key for _, _, key in ranked[: len(keys) - MAX + room]]
 
 
 def old(closed: Mapping[str, int], now: int) -> frozenset[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import pytest
 from hypothesis import given
@@ -85,25 +85,26 @@ def test_the_many_endpoints_of_one_address_do_not_crowd_out_the_few_of_another(
     wide = [f"192.0.2.1 . sctp . {number}" for number in range(1, 1000)]
     held = after(held, closing(held, wide, [], NOW))
     assert few.items() <= held.items()
-    assert len(held) == 64
+    assert 63 <= len(held) <= 64
 
 
-def test_room_for_later_endpoints_comes_from_an_address_with_very_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that not each closing endpoint needs a look at all of them."""
-    monkeypatch.setattr(module, "MAX", 64)
-    monkeypatch.setattr(module, "_MANY", 32)
+@pytest.mark.parametrize("addresses", [1, 100])
+def test_not_each_closing_endpoint_needs_a_look_at_all_of_them(monkeypatch: pytest.MonkeyPatch, addresses: int) -> None:
+    monkeypatch.setattr(module, "MAX", 640)
     ranked, rank = list[int](), module._excess
 
-    def counted(keys: Sequence[str]) -> Iterator[str]:
+    def counted(keys: Sequence[str]) -> list[str]:
         ranked.append(len(keys))
         return rank(keys)
 
     monkeypatch.setattr(module, "_excess", counted)
     held = dict[str, int]()
-    for number in range(1, 1001):
-        held = after(held, closing(held, [f"192.0.2.1 . tcp . {number}"], [], NOW))
-        assert len(held) >= min(number, 64 - 64 // 8)
-    assert len(ranked) <= 1000 / (64 // 8)
+    for number in range(1, 2001):
+        key = f"192.0.2.{number % addresses} . tcp . {number}"
+        held = after(held, closing(held, [key], [], NOW))
+        assert len(held) >= min(number, 630)
+        assert key in held
+    assert len(ranked) <= 2000 / 10
 
 
 @given(st.lists(st.tuples(key_sets, key_sets, key_sets), max_size=8))
