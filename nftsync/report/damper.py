@@ -7,7 +7,7 @@ from functools import lru_cache
 from nftsync.objects.names import ObjectRef, Reason
 from nftsync.report.events import Bucket, EventReason, Notice
 
-NAMESPACE = 2000, 10.0  # notices about all objects of a namespace: at once, then one in so many seconds
+NAMESPACE = 2000, 2.0  # notices about all objects of a namespace: at once, then one in so many seconds
 URGENT, LAST = 200, 20  # tokens of a namespace that only warnings and summaries can use, and only summaries
 CALM = 30.0  # seconds without a change, after which a flapping object counts as calm
 _KNOWN = 4096  # objects, namespaces, and flapping objects to remember
