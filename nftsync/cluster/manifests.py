@@ -239,12 +239,14 @@ class _Reading:
             self.rejections.append(replace(rejection, message=f"{rejection.message}; {end}"))
         remembered = [(kind, name) for kind, relist in self._relists.items() for name in relist.remembered]
         remembered = [(kind, name) for kind, name in remembered if not self._held(kind, name)]
+        told: list[Rejection] = []
         for path, rejections in self._doubtful.items():
             before = self._before.get(path, set())
             stay = self._keep(path, [*(each for each in before if not self._held(*each)), *remembered])
             end = "; its previous objects stay" if stay or before & self.names[path] else ""
-            self.rejections += [replace(each, message=f"{each.message}{end}") for each in rejections]
+            told += [replace(each, message=f"{each.message}{end}") for each in rejections]
             self.unclear.update((kind, path) for kind in self._relists)
+        self.rejections[:0] = told
         if self._were_unclear is not None:
             self.unclear &= self._were_unclear
         for kind, _ in self.unclear:

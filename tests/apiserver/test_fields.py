@@ -117,7 +117,7 @@ def test_no_kind_that_this_server_serves_is_a_misspelling(apiserver: ApiServer) 
             served += [(version["groupVersion"], each["kind"]) for each in resources]
     assert ("v1", "Service") in served
     for version, kind in served:
-        found = recognize({"apiVersion": version, "kind": kind})
+        found = recognize({"apiVersion": version, "kind": kind, "metadata": {}})
         assert found is None or found.complaint == "", (version, kind)
 
 

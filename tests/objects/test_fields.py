@@ -101,6 +101,8 @@ def test_every_kind_whose_spec_decides_has_a_table() -> None:
         ({"kind": "Service"}, "apiVersion is missing"),
         ({"kind": "Service", "apiVersion": 1}, "apiVersion 1 is not a text"),
         ({"apiVersion": "v1"}, "kind is missing"),
+        ({}, "apiVersion is missing; kind is missing"),
+        ({"apiVersion": "v1", "kind": "Svc"}, "there is no kind Svc in v1"),
         ({"apiVersion": "v1", "kind": ["Service"]}, "kind a list is not a text"),
         ({"apiVersion": "v1", "kind": "List", "Items": []}, "List has no list of items"),
         ({"apiVersion": "v1", "kind": "ServiceList", "items": {}}, "ServiceList has no list of items"),

@@ -691,7 +691,7 @@ def test_address_pools_of_before_stay_after_a_restart_without_their_kind_and_it_
         seen.observe()
         seen.now += MAX_GRACE_PERIOD
         assert seen.look() == kept, "unless other pools have taken their place"
-        said = "AddressPool metallb-system: nftsync cannot read this kind in the cluster, or all of it in the files; its last good"
+        said = "AddressPool metallb-system: nftsync cannot read this kind in the cluster"
         assert any(each.startswith(said) for each in seen.told()) == ("old" in kept)
 
 
