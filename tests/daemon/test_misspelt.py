@@ -104,8 +104,9 @@ def test_what_a_file_held_stays_over_a_restart_that_finds_it_unreadable(daemon: 
 @pytest.mark.parametrize("kind", ["IPAddressPool", "BGPAdvertisement"])
 def test_a_part_of_the_pools_that_is_refused_stays_over_a_restart(daemon: Asked, kind: str) -> None:
     daemon.config.write_text(f"advertised_pools_only = true\n{daemon.config.read_text()}")
-    first, second = ({**POOL, "spec": {"addresses": [part]}} for part in ("172.30.254.0/25", "172.30.254.128/25"))
-    second["metadata"] = {**POOL["metadata"], "name": "second"}
+    first: Raw = {**POOL, "spec": {"addresses": ["172.30.254.0/25"]}}
+    second: Raw = {**POOL, "spec": {"addresses": ["172.30.254.128/25"]}}
+    second["metadata"] = {"name": "second", "namespace": "metallb-system"}
     advertisement: Raw = {**POOL, "kind": "BGPAdvertisement", "spec": {}}
     pools = {"IPAddressPool": first, "BGPAdvertisement": advertisement}
     daemon.put(*pools.values(), second)
