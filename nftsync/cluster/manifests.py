@@ -270,7 +270,8 @@ class _Reading:
 def _is_manifest(path: Path, folder: Path) -> bool:
     # Editors, git and mounted ConfigMaps keep copies in hidden files and folders.
     hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-    return path.suffix in SUFFIXES and not hidden and path.is_file()
+    # A link that leads nowhere is told, because its objects are not gone: a share can be away.
+    return path.suffix in SUFFIXES and not hidden and (path.is_file() or (path.is_symlink() and not path.exists()))
 
 
 def _manifests(path: Path) -> Iterator[_Manifest]:

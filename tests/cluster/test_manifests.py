@@ -253,6 +253,20 @@ def test_a_file_that_breaks_is_told_and_what_it_held_stays(files: Files, text: s
     assert files.told() == []
 
 
+def test_what_a_link_led_to_stays_while_it_leads_nowhere(
+    files: Files, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    share = tmp_path_factory.mktemp("share")
+    (share / "a.yaml").write_text(service("a"))
+    (files.folder / "a.yaml").symlink_to(share / "a.yaml")
+    assert files.read() == ["default/a"]
+    (share / "a.yaml").rename(share / "away")
+    assert files.read() == ["default/a"]
+    assert files.told() == [("File a.yaml", Reason.UNREADABLE)]
+    (files.folder / "a.yaml").unlink()
+    assert files.read() == []
+
+
 def test_a_file_that_was_never_readable_holds_nothing(files: Files) -> None:
     files.write("a.yaml", "a: [")
     assert files.read() == []
