@@ -19,7 +19,7 @@ from nftsync.cluster.kubeconfig import Stamp, stamp
 from nftsync.cluster.manifestfile import read_objects
 from nftsync.cluster.watch import JOIN, WatchState
 from nftsync.config import InputError
-from nftsync.objects.fields import complaints, recognize
+from nftsync.objects.fields import Recognized, complaints, recognize
 from nftsync.objects.names import LEGACY, Malformed, Name, ObjectRef, Reason, Rejection, identify
 from nftsync.objects.nft import METALLB_NAMESPACE, RouterStatus
 from nftsync.report.events import Notice
@@ -110,7 +110,7 @@ class Manifests:
             manifests: list[_Manifest] = []
             for path in self._files():
                 try:
-                    manifests.extend(_manifests(path))
+                    manifests.extend(_manifests(path, held=bool(self._names.get(path))))
                 except (OSError, ValueError) as error:
                     reading.unreadable(path, error)
             # The Nft resource comes first: it names the namespace of MetalLB's objects.
@@ -274,10 +274,18 @@ def _is_manifest(path: Path, folder: Path) -> bool:
     return path.suffix in SUFFIXES and not hidden and (path.is_file() or (path.is_symlink() and not path.exists()))
 
 
-def _manifests(path: Path) -> Iterator[_Manifest]:
-    """A file's objects of supported kinds. Raises OSError or ValueError."""
+def _manifests(path: Path, *, held: bool) -> Iterator[_Manifest]:
+    """A file's objects of supported kinds. Raises OSError or ValueError.
+
+    held: whether it has held any. Then it does not turn into Helm's values, but it can be damaged.
+    """
     for number, raw in enumerate(read_objects(path), start=1):
-        if isinstance(raw, dict) and (known := recognize(raw)):
+        if not isinstance(raw, dict):
+            continue
+        known = recognize(raw)
+        if known is None and held and raw and raw.keys().isdisjoint(("apiVersion", "kind")):
+            known = Recognized("", "apiVersion and kind are missing")
+        if known:
             yield _Manifest(known.kind, known.complaint, raw, path, f"{_printable(path)} #{number}")
 
 

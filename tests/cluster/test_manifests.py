@@ -477,7 +477,7 @@ def test_a_misspelt_pool_leaves_the_last_good_one(files: Files) -> None:
 @pytest.mark.parametrize(
     "text",
     ["apiVersion: v1\nmetadata: {name: a}\n", "apiVersion: v1\nkind: Svc\nmetadata: {name: a}\n",
-     "metadata: {name: a, apiVersion: v1, kind: Service}\nspec: {}\n",
+     "metadata: {name: a, apiVersion: v1, kind: Service}\nspec: {}\n", "404: Not Found\n", "spec: {}\n",
      "apiVersion: metallb.io/v1beta1\nkind: Pool\nmetadata: {name: a}\n",
      "apiVersion: v1\nkind: List\nItems: []\n", "apiVersion: v1\nkind: [Service]\nmetadata: {}\n"],
 )  # fmt: skip
