@@ -103,6 +103,12 @@ def test_every_kind_whose_spec_decides_has_a_table() -> None:
         ({"apiVersion": "v1"}, "kind is missing"),
         ({}, "apiVersion is missing; kind is missing"),
         ({"apiVersion": "v1", "kind": "Svc"}, "there is no kind Svc in v1"),
+        ({"apiVersion": "v1", "kind": ""}, "kind is missing"),
+        ({"apiVersion": "", "kind": "Service"}, "apiVersion is missing"),
+        (
+            {"apiVersion": "metallb.io/v1beta1", "kind": "L2Advertisment"},
+            "there is no kind L2Advertisment in metallb.io/v1beta1 (did you mean L2Advertisement?)",
+        ),
         ({"apiVersion": "v1", "kind": ["Service"]}, "kind a list is not a text"),
         ({"apiVersion": "v1", "kind": "List", "Items": []}, "List has no list of items"),
         ({"apiVersion": "v1", "kind": "ServiceList", "items": {}}, "ServiceList has no list of items"),
