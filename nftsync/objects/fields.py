@@ -163,8 +163,9 @@ def complaints(raw: Mapping[str, object], kind: str, kept: Mapping[str, object] 
     kept: an object whose fields count as known.
     """
     shape = SHAPES.get(kind, {...: None})
-    known_too = {place[:2] for place in _unknown(kept, shape, "")}
-    found = list(islice((place for place in _unknown(raw, shape, "") if place[:2] not in known_too), _MOST))
+    known_too = {(path, quote(word)) for path, word, _ in _unknown(kept, shape, "")}  # a word can be a list
+    news = (place for place in _unknown(raw, shape, "") if (place[0], quote(place[1])) not in known_too)
+    found = list(islice(news, _MOST))
     places = dict(_places(shape, "")) if found else {}
     texts, meant = [], set()
     for path, word, known in found:

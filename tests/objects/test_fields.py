@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nftsync.objects.fields import SHAPES, complaints, near, recognize
+from nftsync.objects.fields import LAST_APPLIED, SHAPES, complaints, near, recognize, removed
 from nftsync.objects.names import KINDS
 from nftsync.objects.nft import NftSpec, Nics, describe_spec
 from tests.support import ROOT, json_values
@@ -178,6 +179,16 @@ def test_an_unknown_type_of_a_service_is_told() -> None:
     told = complaints({"spec": {"type": "loadbalancer"}}, "Service").texts
     assert told == ("spec.type 'loadbalancer' is not a known value (did you mean LoadBalancer?)",)
     assert not any(complaints({"spec": {"type": each}}, "Service").texts for each in (None, "", "ClusterIP"))
+
+
+@pytest.mark.parametrize("wrong", [["LoadBalancer"], {"LoadBalancer": None}, [], {}, 5, True])
+def test_a_type_of_another_shape_is_told(wrong: object) -> None:
+    raw = {"spec": {"type": wrong}}
+    [text] = complaints(raw, "Service").texts
+    assert text.startswith("spec.type ")
+    assert text.endswith(" is not a known value")
+    applied = {LAST_APPLIED: json.dumps(raw)}
+    assert removed({"metadata": {"annotations": applied}}, "Service").texts == (text,)
 
 
 def test_labels_annotations_and_selectors_may_have_any_key() -> None:
