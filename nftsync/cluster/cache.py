@@ -44,6 +44,8 @@ class Relist:
     """A list that arrives page by page.
 
     known: the number of objects before this list.  names: the names in the pages so far.
+    remembered: the names of the previous process's objects, until its first list ends.
+    is_partial: set it if the list can lack objects that nobody deleted. Then the kind is not readable.
     gone: at the end, the known names that the list lacks.
     is_suspect: at the end, True if a second list must confirm this one.
     """
@@ -52,6 +54,8 @@ class Relist:
     retain: Callable[[Name], bool]
     known: int
     names: set[Name] = field(default_factory=set)
+    remembered: AbstractSet[Name] = frozenset()
+    is_partial: bool = False
     gone: AbstractSet[Name] = frozenset()
     is_suspect: bool = False
 
@@ -96,7 +100,7 @@ class ObjectCache(Generic[T]):
         self._dirty: set[Name] = set()
         self._since = 0.0
         self.synced = threading.Event()  # set after the first complete list, or if there is none
-        self.readable = False  # True after a complete list, False while the kind cannot be read
+        self.readable = False  # True after a complete list, False while the kind or a part of it cannot be read
 
     def put(self, raw: object) -> None:
         """Take an added or modified object. Raises Malformed if its name is not readable."""
@@ -124,7 +128,8 @@ class ObjectCache(Generic[T]):
         A suspect first list is not complete: what it lacks can still have rules in the kernel.
         """
         with self._lock:
-            relist = Relist(self._store, self._retain, len(self._objects.keys() | self._remembered.keys()))
+            remembered = frozenset(self._remembered)
+            relist = Relist(self._store, self._retain, len(self._objects.keys() | remembered), remembered=remembered)
         yield relist
         with self._lock:
             relist.gone = (self._objects.keys() | self._remembered.keys()) - relist.names
@@ -134,7 +139,7 @@ class ObjectCache(Generic[T]):
                 for name in relist.gone:
                     self._drop(name)
         if self.synced.is_set() or not relist.is_suspect:
-            self._complete(readable=True)
+            self._complete(readable=not relist.is_partial)
 
     def unreadable(self) -> None:
         """The server does not serve this kind. Count it as listed and keep the known objects."""

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from nftsync.objects import yaml as yamltext
-from nftsync.objects.names import KINDS
+from nftsync.objects.names import KINDS, quote
 
 _LATER_BOM = re.compile(r"^(---[ \t]*\r?\n)\ufeff", re.MULTILINE)  # of files that stand one after the other
 _SPACE = re.compile(r"[ \t\r\n]*")  # between JSON documents
@@ -27,7 +27,11 @@ def read_objects(path: Path) -> Iterator[object]:
     text = _decoded(content)
     if path.suffix == ".json" and not text.strip():
         raise ValueError("it is empty")
-    return _flat(_documents(text))
+    documents = _documents(text)
+    for document in documents:
+        if document is not None and not isinstance(document, dict | list):  # as a page of a web server
+            raise ValueError(f"it holds {quote(document)} in place of an object")
+    return _flat(documents)
 
 
 def _decoded(content: bytes) -> str:

@@ -19,7 +19,7 @@ from nftsync.cluster.kubeconfig import Stamp, stamp
 from nftsync.cluster.manifestfile import read_objects
 from nftsync.cluster.watch import JOIN, WatchState
 from nftsync.config import InputError
-from nftsync.objects.fields import complaints, recognize
+from nftsync.objects.fields import Recognized, complaints, recognize
 from nftsync.objects.names import LEGACY, Malformed, Name, ObjectRef, Reason, Rejection, identify
 from nftsync.objects.nft import METALLB_NAMESPACE, RouterStatus
 from nftsync.report.events import Notice
@@ -28,6 +28,7 @@ SUFFIXES = (".yaml", ".yml", ".json")
 POLL_INTERVAL = 1.0  # seconds between looks at the files
 
 Objects = set[tuple[str, Name]]  # kinds and names
+Unclear = set[tuple[str, Path]]  # kinds and files
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +69,7 @@ class Manifests:
         self.inputs = replace(inputs, rejections=lambda: self.rejections)
         self._caches = inputs.by_kind()
         self._names: Mapping[Path, Objects] = {}  # of each file's last readable version
+        self._unclear: Unclear | None = None  # see _Reading
         self._seen: list[tuple[Path, Stamp]] = []  # the files' signature when they were last read
         self.rejections: tuple[Rejection, ...] = ()
         self._stop = threading.Event()
@@ -104,18 +106,18 @@ class Manifests:
         self._seen = self._signature()  # before the reading: a later change causes another
         with ExitStack() as stack:
             relists = {kind: stack.enter_context(cache.relist()) for kind, cache in self._caches.items()}
-            reading = _Reading(relists, self._names, self._counting)
+            reading = _Reading(relists, self._names, self._unclear, self._counting)
             manifests: list[_Manifest] = []
             for path in self._files():
                 try:
-                    manifests.extend(_manifests(path))
+                    manifests.extend(_manifests(path, held=bool(self._names.get(path))))
                 except (OSError, ValueError) as error:
                     reading.unreadable(path, error)
             # The Nft resource comes first: it names the namespace of MetalLB's objects.
             for manifest in sorted(manifests, key=lambda manifest: manifest.kind != "Nft"):
                 reading.take(manifest)
             reading.finish()
-        self._names = reading.names
+        self._names, self._unclear = reading.names, reading.unclear
         self.rejections = tuple(reading.rejections)
 
     def _counting(self, kind: str) -> tuple[str | None, str | None]:
@@ -163,6 +165,8 @@ class _Reading:
     """One reading of all files into the caches.
 
     relists: by kind.  before: the objects of each file in its previous reading.
+    were_unclear: the kinds of which this process has never known all objects of a file; None before
+    its first reading.
     counting: see Manifests._counting().
     """
 
@@ -170,22 +174,25 @@ class _Reading:
         self,
         relists: Mapping[str, Relist],
         before: Mapping[Path, Objects],
+        were_unclear: Unclear | None,
         counting: Callable[[str], tuple[str | None, str | None]],
     ) -> None:
         self._relists = relists
         self._before = before
+        self._were_unclear = were_unclear
         self._counting = counting
         self._refused: dict[tuple[str, Name], tuple[Path, Rejection]] = {}
-        self._doubtful: set[Path] = set()  # files with an object whose name is not clear
+        # The files with an object whose name is not clear, and what to tell of them.
+        self._doubtful: dict[Path, list[Rejection]] = defaultdict(list)
         self.names: dict[Path, Objects] = defaultdict(set)
+        self.unclear: Unclear = set()
         self.rejections: list[Rejection] = []
 
     def unreadable(self, path: Path, error: OSError | ValueError) -> None:
         """Keep the previous objects of a file."""
-        stays = self._keep(path, self._before.get(path, ()))
+        self._keep(path, self._before.get(path, ()))
         reason = error.strerror if isinstance(error, OSError) else str(error)
-        message = f"{reason}; its previous objects stay" if stays else f"{reason}"
-        self.rejections.append(Rejection(ObjectRef("File", _printable(path)), Reason.UNREADABLE, message))
+        self._doubtful[path].append(Rejection(ObjectRef("File", _printable(path)), Reason.UNREADABLE, f"{reason}"))
 
     def take(self, manifest: _Manifest) -> None:
         """Put an object into its cache, or refuse it and keep its previous version."""
@@ -206,7 +213,7 @@ class _Reading:
             self._refuse_unnamed(manifest, reason if complaint else Reason.MALFORMED, complaint or str(error))
             return
         if found.renames:
-            self._doubtful.add(manifest.path)
+            self._doubtful[manifest.path]  # nothing more to tell
         elif namespace not in (None, name.namespace) or only not in (None, name.name):
             return  # it does not count
         relist, ref = self._relists[kind], ObjectRef(kind, str(name), uid)
@@ -226,20 +233,32 @@ class _Reading:
         for (kind, name), (path, rejection) in self._refused.items():
             replaced = self._held(kind, name) and (kind, name) not in self._before.get(path, ())
             stays = not replaced and self._keep(path, [(kind, name)])
+            if not stays and not replaced:
+                self.unclear.add((kind, path))  # the previous process may have known a good one
             end = "its previous version stays" if stays else "it does not count"
             self.rejections.append(replace(rejection, message=f"{rejection.message}; {end}"))
-        for path in self._doubtful:
-            self._keep(path, ((kind, name) for kind, name in self._before.get(path, ()) if not self._held(kind, name)))
+        remembered = [(kind, name) for kind, relist in self._relists.items() for name in relist.remembered]
+        remembered = [(kind, name) for kind, name in remembered if not self._held(kind, name)]
+        told: list[Rejection] = []
+        for path, rejections in self._doubtful.items():
+            before = self._before.get(path, set())
+            stay = self._keep(path, [*(each for each in before if not self._held(*each)), *remembered])
+            end = "; its previous objects stay" if stay or before & self.names[path] else ""
+            told += [replace(each, message=f"{each.message}{end}") for each in rejections]
+            self.unclear.update((kind, path) for kind in self._relists)
+        self.rejections[:0] = told
+        if self._were_unclear is not None:
+            self.unclear &= self._were_unclear
+        for kind, _ in self.unclear:
+            self._relists[kind].is_partial = True
 
     def _held(self, kind: str, name: Name) -> bool:
         return name in self._relists[kind].names
 
     def _refuse_unnamed(self, manifest: _Manifest, reason: Reason, complaint: str) -> None:
         """Refuse an object that has no valid name: it can be any of its file."""
-        self._doubtful.add(manifest.path)
-        stays = "; all previous objects of the file stay" if self._before.get(manifest.path) else ""
         ref = ObjectRef(manifest.kind or "File", manifest.where)
-        self.rejections.append(Rejection(ref, reason, f"{complaint}{stays}"))
+        self._doubtful[manifest.path].append(Rejection(ref, reason, complaint))
 
     def _keep(self, path: Path, objects: Iterable[tuple[str, Name]]) -> bool:
         """Keep the previous versions of objects. Returns True if there are any."""
@@ -251,13 +270,22 @@ class _Reading:
 def _is_manifest(path: Path, folder: Path) -> bool:
     # Editors, git and mounted ConfigMaps keep copies in hidden files and folders.
     hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-    return path.suffix in SUFFIXES and not hidden and path.is_file()
+    # A link that leads nowhere is told, because its objects are not gone: a share can be away.
+    return path.suffix in SUFFIXES and not hidden and (path.is_file() or (path.is_symlink() and not path.exists()))
 
 
-def _manifests(path: Path) -> Iterator[_Manifest]:
-    """A file's objects of supported kinds. Raises OSError or ValueError."""
+def _manifests(path: Path, *, held: bool) -> Iterator[_Manifest]:
+    """A file's objects of supported kinds. Raises OSError or ValueError.
+
+    held: whether it has held any. Then it does not turn into Helm's values, but it can be damaged.
+    """
     for number, raw in enumerate(read_objects(path), start=1):
-        if isinstance(raw, dict) and (known := recognize(raw)):
+        if not isinstance(raw, dict):
+            continue
+        known = recognize(raw)
+        if known is None and held and raw and raw.keys().isdisjoint(("apiVersion", "kind")):
+            known = Recognized("", "apiVersion and kind are missing")
+        if known:
             yield _Manifest(known.kind, known.complaint, raw, path, f"{_printable(path)} #{number}")
 
 

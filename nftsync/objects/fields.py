@@ -13,7 +13,7 @@ from difflib import get_close_matches
 from itertools import islice
 from typing import Any
 
-from nftsync.objects.names import KINDS, NFT, POOL, Kind, mapping, quote
+from nftsync.objects.names import KINDS, NFT, POOL, SERVICE, Kind, mapping, quote
 from nftsync.objects.service import EGRESS_ANNOTATION, RATELIMIT_ANNOTATION, SOURCE_RANGES_ANNOTATION
 
 # A dict of fields, a list with the shape of its entries, a tuple of the legal texts, or None for any
@@ -84,8 +84,13 @@ SHAPES: Mapping[str, dict[Any, Shape]] = {
     "AddressPool": _object(_OLD_POOL),
     "ConfigMap": {"metadata": _METADATA} | _any("apiVersion", "kind", "data", "binaryData", "immutable"),
 }
+_CORE = {  # the kinds of v1
+    "Binding", "ComponentStatus", "ConfigMap", "Endpoints", "Event", "LimitRange", "List", "Namespace", "Node",
+    "PersistentVolume", "PersistentVolumeClaim", "Pod", "PodTemplate", "RangeAllocation", "ReplicationController",
+    "ResourceQuota", "Secret", "Service", "ServiceAccount", "Status",
+}  # fmt: skip
 # MetalLB's kinds that nftsync need not read.
-_OTHERS = {"BFDProfile", "Community", "L2Advertisement", "ServiceBGPStatus", "ServiceL2Status"}
+_OTHERS = ("BFDProfile", "Community", "L2Advertisement", "ServiceBGPStatus", "ServiceL2Status")
 _IDENTITY = {"metadata", "metadata.name", "metadata.namespace"}
 
 
@@ -127,14 +132,16 @@ def recognize(raw: Mapping[str, object]) -> Recognized | None:
         return Recognized(kind, wrong_version or _wrong_version(kind, group, number, version)) if ours else None
     if is_object and not kind:
         ours = any(group == kind.group for kind in KINDS.values())
-        return Recognized("", wrong_kind) if version and ours else None
-    meant = near(kind, (kind.name for kind in KINDS.values() if not group or _is_like(group, kind)))
+        return Recognized("", "; ".join(filter(None, (wrong_version, wrong_kind)))) if ours else None
+    known = [each.name for each in KINDS.values() if not group or _is_like(group, each)]
+    meant = near(kind, (*known, *(_OTHERS if _is_like(group, POOL) else ())))
     if not meant and group == NFT.group:
         meant = NFT.name  # its only kind
-    if not is_object or kind in _OTHERS or not (meant or group == POOL.group):
+    is_core = version == SERVICE.api_version and kind.removesuffix("List") not in _CORE
+    if not is_object or kind in _OTHERS or not (meant or is_core or group == POOL.group):
         return None
     unknown = f"there is no kind {_bare(kind)} in {_bare(version)}{_did_you_mean(meant)}"
-    return Recognized(meant, "; ".join(filter(None, (unknown, wrong_version))))
+    return Recognized("" if meant in _OTHERS else meant, "; ".join(filter(None, (unknown, wrong_version))))
 
 
 def removed(raw: Mapping[str, object], kind: str) -> Complaints:
@@ -187,9 +194,9 @@ def _header(raw: Mapping[str, object], field: str) -> tuple[str, str]:
     value = raw.get(field)
     if value is None:
         value = raw.get(near(field, islice(raw, _MANY)))
-    if isinstance(value, str):
+    if isinstance(value, str) and value:
         return value, ""
-    return "", f"{field} is missing" if value is None else f"{field} {quote(value)} is not a text"
+    return "", f"{field} is missing" if value in (None, "") else f"{field} {quote(value)} is not a text"
 
 
 def _wrong_version(kind: str, group: str, number: str, version: str) -> str:

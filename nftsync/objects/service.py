@@ -11,7 +11,18 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from nftsync.objects.address import Address, Network, collapse, parse_address, parse_source_range
-from nftsync.objects.names import Malformed, Name, ObjectRef, Reason, Rejection, identify, mapping, quote, sequence
+from nftsync.objects.names import (
+    Malformed,
+    Name,
+    ObjectRef,
+    Reason,
+    Rejection,
+    identify,
+    mapping,
+    quote,
+    require,
+    sequence,
+)
 from nftsync.objects.ratelimit import RateLimit, parse_ratelimit
 
 RATELIMIT_ANNOTATION = "ratelimit"
@@ -77,17 +88,20 @@ def parse_service(raw: object, before: Service | None) -> Service | None:
     try:
         service = mapping(raw, "the object")
         spec = mapping(service.get("spec"), "spec")
+        require(bool(spec), "there is no spec")
         if spec.get("type") != "LoadBalancer":
             return None  # even if its status lists addresses
         metadata = mapping(service.get("metadata"), "metadata")
         annotations = mapping(metadata.get("annotations"), "metadata.annotations")
-        created, load_balancer_class = metadata.get("creationTimestamp"), spec.get("loadBalancerClass")
+        created, load_balancer_class = metadata.get("creationTimestamp"), spec.get("loadBalancerClass") or ""
+        if not isinstance(load_balancer_class, str):
+            raise Malformed(f"spec.loadBalancerClass {quote(load_balancer_class)} is not a text")
         refusals: list[Refusal] = []
-        return Service(
+        parsed = Service(
             name=name,
             uid=uid,
             created=created if isinstance(created, str) and _TIMESTAMP.fullmatch(created) else "",
-            load_balancer_class=load_balancer_class if isinstance(load_balancer_class, str) else "",
+            load_balancer_class=load_balancer_class,
             addresses=tuple(dict.fromkeys(_addresses(service, refusals))),
             ports=tuple(dict.fromkeys(_ports(spec, refusals))),
             sources=_sources(spec, annotations, refusals),
@@ -95,11 +109,13 @@ def parse_service(raw: object, before: Service | None) -> Service | None:
             limit_egress=_limit(annotations, EGRESS_ANNOTATION, before.limit_egress if before else None, refusals),
             rejections=tuple(Rejection(ObjectRef("Service", str(name), uid), *refusal) for refusal in refusals),
         )
+        require(bool(spec.get("ports")), "spec.ports is empty")
     except Malformed as error:
         stays = "its previous version stays" if before else "it opens nothing"
         closed = Service(name, uid, "", "", (), (), (), None, ())
         rejection = Rejection(closed.ref, Reason.MALFORMED, f"{error}; {stays}")
         return replace(before or closed, rejections=(rejection,))
+    return parsed
 
 
 def _addresses(service: Mapping[str, object], refusals: list[Refusal]) -> Iterator[Address]:

@@ -152,7 +152,8 @@ class MetalLBObjects:
     """MetalLB's objects at one moment.
 
     pools: IPAddressPools and AddressPools.
-    unreadable: the kinds that the server does not serve, or not to nftsync.
+    unreadable: the kinds that the server does not serve, or not to nftsync; or that a file holds and
+    nftsync cannot read there.
     config_map: the name of MetalLB's ConfigMap; "" to find it by its looks.
     """
 
@@ -183,9 +184,10 @@ class MetalLBObjects:
             found, rejections = configuration(self.pools, self.advertisements, self.peers, config_map)
         stays = "; the last good pools stay" if known else "; no pools are known"
         rejections = tuple(replace(rejection, message=rejection.message + stays) for rejection in rejections)
+        read = found
         if found is not None and known is not None and found.of_pool_objects:
             found = self._completed(found, known)
-        if not rejections and known is not None:
+        if not rejections and known is not None and (found is None or found != read):
             rejections = tuple(self._kept(found, known))
         return found, (*rejections, *self._refused_by_metallb())
 
@@ -235,7 +237,9 @@ class MetalLBObjects:
             needed |= {PEER.name} if holds.peers else set()
         unread = sorted(needed & self.unreadable)
         for kind in unread:
-            message = "the cluster does not serve this kind, or forbids to read it; its last good objects stay"
+            message = (
+                "nftsync cannot read this kind in the cluster, or all of it in the files; its last good objects stay"
+            )
             yield Rejection(ObjectRef(kind, namespace), Reason.MISSING_POOLS, message)
         if found is None and not unread:
             kind = min(kinds, default=POOL.name)

@@ -206,7 +206,7 @@ def test_what_metallb_says_of_its_configuration_is_told_and_kinds_that_go_are_to
     eventually(lambda: gone in router.run("status").stdout, "the last pool is gone")
     assert router.metric('nftsync_config_stale{source="pools"}') == 1
     router.server.delete_kind(f"{IPPOOLS}.metallb.io")
-    lost = "the cluster does not serve this kind, or forbids to read it; its last good objects stay"
+    lost = "nftsync cannot read this kind in the cluster, or all of it in the files; its last good objects stay"
     eventually(lambda: lost in router.run("status").stdout, "the kind is gone")
     assert lost in router.run("pools").stderr
     assert f"warn  MetalLB's pools: IPAddressPool metallb-system: missing_pools: {lost}" in router.run("check").stdout

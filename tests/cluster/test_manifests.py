@@ -121,7 +121,7 @@ def test_other_kinds_are_not_ours(files: Files) -> None:
     files.write(
         "x.yaml",
         "apiVersion: serving.knative.dev/v1\nkind: Service\nmetadata: {name: x}\n---\nkind: Ingress\n---\n"
-        "- 5\n---\ntext\n---\n"
+        "- 5\n---\n"
         "apiVersion: example.com/v1\nkind: Nft\nmetadata: {name: nft}\n---\nkind: [Service]\napiVersion: apps/v1\n---\n"
         "kind: {a: b}\nitems: []\n---\nresources: [web.yaml]\n---\nreplicas: 1\nkind: DaemonSet\n---\n"
         "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: other, namespace: shop}\ndatas: {}\n---\n"
@@ -231,6 +231,8 @@ BROKEN = {
     b"\xff\xfe\x00": "utf-16",
     "a: 1\na: 2": "line 2: the key 'a' occurs twice",
     "a: *x": "line 1: anchors and aliases are not allowed",
+    "<html><body>not found</body></html>": "it holds '<html><body>not found</body></html>' in place of an object",
+    f"{service('a')}---\n5": "it holds 5 in place of an object",
 }
 
 
@@ -249,6 +251,20 @@ def test_a_file_that_breaks_is_told_and_what_it_held_stays(files: Files, text: s
     (files.folder / "a.yaml").unlink()
     assert files.read() == ["default/c"]
     assert files.told() == []
+
+
+def test_what_a_link_led_to_stays_while_it_leads_nowhere(
+    files: Files, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    share = tmp_path_factory.mktemp("share")
+    (share / "a.yaml").write_text(service("a"))
+    (files.folder / "a.yaml").symlink_to(share / "a.yaml")
+    assert files.read() == ["default/a"]
+    (share / "a.yaml").rename(share / "away")
+    assert files.read() == ["default/a"]
+    assert files.told() == [("File a.yaml", Reason.UNREADABLE)]
+    (files.folder / "a.yaml").unlink()
+    assert files.read() == []
 
 
 def test_a_file_that_was_never_readable_holds_nothing(files: Files) -> None:
@@ -460,7 +476,9 @@ def test_a_misspelt_pool_leaves_the_last_good_one(files: Files) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["apiVersion: v1\nmetadata: {name: a}\n", "apiVersion: metallb.io/v1beta1\nkind: Pool\nmetadata: {name: a}\n",
+    ["apiVersion: v1\nmetadata: {name: a}\n", "apiVersion: v1\nkind: Svc\nmetadata: {name: a}\n",
+     "metadata: {name: a, apiVersion: v1, kind: Service}\nspec: {}\n", "404: Not Found\n", "spec: {}\n",
+     "apiVersion: metallb.io/v1beta1\nkind: Pool\nmetadata: {name: a}\n",
      "apiVersion: v1\nkind: List\nItems: []\n", "apiVersion: v1\nkind: [Service]\nmetadata: {}\n"],
 )  # fmt: skip
 def test_an_object_that_could_be_any_of_its_file_leaves_them_all(files: Files, text: str) -> None:

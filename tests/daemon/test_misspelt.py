@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from tests.daemon.test_asking import Asked
+from tests.daemon.test_asking import POOL, Asked
 from tests.lab.lab import Lab
-from tests.labtools import Raw, eventually, needs_root, nft, service
+from tests.labtools import Raw, eventually, needs_root, nft, service, write
 
 pytestmark = needs_root
 
@@ -79,3 +79,46 @@ def test_misspelt_settings_leave_those_in_force_over_a_restart_too(daemon: Asked
     daemon.start()
     assert daemon.lab.router.run(["nft", "list", "chain", "inet", "nftsync", "operator-cr"]).stdout == rules
     assert daemon.explain("203.0.113.7", "172.30.254.1:80")["verdict"] != "dropped"
+
+
+@pytest.mark.parametrize("wrong", ["{", '{"kind": "Service", "apiVersion": "v1", "metadata": {"nam": "web"}}'])
+def test_what_a_file_held_stays_over_a_restart_that_finds_it_unreadable(daemon: Asked, wrong: str) -> None:
+    other = service("other", "172.30.254.2")
+    daemon.put(POOL, other)
+    daemon.start().stop()
+    write(daemon.path(WEB), wrong)
+    daemon.remove(other)
+    for raw in (nft(), POOL):
+        write(daemon.path(raw), wrong)
+    daemon.start(ready=False)
+    assert eventually(lambda: len(told(daemon)) >= 3), daemon.log()
+    assert daemon.explain("203.0.113.7", "172.30.254.1:80")["verdict"] != "dropped"
+    assert daemon.explain("192.0.2.7", "172.30.254.1:80")["verdict"] == "dropped"
+    assert daemon.explain("203.0.113.7", "172.30.254.2:80")["verdict"] != "dropped", "it can be in the unreadable file"
+    daemon.put(WEB, nft(), POOL)
+    assert eventually(lambda: not told(daemon)), daemon.log()
+    assert daemon.explain("203.0.113.7", "172.30.254.1:80")["verdict"] != "dropped"
+    assert daemon.explain("203.0.113.7", "172.30.254.2:80")["verdict"] == "dropped"
+
+
+@pytest.mark.parametrize("kind", ["IPAddressPool", "BGPAdvertisement"])
+def test_a_part_of_the_pools_that_is_refused_stays_over_a_restart(daemon: Asked, kind: str) -> None:
+    daemon.config.write_text(f"advertised_pools_only = true\n{daemon.config.read_text()}")
+    first: Raw = {**POOL, "spec": {"addresses": ["172.30.254.0/25"]}}
+    second: Raw = {**POOL, "spec": {"addresses": ["172.30.254.128/25"]}}
+    second["metadata"] = {"name": "second", "namespace": "metallb-system"}
+    advertisement: Raw = {**POOL, "kind": "BGPAdvertisement", "spec": {}}
+    pools = {"IPAddressPool": first, "BGPAdvertisement": advertisement}
+    daemon.put(*pools.values(), second)
+    daemon.start()
+    assert daemon.explain("203.0.113.7", "172.30.254.1:80")["verdict"] != "dropped"
+    daemon.stop()
+    wrong = pools[kind]
+    daemon.put({**wrong, "spec": {**wrong["spec"], "unknown": 1}})
+    daemon.start()
+    daemon.put(service("other", "172.30.254.200"))  # another reading
+    assert eventually(lambda: daemon.explain("203.0.113.7", "172.30.254.200:80")["verdict"] != "dropped"), daemon.log()
+    assert daemon.explain("203.0.113.7", "172.30.254.1:80")["verdict"] != "dropped"
+    assert any("its last good objects stay" in line for line in told(daemon))
+    daemon.put(wrong)
+    assert eventually(lambda: not told(daemon)), daemon.log()

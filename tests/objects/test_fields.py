@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nftsync.objects.fields import SHAPES, complaints, near, recognize
+from nftsync.objects.fields import LAST_APPLIED, SHAPES, complaints, near, recognize, removed
 from nftsync.objects.names import KINDS
 from nftsync.objects.nft import NftSpec, Nics, describe_spec
 from tests.support import ROOT, json_values
@@ -101,6 +102,14 @@ def test_every_kind_whose_spec_decides_has_a_table() -> None:
         ({"kind": "Service"}, "apiVersion is missing"),
         ({"kind": "Service", "apiVersion": 1}, "apiVersion 1 is not a text"),
         ({"apiVersion": "v1"}, "kind is missing"),
+        ({}, "apiVersion is missing; kind is missing"),
+        ({"apiVersion": "v1", "kind": "Svc"}, "there is no kind Svc in v1"),
+        ({"apiVersion": "v1", "kind": ""}, "kind is missing"),
+        ({"apiVersion": "", "kind": "Service"}, "apiVersion is missing"),
+        (
+            {"apiVersion": "metallb.io/v1beta1", "kind": "L2Advertisment"},
+            "there is no kind L2Advertisment in metallb.io/v1beta1 (did you mean L2Advertisement?)",
+        ),
         ({"apiVersion": "v1", "kind": ["Service"]}, "kind a list is not a text"),
         ({"apiVersion": "v1", "kind": "List", "Items": []}, "List has no list of items"),
         ({"apiVersion": "v1", "kind": "ServiceList", "items": {}}, "ServiceList has no list of items"),
@@ -178,11 +187,14 @@ def test_an_unknown_type_of_a_service_is_told() -> None:
     assert not any(complaints({"spec": {"type": each}}, "Service").texts for each in (None, "", "ClusterIP"))
 
 
-@pytest.mark.parametrize(("value", "shown"), [({"a": 1}, "a dict"), (["LoadBalancer"], "a list"), (7, "7")])
-def test_a_type_that_is_no_text_is_told(value: object, shown: str) -> None:
-    raw = {"spec": {"type": value}}
-    assert complaints(raw, "Service").texts == (f"spec.type {shown} is not a known value",)
-    assert complaints(raw, "Service", kept=raw).texts == ()
+@pytest.mark.parametrize("wrong", [["LoadBalancer"], {"LoadBalancer": None}, [], {}, 5, True])
+def test_a_type_of_another_shape_is_told(wrong: object) -> None:
+    raw = {"spec": {"type": wrong}}
+    [text] = complaints(raw, "Service").texts
+    assert text.startswith("spec.type ")
+    assert text.endswith(" is not a known value")
+    applied = {LAST_APPLIED: json.dumps(raw)}
+    assert removed({"metadata": {"annotations": applied}}, "Service").texts == (text,)
 
 
 def test_labels_annotations_and_selectors_may_have_any_key() -> None:

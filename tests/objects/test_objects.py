@@ -401,6 +401,11 @@ MALFORMED = {
     "spec.loadBalancerSourceRanges is not a list but '10.0.0.0/8'": {
         "spec": {"type": "LoadBalancer", "loadBalancerSourceRanges": "10.0.0.0/8"}
     },
+    "there is no spec": {"spec": None},
+    "spec.ports is empty": {"spec": {"type": "LoadBalancer", "ports": None}},
+    "spec.loadBalancerClass 5 is not a text": {
+        "spec": {"type": "LoadBalancer", "ports": [{"port": 80}], "loadBalancerClass": 5}
+    },
 }
 
 

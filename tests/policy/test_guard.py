@@ -691,7 +691,7 @@ def test_address_pools_of_before_stay_after_a_restart_without_their_kind_and_it_
         seen.observe()
         seen.now += MAX_GRACE_PERIOD
         assert seen.look() == kept, "unless other pools have taken their place"
-        said = "AddressPool metallb-system: the cluster does not serve this kind, or forbids to read it; its last good"
+        said = "AddressPool metallb-system: nftsync cannot read this kind in the cluster"
         assert any(each.startswith(said) for each in seen.told()) == ("old" in kept)
 
 
@@ -701,7 +701,7 @@ def test_kinds_that_are_gone_are_told_with_what_stays() -> None:
     for cache in seen.metallb.caches:
         cache.unreadable()
     assert seen.look() == ["a"]
-    words = "the cluster does not serve this kind, or forbids to read it; its last good objects stay"
+    words = "nftsync cannot read this kind in the cluster, or all of it in the files; its last good objects stay"
     assert seen.told() == [
         f"{kind} metallb-system: {words}" for kind in ("BGPAdvertisement", "BGPPeer", "IPAddressPool")
     ]

@@ -36,7 +36,8 @@ def build(folders: Iterable[Path]) -> None:
     missing = [folder.name for folder in folders if not folder.is_dir()]
     if missing and not may_build():
         raise ProgramsError(f"{', '.join(missing)} is not built: run `make programs` once as root")
-    if missing and subprocess.run([HERE / "build", *missing], check=False).returncode:
+    environment = {**os.environ, "NFTSYNC_TEST_CACHE": str(_cache())}  # the script runs in a folder of its own
+    if missing and subprocess.run([HERE / "build", *missing], env=environment, check=False).returncode:
         raise ProgramsError(f"{', '.join(missing)} could not be built: see {_cache() / 'build.log'}")
 
 
@@ -47,5 +48,5 @@ def may_build() -> bool:
 
 def _cache() -> Path:
     if cache := os.environ.get("NFTSYNC_TEST_CACHE"):
-        return Path(cache)
+        return Path(cache).absolute()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nftsync-tests"
