@@ -6,7 +6,6 @@ Source: MetalLB's internal/config: ParseCIDR, validateBGPAdvPerPool.
 """
 
 from collections.abc import Mapping
-from ipaddress import summarize_address_range
 
 from nftsync.objects.address import Range, parse_range
 from nftsync.objects.names import Malformed, quote, require, sequence
@@ -32,7 +31,10 @@ def _length(entry: str, part: Range) -> int:
     """The length of the shortest prefix. MetalLB counts that of an IPv4-mapped CIDR as IPv6's."""
     if "-" not in entry:
         return int(entry.rpartition("/")[2])
-    return min(network.prefixlen for network in summarize_address_range(*part))
+    first, last = int(part.first), int(part.last)
+    bits = (last - first + 1).bit_length() - 1
+    start = -(-first >> bits) << bits  # the first multiple of the block's size
+    return part.first.max_prefixlen - (bits if start + (1 << bits) - 1 <= last else bits - 1)
 
 
 def parse_lengths(

@@ -189,7 +189,9 @@ def configuration(
     objects: tuple[AddressPool | Advertisement | Peer, ...] = (*ordered, *advertisements, *peers)
     rejections = [rejection for parsed in objects for rejection in parsed.rejections]
     refs = {pool.source: parsed.ref for pool, parsed in zip(configured, ordered, strict=True)}
-    for pool, message in (*_doubles(configured), *overlaps(configured)):
+    # A pool can have tens of thousands of overlaps, so only the first one of each is told.
+    overlapping = {pool.source: (pool, message) for pool, message in reversed(tuple(overlaps(configured)))}
+    for pool, message in (*_doubles(configured), *reversed(overlapping.values())):
         # MetalLB 0.14 does not read AddressPools, but an upgrade leaves them in the cluster.
         is_former = pool.kind == FORMER_POOL.name and ordered[0].kind is POOL
         hint = "; delete this AddressPool if your MetalLB is 0.14 or newer" if is_former else ""
