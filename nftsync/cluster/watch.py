@@ -207,8 +207,9 @@ class Watcher:
     def _go_without(self, error: ApiError) -> None:
         """The cluster does not serve the kind, or forbids to read it: keep the known objects."""
         # A removed kind deletes its objects first. A 404 without that: the server is starting.
+        if self._version is None or error.status == 404:  # else it may be listed and not watched
+            self._cache.unreadable()
         self._version = None
-        self._cache.unreadable()
         complaint = f"absent: {error.status}"  # the server's own words differ for a list and a watch
         if complaint != self._complaint and self._lines.take(self._clock()):
             self._complaint = complaint

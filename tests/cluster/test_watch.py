@@ -990,6 +990,23 @@ def test_rights_that_were_taken_away_are_one_warning(optional: Lab, caplog: pyte
     assert len(told(caplog, logging.WARNING)) == 1
 
 
+def test_an_optional_kind_that_may_be_listed_and_not_watched_is_listed_again_and_again(
+    optional: Lab, caplog: pytest.LogCaptureFixture
+) -> None:
+    readable: list[bool] = []
+    optional.observer.watching = lambda *_: readable.append(optional.cache.readable)  # type: ignore[method-assign]
+    optional.server.standing[WATCH] = faulty.refusal(403)
+    optional.server.put(service("one"))
+    optional.start()
+    wait_for(lambda: optional.held().keys() == {Name("shop", "one")}, "the first list")
+    optional.server.delete("shop", "one")
+    optional.server.put(service("two"))
+    wait_for(lambda: optional.held().keys() == {Name("shop", "two")}, "a later list")
+    assert readable[0] is False, "before the first list"
+    assert all(readable[1:]), "what was listed is not told as lost after each list"
+    assert len(told(caplog, logging.WARNING)) == 1
+
+
 @pytest.mark.parametrize("status", [500, 503, 401, 429])
 def test_any_other_fault_of_an_optional_kind_is_a_fault(optional: Lab, status: int) -> None:
     optional.server.script(LIST, faulty.refusal(status, Retry_After="0"))
