@@ -31,6 +31,7 @@ from nftsync.objects.names import (
     PEER,
     POOL,
     STATE,
+    Name,
     ObjectRef,
     Reason,
     Rejection,
@@ -195,18 +196,20 @@ class MetalLBObjects:
         """The ConfigMap that counts, or a rejection of several that could be MetalLB's.
 
         Everybody with the right to write ConfigMaps there could add one. So none counts until you name it.
+        One that counted before is among them, even if it is gone or looks less like MetalLB's.
         """
         if self.pools or (known is not None and known.of_pool_objects):
             return (), ()
         ordered = sorted(self.config_maps, key=lambda config_map: config_map.name)
         if self.config_map:
             return tuple(each for each in ordered if each.name.name == self.config_map), ()
-        in_force = {pool.source for pool in known.pools} if known else set()
-        marked = [each for each in ordered if each.is_marked or each.source in in_force]
-        looks = marked or [each for each in ordered if each.is_similar]
-        if len(looks) <= 1:
+        looks = [each for each in ordered if each.is_marked] or [each for each in ordered if each.is_similar]
+        former = _config_map_of(known)
+        others = {former.name} if former and looks and former.namespace == looks[0].name.namespace else set()
+        found = sorted({each.name.name for each in looks} | others)
+        if len(found) <= 1:
             return tuple(looks), ()
-        names = some((each.name.name for each in looks), _NAMED)
+        names = some(found, _NAMED)
         message = f"each of {names} can be MetalLB's: write the name in spec.metallb-configmap of the Nft"
         return (), (Rejection(ObjectRef(LEGACY.name, str(looks[0].name), looks[0].uid), Reason.INVALID_POOLS, message),)
 
@@ -258,6 +261,13 @@ class MetalLBObjects:
             yield Rejection(
                 ObjectRef(STATE.name, str(first.name), first.uid), Reason.REFUSED_BY_METALLB, message + more
             )
+
+
+def _config_map_of(known: MetalLBConfig | None) -> Name | None:
+    """The ConfigMap of a configuration, None if it comes from none or has no pools."""
+    sources = (pool.source.partition(" ") for pool in known.pools) if known else ()
+    found = (Name(*name.split("/")) for kind, _, name in sources if kind == LEGACY.name)
+    return next(found, None)
 
 
 def _contents(configuration: MetalLBConfig) -> set[object]:

@@ -791,21 +791,33 @@ def test_of_several_config_maps_none_counts_until_one_is_named(config_maps: list
     ]
 
 
-def test_a_config_map_that_looks_better_does_not_replace_the_one_in_force() -> None:
+@pytest.mark.parametrize("gone", [False, True])
+@pytest.mark.parametrize("stranger", [named("config", MARKED), named("a", MARKED, labelled=True), named("a", MARKED)])
+def test_a_strangers_config_map_does_not_replace_the_one_that_counts(stranger: dict[str, Any], *, gone: bool) -> None:
     seen = Seen().sync()
     seen.metallb.config_maps.put(named("mine"))
     assert seen.look() == ["old"]
-    seen.metallb.config_maps.put(named("config", MARKED))
-    assert seen.look() == ["old"]
-    assert seen.told() == [
-        "ConfigMap metallb-system/config: each of config, mine can be MetalLB's: write the name in "
-        "spec.metallb-configmap of the Nft; the last good pools stay"
-    ]
-    seen.metallb.config_maps.delete(named("mine"))
+    if gone:
+        seen.metallb.config_maps.delete(named("mine"))
+        assert seen.look() == ["old"]
+    seen.metallb.config_maps.put(stranger)
+    for restarted in (False, True):
+        if restarted:
+            again = Seen(seen.pools.known).sync()
+            again.metallb.config_maps.put(stranger)
+            seen = again
+        seen.look()
+        seen.now += 1_000_000
+        assert seen.look() == ["old"]
+        name = stranger["metadata"]["name"]
+        assert seen.told() == [
+            f"ConfigMap metallb-system/{name}: each of {name}, mine can be MetalLB's: write the name in "
+            "spec.metallb-configmap of the Nft; the last good pools stay"
+        ]
+    seen.metallb = replace(seen.metallb, config_map=name)
     seen.look()
-    seen.now += GRACE_PERIOD
+    seen.now += 1_000_000
     assert seen.look() == ["marked"]
-    assert seen.told() == []
 
 
 def test_a_given_config_map_that_is_invalid_is_told_whatever_it_looks_like() -> None:
