@@ -133,7 +133,7 @@ class Cutter:
                 stop.wait(_RETRY)
             else:
                 with self._lock:
-                    self._idle |= idle
+                    self._idle = (self._idle if len(self._idle) < MAX else frozenset()) | idle
                 # An object that changes without end must not keep the kernel at searching a large table.
                 stop.wait(min(_REST * (self._clock() - began), _RETRY))
 

@@ -197,6 +197,24 @@ def test_the_thread_deletes_and_tells_what_had_no_connection(lab: Lab) -> None:
         thread.join()
 
 
+def test_endpoints_that_close_without_end_fill_no_memory_until_somebody_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(conntrack, "MAX", 4)
+    monkeypatch.setattr(conntrack, "end", lambda cut, _public: frozenset(cut))
+    monkeypatch.setattr(conntrack, "_REST", 0)
+    cutter, stop = Cutter(), threading.Event()
+    thread = threading.Thread(target=cutter.run, args=[stop])
+    thread.start()
+    try:
+        for port in range(1, 41):
+            key = f"{SERVICE4} . udp . {port}"
+            cutter.take({key: ()})
+            assert eventually(lambda key=key: key in cutter._idle)  # type: ignore[misc]
+        assert len(cutter.take_idle()) <= 4 + 1
+    finally:
+        stop.set()
+        thread.join()
+
+
 def test_without_conntrack_one_line_says_so_and_the_thread_tries_again(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
