@@ -297,7 +297,8 @@ def _guarding(
     else:
         names = ", ".join(quote(pool.name)[1:-1] for pool in pools[:5])
         config_maps = sorted({f" ({pool.source})" for pool in pools if pool.kind == LEGACY.name})
-        yield Finding(subject, OK, f"{len(pools)} in {namespace}: {names}{''.join(config_maps)}")
+        places = sorted({pool.source.partition(" ")[2].partition("/")[0] for pool in pools})  # a former one, too
+        yield Finding(subject, OK, f"{len(pools)} in {', '.join(places[:5])}: {names}{''.join(config_maps)}")
     return guard.legal
 
 

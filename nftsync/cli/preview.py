@@ -14,6 +14,7 @@ from nftsync.cluster.backoff import ApiError
 from nftsync.cluster.cache import Inputs, MetalLBCaches
 from nftsync.cluster.kubeconfig import allowed
 from nftsync.cluster.manifests import Manifests
+from nftsync.cluster.watch import SMALL_PAGE
 from nftsync.config import Config, PoolMode
 from nftsync.daemon.control import ControlError, call
 from nftsync.files.journal import Journal
@@ -243,7 +244,7 @@ def known_of_cluster(
         kind = ObjectRef(resource.kind, namespace)
         try:
             with cache.relist() as relist:
-                list_objects(api, resource, relist.put)
+                list_objects(api, resource, relist.put, page=SMALL_PAGE)  # ConfigMaps can be large
         except ApiError as error:
             if error.status == 403:
                 unread.append(Rejection(kind, Reason.UNREADABLE, str(error)))

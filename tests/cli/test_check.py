@@ -15,12 +15,17 @@ from typing import Any
 
 import pytest
 
-from nftsync.cli.check import Finding, Level, _stateless, findings
+from nftsync.cli.check import Finding, Level, _guarding, _stateless, findings
 from nftsync.cli.main import main
+from nftsync.cli.preview import known_of_cluster
+from nftsync.cluster.api import TooLargeError
+from nftsync.cluster.backoff import ApiError
+from nftsync.config import Config
 from nftsync.kernel.netlink import DumpError
 from nftsync.kernel.nft import Kernel, KernelError
 from nftsync.objects.address import AddressSet, parse_range
 from nftsync.objects.fields import LAST_APPLIED, removed
+from nftsync.objects.metallb import MetalLBConfig, Pool
 from nftsync.policy.public import Link
 from tests.lab.lab import Lab
 from tests.labtools import SERVICE4, Daemon, needs_root, nft, service
@@ -266,3 +271,29 @@ def test_fields_that_a_server_did_not_keep_are_findings_but_those_of_a_newer_api
     assert str(seen[-1]) == "FAIL  Service: … and 2 more such fields"
     assert not any("ofTomorrow" in str(finding) for finding in seen)
     assert [removed(each, "Service").texts for each in strange] == [()] * 4
+
+
+def test_pools_of_a_namespace_that_the_nft_named_before_are_not_said_to_be_in_the_new_one() -> None:
+    pool = Pool("old", "IPAddressPool metallb-system/old", (parse_range("192.0.2.0/24"),), advertised=True)
+    *_, finding = _guarding(Config(), MetalLBConfig((pool,)), (), "elsewhere", "looked")
+    assert finding.message == "1 in metallb-system: old"
+
+
+def test_large_config_maps_beside_metallbs_do_not_hide_its_pools(tmp_path: Path) -> None:
+    """With the right to read all of them, a page of the usual size can exceed the limit of an answer."""
+
+    class Server:
+        def request(self, _method: str, path: str, query: dict[str, str]) -> object:
+            if not path.endswith("/configmaps"):
+                raise ApiError("404", 404)
+            if int(query["limit"]) > 50:
+                raise TooLargeError("the answer is larger than 67108864 bytes")
+            text = "address-pools: [{name: a, protocol: bgp, addresses: [192.0.2.0/24]}]"
+            metadata = {"namespace": "metallb-system", "name": "config"}
+            return {"metadata": {"resourceVersion": "1"}, "items": [{"metadata": metadata, "data": {"config": text}}]}
+
+    server: Any = Server()
+    known, rejections = known_of_cluster(server, Config(state=tmp_path), None)
+    assert rejections == ()
+    assert known is not None
+    assert [pool.name for pool in known.pools] == ["a"]
