@@ -30,7 +30,8 @@ FOR_CONDITIONS = 10  # of those, only for a condition that turned
 TICK = 5.0  # seconds between looks at the status of other routers
 DISAGREE = 60.0  # seconds for which rulesets can differ without a report
 ABSENT = 3  # after so many 404s in a row, the cluster's CustomResourceDefinition has no status
-_GONE = ("being terminated", 'namespaces "')  # the API server's words about a namespace that goes, and a gone one
+# The API server's words about a namespace that goes, a gone one, and one with rules about Events of its own.
+_OF_NAMESPACE = ("being terminated", 'namespaces "', "denied the request", "denied request", "exceeded quota")
 DENIED = 300.0  # seconds between two tries of a forbidden request
 
 log = logging.getLogger(__name__)
@@ -248,8 +249,8 @@ class Reporter:
     def _refused(self, due: Request, error: ApiError) -> None:
         """After a failure: wait and try again, drop this Event, or drop them all."""
         with self._lock:
-            if error.status in (403, 404) and any(words in str(error) for words in _GONE):
-                self._events.drop()  # with its object
+            if error.status in (403, 404) and any(words in str(error) for words in _OF_NAMESPACE):
+                self._events.drop()  # those of other namespaces go on
                 return
             if error.status == 403:  # no right to any
                 self._events.clear()

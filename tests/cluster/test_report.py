@@ -695,10 +695,13 @@ def test_events_that_the_server_never_takes_make_nothing_else_wait_longer(world:
     [
         ApiError("403 Forbidden: 'because it is being terminated'; grant it", 403),
         ApiError("404 Not Found: 'namespaces \"gone\" not found'; install its CustomResourceDefinition", 404),
+        ApiError("403 Forbidden: 'admission webhook \"a.example.com\" denied the request: no'; grant it", 403),
+        ApiError("403 Forbidden: 'events is forbidden: ValidatingAdmissionPolicy 'a' denied request: no'; grant", 403),
+        ApiError("403 Forbidden: 'events \"x\" is forbidden: exceeded quota: few, requested: 1'; grant it", 403),
     ],
-    ids=["ends", "is gone"],
+    ids=["ends", "is gone", "webhook", "policy", "quota"],
 )
-def test_an_event_in_a_namespace_that_ends_or_is_gone_costs_the_others_nothing_and_is_no_news(
+def test_an_event_in_a_namespace_that_ends_is_gone_or_takes_none_costs_the_others_nothing_and_is_no_news(
     world: World, cluster: Cluster, caplog: pytest.LogCaptureFixture, ending: ApiError
 ) -> None:
     world.tell(Notice(ObjectRef("Service", "gone/x", "u"), EventReason.CLOSED, "closed"), news(1))
