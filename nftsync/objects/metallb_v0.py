@@ -62,7 +62,7 @@ _SCALARS = {
 
 # Helm's label, and the key that only MetalLB's text has.
 _LABEL = ("app.kubernetes.io/name", "metallb")
-_SIMILAR = re.compile(r"^[ \t]*[\"']?address-pools[\"']?[ \t]*:", re.MULTILINE)
+_SIMILAR = re.compile(r"(?:^\ufeff?|[{,])[ \t]*[\"']?address-pools[\"']?[ \t]*:", re.MULTILINE)
 
 
 def parse_config_map(raw: object, _before: ConfigMap | None) -> ConfigMap:
