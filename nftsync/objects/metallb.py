@@ -6,8 +6,8 @@ configuration invalid. Then the last good configuration stays in force.
 Source: MetalLB's internal/config and api/v1beta1.
 """
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 
 from nftsync.objects.address import Address, Range, read_address, unmapped
 from nftsync.objects.aggregation import (
@@ -132,20 +132,33 @@ class Peer:
     rejections: tuple[Rejection, ...] = ()
 
 
+Judged = tuple[MetalLBConfig | None, tuple[Rejection, ...]]  # a configuration, or why there is none
+
+
 @dataclass(frozen=True, slots=True)
 class ConfigMap:
     """A ConfigMap that can be that of MetalLB up to 0.12.
 
-    configuration: None if it is invalid.
+    text: None if there is none.
     is_marked, is_similar: whether its name or label, or its text, looks like MetalLB's.
+    read: reads the text when it is asked for. Others can write many large ConfigMaps that never count.
     """
 
     name: Name
     uid: str
-    configuration: MetalLBConfig | None = None
-    rejections: tuple[Rejection, ...] = ()
-    is_marked: bool = True
-    is_similar: bool = False
+    text: str | None
+    is_marked: bool
+    is_similar: bool
+    read: Callable[[], Judged] = field(compare=False)
+
+    @property
+    def configuration(self) -> MetalLBConfig | None:
+        """None if it is invalid."""
+        return self.read()[0]
+
+    @property
+    def rejections(self) -> tuple[Rejection, ...]:
+        return self.read()[1]
 
     @property
     def source(self) -> str:
@@ -167,7 +180,7 @@ def configuration(
     advertisements: Iterable[Advertisement],
     peers: Iterable[Peer],
     legacy: Iterable[ConfigMap],
-) -> tuple[MetalLBConfig | None, tuple[Rejection, ...]]:
+) -> Judged:
     """The configuration, and the rejections that make it invalid.
 
     The configuration is None if there is none, or if it is invalid.

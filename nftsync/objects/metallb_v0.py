@@ -8,10 +8,11 @@ The ConfigMap's name is a flag of MetalLB: `config` in its manifests, the releas
 
 import re
 from collections.abc import Iterator, Mapping
+from functools import lru_cache, partial
 from typing import Any
 
 from nftsync.objects.aggregation import is_advertised, parse_addresses, parse_lengths
-from nftsync.objects.metallb import ConfigMap, MetalLBConfig, Pool, overlaps, parse_peer_address
+from nftsync.objects.metallb import ConfigMap, Judged, MetalLBConfig, Pool, overlaps, parse_peer_address
 from nftsync.objects.names import (
     CONFIG_MAP,
     LEGACY,
@@ -68,24 +69,35 @@ _SIMILAR = re.compile(r"(?:^\ufeff?|[{,])[ \t]*[\"']?address-pools[\"']?[ \t]*:"
 def parse_config_map(raw: object, _before: ConfigMap | None) -> ConfigMap:
     """A ConfigMap from its API object, MetalLB's or another one. Raises Malformed."""
     name, uid = identify(raw)
-    is_marked, is_similar = name.name == CONFIG_MAP, False
+    ref = ObjectRef(LEGACY.name, str(name), uid)
+    is_marked = name.name == CONFIG_MAP
     try:
         resource = mapping(raw, "the object")
         text = mapping(resource.get("data"), "data").get(CONFIG_MAP)
         key, label = _LABEL
         labels = mapping(mapping(resource.get("metadata"), "metadata").get("labels"), "metadata.labels")
-        is_marked = is_marked or (text is not None and labels.get(key) == label)
-        is_similar = isinstance(text, str) and _SIMILAR.search(text) is not None
-        return ConfigMap(name, uid, parse_configuration(text, f"ConfigMap {name}"), (), is_marked, is_similar)
     except Malformed as error:
-        rejection = Rejection(ObjectRef(LEGACY.name, str(name), uid), Reason.INVALID_POOLS, f"{CONFIG_MAP}: {error}")
-        return ConfigMap(name, uid, None, (rejection,), is_marked, is_similar)
-
-
-def parse_configuration(text: object, source: str) -> MetalLBConfig:
-    """The configuration in a text. Raises Malformed with a sentence."""
+        return ConfigMap(name, uid, None, is_marked, False, partial(_refused, ref, str(error)))
+    is_marked = is_marked or (text is not None and labels.get(key) == label)
     if not isinstance(text, str):
-        raise Malformed("there is no text under this key")
+        return ConfigMap(name, uid, None, is_marked, False, partial(_refused, ref, "there is no text under this key"))
+    return ConfigMap(name, uid, text, is_marked, _SIMILAR.search(text) is not None, partial(_judged, ref, text))
+
+
+@lru_cache(2)  # each change of another object asks again
+def _judged(ref: ObjectRef, text: str) -> Judged:
+    try:
+        return parse_configuration(text, str(ref)), ()
+    except Malformed as error:
+        return _refused(ref, str(error))
+
+
+def _refused(ref: ObjectRef, complaint: str) -> Judged:
+    return None, (Rejection(ref, Reason.INVALID_POOLS, f"{CONFIG_MAP}: {complaint}"),)
+
+
+def parse_configuration(text: str, source: str) -> MetalLBConfig:
+    """The configuration in a text. Raises Malformed with a sentence."""
     require(len(text) <= MAX_CHARACTERS, "the text is larger than 1 MiB")
     document, *others = documents(text, plain=True) or [None]
     require(not others, "there is more than one YAML document")

@@ -20,6 +20,7 @@ from nftsync.config import AddressPolicy, Config, PoolMode
 from nftsync.daemon.observe import Observer
 from nftsync.objects.address import Address, AddressSet, Network, parse_range
 from nftsync.objects.metallb import MetalLBConfig, Pool
+from nftsync.objects.metallb_v0 import parse_configuration
 from nftsync.objects.names import OF_POOLS, Reason
 from nftsync.objects.nft import NftSpec, Nics
 from nftsync.plan.memory import Facts
@@ -818,6 +819,30 @@ def test_a_strangers_config_map_does_not_replace_the_one_that_counts(stranger: d
     seen.look()
     seen.now += 1_000_000
     assert seen.look() == ["marked"]
+
+
+def test_the_text_of_a_config_map_that_does_not_count_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everybody who may write ConfigMaps there can write 1 MiB every second."""
+    read: list[str] = []
+
+    def counting(text: str, source: str) -> MetalLBConfig:
+        read.append(source.rpartition("/")[2])
+        return parse_configuration(text, source)
+
+    monkeypatch.setattr("nftsync.objects.metallb_v0.parse_configuration", counting)
+    seen = Seen().sync()
+    seen.metallb.config_maps.put(named("mine", f"{LEFT_BEHIND}# of this test"))
+    assert seen.look() == ["old"]
+    for number in range(9):
+        strangers = (named("config", f"{MARKED}# {number}"), named("a", f"{MARKED}# {number}"))
+        for each in (*strangers, *OTHERS):
+            seen.metallb.config_maps.put(each)
+        assert seen.look() == ["old"]
+    seen.put("a", "192.0.2.0/24")
+    seen.look()
+    seen.now += GRACE_PERIOD
+    assert seen.look() == ["a"]
+    assert read == ["mine"]
 
 
 def test_a_given_config_map_that_is_invalid_is_told_whatever_it_looks_like() -> None:
