@@ -258,9 +258,8 @@ class MetalLBObjects:
         for error, (first, *others) in list(by_error.items())[:_NAMED]:
             message = f"MetalLB refuses its configuration: {quote(error, 300)}"
             more = f" (and {len(others)} more objects say so)" if others else ""
-            yield Rejection(
-                ObjectRef(STATE.name, str(first.name), first.uid), Reason.REFUSED_BY_METALLB, message + more
-            )
+            ref = ObjectRef(STATE.name, str(first.name), first.uid)
+            yield Rejection(ref, Reason.REFUSED_BY_METALLB, message + more, part=error)  # the number grows by and by
 
 
 def _config_map_of(known: MetalLBConfig | None) -> Name | None:

@@ -26,6 +26,7 @@ from nftsync.objects.nft import NftSpec, Nics
 from nftsync.plan.memory import Facts
 from nftsync.plan.snapshot import Interfaces, Known, Origin, Snapshot
 from nftsync.policy.guard import GRACE_PERIOD, MAX_GRACE_PERIOD, UNGUARDED, Guard
+from nftsync.report.events import of_rejections
 
 
 def pool(name: str, *texts: str, advertised: bool = True) -> Pool:
@@ -874,6 +875,19 @@ def test_what_metallb_says_of_its_configuration_is_told_once_and_decides_nothing
         seen.metallb.states.put(state(name))
     assert seen.look() == ["a"]
     assert seen.told() == []
+
+
+def test_another_node_that_says_the_same_is_no_news() -> None:
+    seen = Seen().sync()
+    seen.put("a", "192.0.2.0/24")
+    seen.metallb.states.put(state("controller", "bad"))
+    seen.look()
+    before = seen.pools.rejections
+    for node in range(9):
+        seen.metallb.states.put(state(f"speaker-{node}", "bad"))
+        seen.look()
+    assert "(and 9 more objects say so)" in seen.told()[0]
+    assert list(of_rejections(before, seen.pools.rejections)) == []
 
 
 def test_where_no_pool_is_advertised_the_words_say_so() -> None:
