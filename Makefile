@@ -62,7 +62,7 @@ test-long: test .venv-newest/dev
 	.venv-newest/bin/pytest $(PARALLEL)
 	CHANGES=20000 RETURNS=40 .venv/bin/pytest tests/metallb/test_churn.py tests/apiserver/test_outages.py
 
-# Build two Kubernetes and three MetalLBs into the cache folder of tests/programs/build. This takes 25 minutes once.
+# Build two Kubernetes and three MetalLBs into the cache folder of tests/programs/build. This takes twenty minutes once.
 # It runs before the tests, because a compiler beside them would slow them down.
 programs: .venv/dev
 	.venv/bin/python -m tests.programs
