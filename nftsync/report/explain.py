@@ -216,7 +216,6 @@ def _why_closed(view: View, service: Service, query: PacketQuery | None) -> tupl
         other = service.load_balancer_class if not filters.load_balancer_classes else None
         checks += [
             (refused, ExplainReason.INVALID, "its refused parts leave no address and port"),
-            (service.addresses, ExplainReason.NO_SUCH_PORT, "it has no port"),
             (
                 other,
                 ExplainReason.OTHER_CLASS,

@@ -443,7 +443,15 @@ class ApiServer:
         for name, process in (("etcd", self._etcd), ("kube-apiserver", self._server)):
             if process is None or process.poll() is not None:
                 raise HarnessError(f"{name} has ended")
-        return self._answers("/readyz")
+        return self._answers("/readyz") and self._serves_its_kinds()
+
+    def _serves_its_kinds(self) -> bool:
+        """After /readyz says ok, a new server can still answer 429 for a while: it reads its objects."""
+        try:
+            definitions = self.admin.get(_DEFINITIONS)["items"]
+        except RefusedError:
+            return False
+        return all(serves_kind(self.admin, definition) for definition in definitions)
 
     def _answers(self, path: str) -> bool:
         try:

@@ -551,7 +551,12 @@ OTHERS_CLASS["spec"]["loadBalancerClass"] = "example.com/lb"
             ExplainReason.NO_ADDRESS_YET,
             "MetalLB has not given it an address yet",
         ),
-        (service("web", "172.30.254.1", ports=[]), {}, ExplainReason.NO_SUCH_PORT, "opens nothing: it has no port"),
+        (
+            service("web", "172.30.254.1", ports=[]),
+            {},
+            ExplainReason.INVALID,
+            "opens nothing: its refused parts leave no address and port",
+        ),
         (
             service("web", "010.0.0.1"),
             {},
