@@ -316,8 +316,7 @@ class Watcher:
     def _take_event(self, line: bytes) -> None:
         """Take one line of a watch. Raises ApiError if the line ends this watch."""
         what = f"GET {self._served.path}: a line of the watch"
-        event = parse_json(line, what)
-        match event:
+        match event := parse_json(line, what):
             case {"type": "ADDED" | "MODIFIED", "object": dict(subject)}:
                 self._hand_over(self._cache.put, subject)
             case {"type": "DELETED", "object": dict(subject)}:
