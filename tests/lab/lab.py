@@ -101,7 +101,7 @@ class Lab:
         self._framer: Framer | None = None
         self._floods = itertools.count()
         with ExitStack() as opened:
-            self.client, self.router, self.node = (_open_namespace(opened) for _ in range(3))
+            self.client, self.router, self.node = (open_namespace(opened) for _ in range(3))
             self.router.sysctl(ROUTER)
             self.plug()
             self._join("cluster0", CLUSTER, self.node, NODE)
@@ -135,7 +135,7 @@ class Lab:
 
     def uplink(self, nic: str) -> Wire:
         """Give the router one more NIC, with a network and a peer of its own. No Service is there."""
-        peer, number = _open_namespace(self._opened), next(self._uplinks)
+        peer, number = open_namespace(self._opened), next(self._uplinks)
         here, there = (
             (IPv4Address(f"192.0.{number}.{host}"), IPv6Address(f"2001:db8:{number}::{host}")) for host in (1, 2)
         )
@@ -277,10 +277,11 @@ class Lab:
             self._prober = None
 
 
-def _open_namespace(opened: ExitStack) -> Namespace:
+def open_namespace(opened: ExitStack, sysctls: dict[str, int] = HOST) -> Namespace:
+    """A namespace that `opened` closes, with its loopback up."""
     namespace = Namespace()
     opened.callback(namespace.close)
-    namespace.sysctl(HOST)
+    namespace.sysctl(sysctls)
     namespace.ip("link set lo up")
     return namespace
 

@@ -54,7 +54,7 @@ class Pair:
 
     def __init__(self) -> None:
         with ExitStack() as opened:
-            made = [_open(opened) for _ in range(5)]
+            made = [lab.open_namespace(opened, _SYSCTLS) for _ in range(5)]
             self.client, self.node, self.host = made[:3]
             self.routers = (made[3], made[4])
             for number, router in enumerate(self.routers):
@@ -87,14 +87,6 @@ class Pair:
     def outwards(self, number: int) -> None:
         """Send the node's packets by this router."""
         _default(self.node, NODE, CLUSTER[number])
-
-
-def _open(opened: ExitStack) -> Namespace:
-    namespace = Namespace()
-    opened.callback(namespace.close)
-    namespace.sysctl(_SYSCTLS)
-    namespace.ip("link set lo up")
-    return namespace
 
 
 def _join(router: Namespace, nic: str, peer: Namespace, end: str, link: Link) -> None:

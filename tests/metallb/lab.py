@@ -30,7 +30,7 @@ import yaml
 from tests.apiserver.client import RefusedError, refusal_of
 from tests.apiserver.harness import MANIFESTS, NAMESPACE, PATIENCE, ApiServer, eventually, programs_of
 from tests.lab.frr import Frr, Reloader, configuration
-from tests.lab.lab import HOST, ROUTER
+from tests.lab.lab import ROUTER, open_namespace
 from tests.lab.namespace import Namespace, TcpServer
 from tests.programs.cache import build, metallb
 
@@ -84,7 +84,7 @@ class MetalLBLab:
     def __enter__(self) -> Self:
         build([self.programs])
         with ExitStack() as opened:
-            self.client, self.router, self.master, *nodes = (_open(opened) for _ in range(5))
+            self.client, self.router, self.master, *nodes = (open_namespace(opened) for _ in range(5))
             self.nodes = dict(zip(_NODES, nodes, strict=True))
             self._cable()
             for node in nodes:
@@ -389,14 +389,6 @@ def _config_map(pools: Mapping[str, Sequence[str]]) -> Raw:
     peer = {"peer-address": INSIDE[0], "peer-asn": ROUTER_AS, "my-asn": NODES_AS, "hold-time": "9s"}
     text = yaml.safe_dump({"peers": [peer], "address-pools": listed})
     return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": CONFIG_MAP}, "data": {"config": text}}
-
-
-def _open(opened: ExitStack) -> Namespace:
-    namespace = Namespace()
-    opened.callback(namespace.close)
-    namespace.sysctl(HOST)
-    namespace.ip("link set lo up")
-    return namespace
 
 
 def _plug(here: Namespace, nic: str, there: Namespace, other: str) -> None:
