@@ -127,3 +127,19 @@ def test_a_service_without_an_address_has_no_pinhole(lab: MetalLBLab) -> None:
     lab.opens(IN_FIRST)
     assert lab.addresses("web") == []
     eventually(lambda: lab.pinholes() == lab.asked(), "the kernel has what the statuses say")
+
+
+def test_what_metallb_refuses_does_not_count_and_what_it_keeps_stays_open(lab: MetalLBLab) -> None:
+    """An invalid part makes the configuration invalid, for MetalLB and for nftsync."""
+    lab.pools(first=[FIRST])
+    lab.add("web", loadBalancerIP=IN_FIRST, ipFamilyPolicy="SingleStack")
+    lab.has_address("web", 1)
+    lab.opens(IN_FIRST)
+
+    lab.pools(first=[FIRST], second=["172.30.254.8-172.30.254.12"])  # it overlaps
+    lab.add("other", loadBalancerIP=IN_SECOND, ipFamilyPolicy="SingleStack")
+
+    eventually(lambda: "invalid_pools" in lab.nftsync("status").stdout, "nftsync names the mistake")
+    assert lab.connects(IN_FIRST)
+    assert lab.announced(IN_FIRST)
+    assert lab.addresses("other") == []
